@@ -1,0 +1,180 @@
+"""Rectified flow: the straight path between data and noise, its velocity, the loss, and the noise levels to train at.
+
+sigma in [0, 1] is the noise level: 0 = data, 1 = noise. The network's timestep is 1000 * sigma.
+Source: Liu et al. 2023, "Flow straight and fast"; Esser et al. 2024, "Scaling rectified flow transformers", section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def interpolate(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
+    """Point of the path at a noise level: (1 - sigma) * data + sigma * noise.
+
+    Args: data, noise [B, ...], one shape; sigma a number, 0-d or [B].
+    Returns: [B, ...], data's dtype; exactly data at sigma 0 and noise at sigma 1.
+    Raises: ValueError if the shapes do not fit.
+    """
+    _require_same_shape("noise", noise, data)
+    sigma = _per_sample(sigma, data)
+    return ((1 - sigma) * data + sigma * noise).to(data.dtype)
+
+
+def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
+    """dx/dsigma of the path, what the network learns to predict: noise - data, the same at every sigma.
+
+    Args: data, noise [B, ...], one shape.
+    Returns: [B, ...].
+    Raises: ValueError if the shapes differ.
+    """
+    _require_same_shape("noise", noise, data)
+    return noise - data
+
+
+def denoised(x: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
+    """Data end of the straight line through x: x - sigma * velocity.
+
+    Args: x, velocity [B, ...], one shape; sigma a number, 0-d or [B].
+    Returns: [B, ...], x's dtype.
+    Raises: ValueError if the shapes do not fit.
+    """
+    _require_same_shape("velocity", velocity, x)
+    return (x - _per_sample(sigma, x) * velocity).to(x.dtype)
+
+
+def noise_end(x: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
+    """Noise end of the straight line through x: x + (1 - sigma) * velocity.
+
+    Args: x, velocity [B, ...], one shape; sigma a number, 0-d or [B].
+    Returns: [B, ...], x's dtype.
+    Raises: ValueError if the shapes do not fit.
+    """
+    _require_same_shape("velocity", velocity, x)
+    return (x + (1 - _per_sample(sigma, x)) * velocity).to(x.dtype)
+
+
+def velocity_from_denoised(x: Tensor, denoised: Tensor, sigma: Tensor | float) -> Tensor:
+    """Inverse of `denoised`: (x - denoised) / sigma. At sigma 0 it is undefined (0 / 0) and comes out as NaN.
+
+    Args: x, denoised [B, ...], one shape; sigma a number > 0, 0-d or [B].
+    Returns: [B, ...], x's dtype.
+    Raises: ValueError if the shapes do not fit.
+    """
+    _require_same_shape("denoised", denoised, x)
+    return ((x - denoised) / _per_sample(sigma, x)).to(x.dtype)
+
+
+def flow_loss(velocity: Tensor, data: Tensor, noise: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Mean squared error of a predicted velocity against `velocity_target`, in float32 or wider.
+
+    Args: velocity, data, noise [B, ...], one shape; reduction "mean" for one number, "sample" for one per sample.
+    Returns: 0-d or [B].
+    Raises: ValueError if the shapes differ or the reduction is unknown.
+    """
+    if reduction not in ("mean", "sample"):
+        raise ValueError(f"flow_loss: reduction {reduction!r} is unknown; choose 'mean' or 'sample'")
+    _require_same_shape("velocity", velocity, data)
+    wide = torch.promote_types(velocity.dtype, torch.float32)
+    error = (velocity.to(wide) - velocity_target(data.to(wide), noise.to(wide))).square()
+    return error.mean() if reduction == "mean" else error.flatten(1).mean(1)
+
+
+# Each density is a map from uniform numbers in (0, 1) to noise levels: a stratified draw may feed it too.
+
+
+def uniform(u: Tensor) -> Tensor:
+    """Every noise level as often. Args: u [n] in (0, 1). Returns: [n] in (0, 1)."""
+    return u
+
+
+def logit_normal(u: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Most weight on the middle: logit(sigma) is normal.
+
+    Args: u [n] in (0, 1); mean > 0 leans toward noise; std > 0 is the width.
+    Returns: [n] in (0, 1).
+    Raises: ValueError if std <= 0.
+    Source: Esser et al. 2024, eq. 19.
+    """
+    if not std > 0:
+        raise ValueError(f"logit_normal: std is {std}; it must be > 0")
+    return torch.sigmoid(mean + std * torch.special.ndtri(u))
+
+
+def mode(u: Tensor, *, scale: float = 1.29) -> Tensor:
+    """Heavy tails: the ends keep a positive density while the middle is favoured (scale > 0) or avoided (< 0).
+
+    Args: u [n] in (0, 1); scale in [-1, 2 / (pi - 2)], outside of which the map is not monotone.
+    Returns: [n] in (0, 1).
+    Raises: ValueError if scale is out of range.
+    Source: Esser et al. 2024, eq. 20.
+    """
+    limit = 2 / (math.pi - 2)
+    if not -1 <= scale <= limit:
+        raise ValueError(f"mode: scale is {scale}; it must be in [-1, {limit:.4f}]")
+    return 1 - u - scale * (torch.cos(math.pi / 2 * u).square() - 1 + u)
+
+
+def cosmap(u: Tensor) -> Tensor:
+    """The cosine noise schedule's log-SNR density, carried over to the straight path.
+
+    Args: u [n] in (0, 1). Returns: [n] in (0, 1), density 2 / (pi - 2 pi sigma + 2 pi sigma^2).
+    Source: Esser et al. 2024, eq. 21.
+    """
+    return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
+
+
+DENSITIES: dict[str, Callable[..., Tensor]] = {
+    "uniform": uniform,
+    "logit_normal": logit_normal,
+    "mode": mode,
+    "cosmap": cosmap,
+}
+
+
+def sample_timesteps(
+    n: int,
+    density: str = "logit_normal",
+    *,
+    shift: float = 1.0,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    **options: float,
+) -> Tensor:
+    """Draw noise levels to train at. The network's timestep is 1000 times the result.
+
+    Args: n >= 0 levels; density a name in DENSITIES; shift > 0 warps the drawn levels toward noise (1 = not at all);
+        options are the density's own (mean and std, or scale). The draw happens on the generator's device.
+    Returns: [n] sigma, float32, strictly inside (0, 1), on `device`.
+    Raises: ValueError if the density is unknown or a number is out of range.
+    """
+    if density not in DENSITIES:
+        raise ValueError(f"sample_timesteps: density {density!r} is unknown; choose one of {', '.join(DENSITIES)}")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"sample_timesteps: shift is {shift}; it must be finite and > 0")
+    source = generator.device if generator is not None else device
+    # Half a step up: rand() can give 0 but never 1, and every density needs the open interval.
+    u = torch.rand(n, generator=generator, device=source, dtype=torch.float32) + 2**-25
+    edge = torch.finfo(torch.float32).eps
+    sigma = DENSITIES[density](u.clamp(2**-25, 1 - edge), **options)
+    # The schedules' shift, restated here because training and sampling do not import each other.
+    sigma = shift * sigma / (1 + (shift - 1) * sigma)
+    return sigma.clamp(edge, 1 - edge).to(device if device is not None else source)
+
+
+def _require_same_shape(name: str, value: Tensor, like: Tensor) -> None:
+    if value.shape != like.shape:
+        raise ValueError(f"{name} has shape {list(value.shape)}; expected {list(like.shape)}")
+
+
+def _per_sample(sigma: Tensor | float, like: Tensor) -> Tensor | float:
+    """View sigma [B] as [B, 1, ...] so that it broadcasts over the samples of [B, ...]."""
+    if not isinstance(sigma, Tensor) or sigma.ndim == 0:
+        return sigma
+    if sigma.ndim != 1 or sigma.shape[0] not in (1, like.shape[0]):
+        raise ValueError(f"sigma has shape {list(sigma.shape)}; expected [] or [{like.shape[0]}]")
+    return sigma.view(-1, *[1] * (like.ndim - 1))
