@@ -1,0 +1,135 @@
+"""The joint block: two streams, image and text, with their own weights and one attention over both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .config import MMDiTConfig
+from .layers import NORM_EPS, AttentionProjections, Mlp, modulate
+
+Attention = Callable[..., Tensor]
+
+
+class BlockModulation(NamedTuple):
+    """One block's AdaLN outputs, which depend on the timestep and the pooled text alone, never on the streams.
+
+    img: 6 tensors [B, 1, D] (shift, scale, gate of attention; shift, scale, gate of the MLP), and 3 more for a second
+    attention; txt: 6, or 2 (shift, scale) where the text's output is not used.
+    """
+
+    img: tuple[Tensor, ...]
+    txt: tuple[Tensor, ...]
+
+
+class Stream(nn.Module):
+    """One stream's half of a joint block: what comes before the attention and what comes after it."""
+
+    def __init__(
+        self,
+        config: MMDiTConfig,
+        *,
+        dual_attention: bool = False,
+        pre_only: bool = False,
+        device=None,
+        dtype=None,
+        operations: Any = nn,
+    ):
+        super().__init__()
+        size = config.hidden_size
+        factory = {"device": device, "dtype": dtype}
+        norm = {"elementwise_affine": False, "eps": NORM_EPS, **factory}
+        projections = {"qk_norm": config.qk_norm, "qkv_bias": config.qkv_bias, "operations": operations, **factory}
+        self.pre_only = pre_only
+        self.norm1 = operations.LayerNorm(size, **norm)
+        self.attn = AttentionProjections(size, config.num_heads, with_projection=not pre_only, **projections)
+        self.attn2 = AttentionProjections(size, config.num_heads, **projections) if dual_attention else None
+        if not pre_only:
+            self.norm2 = operations.LayerNorm(size, **norm)
+            self.mlp = Mlp(size, config.mlp_ratio, operations=operations, **factory)
+        self.modulations = 2 if pre_only else 9 if dual_attention else 6
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), operations.Linear(size, self.modulations * size, **factory)
+        )
+
+    def modulation(self, vec: Tensor) -> tuple[Tensor, ...]:  # [B, D] -> each [B, 1, D]
+        return self.adaLN_modulation(vec).unsqueeze(1).chunk(self.modulations, dim=-1)
+
+    def after_attention(self, x: Tensor, mod: tuple[Tensor, ...], attn: Tensor, attn2: Tensor | None = None) -> Tensor:
+        """The residual updates; x, attn, attn2 [B, L, D]. Never in place: a block hook may hold on to x."""
+        assert self.attn.proj is not None
+        gate, shift_mlp, scale_mlp, gate_mlp = mod[2:6]
+        x = torch.addcmul(x, gate, self.attn.proj(attn))
+        if attn2 is not None:
+            assert self.attn2 is not None and self.attn2.proj is not None
+            x = torch.addcmul(x, mod[8], self.attn2.proj(attn2))
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+
+
+class JointBlock(nn.Module):
+    """Source: Esser et al. 2024, figure 2b; the second attention is SD3.5 Medium's MMDiT-X."""
+
+    def __init__(
+        self,
+        config: MMDiTConfig,
+        index: int,
+        *,
+        attention: Attention,
+        device=None,
+        dtype=None,
+        operations: Any = nn,
+    ):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype, "operations": operations}
+        # Nobody reads the text stream after the last block.
+        self.context_block = Stream(config, pre_only=index == config.depth - 1, **factory)
+        self.x_block = Stream(config, dual_attention=index in config.dual_attention, **factory)
+        self.attention = attention
+
+    def modulation(self, vec: Tensor) -> BlockModulation:
+        """vec [B, D], the timestep's and pooled text's embedding; the seam where a cache can stand."""
+        return BlockModulation(img=self.x_block.modulation(vec), txt=self.context_block.modulation(vec))
+
+    def forward(
+        self, img: Tensor, txt: Tensor, mod: BlockModulation, transformer_options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """img [B, Li, D], txt [B, Lt, D] -> the same; the text is None after a block whose text is not read."""
+        heads = self.x_block.attn.num_heads
+        img_normed = self.x_block.norm1(img)
+        img_qkv = self.x_block.attn(modulate(img_normed, mod.img[0], mod.img[1]))
+        txt_qkv = self.context_block.attn(modulate(self.context_block.norm1(txt), mod.txt[0], mod.txt[1]))
+        # One sequence, text first: that is what img_slice and every attention hook of the host expect.
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
+        attn = self._joint_attention(q, k, v, heads, txt.shape[1], transformer_options)
+        txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
+
+        img_attn2 = None
+        if self.x_block.attn2 is not None:
+            q, k, v = self.x_block.attn2(modulate(img_normed, mod.img[6], mod.img[7]))
+            img_attn2 = self.attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options)
+
+        img = self.x_block.after_attention(img, mod.img, img_attn, img_attn2)
+        if self.context_block.pre_only:
+            return img, None
+        return img, self.context_block.after_attention(txt, mod.txt, txt_attn)
+
+    def _joint_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, txt_len: int, transformer_options: dict[str, Any]
+    ) -> Tensor:
+        """Attention over [text; image], with the host's patches on its inputs and its output."""
+        patches = transformer_options.get("patches", {})
+        before, after = patches.get("attn1_patch", ()), patches.get("attn1_output_patch", ())
+        mask = None
+        extra: dict[str, Any] = {}
+        if before or after:
+            extra = {**transformer_options, "img_slice": [txt_len, q.shape[2]]}
+        for patch in before:
+            out = patch(q, k, v, pe=None, attn_mask=mask, extra_options=extra)
+            q, k, v, mask = out.get("q", q), out.get("k", k), out.get("v", v), out.get("attn_mask", mask)
+        attn = self.attention(q, k, v, heads, mask=mask, skip_reshape=True, transformer_options=transformer_options)
+        for patch in after:
+            attn = patch(attn, extra)
+        return attn

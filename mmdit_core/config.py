@@ -1,0 +1,88 @@
+"""The shape of an MMDiT, and the models that are known by name, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MMDiTConfig:
+    """Everything that decides which tensors an MMDiT has and what shape they are.
+
+    Fields: hidden_size, a multiple of num_heads and of 4; depth joint blocks; mlp_ratio; context_dim and pooled_dim,
+    the widths of the two text inputs; patch_size in latent pixels; in_channels of the latent; out_channels, None for
+    in_channels; pos_embed_max_size, the side of the stored position grid in patches; qk_norm, None or "rms";
+    dual_attention, the blocks with a second, image-only attention (SD3.5 Medium); guidance_embed, whether a guidance
+    scale is embedded beside the timestep; qkv_bias.
+    Raises: ValueError when the fields do not fit together.
+    """
+
+    hidden_size: int = 1536
+    num_heads: int = 24
+    depth: int = 24
+    mlp_ratio: float = 4.0
+    context_dim: int = 4096
+    pooled_dim: int = 2048
+    patch_size: int = 2
+    in_channels: int = 16
+    out_channels: int | None = None
+    pos_embed_max_size: int = 192
+    qk_norm: str | None = None
+    dual_attention: tuple[int, ...] = ()
+    guidance_embed: bool = False
+    qkv_bias: bool = True
+
+    def __post_init__(self) -> None:
+        # JSON brings lists; a frozen dataclass must hold something hashable.
+        object.__setattr__(self, "dual_attention", tuple(self.dual_attention))
+        for name in ("hidden_size", "num_heads", "depth", "context_dim", "pooled_dim", "patch_size", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"MMDiTConfig: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"MMDiTConfig: hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.hidden_size % 4:
+            raise ValueError(f"MMDiTConfig: hidden_size {self.hidden_size} is not a multiple of 4 (2-D positions)")
+        if self.qk_norm not in (None, "rms"):
+            raise ValueError(f"MMDiTConfig: qk_norm is {self.qk_norm!r}; it must be None or 'rms'")
+        beyond = [i for i in self.dual_attention if not 0 <= i < self.depth]
+        if beyond:
+            raise ValueError(f"MMDiTConfig: dual_attention names {beyond}; the blocks are 0 to {self.depth - 1}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def channels_out(self) -> int:
+        return self.in_channels if self.out_channels is None else self.out_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values; `MMDiTConfig.from_dict` takes them back."""
+        return {**asdict(self), "dual_attention": list(self.dual_attention)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MMDiTConfig:
+        """Args: values, field name -> value. Raises: ValueError for names that are no field."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"MMDiTConfig: unknown fields {unknown}")
+        return cls(**values)
+
+
+# Source: the tensor shapes of Stability AI's published files.
+KNOWN_MODELS: dict[str, MMDiTConfig] = {
+    "SD3 Medium": MMDiTConfig(),
+    "SD3.5 Medium": MMDiTConfig(pos_embed_max_size=384, qk_norm="rms", dual_attention=tuple(range(13))),
+    "SD3.5 Large": MMDiTConfig(hidden_size=2432, num_heads=38, depth=38, qk_norm="rms"),
+}
+
+
+def model_name(config: MMDiTConfig) -> str:
+    """The known model with this config, or a description of its size."""
+    for name, known in KNOWN_MODELS.items():
+        if known == config:
+            return name
+    return f"MMDiT {config.depth} x {config.hidden_size}"
