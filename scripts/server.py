@@ -1,0 +1,161 @@
+"""Starts a ComfyUI server of our own, with its own folders and this pack in it, and stops it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from scripts.client import Client
+from scripts.environment import ROOT
+from scripts.host import Host
+from scripts.progress import Trouble
+
+START_LIMIT = 300  # seconds; a first start on a slow disk compiles every module
+FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models")
+
+# A line in the server's log, and what it means for the user.
+LOG_HINTS = (
+    ("No module named", "ComfyUI's Python lacks a package; install its requirements.txt, or set COMFYUI_PYTHON."),
+    ("Address already in use", "Another program took the port; try again."),
+    ("CUDA out of memory", "The graphics card has no memory left for the server."),
+)
+
+
+class Server:
+    """A running ComfyUI: `with Server(host, base) as server: server.client...`.
+
+    Args: base, the folder that holds its models, input, output, user and custom_nodes folders; packs, the folders to
+        load as custom nodes (default: this pack); arguments, further command line arguments for ComfyUI.
+    """
+
+    def __init__(self, host: Host, base: Path, *, packs: tuple[Path, ...] = (ROOT,), arguments: tuple[str, ...] = ()):
+        self.host, self.base, self.packs, self.arguments = host, base.absolute(), packs, arguments
+        self.log = self.base / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        for name in FOLDERS:
+            (self.base / name).mkdir(parents=True, exist_ok=True)
+        for pack in self.packs:
+            place(pack, self.base / "custom_nodes" / pack.name)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = Client(self.url)
+        folder = self.host.folder
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.host.folder,
+                env=environment(),
+            )
+        try:
+            self.wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def command(self) -> list[str]:
+        database = (self.base / "user" / "comfyui.db").as_posix()
+        optional = {  # left out where this version of ComfyUI does not know them
+            "--disable-api-nodes": (),
+            "--disable-auto-launch": (),
+            "--database-url": (f"sqlite:///{database}",),
+        }
+        if not self.host.owned and (self.host.folder / "models").is_dir():
+            optional["--models-directory"] = (str(self.host.folder / "models"),)
+        if not has_accelerator(self.host):
+            optional |= {"--cpu": (), "--use-pytorch-cross-attention": ()}
+        words = [str(self.host.python), "main.py", "--port", str(self.port), "--base-directory", str(self.base)]
+        for flag, values in optional.items():
+            words += [flag, *values] if self.host.knows(flag) else []
+        return [*words, *self.arguments]
+
+    def wait(self) -> None:
+        """Wait until the server answers.
+
+        Raises: Trouble with the end of the server's log if it ends or does not answer in time.
+        """
+        assert self.process is not None
+        limit = time.monotonic() + START_LIMIT
+        while time.monotonic() < limit:
+            if self.process.poll() is not None:
+                raise Trouble(f"ComfyUI ended while starting (exit status {self.process.returncode}).\n{self.tail()}")
+            if self.client.alive():
+                return
+            time.sleep(0.1)
+        raise Trouble(f"ComfyUI did not answer within {START_LIMIT} s.\n{self.tail()}")
+
+    def tail(self, lines: int = 25) -> str:
+        """The end of the server's log, and what it means where that is known."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        meaning = next((f"{hint}\n" for phrase, hint in LOG_HINTS if phrase in text), "")
+        last = "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
+        return f"{meaning}Its last lines were:\n{last}\nThe whole log is in {self.log}."
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def environment() -> dict[str, str]:
+    """The server's environment: unbuffered, and with no variable that would lead its Python to other packages."""
+    unwanted = {"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def place(pack: Path, link: Path) -> None:
+    """Make a folder appear under custom_nodes: a symbolic link, or a junction where Windows forbids links.
+
+    Raises: Trouble if the system allows neither.
+    """
+    if link.exists() and link.resolve() == pack.resolve():
+        return
+    if link.is_symlink():
+        link.unlink()
+    try:
+        link.symlink_to(pack, target_is_directory=True)
+    except OSError as error:
+        if sys.platform != "win32":
+            raise Trouble(f"Can't link {pack} to {link}: {error}") from error
+        made = subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(pack)], capture_output=True, text=True)
+        if made.returncode:
+            raise Trouble(f"Can't link {pack} to {link}: {made.stderr.strip()}") from error
+
+
+def has_accelerator(host: Host) -> bool:
+    """Whether the host's torch can use something faster than the processor."""
+    code = (
+        "import json, torch; xpu = getattr(torch, 'xpu', None);"
+        "print(json.dumps([torch.cuda.is_available(), torch.backends.mps.is_available(),"
+        " bool(xpu and xpu.is_available())]))"
+    )
+    answer = subprocess.run([host.python, "-c", code], capture_output=True, text=True, env=environment())
+    if answer.returncode:
+        last = "\n".join(answer.stderr.splitlines()[-5:])
+        raise Trouble(f"torch can't be imported by {host.python}:\n{last}")
+    return any(json.loads(answer.stdout.splitlines()[-1]))

@@ -1,0 +1,80 @@
+"""What every test may use: the live ComfyUI server, and the rules for skipped and GPU tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.client import Client
+from scripts.host import HOST_FOLDER, Host, installed, is_comfyui, python_of
+from scripts.server import Server
+
+ROOT = Path(__file__).parents[1]
+OUTPUT = ROOT / ".test-output"
+
+
+class Live(Client):
+    """A ComfyUI server that runs for the whole test session, with this pack in it (see scripts/client.py).
+
+    `base` holds its models, input, output, user and custom_nodes folders.
+    """
+
+    def __init__(self, server: Server):
+        super().__init__(server.url)
+        self.server, self.base = server, server.base
+
+    def log(self) -> str:
+        return self.server.log.read_text(encoding="utf-8", errors="replace")
+
+
+def find_host() -> Host:
+    """The ComfyUI that scripts/test.py found or made; tests never install anything."""
+    folder = installed()
+    if folder:
+        return Host(folder, python_of(folder), owned=False)
+    folder = HOST_FOLDER / "ComfyUI"
+    if not is_comfyui(folder):
+        raise pytest.UsageError("There is no ComfyUI to test with: run `python scripts/test.py` once.")
+    return Host(folder, Path(sys.executable), owned=True)
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """One live ComfyUI server for all tests: `host.run(prompt)`, `host.object_info(node)`, `host.events()`, ..."""
+    base = tmp_path_factory.mktemp("host")
+    with Server(find_host(), base) as server:
+        yield Live(server)
+
+
+@pytest.fixture(scope="session")
+def test_output() -> Path:
+    """A folder for screenshots and logs that a person may want to look at; not in git."""
+    OUTPUT.mkdir(exist_ok=True)
+    return OUTPUT
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect, not skip, tests that need a GPU where there is none."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=wanting)
+        items[:] = [item for item in items if item not in wanting]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a skipped test is a failure: there, nothing may be missing."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if skipped and os.environ.get("CI", "").lower() in ("1", "true") and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter.write_line("")
+        reporter.write_line(f"{len(skipped)} skipped: in CI that is a failure.", red=True)
