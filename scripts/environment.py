@@ -122,7 +122,7 @@ def install_dev(python: Path, *, owned: bool) -> None:
     stamp, value = VENV / ".dev-requirements", stamps.key("v1", *wanted)
     if stamps.fresh(stamp, value):
         return
-    pins = ["-c", constraints()] if owned else []
+    pins = ("-c", constraints()) if owned else ()
     pip(python, "install", *wanted, *pins, title="Installing the development tools")
     stamps.write(stamp, value)
 
@@ -151,7 +151,7 @@ def dev_requirements(pyproject: str) -> list[str]:
 # The package index has torchvision and torchaudio for Linux as CUDA builds only. Beside a CPU build of torch their
 # compiled parts can't load; their Python parts, all that ComfyUI uses here, work once torchvision's two operators are
 # declared and torchaudio finds no library to load.
-TORCHVISION_SHIM = '''"""Declares two operators that torchvision expects, before it is first imported beside a CPU torch."""
+TORCHVISION_SHIM = '''"""Declares two operators that torchvision expects of its compiled part, before its first import."""
 
 import sys
 

@@ -46,7 +46,6 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = Client(self.url)
-        folder = self.host.folder
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self.command(),

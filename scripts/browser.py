@@ -1,0 +1,57 @@
+"""Finds a Chromium-like browser for the browser tests; on Debian and Ubuntu, as root, installs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from scripts.environment import ROOT
+from scripts.progress import Trouble, run
+
+LOG = ROOT / ".test-output" / "apt.log"
+
+NAMES = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "microsoft-edge",
+    "microsoft-edge-stable",
+    "msedge",
+)
+MAC_PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
+)
+WINDOWS_ROOTS = ("PROGRAMFILES", "PROGRAMFILES(X86)", "LOCALAPPDATA")
+WINDOWS_PLACES = ("Google/Chrome/Application/chrome.exe", "Microsoft/Edge/Application/msedge.exe")
+
+
+def find() -> Path | None:
+    """The first installed Chromium, Chrome or Edge; None if there is none."""
+    named = (shutil.which(name) for name in NAMES)
+    windows = (
+        Path(os.environ[root]) / place for root in WINDOWS_ROOTS if root in os.environ for place in WINDOWS_PLACES
+    )
+    places = [*(Path(path) for path in named if path), *(Path(path) for path in MAC_PLACES), *windows]
+    return next((path for path in places if path.is_file()), None)
+
+
+def ensure() -> Path | None:
+    """As `find`, after an attempt to install Debian's package where that is possible; never downloads a browser build."""
+    browser = find()
+    root = sys.platform == "linux" and os.geteuid() == 0
+    if browser or not (root and shutil.which("apt-get")):
+        return browser
+    apt = ("apt-get", "-y", "-q", "-o", "Dpkg::Options::=--force-confold", "-o", "DPkg::Lock::Timeout=120")
+    os.environ.setdefault("DEBIAN_FRONTEND", "noninteractive")
+    try:
+        run((*apt, "update"), title="Refreshing Debian's package lists", log=LOG)
+        run((*apt, "install", "--no-install-recommends", "chromium"), title="Installing Debian's Chromium", log=LOG)
+    except Trouble as trouble:
+        print(trouble, flush=True)
+    return find()

@@ -1,0 +1,55 @@
+"""Runs everything that says whether this project works: lint, types and all tests.
+
+    python scripts/test.py [pytest arguments]        for instance: python scripts/test.py tests/core -k schedule
+
+The first run makes the environment in .venv/ and finds or fetches ComfyUI; later runs start within seconds.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts import browser, host
+from scripts.progress import Trouble, say
+
+# Name, arguments after `python -m`.
+CHECKS = (
+    ("lint", ("ruff", "check", ".")),
+    ("format", ("ruff", "format", "--check", ".")),
+    ("types", ("mypy",)),
+)
+
+
+def main(arguments: list[str]) -> int:
+    _, python = host.find_for_tests()
+    if browser.ensure() is None:
+        say("No Chromium, Chrome or Edge was found: the browser tests will be skipped.")
+    results = [(name, *timed(python, words)) for name, words in CHECKS]
+    results.append(("tests", *timed(python, ("pytest", *arguments))))
+    say("\nSummary")
+    for name, code, seconds in results:
+        say(f"    {name:8} {'passed' if code == 0 else 'FAILED':8} {seconds:6.0f} s")
+    return int(any(code for _, code, _ in results))
+
+
+def timed(python: Path, words: tuple[str, ...]) -> tuple[int, float]:
+    """Run one check in the project's folder; returns its exit status and seconds."""
+    say(f"\n$ {' '.join(words)}")
+    start = time.monotonic()
+    code = subprocess.run([python, "-m", *words], cwd=ROOT, stdin=subprocess.DEVNULL).returncode
+    return code, time.monotonic() - start
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Trouble as trouble:
+        sys.exit(f"\n{trouble}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped.")
