@@ -42,7 +42,7 @@ def find() -> Path | None:
 
 
 def ensure() -> Path | None:
-    """As `find`, after an attempt to install Debian's package where that is possible; never downloads a browser build."""
+    """As `find`, after trying to install Debian's package where that is possible; never downloads a browser build."""
     browser = find()
     root = sys.platform == "linux" and os.geteuid() == 0
     if browser or not (root and shutil.which("apt-get")):

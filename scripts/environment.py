@@ -151,7 +151,7 @@ def dev_requirements(pyproject: str) -> list[str]:
 # The package index has torchvision and torchaudio for Linux as CUDA builds only. Beside a CPU build of torch their
 # compiled parts can't load; their Python parts, all that ComfyUI uses here, work once torchvision's two operators are
 # declared and torchaudio finds no library to load.
-TORCHVISION_SHIM = '''"""Declares two operators that torchvision expects of its compiled part, before its first import."""
+TORCHVISION_SHIM = '''"""Declares two operators that torchvision expects of its compiled part, before its import."""
 
 import sys
 
