@@ -51,9 +51,7 @@ class Stream(nn.Module):
             self.norm2 = operations.LayerNorm(size, **norm)
             self.mlp = Mlp(size, config.mlp_ratio, operations=operations, **factory)
         self.modulations = 2 if pre_only else 9 if dual_attention else 6
-        self.adaLN_modulation = nn.Sequential(
-            nn.SiLU(), operations.Linear(size, self.modulations * size, **factory)
-        )
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, self.modulations * size, **factory))
 
     def modulation(self, vec: Tensor) -> tuple[Tensor, ...]:  # [B, D] -> each [B, 1, D]
         return self.adaLN_modulation(vec).unsqueeze(1).chunk(self.modulations, dim=-1)

@@ -48,6 +48,8 @@ class MMDiT(nn.Module):
     Source: Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis".
     """
 
+    pos_embed: Tensor  # [1, pos_embed_max_size ** 2, hidden_size], fixed
+
     def __init__(
         self,
         config: MMDiTConfig,
@@ -203,9 +205,7 @@ class MMDiT(nn.Module):
                 out = hook(args, {"original_block": _as_original(block)})
                 img, stream = out["img"], out["txt"]
             for patch in after_block:
-                out = patch(
-                    {"img": img, "txt": stream, "x": x, "block_index": index, "transformer_options": options}
-                )
+                out = patch({"img": img, "txt": stream, "x": x, "block_index": index, "transformer_options": options})
                 img, stream = out["img"], out["txt"]
             if index < len(residuals) and residuals[index] is not None:
                 img = img + residuals[index]
