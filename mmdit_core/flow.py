@@ -98,7 +98,7 @@ def logit_normal(u: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
     Args: u [n] in (0, 1); mean > 0 leans toward noise; std > 0 is the width.
     Returns: [n] in (0, 1).
     Raises: ValueError if std <= 0.
-    Source: Esser et al. 2024, eq. 19.
+    Source: Esser et al. 2024, section 3.1.
     """
     if not std > 0:
         raise ValueError(f"logit_normal: std is {std}; it must be > 0")
@@ -111,7 +111,7 @@ def mode(u: Tensor, *, scale: float = 1.29) -> Tensor:
     Args: u [n] in (0, 1); scale in [-1, 2 / (pi - 2)], outside of which the map is not monotone.
     Returns: [n] in (0, 1).
     Raises: ValueError if scale is out of range.
-    Source: Esser et al. 2024, eq. 20.
+    Source: Esser et al. 2024, section 3.1.
     """
     limit = 2 / (math.pi - 2)
     if not -1 <= scale <= limit:
@@ -123,7 +123,7 @@ def cosmap(u: Tensor) -> Tensor:
     """The cosine noise schedule's log-SNR density, carried over to the straight path.
 
     Args: u [n] in (0, 1). Returns: [n] in (0, 1), density 2 / (pi - 2 pi sigma + 2 pi sigma^2).
-    Source: Esser et al. 2024, eq. 21.
+    Source: Esser et al. 2024, section 3.1.
     """
     return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
 
@@ -157,12 +157,12 @@ def sample_timesteps(
     if not 0 < shift < math.inf:
         raise ValueError(f"sample_timesteps: shift is {shift}; it must be finite and > 0")
     source = generator.device if generator is not None else device
-    # Half a step up: rand() can give 0 but never 1, and every density needs the open interval.
-    u = torch.rand(n, generator=generator, device=source, dtype=torch.float32) + 2**-25
+    u = torch.rand(n, generator=generator, device=source, dtype=torch.float32)
+    # rand() can give exactly 0; the densities need, and keep to, the open interval.
     edge = torch.finfo(torch.float32).eps
-    sigma = DENSITIES[density](u.clamp(2**-25, 1 - edge), **options)
+    sigma = DENSITIES[density](u.clamp(edge, 1 - edge), **options)
     # The schedules' shift, restated here because training and sampling do not import each other.
-    sigma = shift * sigma / (1 + (shift - 1) * sigma)
+    sigma = shift * sigma / (shift * sigma + (1 - sigma))
     return sigma.clamp(edge, 1 - edge).to(device if device is not None else source)
 
 
