@@ -57,8 +57,28 @@ def test_output() -> Path:
     return OUTPUT
 
 
+class PlainRoot:
+    """The repository is a package for ComfyUI; pytest would import it as one before the first test."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(PlainRoot())
+
+
+ORDER = ("core", "host", "browser")  # the quick ones first
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, not skip, tests that need a GPU where there is none."""
+    """Run the quick folders first; deselect, not skip, tests that need a GPU where there is none."""
+    items.sort(
+        key=lambda item: next(
+            (i for i, name in enumerate(ORDER) if name in item.path.relative_to(ROOT).parts), len(ORDER)
+        )
+    )
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return

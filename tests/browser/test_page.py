@@ -1,0 +1,41 @@
+"""The browser harness itself, on the host's own nodes."""
+
+PICTURE = {
+    "last_node_id": 2,
+    "last_link_id": 1,
+    "nodes": [
+        {
+            "id": 1,
+            "type": "EmptyImage",
+            "pos": [50, 50],
+            "size": [270, 130],
+            "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}],
+            "widgets_values": [64, 48, 1, 255],
+        },
+        {
+            "id": 2,
+            "type": "PreviewImage",
+            "pos": [400, 50],
+            "size": [250, 250],
+            "inputs": [{"name": "images", "type": "IMAGE", "link": 1}],
+        },
+    ],
+    "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+    "version": 0.4,
+}
+
+
+def test_a_graph_loads_runs_and_is_drawn(comfy, renderer, test_output):
+    comfy.load(PICTURE)
+    assert comfy.unknown_nodes() == []
+    assert comfy.prompt()["1"]["inputs"] == {"width": 64, "height": 48, "batch_size": 1, "color": 255}
+    record = comfy.queue()
+    assert comfy.host.images(record)[0][:4] == b"\x89PNG"
+    drawn_as_html = comfy.page.locator("[data-node-id]").count() > 0
+    assert drawn_as_html == (renderer == "nodes2")
+    comfy.screenshot(test_output / f"page-{renderer}.png")
+
+
+def test_an_unknown_node_is_noticed(comfy):
+    comfy.load({**PICTURE, "nodes": [{**PICTURE["nodes"][0], "type": "NoSuchNode"}], "links": []})
+    assert comfy.unknown_nodes() == ["NoSuchNode"]
