@@ -52,8 +52,11 @@ class Step:
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def update(self, detail: str) -> None:
+    def update(self, detail: str, *, now: bool = False) -> None:
+        """Say what the step does; `now` draws it at once, for steps that come slowly."""
         self.detail = " ".join(detail.split())
+        if now:
+            self._line(f"{self.title} ({self.seconds:.0f} s) {self.detail}", end="" if self.live else "\n")
 
     def _beat(self) -> None:
         while not self._done.wait(self.tick):

@@ -39,6 +39,10 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
+        return self if self.process else self.start()
+
+    def start(self) -> Server:
+        """Start it and wait until it answers; `with` does so too where this was not called before."""
         for name in FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         for pack in self.packs:
@@ -102,6 +106,15 @@ class Server:
         meaning = next((f"{hint}\n" for phrase, hint in LOG_HINTS if phrase in text), "")
         last = "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
         return f"{meaning}Its last lines were:\n{last}\nThe whole log is in {self.log}."
+
+    def join(self) -> None:
+        """Wait until the server ends.
+
+        Raises: Trouble if it ends by itself.
+        """
+        assert self.process is not None
+        code = self.process.wait()
+        raise Trouble(f"ComfyUI has ended (exit status {code}).\n{self.tail()}")
 
     def stop(self) -> None:
         if self.process is None or self.process.poll() is not None:

@@ -1,0 +1,123 @@
+"""Turns a saved workflow (what the web page stores) into a prompt (what the server runs).
+
+The page does the same when a person presses Run. A saved workflow stores a node's widget values by position; the server
+says, in /object_info, which inputs a node has and in which order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+Workflow = dict[str, Any]
+Prompt = dict[str, dict[str, Any]]
+ObjectInfo = dict[str, Any]
+
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+NOTES = {"Note", "MarkdownNote"}
+MUTED, BYPASSED = 2, 4  # the values of a node's `mode` that keep it from running
+
+# The page adds a second widget after a seed: what becomes of it after each run. It is stored, but is no input.
+SEEDS = {"seed", "noise_seed"}
+AFTER_RUN = {"fixed", "increment", "decrement", "randomize"}
+
+
+class WorkflowError(ValueError):
+    """The workflow can't be turned into a prompt; the message names the node."""
+
+
+def to_prompt(workflow: Workflow, info: ObjectInfo) -> Prompt:
+    """The prompt of a workflow.
+
+    Args: workflow, the JSON of a workflow file; info, the answer of /object_info.
+    Raises: WorkflowError for a node that the server does not know, and for groups of nodes saved as one.
+    """
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link_id: source for link_id, source in sources(workflow)}
+    running = [n for n in nodes.values() if n["type"] not in NOTES | {"Reroute", "PrimitiveNode"} and not silent(n)]
+    unknown = sorted({node["type"] for node in running} - set(info))
+    if unknown:
+        raise WorkflowError(f"The host does not know: {', '.join(unknown)}.")
+    prompt: Prompt = {}
+    for node in running:
+        inputs = dict(widget_inputs(node, info[node["type"]]))
+        for slot in node.get("inputs", []):
+            value = linked(slot.get("link"), nodes, links)
+            if value is not None:
+                inputs[slot["name"]] = value
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def nodes_of(prompt: Prompt, class_type: str) -> list[str]:
+    """The ids of the nodes of one type."""
+    return [node_id for node_id, node in prompt.items() if node["class_type"] == class_type]
+
+
+def sources(workflow: Workflow) -> Iterator[tuple[int, tuple[int, int]]]:
+    """(link, (node it comes from, output number)); links are stored as lists or, in newer files, as objects."""
+    for link in workflow["links"]:
+        if isinstance(link, dict):
+            yield link["id"], (link["origin_id"], link["origin_slot"])
+        else:
+            yield link[0], (link[1], link[2])
+
+
+def silent(node: dict[str, Any]) -> bool:
+    return node.get("mode", 0) in (MUTED, BYPASSED)
+
+
+def linked(link: int | None, nodes: dict[int, Any], links: dict[int, tuple[int, int]]) -> Any:
+    """What an input receives through a link: [node id, output], a primitive's value, or None for nothing."""
+    while link is not None:
+        node_id, slot = links[link]
+        node = nodes[node_id]
+        if node["type"] == "PrimitiveNode":
+            return node["widgets_values"][0]
+        if node["type"] == "Reroute":
+            link = node["inputs"][0].get("link")
+        elif node.get("mode", 0) == BYPASSED:
+            link = passed_through(node, slot)
+        else:
+            return None if silent(node) else [str(node_id), slot]
+    return None
+
+
+def passed_through(node: dict[str, Any], slot: int) -> int | None:
+    """The link that a bypassed node hands on: of its input of the same type, the one at the same place first."""
+    kind = node["outputs"][slot]["type"]
+    inputs = node.get("inputs", [])
+    ordered = inputs[slot : slot + 1] + inputs
+    return next((i["link"] for i in ordered if i["type"] == kind and i.get("link") is not None), None)
+
+
+def widget_inputs(node: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(name, value) of a node's widgets; where too few are stored, as in older files, the node's own default."""
+    values = node.get("widgets_values") or []
+    if isinstance(values, dict):
+        yield from values.items()
+        return
+    place = 0
+    for name, kind, options in inputs_in_order(info):
+        if not is_widget(kind, options):
+            continue
+        if place < len(values):
+            yield name, values[place]
+        elif "default" in options:
+            yield name, options["default"]
+        place += 1
+        controlled = options.get("control_after_generate") or (kind == "INT" and name in SEEDS)
+        if controlled and place < len(values) and values[place] in AFTER_RUN:
+            place += 1
+
+
+def inputs_in_order(info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """(name, type, options) of a node's inputs, the required ones first."""
+    for group in ("required", "optional"):
+        for name, form in info["input"].get(group, {}).items():
+            yield name, form[0], form[1] if len(form) > 1 else {}
+
+
+def is_widget(kind: Any, options: dict[str, Any]) -> bool:
+    choices = isinstance(kind, list)
+    return (choices or kind in WIDGET_TYPES or "widgetType" in options) and not options.get("forceInput")

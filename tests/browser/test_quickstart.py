@@ -1,0 +1,36 @@
+"""The example workflow, as a person meets it: opened in the page, run, looked at."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from scripts.workflow import to_prompt
+
+WORKFLOW = Path(__file__).parents[2] / "workflows" / "quickstart.json"
+
+
+def test_quickstart_opens_runs_and_shows_a_picture(comfy, renderer, test_output):
+    comfy.load(WORKFLOW)
+    assert comfy.unknown_nodes() == []
+    assert comfy.page.get_by_role("dialog").count() == 0, "a dialog, such as the one on missing nodes, is open"
+    record = comfy.queue()
+    (image,) = comfy.host.images(record)
+    width, height = struct.unpack(">II", image[16:24])
+    assert image[:4] == b"\x89PNG" and width >= 64 and height >= 64
+    comfy.screenshot(test_output / f"quickstart-{renderer}.png")
+    assert comfy.pack_complaints() == []
+
+
+def test_the_command_line_sends_the_same_prompt_as_the_page(comfy):
+    comfy.load(WORKFLOW)
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    page = {node_id: {**node, "_meta": None} for node_id, node in comfy.prompt().items()}
+    ours = {node_id: {**node, "_meta": None} for node_id, node in to_prompt(workflow, comfy.host.object_info()).items()}
+    assert ours == page
+
+
+def test_quickstart_is_in_the_template_browser(comfy):
+    templates = comfy.host.get("/workflow_templates")
+    assert "quickstart" in templates[WORKFLOW.parents[1].name]
