@@ -158,11 +158,11 @@ def sample_timesteps(
         raise ValueError(f"sample_timesteps: shift is {shift}; it must be finite and > 0")
     source = generator.device if generator is not None else device
     u = torch.rand(n, generator=generator, device=source, dtype=torch.float32)
-    # rand() can give exactly 0; the densities need, and keep to, the open interval.
-    edge = torch.finfo(torch.float32).eps
-    sigma = DENSITIES[density](u.clamp(edge, 1 - edge), **options)
+    sigma = DENSITIES[density](u, **options)
     # The schedules' shift, restated here because training and sampling do not import each other.
     sigma = shift * sigma / (shift * sigma + (1 - sigma))
+    # rand() can give exactly 0, and a narrow tail can round to an end: a loss weight may divide by either.
+    edge = torch.finfo(torch.float32).eps
     return sigma.clamp(edge, 1 - edge).to(device if device is not None else source)
 
 
