@@ -234,10 +234,10 @@ def test_calls_are_no_more_than_stated_and_never_at_sigma_zero(solver):
 
 
 def test_heun_looks_at_exactly_the_scheduled_sigmas():
-    seen, grid = set(), sigmas(50)
-    assert any(now + (then - now) != then for now, then in zip(grid[:-1], grid[1:], strict=True))
+    seen, grid = set(), [0.9, 0.2, 0.0]
+    assert 0.9 + (0.2 - 0.9) != 0.2
     solve(lambda x, sigma: (seen.add(sigma.item()), curved(x, sigma))[1], start(), grid, "heun")
-    assert seen == set(grid[:-1].tolist())
+    assert seen == {0.9, 0.2}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
