@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from scripts import stamps
-from scripts.progress import Trouble, run
+from scripts.progress import Step, Trouble, run
 
 ROOT = Path(__file__).absolute().parents[1]
 VENV = ROOT / ".venv"
@@ -179,7 +179,11 @@ def mend_cpu_torch(python: Path) -> None:
     has_cuda = "import torch, sys; sys.exit(torch.version.cuda is None and torch.version.hip is None)"
     if subprocess.run([python, "-c", has_cuda], capture_output=True).returncode == 0:
         return
-    folder = site_packages(python)
+    with Step("Checking torchvision and torchaudio beside the CPU build of torch"):
+        declare_operators_and_drop_libraries(python, site_packages(python))
+
+
+def declare_operators_and_drop_libraries(python: Path, folder: Path) -> None:
     if not imports(python, "torchvision"):
         (folder / "_cpu_torchvision.py").write_text(TORCHVISION_SHIM, encoding="utf-8")
         (folder / "_cpu_torchvision.pth").write_text("import _cpu_torchvision\n", encoding="utf-8")

@@ -100,10 +100,11 @@ def fill(prompt: Prompt, class_type: str, name: str, value: Any) -> None:
 
 def file_name(prompt: Prompt) -> str:
     """A file name that says what the picture shows: the prompt's words and the seed."""
-    text = prompt[nodes_of(prompt, TEXT_NODE)[0]]["inputs"]["prompt"]
-    seed = prompt[nodes_of(prompt, SAMPLER_NODE)[0]]["inputs"]["seed"]
-    words = re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60]
-    return f"{words or 'picture'}-{seed}.png"
+    inputs: dict[str, Any] = {}
+    for node_id in nodes_of(prompt, TEXT_NODE) + nodes_of(prompt, SAMPLER_NODE):
+        inputs |= prompt[node_id]["inputs"]
+    words = re.sub(r"\W+", "-", str(inputs.get("prompt", "")).lower()).strip("-")[:60]
+    return f"{words or 'picture'}-{inputs.get('seed', 0)}.png"
 
 
 class Watcher:

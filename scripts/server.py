@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 from scripts.client import Client
-from scripts.environment import ROOT
+from scripts.environment import ROOT, site_packages
 from scripts.host import Host
 from scripts.progress import Trouble
 
@@ -161,6 +162,8 @@ def place(pack: Path, link: Path) -> None:
 
 def has_accelerator(host: Host) -> bool:
     """Whether the host's torch can use something faster than the processor."""
+    if sys.platform != "darwin" and host.owned and is_cpu_build(host.python):
+        return False
     code = (
         "import json, torch; xpu = getattr(torch, 'xpu', None);"
         "print(json.dumps([torch.cuda.is_available(), torch.backends.mps.is_available(),"
@@ -171,3 +174,9 @@ def has_accelerator(host: Host) -> bool:
         last = "\n".join(answer.stderr.splitlines()[-5:])
         raise Trouble(f"torch can't be imported by {host.python}:\n{last}")
     return any(json.loads(answer.stdout.splitlines()[-1]))
+
+
+def is_cpu_build(python: Path) -> bool:
+    """Whether the installed torch was built for no accelerator at all; read from its files, as importing it is slow."""
+    text = (site_packages(python) / "torch" / "version.py").read_text(encoding="utf-8")
+    return all(re.search(rf"^{kind}\b.*= None$", text, re.MULTILINE) for kind in ("cuda", "hip", "xpu"))

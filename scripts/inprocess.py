@@ -1,0 +1,37 @@
+"""ComfyUI's own modules in this process, without a server: for tests and benchmarks that compare with the host."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from scripts.environment import ROOT
+from scripts.host import HOST_FOLDER, installed
+from scripts.progress import Trouble
+
+BASE = ROOT / ".test-output" / "in-process"
+ARGUMENTS = ("--use-pytorch-cross-attention", "--base-directory", str(BASE))
+
+
+def prepare(*arguments: str) -> Path:
+    """Put ComfyUI on sys.path and let it read our arguments once, in place of this process's own.
+
+    Returns: ComfyUI's folder. Raises: Trouble where there is no ComfyUI.
+    """
+    folder = installed() or HOST_FOLDER / "ComfyUI"
+    if not folder.is_dir():
+        raise Trouble("There is no ComfyUI here: run `python scripts/test.py` once.")
+    BASE.mkdir(parents=True, exist_ok=True)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    import comfy.options
+
+    before, parsing = sys.argv, comfy.options.args_parsing
+    sys.argv = ["main.py", *arguments, *ARGUMENTS]
+    comfy.options.enable_args_parsing()
+    try:
+        import comfy.cli_args  # noqa: F401
+    finally:
+        sys.argv = before
+        comfy.options.enable_args_parsing(parsing)
+    return folder
