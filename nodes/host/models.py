@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,12 +16,12 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.supported_models
-import comfy.utils
 import torch
 
-from ...mmdit_core.checkpoint import load_checkpoint, read_header
+from ...mmdit_core.checkpoint import DTYPES, TensorInfo, check_transformer, load_checkpoint, read_header
 from ...mmdit_core.config import MMDiTConfig
 from ...mmdit_core.model import MMDiT
+from ...mmdit_core.recognise import names_under
 
 # The widget's choices -> how the weights are held. The fast form lets the host multiply in fp8 where the GPU can.
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
@@ -106,30 +108,42 @@ def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool =
     Returns: a ModelPatcher.
     Raises: CheckpointError.
     """
-    config, state_dict = load_checkpoint(path)
-    described = host_config(config, read_header(path).metadata)
+    header = read_header(path)
+    config, part = check_transformer(header)
+    described = host_config(config, header.metadata)
     if weight_dtype == "fp8_e4m3fn_fast":
         described.optimizations["fp8"] = True
     device = comfy.model_management.get_torch_device()
+    stored = [header.tensors[name] for name in names_under(header.tensors, part.prefix)]
     dtype = WEIGHT_DTYPES[weight_dtype]
     if dtype is None:
         dtype = comfy.model_management.unet_dtype(
-            model_params=comfy.utils.calculate_parameters(state_dict),
+            model_params=sum(math.prod(info.shape) for info in stored),
             supported_dtypes=described.supported_inference_dtypes,
-            weight_dtype=comfy.utils.weight_dtype(state_dict),
+            weight_dtype=_main_dtype(stored),
         )
     cast = comfy.model_management.unet_manual_cast(dtype, device, described.supported_inference_dtypes)
     described.set_inference_dtype(dtype, cast, device=device)
 
+    _, state_dict = load_checkpoint(path, dtype=dtype)
+    if dtype.itemsize == 1:
+        # Positions are no weights of a layer: nothing brings back what fp8 would take from them.
+        state_dict["pos_embed"] = load_checkpoint(path, allow_mixed=True)[1]["pos_embed"].to(torch.bfloat16)
     model = MMDiTBase(described, config)
-    for name in state_dict:  # one tensor at a time: never two copies of the whole
-        state_dict[name] = state_dict[name].to(dtype)
     model.diffusion_model.load_state_dict(state_dict, strict=True, assign=True)
     model.diffusion_model.requires_grad_(False)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
     patcher.cached_patcher_init = (load_model, (path, weight_dtype))
     return patcher
+
+
+def _main_dtype(stored: Iterable[TensorInfo]) -> torch.dtype:
+    """The dtype that most of a file's bytes are in."""
+    sizes: Counter[str] = Counter()
+    for info in stored:
+        sizes[info.dtype] += info.end - info.start
+    return DTYPES[sizes.most_common(1)[0][0]]
 
 
 def core_config(model) -> MMDiTConfig | None:

@@ -83,7 +83,8 @@ def load_clip(path: str):
         )
     state_dict: dict[str, torch.Tensor] = {}
     for name in present:
-        state_dict.update(load_component(path, f"text_encoders.{name}.", replace=f"{name}."))
+        prefix = f"{name}.transformer."
+        state_dict.update({prefix + key: value for key, value in load_component(path, f"text_encoders.{prefix}")})
     if "mmdit.text" in header.metadata:
         configs = json.loads(header.metadata["mmdit.text"])
         target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.sd3_clip.SD3Tokenizer, SizedTextEncoders)
@@ -109,6 +110,6 @@ def load_vae(path: str):
             "(for SD3 and SD3.5: sd3_vae.safetensors, or diffusion_pytorch_model.safetensors of the release's vae "
             "folder, in models/vae) and connect its VAE in place of this one"
         )
-    vae = comfy.sd.VAE(sd=load_component(path, "first_stage_model."), metadata=dict(header.metadata))
+    vae = comfy.sd.VAE(sd=dict(load_component(path, "first_stage_model.")), metadata=dict(header.metadata))
     vae.throw_exception_if_invalid()
     return vae

@@ -12,34 +12,10 @@ from types import ModuleType
 
 import pytest
 
+from scripts import inprocess
 from scripts.environment import ROOT
-from scripts.host import HOST_FOLDER, installed
 
-COMFY = installed() or HOST_FOLDER / "ComfyUI"
-BASE = ROOT / ".test-output" / "in-process"
-ARGUMENTS = ("--cpu", "--use-pytorch-cross-attention", "--base-directory", str(BASE))
-
-
-def prepare(folder: Path) -> None:
-    """Put ComfyUI on sys.path and let it read our arguments once, in place of pytest's."""
-    if not folder.is_dir():
-        raise pytest.UsageError("There is no ComfyUI to test with: run `python scripts/test.py` once.")
-    BASE.mkdir(parents=True, exist_ok=True)
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    import comfy.options
-
-    before, parsing = sys.argv, comfy.options.args_parsing
-    sys.argv = ["main.py", *ARGUMENTS]
-    comfy.options.enable_args_parsing()
-    try:
-        import comfy.cli_args  # noqa: F401
-    finally:
-        sys.argv = before
-        comfy.options.enable_args_parsing(parsing)
-
-
-prepare(COMFY)
+COMFY = inprocess.prepare("--cpu")
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +43,23 @@ def pack(comfy_path: Path) -> ModuleType:
             del sys.modules["mmdit_pack"]
             raise
     return sys.modules["mmdit_pack"]
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random transformer in Stability's single-file layout, small enough for the host's own SD3 class to load too."""
+    import torch
+    from safetensors.torch import save_file
+
+    from mmdit_core import MMDiT, MMDiTConfig
+
+    torch.manual_seed(0)
+    # The host takes width to be 64 * depth and heads to be depth.
+    config = MMDiTConfig(hidden_size=128, num_heads=2, depth=2, pos_embed_max_size=24, qk_norm="rms")
+    model = MMDiT(config).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.04)
+    model.pos_embed.normal_()
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny-sd35.safetensors"
+    save_file({f"model.diffusion_model.{name}": value for name, value in model.state_dict().items()}, path)
+    return path
