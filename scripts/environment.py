@@ -39,12 +39,6 @@ PIP_HINTS = (
 )
 
 
-def check_python() -> None:
-    """Raises: Trouble if the Python that runs the script is too old."""
-    if sys.version_info < OLDEST:
-        raise Trouble(f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed; this is {sys.version.split()[0]}.")
-
-
 def venv_python(folder: Path = VENV) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 

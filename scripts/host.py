@@ -57,7 +57,6 @@ def find() -> Host:
 
     Raises: Trouble if COMFYUI_PATH is wrong, an installation has no usable Python, or a download fails.
     """
-    environment.check_python()
     folder = installed()
     if folder:
         host = Host(folder, python_of(folder), owned=False)

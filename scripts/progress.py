@@ -17,6 +17,9 @@ class Trouble(Exception):
     """Something that the person at the keyboard has to know; shown without a traceback."""
 
 
+UNREMARKABLE = ("WARNING", "Requirement already", "  ")  # lines of a command's output that tell a person nothing
+
+
 def say(text: str) -> None:
     print(text, flush=True)
 
@@ -54,7 +57,7 @@ class Step:
 
     def update(self, detail: str, *, now: bool = False) -> None:
         """Say what the step does; `now` draws it at once, for steps that come slowly."""
-        self.detail = " ".join(detail.split())
+        self.detail = " ".join(detail.split())[:100]
         if now:
             self._line(f"{self.title} ({self.seconds:.0f} s) {self.detail}", end="" if self.live else "\n")
 
@@ -101,7 +104,8 @@ def run(command: Sequence[str | Path], *, title: str, log: Path, hints: Sequence
             for line in process.stdout:
                 file.write(line)
                 tail.append(line.rstrip())
-                step.update(line)
+                if not line.startswith(UNREMARKABLE):
+                    step.update(line)
             code = process.wait()
         finally:
             if process.poll() is None:

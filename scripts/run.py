@@ -7,8 +7,6 @@
 The first run makes the environment in .venv/ and finds or fetches ComfyUI; later runs start within seconds.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -21,6 +19,8 @@ from typing import Any
 
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.insert(0, str(ROOT))
+if sys.version_info < (3, 10):
+    sys.exit(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
 
 from scripts import host
 from scripts.client import Event, HostError
@@ -72,7 +72,12 @@ def serve(comfyui: host.Host) -> None:
 
 def started(server: Server) -> Server:
     with Step("Starting ComfyUI"):
-        return server.start()
+        server.start()
+    failure = server.pack_failure()
+    if failure:
+        server.stop()
+        raise Trouble(f"ComfyUI could not import this pack:\n{failure}")
+    return server
 
 
 def picture(comfyui: host.Host, wanted: argparse.Namespace) -> Path:

@@ -108,6 +108,12 @@ class Server:
         last = "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
         return f"{meaning}Its last lines were:\n{last}\nThe whole log is in {self.log}."
 
+    def pack_failure(self) -> str | None:
+        """Why a pack could not be imported, from the server's log; None if all were."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        failure = re.search(r"^Traceback(?:(?!^Traceback).)*?^Cannot import .*?$", text, re.MULTILINE | re.DOTALL)
+        return failure[0] if failure else None
+
     def join(self) -> None:
         """Wait until the server ends.
 

@@ -5,8 +5,6 @@
 The first run makes the environment in .venv/ and finds or fetches ComfyUI; later runs start within seconds.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time
@@ -14,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.insert(0, str(ROOT))
+if sys.version_info < (3, 10):
+    sys.exit(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
 
 from scripts import browser, host
 from scripts.progress import Trouble, say

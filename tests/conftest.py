@@ -47,6 +47,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """One live ComfyUI server for all tests: `host.run(prompt)`, `host.object_info(node)`, `host.events()`, ..."""
     base = tmp_path_factory.mktemp("host")
     with Server(find_host(), base) as server:
+        if failure := server.pack_failure():
+            pytest.fail(f"ComfyUI could not import this pack:\n{failure}", pytrace=False)
         yield Live(server)
 
 
