@@ -66,7 +66,8 @@ def make(creator: Path | None = None, *, beside: Path | None = None) -> Path:
         )
     run([maker, "-m", "venv", VENV], title="Making a virtual environment in .venv", log=ROOT / ".host" / "venv.log")
     if beside:
-        site_packages(python).joinpath("host.pth").write_text("\n".join(package_folders(beside)) + "\n")
+        lines = [f"import site; site.addsitedir({folder!r})" for folder in package_folders(beside)]
+        site_packages(python).joinpath("host.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     stamps.write(stamp, value)
     return python
 
