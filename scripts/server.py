@@ -103,16 +103,22 @@ class Server:
 
     def tail(self, lines: int = 25) -> str:
         """The end of the server's log, and what it means where that is known."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        text = self.read_log()
         meaning = next((f"{hint}\n" for phrase, hint in LOG_HINTS if phrase in text), "")
         last = "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
         return f"{meaning}Its last lines were:\n{last}\nThe whole log is in {self.log}."
 
     def pack_failure(self) -> str | None:
         """Why a pack could not be imported, from the server's log; None if all were."""
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        failure = re.search(r"^Traceback(?:(?!^Traceback).)*?^Cannot import .*?$", text, re.MULTILINE | re.DOTALL)
+        failure = re.search(
+            r"Traceback \(most recent(?:(?!\[INFO\]).)*?Cannot import .*?$", self.read_log(), re.M | re.S
+        )
         return failure[0] if failure else None
+
+    def read_log(self) -> str:
+        """The server's log so far, without colours."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
     def join(self) -> None:
         """Wait until the server ends.

@@ -28,7 +28,7 @@ class Live(Client):
         self.server, self.base = server, server.base
 
     def log(self) -> str:
-        return self.server.log.read_text(encoding="utf-8", errors="replace")
+        return self.server.read_log()
 
 
 def find_host() -> Host:
