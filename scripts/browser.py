@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,10 +36,17 @@ def find() -> Path | None:
     """The first installed Chromium, Chrome or Edge; None if there is none."""
     named = (shutil.which(name) for name in NAMES)
     windows = (
-        Path(os.environ[root]) / place for root in WINDOWS_ROOTS if root in os.environ for place in WINDOWS_PLACES
+        Path(os.environ[root], place) for root in WINDOWS_ROOTS if root in os.environ for place in WINDOWS_PLACES
     )
     places = [*(Path(path) for path in named if path), *(Path(path) for path in MAC_PLACES), *windows]
-    return next((path for path in places if path.is_file()), None)
+    return next((path for path in places if path.is_file() and starts(path)), None)
+
+
+def starts(browser: Path) -> bool:
+    """Whether it is a browser, not the stub that Ubuntu puts in a browser's place where it wants a snap."""
+    if sys.platform != "linux":  # elsewhere there are no stubs, and Windows would open a window
+        return True
+    return subprocess.run([browser, "--version"], capture_output=True).returncode == 0
 
 
 def ensure() -> Path | None:
@@ -51,7 +59,8 @@ def ensure() -> Path | None:
     os.environ.setdefault("DEBIAN_FRONTEND", "noninteractive")
     try:
         run((*apt, "update"), title="Refreshing Debian's package lists", log=LOG)
-        run((*apt, "install", "--no-install-recommends", "chromium"), title="Installing Debian's Chromium", log=LOG)
+        packages = ("chromium", "fonts-liberation")  # without a font the page has no text
+        run((*apt, "install", "--no-install-recommends", *packages), title="Installing Debian's Chromium", log=LOG)
     except Trouble as trouble:
         print(trouble, flush=True)
     return find()
