@@ -43,15 +43,15 @@ def venv_python(folder: Path = VENV) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def make(creator: Path | None = None, *, beside: Path | None = None) -> Path:
+def make(*, beside: Path | None = None) -> Path:
     """Make the virtual environment if it is not there or no longer works.
 
-    Args: creator, the Python to make it with (default: this one); beside, an installed ComfyUI's Python whose packages
-        it shall see.
+    Args: beside, an installed ComfyUI's Python: makes it, and shows it its packages (default: this Python makes it).
     Returns: its Python.
     Raises: Trouble if a virtual environment can't be made.
     """
-    python, maker = venv_python(), Path(creator or beside or sys.executable)
+    # Not sys.executable: it may be the very environment that is made anew here.
+    python, maker = venv_python(), beside or Path(getattr(sys, "_base_executable", sys.executable))
     stamp, value = VENV / ".made", stamps.key("v1", beside or "")
     adopted = not stamp.exists() and beside is None
     if works(python) and (stamps.fresh(stamp, value) or adopted):

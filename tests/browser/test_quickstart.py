@@ -31,6 +31,8 @@ def test_the_command_line_sends_the_same_prompt_as_the_page(comfy):
     assert ours == page
 
 
-def test_quickstart_is_in_the_template_browser(comfy):
-    templates = comfy.host.get("/workflow_templates")
-    assert "quickstart" in templates[WORKFLOW.parents[1].name]
+def test_quickstart_is_in_the_template_browser_and_opens_by_its_address(comfy):
+    pack = WORKFLOW.parents[1].name
+    assert "quickstart" in comfy.host.get("/workflow_templates")[pack]
+    comfy.page.goto(f"{comfy.host.url}/?template=quickstart&source={pack}")  # what scripts/run.py --ui prints
+    comfy.page.wait_for_function("window.app?.graph?._nodes?.some((node) => node.type === 'MMDiTLoader')")
