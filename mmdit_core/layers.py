@@ -20,6 +20,7 @@ def attention(
     mask: Tensor | None = None,
     *,
     skip_reshape: bool = False,
+    skip_output_reshape: bool = False,
     transformer_options: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Tensor:
@@ -28,16 +29,17 @@ def attention(
     Args: q, k, v [B, L, heads * d], or [B, heads, L, d] with skip_reshape; mask broadcast to [B, heads, Lq, Lk],
         added to the logits; transformer_options may hold "optimized_attention_override", a function
         g(attention, q, k, v, heads, ...) that is called in this one's place.
-    Returns: [B, Lq, heads * d].
+    Returns: [B, Lq, heads * d], or [B, heads, Lq, d] with skip_output_reshape.
     """
     override = (transformer_options or {}).get("optimized_attention_override")
     if override is not None:
         inner = {name: value for name, value in transformer_options.items() if name != "optimized_attention_override"}  # type: ignore[union-attr]
-        return override(attention, q, k, v, heads, mask, skip_reshape=skip_reshape, transformer_options=inner, **kwargs)
+        kwargs.update(skip_reshape=skip_reshape, skip_output_reshape=skip_output_reshape, transformer_options=inner)
+        return override(attention, q, k, v, heads, mask=mask, **kwargs)
     if not skip_reshape:
         q, k, v = (s.unflatten(-1, (heads, -1)).transpose(1, 2) for s in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=kwargs.get("scale"))
-    return out.transpose(1, 2).flatten(2)
+    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
