@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -174,7 +174,10 @@ def _run_some(block, args: dict[str, Any], changed: dict[str, Any], running: tup
             # A copy, always: some of the host's blocks change what they are given in place.
             return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()
         if isinstance(value, tuple | list):
-            return type(value)(pick(item) for item in value)
+            items = [pick(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if is_dataclass(value) and not isinstance(value, type):  # the host's modulations, in Chroma
+            return replace(value, **{f.name: pick(getattr(value, f.name)) for f in fields(value)})
         return value
 
     some = {name: value if name == "transformer_options" else pick(value) for name, value in changed.items()}
@@ -298,7 +301,8 @@ def attention_override(
         if length != total or (k.shape[2] if split else k.shape[1]) != total:
             return run(q, k, v, heads, *args, **kwargs)  # such as SD3.5 Medium's attention over the image alone
         if not split:
-            q, k, v = (s.unflatten(-1, (heads, -1)).transpose(1, 2) for s in (q, k, v))
+            # The host's SD3 gives queries and keys as [B, L, heads * d], values as [B, L, heads, d].
+            q, k, v = (s.reshape(s.shape[0], s.shape[1], heads, -1).transpose(1, 2) for s in (q, k, v))
         mask = args[0] if args else kwargs.pop("mask", None)
         as_heads = kwargs.pop("skip_output_reshape", False)
         kwargs.update(skip_reshape=True, skip_output_reshape=True)

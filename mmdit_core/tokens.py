@@ -112,3 +112,34 @@ def _find(phrase: str, words: Sequence[Word]) -> list[int]:
 
 
 _PUNCTUATION = ".,;:!?\"'()[]{}…"
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters that byte-level tokenizers write for bytes: printable ones stand for themselves, others follow 255.
+
+    Source: Radford et al. 2019 (GPT-2); CLIP's and Qwen's vocabularies are written so.
+    """
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_letters()
+WORD_START = ("\u2581", "\u0120")  # T5's and Qwen's mark of a space before a token
+WORD_END = "</w>"  # CLIP's mark of a space after one
+
+
+def split_piece(piece: str) -> tuple[str, bool, bool]:
+    """One entry of a tokenizer's vocabulary.
+
+    Returns: its letters; whether it begins a word; whether it ends one. Characters of scripts that are written without
+        spaces are words by themselves.
+    """
+    ends = piece.endswith(WORD_END)
+    begins = piece.startswith(WORD_START)
+    sentencepiece = piece.startswith(WORD_START[0]) or not all(letter in _BYTE_OF for letter in piece)
+    letters = piece.removesuffix(WORD_END).lstrip("".join(WORD_START))
+    if not sentencepiece:
+        letters = bytes(_BYTE_OF[letter] for letter in letters).decode("utf-8", errors="replace")
+    alone = bool(letters) and all(ord(letter) > 0x2E7F for letter in letters)
+    return letters, begins or alone, ends

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...mmdit_core.text import TextStrengths, TextWidths, cut_t5, scale_parts
+from ...mmdit_core.tokens import EncoderTokens, TokenMap, split_piece, words_of
 
 # The host's names for the encoders' tokens -> (attribute of its text model, what people call it).
 ENCODERS = {"l": ("clip_l", "CLIP-L"), "g": ("clip_g", "CLIP-G"), "t5xxl": ("t5xxl", "T5")}
+TOKEN_MAP = "mmdit_tokens"  # the key of a conditioning's options that holds its token map
 Tokens = dict[str, Any]
 
 
@@ -50,6 +53,15 @@ def widths(clip) -> TextWidths:
     return own if own is not None else TextWidths()
 
 
+@dataclass(frozen=True)
+class _Content:
+    """A token that carries text: which chunk, where in it, and its entry in the vocabulary."""
+
+    chunk: int
+    place: int
+    piece: str
+
+
 def tokenize(clip, prompts: dict[str, str], t5_limit: int | None) -> tuple[Tokens, list[Count]]:
     """Tokens of a prompt, or of one prompt for each encoder.
 
@@ -74,7 +86,7 @@ def tokenize(clip, prompts: dict[str, str], t5_limit: int | None) -> tuple[Token
     counts = [
         Count(
             ENCODERS[key][1] if key in ENCODERS else key,
-            _content(clip, key, tokens[key]),
+            len(_content(clip, key, tokens[key])),
             cut if key == "t5xxl" else 0,
             present(clip, key),
         )
@@ -83,21 +95,63 @@ def tokenize(clip, prompts: dict[str, str], t5_limit: int | None) -> tuple[Token
     return tokens, counts
 
 
-def _content(clip, key: str, chunks: list[list[tuple[Any, float]]]) -> int:
-    """Tokens that carry text: all but start, end and padding."""
-    blank = clip.tokenize("")[key][0]
-    special = {token for token, *_ in blank if isinstance(token, int)}
-    return sum(1 for chunk in chunks for token, *_ in chunk if not (isinstance(token, int) and token in special))
+def _content(clip, key: str, chunks: list[list[tuple[Any, float]]]) -> list[_Content]:
+    """Tokens that carry text: all but start, end, padding and whatever template the tokenizer puts around them."""
+    special = {token for chunk in clip.tokenize("")[key] for token, *_ in chunk if isinstance(token, int)}
+    tokenizer = getattr(clip.tokenizer, ENCODERS[key][0] if key in ENCODERS else key, clip.tokenizer)
+    vocabulary = getattr(tokenizer, "inv_vocab", {})
+    return [
+        _Content(number, place, vocabulary.get(token, ""))
+        for number, chunk in enumerate(chunks)
+        for place, (token, *_) in enumerate(chunk)
+        if isinstance(token, int) and token not in special
+    ]
+
+
+def token_map(clip, tokens: Tokens, context: torch.Tensor, dropped: Collection[str] = ()) -> TokenMap:
+    """Where each encoder's words stand in a context that was encoded from these tokens.
+
+    Args: context [1, L, W]; dropped, token keys whose strength is 0.
+    """
+    lengths = {key: sum(len(chunk) for chunk in chunks) for key, chunks in tokens.items() if present(clip, key)}
+    clips = [lengths[key] for key in ("l", "g") if key in lengths]
+    # FLUX takes CLIP's pooled output alone: there the context is T5's.
+    sequence = {"t5xxl"} if "t5xxl" in lengths and context.shape[1] == lengths["t5xxl"] else set(lengths)
+    before_t5 = min(clips) if clips and sequence != {"t5xxl"} else 0
+    encoders = []
+    for key in lengths:
+        if key not in sequence:
+            continue
+        is_clip = key in ("l", "g")
+        first = 0 if is_clip or key not in ENCODERS else before_t5
+        # Some text models cut their template off the front of what they return.
+        first -= max(0, lengths[key] - context.shape[1]) if len(sequence) == 1 else 0
+        pieces, begins_next = [], True
+        for token in _content(clip, key, tokens[key]):
+            letters, begins, ends = split_piece(token.piece)
+            offset = sum(len(chunk) for chunk in tokens[key][: token.chunk])
+            pieces.append((letters, begins or begins_next, first + offset + token.place))
+            begins_next = ends
+        label = ENCODERS[key][1] if key in ENCODERS else key
+        last = min(first + lengths[key], context.shape[1])
+        words = tuple(word for word in words_of(pieces) if word.places[0] >= 0)
+        encoders.append(EncoderTokens(label, is_clip, max(first, 0), last, words, present=key not in dropped))
+    return TokenMap(tuple(encoders))
 
 
 def encode(clip, tokens: Tokens, strengths: TextStrengths):
-    """The host's CONDITIONING for tokens, each encoder's part scaled by its strength (SD3 text models only)."""
-    conditioning = clip.encode_from_tokens_scheduled(tokens)
-    if strengths == TextStrengths():
-        return conditioning
-    t5_tokens = sum(len(chunk) for chunk in tokens["t5xxl"]) if present(clip, "t5xxl") else 0
+    """The host's CONDITIONING for tokens, each encoder's part scaled by its strength (SD3 text models only).
 
-    def scaled(context: torch.Tensor, options: dict[str, Any]):
+    Each entry carries its token map, which survives the host's combine, area, mask and timestep-range nodes.
+    """
+    conditioning = clip.encode_from_tokens_scheduled(tokens)
+    t5_tokens = sum(len(chunk) for chunk in tokens.get("t5xxl", ())) if present(clip, "t5xxl") else 0
+    dropped = {key for key, name in (("l", "clip_l"), ("g", "clip_g"), ("t5xxl", "t5")) if not getattr(strengths, name)}
+
+    def finished(context: torch.Tensor, options: dict[str, Any]):
+        options = {**options, TOKEN_MAP: token_map(clip, tokens, context, dropped)}
+        if strengths == TextStrengths():
+            return [context, options]
         context, pooled = scale_parts(
             context,
             options.get("pooled_output"),
@@ -107,7 +161,7 @@ def encode(clip, tokens: Tokens, strengths: TextStrengths):
         )
         return [context, {**options, "pooled_output": pooled}]
 
-    return [scaled(context, options) for context, options in conditioning]
+    return [finished(context, options) for context, options in conditioning]
 
 
 def zeros_like(conditioning):

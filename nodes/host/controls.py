@@ -1,0 +1,162 @@
+"""Block controls on a host MODEL: attached to a clone, carried out while it samples, gone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.patcher_extension
+
+from ...mmdit_core.control import BlockControl
+from ...mmdit_core.hooks import Call, Tally, compile_controls
+from ...mmdit_core.tokens import TokenMap
+from . import ui
+from .text import TOKEN_MAP
+
+KEY = "mmdit_controls"  # of the controls in transformer_options, and of our wrappers
+RUN = "mmdit_run"
+
+# Where the host's models keep their blocks: (double or joint, single).
+BLOCK_LISTS = (
+    ("joint_blocks", None),  # SD3, and our own core
+    ("double_blocks", "single_blocks"),  # FLUX, Chroma
+    ("transformer_blocks", None),  # Qwen-Image
+    ("double_layers", "single_layers"),  # AuraFlow
+)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A control and the node that set it."""
+
+    control: BlockControl
+    node_id: str | None
+
+
+@dataclass
+class _Run:
+    """What one sampling run gathers. Made when it starts, and gone with it."""
+
+    tally: Tally = field(default_factory=Tally)
+    # The token map of each conditioning. An area gives the negative the positive's id, so the branch is in the key.
+    maps: dict[tuple[int, Any], TokenMap | None] = field(default_factory=dict)
+
+
+def block_counts(model) -> tuple[int, int] | None:
+    """How many double (joint) and single blocks a MODEL has; None where no hook reaches it."""
+    return _counts(model.model.diffusion_model)
+
+
+def _counts(core) -> tuple[int, int] | None:
+    for double, single in BLOCK_LISTS:
+        if hasattr(core, double):
+            return len(getattr(core, double)), len(getattr(core, single)) if single else 0
+    return None
+
+
+def attach(model, controls: Sequence[BlockControl], node_id: str | None):
+    """A clone of the MODEL with more controls; the MODEL that came in stays as it is."""
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    if KEY not in options:
+        kinds = comfy.patcher_extension.WrappersMP
+        clone.add_wrapper_with_key(kinds.OUTER_SAMPLE, KEY, _around_run)
+        clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, KEY, _around_conditions)
+        clone.add_wrapper_with_key(kinds.APPLY_MODEL, KEY, _around_call)
+    options[KEY] = (*options.get(KEY, ()), *(Attached(control, node_id) for control in controls))
+    return clone
+
+
+def attached(model) -> tuple[BlockControl, ...]:
+    """The controls that a MODEL carries."""
+    return tuple(item.control for item in model.model_options["transformer_options"].get(KEY, ()))
+
+
+def _around_run(executor, *args, **kwargs):
+    """One sampling run: counts its block calls, and tells them on the nodes that set the controls."""
+    # The guider's options are a copy that the host made for this run alone.
+    options = executor.class_obj.model_options["transformer_options"]
+    run = options[RUN] = _Run()
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        options.pop(RUN, None)
+        if run.tally.total:
+            for node_id in {item.node_id for item in options.get(KEY, ()) if item.control.action == "skip"}:
+                ui.show_text(node_id, str(run.tally))
+
+
+def _around_conditions(executor, model, conds, x_in, timestep, model_options):
+    """Notes which conditioning has which token map, before the host takes the conditionings apart."""
+    run = model_options["transformer_options"].get(RUN)
+    if run is not None:
+        for branch, entries in enumerate(conds):
+            for entry in entries or ():
+                run.maps[branch, entry.get("uuid")] = entry.get(TOKEN_MAP)
+    return executor(model, conds, x_in, timestep, model_options)
+
+
+def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """One model call: the controls that are active at its noise level become block hooks."""
+    options = transformer_options or {}
+    base = executor.class_obj
+    run = options.get(RUN) or _Run()
+    # model_sampling is read here and now: a shift node may have come after the control's node.
+    active, place = _active([item.control for item in options.get(KEY, ())], options, base.model_sampling)
+    counts = _counts(base.diffusion_model)
+    if counts is None:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    branches = tuple(options.get("cond_or_uncond") or (0,))
+    uuids = options.get("uuids") or (None,) * len(branches)
+    call = Call(
+        double=counts[0],
+        single=counts[1],
+        branches=branches,
+        batch=x.shape[0],
+        place=place,
+        maps=tuple(run.maps.get(key) for key in zip(branches, uuids, strict=True)),
+        partial_rows=not _mask_in_closure(base.diffusion_model, kwargs),
+    )
+    replaced = options.get("patches_replace", {})
+    existing = replaced.get("dit", {})
+    hooks = compile_controls(active, call, existing, run.tally)
+    if hooks:
+        # A copy: the host shares this dictionary between calls, and nothing may stay in it.
+        options = {**options, "patches_replace": {**replaced, "dit": {**existing, **hooks}}}
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _mask_in_closure(core, kwargs: dict[str, Any]) -> bool:
+    """Qwen-Image's blocks hold the text mask of the whole batch where no hook can reach it."""
+    return hasattr(core, "transformer_blocks") and kwargs.get("attention_mask") is not None
+
+
+def _active(controls: list[BlockControl], options: dict[str, Any], model_sampling) -> tuple[list[BlockControl], float]:
+    """The controls whose window holds this call's noise level, and how far the sampling is, in [0, 1].
+
+    A window holds its start and not its end, so that windows that follow each other never act together.
+    """
+    timed = [c for c in controls if c.start_percent > 0 or c.end_percent < 1 or c.fade != "constant"]
+    if not timed or options.get("sigmas") is None:
+        return controls, 0.0
+    sigma = float(options["sigmas"].max())  # the one wait for the device in a call, and only where a window asks
+    to_sigma = model_sampling.percent_to_sigma
+
+    def holds(control: BlockControl) -> bool:
+        slack = 1 + 1e-5  # sigmas are float32, percents are not
+        begun = control.start_percent <= 0 or sigma <= float(to_sigma(control.start_percent)) * slack
+        ended = control.end_percent < 1 and sigma <= float(to_sigma(control.end_percent)) * slack
+        return begun and not ended
+
+    place = _percent_at(sigma, to_sigma) if any(c.fade != "constant" for c in controls) else 0.0
+    return [control for control in controls if holds(control)], place
+
+
+def _percent_at(sigma: float, to_sigma) -> float:
+    """The percent that `percent_to_sigma` turns into this sigma: it only ever falls, so halving finds it."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(to_sigma(middle)) > sigma else (low, middle)
+    return (low + high) / 2

@@ -1,0 +1,187 @@
+"""BlockSkip, TextBoost and TextDisable on host MODELs, in process: ours and the host's own SD3 side by side."""
+
+from __future__ import annotations
+
+import sys
+
+import comfy.sample
+import comfy.sd
+import pytest
+import torch
+
+import nodes as host_nodes
+
+
+@pytest.fixture(scope="module")
+def blocks(pack):
+    return sys.modules[f"{pack.__name__}.nodes.blocks"]
+
+
+@pytest.fixture(scope="module", params=["ours", "theirs"])
+def model(request, pack, tiny_file):
+    if request.param == "theirs":
+        return comfy.sd.load_diffusion_model(str(tiny_file))
+    return sys.modules[f"{pack.__name__}.nodes.host.models"].load_model(str(tiny_file))
+
+
+def texts():
+    torch.manual_seed(1)
+    return [[[torch.randn(1, 20, 4096), {"pooled_output": torch.randn(1, 2048)}]] for _ in range(2)]
+
+
+def sample(model, steps=4, cfg=3.0, conds=None, scheduler="normal"):
+    latent = {"samples": torch.zeros(1, 16, 8, 8)}
+    return host_nodes.KSampler().sample(model, 5, steps, cfg, "euler", scheduler, *(conds or texts()), latent)[0][
+        "samples"
+    ]
+
+
+def skip(blocks, model, which="0", branch="both", start=0.0, end=1.0):
+    return blocks.BlockSkip().apply(model, which, branch, start, end)[0]
+
+
+def boost(blocks, model, which="0", **changed):
+    given = dict(strength=2.0, mode="attention", phrase="", part="all", branch="both")
+    given |= dict(start_percent=0.0, end_percent=1.0, fade="constant")
+    return blocks.TextBoost().apply(model, which, **{**given, **changed})[0]
+
+
+def error(a, b) -> float:
+    return ((a - b).abs().max() / b.std()).item()
+
+
+def rows(model, run) -> list[int]:
+    """Rows that block 0's image MLP computes, call by call, during a run."""
+    seen = []
+    layer = model.model.diffusion_model.joint_blocks[0].x_block.mlp
+    handle = layer.register_forward_hook(lambda _, args, out: seen.append(out.shape[0]))
+    try:
+        run()
+    finally:
+        handle.remove()
+    return seen
+
+
+def test_each_control_changes_the_picture_and_leaves_the_model_as_it_was(blocks, model):
+    plain = sample(model)
+    controlled = [
+        skip(blocks, model),
+        boost(blocks, model),
+        boost(blocks, model, mode="value"),
+        boost(blocks, model, mode="residual"),
+        blocks.TextDisable().apply(model, "0", "onward", "both", 0.0, 1.0)[0],
+        blocks.TextDisable().apply(model, "0", "block", "both", 0.0, 1.0)[0],
+    ]
+    for number, changed in enumerate(controlled):
+        assert error(sample(changed), plain) > 1e-4, number
+        assert torch.equal(sample(model), plain), number
+
+
+def test_ours_and_the_hosts_model_do_the_same_under_every_control(blocks, pack, tiny_file):
+    ours = sys.modules[f"{pack.__name__}.nodes.host.models"].load_model(str(tiny_file))
+    theirs = comfy.sd.load_diffusion_model(str(tiny_file))
+    for change in (
+        lambda m: skip(blocks, m, branch="negative"),
+        lambda m: boost(blocks, m, mode="residual", branch="positive"),
+        lambda m: boost(blocks, m, mode="attention", strength=0.5),
+        lambda m: boost(blocks, m, "0:3, 1:0", mode="value", start_percent=0.3),
+        lambda m: blocks.TextDisable().apply(m, "1", "block", "negative", 0.0, 0.6)[0],
+    ):
+        assert error(sample(change(ours)), sample(change(theirs))) <= 1e-5
+
+
+def test_skipping_the_negative_branch_runs_the_positive_rows_only(blocks, model):
+    assert rows(model, lambda: sample(model)) == [2] * 4
+    skipping = skip(blocks, model, branch="negative")
+    assert rows(model, lambda: sample(skipping)) == [1] * 4
+    assert rows(model, lambda: sample(skip(blocks, model))) == []
+
+
+def test_windows_are_read_when_sampling_starts_and_hold_their_start_but_not_their_end(blocks, model):
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    def active(patched) -> list[int]:
+        """1 for each step in which block 0 ran."""
+        steps = []
+        core = patched.model.diffusion_model
+        outer = core.x_embedder.register_forward_hook(lambda *_: steps.append(0))
+        inner = core.joint_blocks[0].x_block.mlp.register_forward_hook(lambda *_: steps.__setitem__(-1, 1))
+        try:
+            sample(patched, steps=8, scheduler="simple")
+        finally:
+            outer.remove()
+            inner.remove()
+        return steps
+
+    first_half = skip(blocks, model, end=0.5)
+    second_half = skip(blocks, model, start=0.5)
+    a, b = active(first_half), active(second_half)
+    assert [x + y for x, y in zip(a, b, strict=True)] == [1] * 8 and 0 < sum(a) < 8
+    before = ModelSamplingSD3().patch(skip(blocks, model, end=0.5), 1.0)[0]
+    after = skip(blocks, ModelSamplingSD3().patch(model, 1.0)[0], end=0.5)
+    assert active(before) == active(after) == [0] * 4 + [1] * 4
+
+
+def test_two_stacked_skips_add_up_and_two_samplers_keep_their_own(blocks, model):
+    plain = sample(model)
+    first = skip(blocks, model, "0", branch="negative")
+    both = skip(blocks, first, "0", branch="positive")
+    assert error(sample(both), sample(skip(blocks, model, "0"))) <= 1e-5
+    alone = sample(first)
+    assert not torch.equal(alone, sample(both)) and torch.equal(sample(first), alone)
+    assert torch.equal(sample(model), plain)
+
+
+def test_skip_layer_guidance_and_a_block_skip_act_together(blocks, model):
+    from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+    def slg(patched):
+        out = SkipLayerGuidanceDiT.execute(
+            patched, scale=2.5, start_percent=0.0, end_percent=1.0, double_layers="1", single_layers=""
+        )
+        return out.result[0]
+
+    guided = sample(slg(model))
+    a, b = sample(slg(skip(blocks, model, "0"))), sample(skip(blocks, slg(model), "0"))
+    assert torch.equal(a, b) and error(a, guided) > 1e-3 and error(a, sample(skip(blocks, model, "0"))) > 1e-3
+
+
+def test_areas_take_part(blocks, model):
+    positive, negative = texts()
+    (left,) = host_nodes.ConditioningSetArea().append(positive, 32, 64, 0, 0, 1.0)
+    conds = [[*left, *positive], negative]
+    changed = sample(skip(blocks, model, branch="positive"), conds=conds)
+    assert torch.isfinite(changed).all() and error(changed, sample(model, conds=conds)) > 1e-3
+
+
+def test_strength_1_and_empty_blocks_are_bit_identical(blocks, model):
+    plain = sample(model)
+    for changed in (boost(blocks, model, strength=1.0), boost(blocks, model, ""), skip(blocks, model, "")):
+        assert torch.equal(sample(changed), plain)
+
+
+def test_an_error_in_mid_run_leaves_nothing_behind(blocks, model):
+    plain = sample(model)
+    needs_map = boost(blocks, model, phrase="red")
+    with pytest.raises(ValueError, match="TripleTextEncode"):
+        sample(needs_map)
+    assert torch.equal(sample(model), plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("40", "BlockSkip: blocks: block 40 does not exist: this model has blocks 0 to 1"),
+        ("x", "BlockSkip: blocks: 'x' cannot be read"),
+    ],
+)
+def test_wrong_blocks_are_named_with_the_models_range(blocks, model, text, words):
+    with pytest.raises(ValueError, match=words):
+        skip(blocks, model, text)
+
+
+def test_a_model_without_joint_blocks_is_refused(blocks, model):
+    other = model.clone()
+    other.model = type("SD15", (), {"diffusion_model": torch.nn.Linear(1, 1)})()
+    with pytest.raises(ValueError, match="BlockSkip: model: SD15 has no blocks.*SD3"):
+        skip(blocks, other)
