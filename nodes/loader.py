@@ -61,7 +61,7 @@ class MMDiTLoader:
         try:
             return models.load_model(path, weight_dtype), parts.load_clip(path), parts.load_vae(path)
         except CheckpointError as error:
-            raise CheckpointError(f"MMDiTLoader: checkpoint: {error}") from error
+            raise ValueError(f"MMDiTLoader: checkpoint: {error}") from error
 
 
 NODES = {"MMDiTLoader": (MMDiTLoader, "MMDiT Loader")}

@@ -1,0 +1,232 @@
+"""The pack in a live ComfyUI, over HTTP, on the model that it ships."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from scripts.client import HostError, Interrupted
+from scripts.workflow import to_prompt
+
+ROOT = Path(__file__).parents[2]
+SMALL = "mmdit-small.safetensors"
+PROMPT = "two green squares above a yellow circle on a black background"
+
+
+def graph(**sampler):
+    """The quickstart's graph in API form; keyword arguments change the sampler's inputs."""
+    return {
+        "1": {"class_type": "MMDiTLoader", "inputs": {"checkpoint": SMALL, "weight_dtype": "default"}},
+        "2": {
+            "class_type": "TripleTextEncode",
+            "inputs": {
+                "clip": ["1", 1], "prompt": PROMPT, "negative": "", "clip_l": "", "clip_g": "", "t5xxl": "",
+                "clip_l_strength": 1.0, "clip_g_strength": 1.0, "t5_strength": 1.0, "t5_length": "auto",
+                "empty": "encode",
+            },
+        },
+        "3": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "4": {
+            "class_type": "FlowMatchingSampler",
+            "inputs": {
+                "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 1], "latent_image": ["3", 0], "seed": 3,
+                "steps": 6, "cfg": 4.5, "solver": "euler", "schedule": "linear", "shift": 0.0, "denoise": 1.0,
+                **sampler,
+            },
+        },
+        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+        "6": {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}},
+    }  # fmt: skip
+
+
+def picture(host, prompt, **kwargs) -> np.ndarray:
+    """Run a graph; its first image as [H, W, 3] floats in 0..255."""
+    images = host.images(host.run(prompt, **kwargs))
+    return np.asarray(Image.open(io.BytesIO(images[0])).convert("RGB")).astype(float)
+
+
+def changed(prompt, node: str, **inputs):
+    prompt = copy.deepcopy(prompt)
+    prompt[node]["inputs"].update(inputs)
+    return prompt
+
+
+def test_the_quickstart_workflow_runs_and_shows_more_than_noise(host):
+    workflow = json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
+    image = picture(host, to_prompt(workflow, host.object_info()))
+    assert image.shape == (128, 128, 3)
+    assert image.std() > 20
+    rough = np.abs(np.diff(image, axis=1)).mean()
+    assert rough < 12  # flat areas with edges; a picture of noise has 40 and more
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_another(host):
+    first, again = picture(host, graph(seed=3)), picture(host, changed(graph(seed=3), "6"))
+    other = picture(host, graph(seed=4))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_ksampler_runs_the_loaders_model(host):
+    prompt = graph()
+    ours = picture(host, graph(schedule="sd3"))
+    prompt["4"] = {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 1], "latent_image": ["3", 0], "seed": 3,
+            "steps": 6, "cfg": 4.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+        },
+    }  # fmt: skip
+    assert np.abs(picture(host, prompt) - ours).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8_e4m3fn"])
+def test_every_weight_dtype_draws_nearly_the_same(host, dtype):
+    plain, held = picture(host, graph()), picture(host, changed(graph(), "1", weight_dtype=dtype))
+    # The file holds fp16, so that only the others lose something.
+    lost = np.abs(plain - held).mean()
+    assert (lost < 0.1 if dtype == "fp16" else 0 < lost) and lost < (12 if dtype.startswith("fp8") else 4)
+
+
+def test_image_to_image_keeps_the_picture_and_a_mask_keeps_its_outside(host):
+    base = graph()
+    base["7"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["5", 0], "vae": ["1", 2]}}
+    base["8"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}}
+    base["9"] = {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["7", 0], "mask": ["8", 0]}}
+    second = {**base["4"]["inputs"], "latent_image": ["9", 0], "seed": 9}
+    base["10"] = {"class_type": "FlowMatchingSampler", "inputs": second}
+    base["11"] = {"class_type": "VAEDecode", "inputs": {"samples": ["10", 0], "vae": ["1", 2]}}
+    base["12"] = {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}}
+    base["6"]["inputs"]["images"] = ["12", 0]
+    through_vae = picture(host, base)
+    base["6"]["inputs"]["images"] = ["11", 0]
+    assert np.abs(picture(host, base) - through_vae).max() <= 2  # a mask of nothing: nothing is redrawn
+    base["10"]["inputs"].update(latent_image=["7", 0], denoise=0.1)
+    slight = np.abs(picture(host, base) - through_vae).mean()
+    base["10"]["inputs"].update(denoise=1.0)
+    assert slight < np.abs(picture(host, base) - through_vae).mean()
+
+
+def test_a_lora_made_for_sd3_keys_changes_the_picture(host):
+    import torch
+
+    torch.manual_seed(0)
+    name = "lora_unet_joint_blocks_3_x_block_mlp_fc1"
+    weights = {f"{name}.lora_up.weight": torch.randn(512, 4), f"{name}.lora_down.weight": torch.randn(4, 128) * 0.3}
+    folder = host.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "small-test.safetensors")
+    prompt = graph()
+    prompt["7"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": ["1", 0], "lora_name": "small-test.safetensors", "strength_model": 1.0},
+    }
+    prompt["4"]["inputs"]["model"] = ["7", 0]
+    assert np.abs(picture(host, prompt) - picture(host, graph())).mean() > 1
+
+
+def test_previews_and_progress_come_step_by_step(host):
+    steps, previews = [], []
+    with host.events() as events:
+        prompt_id = host.queue(
+            graph(seed=21), client_id=events.client_id, extra={"extra_data": {"preview_method": "auto"}}
+        )
+        for event in events.until_done(prompt_id, timeout=120):
+            if event.kind == "progress" and event.data.get("node") == "4":
+                steps.append((event.data["value"], event.data["max"]))
+            if event.kind == "preview":
+                previews.append(Image.open(io.BytesIO(event.image)).size)
+    # The server leaves out progress messages when it is busy, never the last.
+    assert steps == sorted(set(steps)) and steps[-1] == (6, 6) and len(steps) >= 3
+    assert len(previews) >= 3 and all(min(size) > 1 for size in previews)
+
+
+def test_cancel_stops_in_mid_run_and_the_graph_runs_again(host):
+    reached, cancelled = 0, False
+    with host.events() as events:
+        prompt_id = host.queue(graph(steps=1000, seed=31), client_id=events.client_id)
+        for event in events.until_done(prompt_id, timeout=180):
+            if event.kind == "progress" and event.data.get("node") == "4":
+                reached = max(reached, event.data["value"])
+                if reached >= 3 and not cancelled:
+                    host.interrupt()
+                    cancelled = True
+    with pytest.raises(Interrupted):
+        host.finished(prompt_id)
+    assert 3 <= reached < 500
+    assert picture(host, graph(seed=3)).std() > 20
+
+
+def test_a_picture_too_large_gets_the_named_error_and_the_graph_runs_after_the_fix(host):
+    with pytest.raises(HostError, match=r"FlowMatchingSampler.*1024 x 1024 pixels.*at most 384 x 384"):
+        host.run(changed(graph(), "3", width=1024, height=1024))
+    assert picture(host, graph(seed=5)).shape == (128, 128, 3)
+
+
+def test_the_hosts_own_sampler_gets_that_error_too(host):
+    prompt = changed(graph(), "3", width=1024, height=1024)
+    sampler = {
+        key: value for key, value in graph()["4"]["inputs"].items() if key not in ("solver", "schedule", "shift")
+    }
+    prompt["4"] = {"class_type": "KSampler", "inputs": {**sampler, "sampler_name": "euler", "scheduler": "normal"}}
+    with pytest.raises(HostError, match=r"1024 x 1024 pixels.*at most 384 x 384"):
+        host.run(prompt)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("clip", r"holds no text encoders.*TripleCLIPLoader.*clip_g\.safetensors.*models/text_encoders"),
+        ("vae", r"holds no VAE.*VAELoader.*sd3_vae\.safetensors.*models/vae"),
+    ],
+)
+def test_a_part_that_the_file_lacks_raises_on_use_and_names_what_provides_it(host, part, words):
+    from safetensors import safe_open
+
+    folder = host.base / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "transformer-only.safetensors"
+    if not path.exists():
+        with safe_open(ROOT / "models" / SMALL, "pt") as file:
+            names = [name for name in file.keys() if name.startswith("model.diffusion_model.")]
+            save_file({name: file.get_tensor(name) for name in names}, path, metadata=file.metadata())
+    prompt = graph(seed=12)
+    prompt["20"] = {"class_type": "MMDiTLoader", "inputs": {"checkpoint": path.name, "weight_dtype": "default"}}
+    prompt["4"]["inputs"]["model"] = ["20", 0]
+    assert picture(host, prompt).std() > 20  # the transformer alone is enough where the parts come from elsewhere
+    node, key, slot = {"clip": ("2", "clip", 1), "vae": ("5", "vae", 2)}[part]
+    prompt[node]["inputs"][key] = ["20", slot]
+    with pytest.raises(HostError, match=words):
+        host.run(prompt)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("pickled.safetensors", b"\x80\x02}q\x00.", "pickle"),
+        ("truncated.safetensors", None, "truncated|shorter|ends"),
+        ("page.safetensors", b"<!DOCTYPE html><html><body>Sign in</body></html>", "HTML|web page"),
+    ],
+)
+def test_files_that_cannot_be_used_say_why(host, name, content, words):
+    folder = host.base / "models" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes((ROOT / "models" / SMALL).read_bytes()[:1_000_000] if content is None else content)
+    with pytest.raises(HostError, match=rf"(?s)MMDiTLoader.*{name}.*({words})"):
+        host.run(changed(graph(), "1", checkpoint=name))
+
+
+def test_every_input_of_every_node_has_a_tooltip_and_every_node_a_description(host):
+    ours = {name: info for name, info in host.object_info().items() if info["python_module"].startswith("custom_nodes")}
+    assert {"MMDiTLoader", "TripleTextEncode", "FlowMatchingSampler", "MMDiTSampler"} <= set(ours)
+    for name, info in ours.items():
+        assert info["description"] and info["output_tooltips"], name
+        for group in ("required", "optional"):
+            for key, spec in info["input"].get(group, {}).items():
+                assert len(spec) > 1 and spec[1].get("tooltip"), f"{name}.{key}"
