@@ -32,7 +32,7 @@ class Step:
     """
 
     def __init__(self, title: str, *, tick: float | None = None):
-        self.title, self.detail = title, ""
+        self.title, self.detail, self.told = title, "", 0.0
         self.live = sys.stdout.isatty()
         self.tick = tick or (0.2 if self.live else 20.0)
         self._done = threading.Event()
@@ -58,7 +58,8 @@ class Step:
     def update(self, detail: str, *, now: bool = False) -> None:
         """Say what the step does; `now` draws it at once, for steps that come slowly."""
         self.detail = " ".join(detail.split())[:100]
-        if now:
+        if now and (self.live or self.seconds - self.told >= 1):
+            self.told = self.seconds
             self._line(f"{self.title} ({self.seconds:.0f} s) {self.detail}", end="" if self.live else "\n")
 
     def _beat(self) -> None:
