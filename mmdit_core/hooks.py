@@ -34,10 +34,12 @@ class Tally:
 
     total: int = 0
     skipped: int = 0
+    extra: int = 0  # carrying a second text beside the first
 
     def __str__(self) -> str:
         share = 100 * self.skipped / self.total if self.total else 0.0
-        return f"skipped {self.skipped:,} of {self.total:,} block calls, {share:.1f}%"
+        more = f"; {self.extra:,} more for a second prompt" if self.extra else ""
+        return f"skipped {self.skipped:,} of {self.total:,} block calls, {share:.1f}%{more}"
 
 
 @dataclass(frozen=True)
@@ -160,17 +162,18 @@ def _count(tally: Tally | None, chunks: int) -> None:
         tally.skipped += chunks
 
 
-def _rows(chunk: int, call: Call) -> slice:
+def chunk_rows(chunk: int, call: Call) -> slice:
+    """The rows of the batch that are one chunk."""
     size = call.rows_per_chunk
     return slice(chunk * size, (chunk + 1) * size)
 
 
-def _run_some(block, args: dict[str, Any], changed: dict[str, Any], running: tuple[int, ...], call: Call):
-    """Run a block on some chunks of the batch; the other rows pass through as they came."""
+def chunk_args(args: dict[str, Any], chunks: Sequence[int], call: Call) -> dict[str, Any]:
+    """A block's arguments for some chunks of the batch alone: copies of their rows, options that name them."""
 
     def pick(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim and value.shape[0] == call.batch:
-            pieces = [value[_rows(chunk, call)] for chunk in running]
+            pieces = [value[chunk_rows(chunk, call)] for chunk in chunks]
             # A copy, always: some of the host's blocks change what they are given in place.
             return torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()
         if isinstance(value, tuple | list):
@@ -180,13 +183,17 @@ def _run_some(block, args: dict[str, Any], changed: dict[str, Any], running: tup
             return replace(value, **{f.name: pick(getattr(value, f.name)) for f in fields(value)})
         return value
 
-    some = {name: value if name == "transformer_options" else pick(value) for name, value in changed.items()}
-    options = dict(changed["transformer_options"])
+    some = {name: value if name == "transformer_options" else pick(value) for name, value in args.items()}
+    options = dict(args["transformer_options"])
     for name in ("cond_or_uncond", "uuids"):
         if len(options.get(name) or ()) == len(call.branches):
-            options[name] = [options[name][chunk] for chunk in running]
-    some["transformer_options"] = options
-    out = block(some)
+            options[name] = [options[name][chunk] for chunk in chunks]
+    return {**some, "transformer_options": options}
+
+
+def _run_some(block, args: dict[str, Any], changed: dict[str, Any], running: tuple[int, ...], call: Call):
+    """Run a block on some chunks of the batch; the other rows pass through as they came."""
+    out = block(chunk_args(changed, running, call))
     merged: dict[str, Tensor | None] = {}
     for name, value in out.items():
         if value is None:
@@ -194,7 +201,7 @@ def _run_some(block, args: dict[str, Any], changed: dict[str, Any], running: tup
             continue
         done = dict(zip(running, value.chunk(len(running)), strict=True))
         merged[name] = torch.cat(
-            [done.get(chunk, args[name][_rows(chunk, call)]) for chunk in range(len(call.branches))]
+            [done.get(chunk, args[name][chunk_rows(chunk, call)]) for chunk in range(len(call.branches))]
         )
     return merged
 
@@ -207,7 +214,7 @@ def _run_all_restore_some(block, args: dict[str, Any], changed: dict[str, Any], 
         if out.get(name) is not None:
             out[name] = out[name].clone()
             for chunk in skipped:
-                out[name][_rows(chunk, call)] = before[_rows(chunk, call)]
+                out[name][chunk_rows(chunk, call)] = before[chunk_rows(chunk, call)]
     return out
 
 
@@ -235,7 +242,7 @@ def _with_factors(args: dict[str, Any], plan: _BlockPlan, call: Call, seen: _Tex
         total = stream.shape[1] if joint else tokens + args["img"].shape[1]
         running = tuple(chunk for chunk in range(len(call.branches)) if chunk not in plan.skipped)
         partial = call.partial_rows and len(running) < len(call.branches)
-        rows = torch.cat([torch.arange(call.batch)[_rows(chunk, call)] for chunk in running]) if partial else None
+        rows = torch.cat([torch.arange(call.batch)[chunk_rows(chunk, call)] for chunk in running]) if partial else None
 
         def factors_of(entries) -> Tensor | None:
             if not entries:

@@ -1,4 +1,4 @@
-"""BlockSkip, TextBoost and TextDisable: block controls as nodes."""
+"""BlockSkip, TextBoost, TextDisable and BlockPrompt: block controls as nodes."""
 
 from __future__ import annotations
 
@@ -266,8 +266,58 @@ class TextDisable:
         return (host.attach(model, [control], unique_id),)
 
 
+class BlockPrompt:
+    """Another prompt for some blocks and steps."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "In the chosen blocks the picture attends to this prompt in place of the sampler's positive one, on the "
+        "positive branch. Its text is carried through the blocks beside the first: one block call more for each block "
+        "up to the last chosen one. After the run the node shows how many."
+    )
+    SEARCH_ALIASES = ["prompt per block", "block conditioning", "regional blocks"]
+    FUNCTION = "apply"
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = OUTPUT
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": MODEL,
+                "conditioning": ("CONDITIONING", {"tooltip": "The other prompt. Its pooled text is not used."}),
+                "blocks": blocks_widget(""),
+                "start_percent": START,
+                "end_percent": END,
+            },
+            "hidden": HIDDEN,
+        }
+
+    def apply(self, model, conditioning, blocks, start_percent, end_percent, unique_id=None):
+        chosen = read_blocks("BlockPrompt", model, blocks)
+        if not host.can_take_prompt(model):
+            raise InputError(
+                "BlockPrompt",
+                "model",
+                f"how a text enters {type(model.model).__name__} is not known here",
+                "Connect SD3, SD3.5, FLUX.1, Chroma or Qwen-Image",
+            )
+        if len(conditioning) != 1:
+            raise InputError(
+                "BlockPrompt",
+                "conditioning",
+                f"it holds {len(conditioning)} prompts",
+                "Connect one prompt, without areas or combinations",
+            )
+        window = BlockControl("disable", chosen, start_percent=start_percent, end_percent=end_percent)
+        notes(unique_id, window, chosen, model)
+        prompt = host.AttachedPrompt(conditioning[0][0], chosen, start_percent, end_percent, unique_id)
+        return (host.attach_prompt(model, prompt),)
+
+
 NODES = {
     "BlockSkip": (BlockSkip, "Block Skip"),
     "TextBoost": (TextBoost, "Text Boost"),
     "TextDisable": (TextDisable, "Text Disable"),
+    "BlockPrompt": (BlockPrompt, "Block Prompt"),
 }

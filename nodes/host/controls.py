@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.patcher_extension
+import torch
 
 from ...mmdit_core.control import BlockControl
 from ...mmdit_core.hooks import Call, Tally, compile_controls
+from ...mmdit_core.second_text import SecondText, add_second_texts
 from ...mmdit_core.tokens import TokenMap
 from . import ui
 from .text import TOKEN_MAP
@@ -26,12 +28,34 @@ BLOCK_LISTS = (
 )
 
 
+# The layers between the encoders' text and the first block's, where they are all there is to it.
+TEXT_LAYERS = (
+    ("context_embedder",),  # SD3, and our own core
+    ("txt_norm", "txt_in"),  # FLUX, Chroma, Qwen-Image
+)
+
+
 @dataclass(frozen=True)
 class Attached:
     """A control and the node that set it."""
 
     control: BlockControl
     node_id: str | None
+
+
+@dataclass(frozen=True)
+class AttachedPrompt:
+    """Another prompt for some blocks and steps, and the node that set it. context [1, L, W] as its encoders gave it."""
+
+    context: torch.Tensor
+    blocks: tuple[int, ...]
+    start_percent: float
+    end_percent: float
+    node_id: str | None
+    fade: str = "constant"
+
+
+Timed = TypeVar("Timed", BlockControl, AttachedPrompt)
 
 
 @dataclass
@@ -57,6 +81,20 @@ def _counts(core) -> tuple[int, int] | None:
 
 def attach(model, controls: Sequence[BlockControl], node_id: str | None):
     """A clone of the MODEL with more controls; the MODEL that came in stays as it is."""
+    return _with(model, tuple(Attached(control, node_id) for control in controls))
+
+
+def attach_prompt(model, prompt: AttachedPrompt):
+    """A clone of the MODEL with another prompt in some blocks."""
+    return _with(model, (prompt,))
+
+
+def can_take_prompt(model) -> bool:
+    """Whether the way of a text into this MODEL's blocks is known."""
+    return _embedders(model.model.diffusion_model) is not None
+
+
+def _with(model, items: tuple[Attached | AttachedPrompt, ...]):
     clone = model.clone()
     options = clone.model_options["transformer_options"]
     if KEY not in options:
@@ -64,13 +102,17 @@ def attach(model, controls: Sequence[BlockControl], node_id: str | None):
         clone.add_wrapper_with_key(kinds.OUTER_SAMPLE, KEY, _around_run)
         clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, KEY, _around_conditions)
         clone.add_wrapper_with_key(kinds.APPLY_MODEL, KEY, _around_call)
-    options[KEY] = (*options.get(KEY, ()), *(Attached(control, node_id) for control in controls))
+    options[KEY] = (*options.get(KEY, ()), *items)
     return clone
 
 
 def attached(model) -> tuple[BlockControl, ...]:
     """The controls that a MODEL carries."""
-    return tuple(item.control for item in model.model_options["transformer_options"].get(KEY, ()))
+    return tuple(_controls(model.model_options["transformer_options"]))
+
+
+def _controls(options: Mapping[str, Any]) -> list[BlockControl]:
+    return [item.control for item in options.get(KEY, ()) if isinstance(item, Attached)]
 
 
 def _around_run(executor, *args, **kwargs):
@@ -83,8 +125,12 @@ def _around_run(executor, *args, **kwargs):
     finally:
         options.pop(RUN, None)
         if run.tally.total:
-            for node_id in {item.node_id for item in options.get(KEY, ()) if item.control.action == "skip"}:
+            for node_id in {item.node_id for item in options.get(KEY, ()) if _counts_calls(item)}:
                 ui.show_text(node_id, str(run.tally))
+
+
+def _counts_calls(item: Attached | AttachedPrompt) -> bool:
+    return isinstance(item, AttachedPrompt) or item.control.action == "skip"
 
 
 def _around_conditions(executor, model, conds, x_in, timestep, model_options):
@@ -103,7 +149,9 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     base = executor.class_obj
     run = options.get(RUN) or _Run()
     # model_sampling is read here and now: a shift node may have come after the control's node.
-    active, place = _active([item.control for item in options.get(KEY, ())], options, base.model_sampling)
+    active, place = _active(_controls(options), options, base.model_sampling)
+    prompts = [item for item in options.get(KEY, ()) if isinstance(item, AttachedPrompt)]
+    prompts, _ = _active(prompts, options, base.model_sampling)
     counts = _counts(base.diffusion_model)
     if counts is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -121,6 +169,9 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     replaced = options.get("patches_replace", {})
     existing = replaced.get("dit", {})
     hooks = compile_controls(active, call, existing, run.tally)
+    if prompts:
+        texts = [SecondText(prompt.blocks, _embed(base, prompt.context, x)) for prompt in prompts]
+        hooks = add_second_texts(texts, call, hooks, existing, run.tally)
     if hooks:
         # A copy: the host shares this dictionary between calls, and nothing may stay in it.
         options = {**options, "patches_replace": {**replaced, "dit": {**existing, **hooks}}}
@@ -132,7 +183,22 @@ def _mask_in_closure(core, kwargs: dict[str, Any]) -> bool:
     return hasattr(core, "transformer_blocks") and kwargs.get("attention_mask") is not None
 
 
-def _active(controls: list[BlockControl], options: dict[str, Any], model_sampling) -> tuple[list[BlockControl], float]:
+def _embedders(core) -> list[Any] | None:
+    """The layers that a text passes on its way into the blocks."""
+    for names in TEXT_LAYERS:
+        if hasattr(core, names[-1]):
+            return [layer for name in names if (layer := getattr(core, name, None)) is not None]
+    return None
+
+
+def _embed(base, context: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    txt = context.to(device=like.device, dtype=base.get_dtype_inference())
+    for layer in _embedders(base.diffusion_model) or ():
+        txt = layer(txt)
+    return txt
+
+
+def _active(controls: list[Timed], options: dict[str, Any], model_sampling) -> tuple[list[Timed], float]:
     """The controls whose window holds this call's noise level, and how far the sampling is, in [0, 1].
 
     A window holds its start and not its end, so that windows that follow each other never act together.
@@ -143,7 +209,7 @@ def _active(controls: list[BlockControl], options: dict[str, Any], model_samplin
     sigma = float(options["sigmas"].max())  # the one wait for the device in a call, and only where a window asks
     to_sigma = model_sampling.percent_to_sigma
 
-    def holds(control: BlockControl) -> bool:
+    def holds(control: Timed) -> bool:
         slack = 1 + 1e-5  # sigmas are float32, percents are not
         begun = control.start_percent <= 0 or sigma <= float(to_sigma(control.start_percent)) * slack
         ended = control.end_percent < 1 and sigma <= float(to_sigma(control.end_percent)) * slack

@@ -185,3 +185,42 @@ def test_a_model_without_joint_blocks_is_refused(blocks, model):
     other.model = type("SD15", (), {"diffusion_model": torch.nn.Linear(1, 1)})()
     with pytest.raises(ValueError, match="BlockSkip: model: SD15 has no blocks.*SD3"):
         skip(blocks, other)
+
+
+def block_prompt(blocks, model, other, which="all", start=0.0, end=1.0):
+    return blocks.BlockPrompt().apply(model, other, which, start, end)[0]
+
+
+def other_prompt(tokens: int = 20):
+    torch.manual_seed(9)
+    return [[torch.randn(1, tokens, 4096), {"pooled_output": torch.randn(1, 2048)}]]
+
+
+@pytest.mark.parametrize("tokens", [20, 31])  # of another length than the first prompt, too
+def test_a_block_prompt_in_all_blocks_is_that_prompt(blocks, model, tokens):
+    positive, negative = texts()
+    other = other_prompt(tokens)
+    swapped = [[[other[0][0], positive[0][1]]], negative]
+    prompted = sample(block_prompt(blocks, model, other))
+    assert error(prompted, sample(model, conds=swapped)) <= 1e-5
+    assert error(prompted, sample(model)) > 1e-3
+
+
+def test_a_block_prompt_in_no_block_or_no_step_changes_nothing(blocks, model):
+    plain = sample(model)
+    assert torch.equal(sample(block_prompt(blocks, model, other_prompt(), "")), plain)
+    assert torch.equal(sample(block_prompt(blocks, model, other_prompt(), start=0.5, end=0.5)), plain)
+    assert error(sample(block_prompt(blocks, model, texts()[0], "0")), plain) <= 1e-5  # the same prompt
+
+
+def test_a_block_prompt_acts_with_other_controls_and_in_its_window(blocks, model):
+    alone = sample(block_prompt(blocks, model, other_prompt(), "1"))
+    skipping = skip(blocks, block_prompt(blocks, model, other_prompt(), "1"), "0", branch="negative")
+    assert error(sample(skipping), alone) > 1e-4
+    half = sample(block_prompt(blocks, model, other_prompt(), "1", 0.0, 0.5), steps=4)
+    assert error(half, alone) > 1e-4 and error(half, sample(model)) > 1e-4
+
+
+def test_a_block_prompt_made_of_several_prompts_is_refused(blocks, model):
+    with pytest.raises(ValueError, match="BlockPrompt: conditioning: it holds 2 prompts"):
+        block_prompt(blocks, model, [*other_prompt(), *other_prompt()])
