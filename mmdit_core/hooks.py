@@ -48,7 +48,8 @@ class Call:
 
     Fields: double and single, the model's blocks of each kind; branches, POSITIVE or NEGATIVE for each equal chunk of
     the batch, in order; batch, its rows; place, how far the sampling is, in [0, 1]; maps, the token map of each chunk,
-    None where there is none; partial_rows, whether a block can be run on some of the rows alone.
+    None where there is none; partial_rows, whether a block can be run on some of the rows alone; registers, tokens that
+    the model puts before the prompt's.
     """
 
     double: int
@@ -58,6 +59,7 @@ class Call:
     place: float
     maps: tuple[TokenMap | None, ...] = ()
     partial_rows: bool = True
+    registers: int = 0
 
     @property
     def rows_per_chunk(self) -> int:
@@ -265,15 +267,15 @@ def _factors(entries: list[tuple[int, BlockControl, float]], call: Call, tokens:
     """[B, tokens] in `like`'s dtype and device: what each text token of each row is multiplied by."""
     table = [[1.0] * tokens for _ in call.branches]
     for chunk, control, strength in entries:
-        for place in _positions(control, call.maps[chunk] if chunk < len(call.maps) else None, tokens):
+        for place in _positions(control, call.maps[chunk] if chunk < len(call.maps) else None, call.registers, tokens):
             table[chunk][place] *= strength
     # One transfer for the whole table, from memory that the device may read while we go on.
     made = torch.tensor(table, dtype=like.dtype).to(like.device, non_blocking=True)
     return made.repeat_interleave(call.rows_per_chunk, dim=0)
 
 
-def _positions(control: BlockControl, tokens_of: TokenMap | None, tokens: int) -> Sequence[int]:
-    """Which text tokens a control means."""
+def _positions(control: BlockControl, tokens_of: TokenMap | None, registers: int, tokens: int) -> Sequence[int]:
+    """Which tokens of the text stream a control means."""
     if not control.phrases and control.part == "all":
         return range(tokens)
     if tokens_of is None:
@@ -281,7 +283,8 @@ def _positions(control: BlockControl, tokens_of: TokenMap | None, tokens: int) -
             "a phrase or an encoder's part can only be found in a prompt that TripleTextEncode encoded: "
             "put TripleTextEncode in the place of the node that made this conditioning"
         )
-    return [place for place in tokens_of.positions(control.phrases, control.part) if place < tokens]
+    places = (place + registers for place in tokens_of.positions(control.phrases, control.part))
+    return [place for place in places if place < tokens]
 
 
 def attention_override(
@@ -321,6 +324,8 @@ def attention_override(
         if attention is not None:
             queries, keys, values = _with_logits(queries, keys, values, attention)
             kwargs["scale"] = 1.0 / math.sqrt(width)
+            # The widened keys span more than a quantised kernel can tell apart; the host's take another one then.
+            kwargs["low_precision_attention"] = False
         of_img = run(queries, keys, values, heads, mask=_query_rows(mask, slice(text, total)), **kwargs)[..., :width]
         out = torch.cat((of_text, of_img), dim=2)
         return out if as_heads else out.transpose(1, 2).flatten(2)

@@ -32,15 +32,20 @@ def add_second_texts(
     Each chunk that carries a second stream through a block is one block call more in the tally. Controls act on the
     first text alone. Args: hooks, from compile_controls; existing, the host's.
     Returns: all hooks of the call.
+    Raises: ValueError where the model masks its text and no hook can reach the mask; it would cover the second text.
     """
     chunks = tuple(index for index, branch in enumerate(call.branches) if branch == POSITIVE)
     made = dict(hooks)
-    if not chunks:
+    texts = [text for text in texts if text.blocks]
+    if not chunks or not texts:
         return made
+    if not call.partial_rows:
+        raise ValueError(
+            "BlockPrompt: the sampler's prompt comes with a text mask that does not fit another prompt. "
+            "Encode one prompt at a time, so that none is padded"
+        )
     for text in texts:
-        if not text.blocks:
-            continue
-        stream = _Stream(text.txt)
+        stream = _Stream(text.txt.clone())  # some of the host's blocks write into what they are given
         for block in range(max(text.blocks) + 1):
             key = ("double_block", block) if block < call.double else ("single_block", block - call.double)
             inner = made.get(key, existing.get(key))
@@ -66,13 +71,16 @@ def _hook(
 ) -> Hook:
     def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         joint = args.get("txt") is None
+        first = args["transformer_options"]["img_slice"][0] if joint else args["txt"].shape[1]
         beside = chunk_args(args, chunks, call)
         rows = beside["img"].shape[0]
         txt = stream.txt if stream.txt.shape[0] == rows else stream.txt.expand(rows, -1, -1).clone()
+        length = txt.shape[1]
+        if length != first:
+            _resize(beside, first, length)
         if joint:
-            first = args["transformer_options"]["img_slice"][0]
             beside["img"] = torch.cat((txt, beside["img"][:, first:]), dim=1)
-            slices = [txt.shape[1], beside["img"].shape[1]]
+            slices = [length, beside["img"].shape[1]]
             beside["transformer_options"] = {**beside["transformer_options"], "img_slice": slices}
         else:
             beside["txt"] = txt
@@ -80,7 +88,6 @@ def _hook(
         out = extra["original_block"](args) if inner is None else inner(args, extra)
         second = extra["original_block"](beside) if previous is None else previous(beside, extra)
         tally.extra += len(chunks)
-        length = txt.shape[1]
         stream.txt = second["img"][:, :length] if joint else second["txt"]
         if not chosen:
             return out
@@ -93,3 +100,32 @@ def _hook(
         return {**out, "img": img}
 
     return hook
+
+
+def _resize(args: dict[str, Any], first: int, length: int) -> None:
+    """A block's arguments for a text of another length than the one they were made for."""
+    if args.get("attn_mask") is not None:
+        raise ValueError(
+            f"BlockPrompt: its prompt has {length} tokens, the sampler's {first}, and an attention mask made for the "
+            "latter is in use. Encode both prompts to the same length, or take the mask away"
+        )
+    if args.get("pe") is not None:
+        args["pe"] = resized_rotations(args["pe"], first, length)
+
+
+def resized_rotations(pe: Tensor, first: int, length: int) -> Tensor:
+    """Rotary positions of [text; image] for a text of another length.
+
+    A text's positions advance evenly (all zero in FLUX.1 and Chroma, one by one in Qwen-Image), and a rotation matrix
+    tells how far: the way from the first position to the last leads from the second to the one after the last.
+    Args: pe [B, 1, first + image, D / 2, 2, 2], rotation matrices; length >= 1, the other text's tokens.
+    Returns: pe [B, 1, length + image, D / 2, 2, 2].
+    Raises: ValueError where one position is all there is to go by.
+    """
+    text = pe[:, :, :first].float()
+    if first < 2 <= length:
+        raise ValueError("BlockPrompt: the sampler's prompt has a single token. Encode both prompts to the same length")
+    while text.shape[2] < length:
+        way = text[:, :, -1:] @ text[:, :, :1].transpose(-1, -2)
+        text = torch.cat((text, way @ text[:, :, 1:]), dim=2)
+    return torch.cat((text[:, :, :length].to(pe.dtype), pe[:, :, first:]), dim=2)

@@ -165,6 +165,7 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         place=place,
         maps=tuple(run.maps.get(key) for key in zip(branches, uuids, strict=True)),
         partial_rows=not _mask_in_closure(base.diffusion_model, kwargs),
+        registers=_registers(base.diffusion_model),
     )
     replaced = options.get("patches_replace", {})
     existing = replaced.get("dit", {})
@@ -181,6 +182,12 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
 def _mask_in_closure(core, kwargs: dict[str, Any]) -> bool:
     """Qwen-Image's blocks hold the text mask of the whole batch where no hook can reach it."""
     return hasattr(core, "transformer_blocks") and kwargs.get("attention_mask") is not None
+
+
+def _registers(core) -> int:
+    """Tokens before the prompt's in the text stream: AuraFlow has 8 of its own."""
+    own = getattr(core, "register_tokens", None)
+    return 0 if own is None else own.shape[1]
 
 
 def _embedders(core) -> list[Any] | None:
