@@ -56,15 +56,19 @@ class Stream(nn.Module):
     def modulation(self, vec: Tensor) -> tuple[Tensor, ...]:  # [B, D] -> each [B, 1, D]
         return self.adaLN_modulation(vec).unsqueeze(1).chunk(self.modulations, dim=-1)
 
-    def after_attention(self, x: Tensor, mod: tuple[Tensor, ...], attn: Tensor, attn2: Tensor | None = None) -> Tensor:
-        """The residual updates; x, attn, attn2 [B, L, D]. Never in place: a block hook may hold on to x."""
+    # Never in place: a block hook may hold on to x.
+
+    def add_attention(self, x: Tensor, mod: tuple[Tensor, ...], attn: Tensor, attn2: Tensor | None = None) -> Tensor:
+        """x, attn and, where the stream has a second attention, attn2 [B, L, D] -> [B, L, D]."""
         assert self.attn.proj is not None
-        gate, shift_mlp, scale_mlp, gate_mlp = mod[2:6]
-        x = torch.addcmul(x, gate, self.attn.proj(attn))
-        if attn2 is not None:
-            assert self.attn2 is not None and self.attn2.proj is not None
-            x = torch.addcmul(x, mod[8], self.attn2.proj(attn2))
-        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+        x = torch.addcmul(x, mod[2], self.attn.proj(attn))
+        if attn2 is None:
+            return x
+        assert self.attn2 is not None and self.attn2.proj is not None
+        return torch.addcmul(x, mod[8], self.attn2.proj(attn2))
+
+    def add_mlp(self, x: Tensor, mod: tuple[Tensor, ...]) -> Tensor:  # [B, L, D] -> [B, L, D]
+        return torch.addcmul(x, mod[5], self.mlp(modulate(self.norm2(x), mod[3], mod[4])))
 
 
 class JointBlock(nn.Module):
@@ -95,27 +99,33 @@ class JointBlock(nn.Module):
         self, img: Tensor, txt: Tensor, mod: BlockModulation, transformer_options: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """img [B, Li, D], txt [B, Lt, D] -> the same; the text is None after a block whose text is not read."""
-        heads = self.x_block.attn.num_heads
+        # What attention needed is gone before the MLPs, where memory peaks.
+        img, out = self._attend(img, txt, mod, transformer_options)
+        return self.x_block.add_mlp(img, mod.img), None if out is None else self.context_block.add_mlp(out, mod.txt)
+
+    def _attend(
+        self, img: Tensor, txt: Tensor, mod: BlockModulation, transformer_options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Both streams after their attention."""
         img_normed = self.x_block.norm1(img)
         img_qkv = self.x_block.attn(modulate(img_normed, mod.img[0], mod.img[1]))
         txt_qkv = self.context_block.attn(modulate(self.context_block.norm1(txt), mod.txt[0], mod.txt[1]))
         # One sequence, text first: that is what img_slice and every attention hook of the host expect.
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
-        attn = self._joint_attention(q, k, v, heads, txt.shape[1], transformer_options)
+        del img_qkv, txt_qkv
+        attn = self._joint_attention(q, k, v, txt.shape[1], transformer_options)
         txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
-
         img_attn2 = None
         if self.x_block.attn2 is not None:
             q, k, v = self.x_block.attn2(modulate(img_normed, mod.img[6], mod.img[7]))
-            img_attn2 = self.attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options)
-
-        img = self.x_block.after_attention(img, mod.img, img_attn, img_attn2)
+            img_attn2 = self.attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
+        img = self.x_block.add_attention(img, mod.img, img_attn, img_attn2)
         if self.context_block.pre_only:
             return img, None
-        return img, self.context_block.after_attention(txt, mod.txt, txt_attn)
+        return img, self.context_block.add_attention(txt, mod.txt, txt_attn)
 
     def _joint_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, heads: int, txt_len: int, transformer_options: dict[str, Any]
+        self, q: Tensor, k: Tensor, v: Tensor, txt_len: int, transformer_options: dict[str, Any]
     ) -> Tensor:
         """Attention over [text; image], with the host's patches on its inputs and its output."""
         patches = transformer_options.get("patches", {})
@@ -127,7 +137,9 @@ class JointBlock(nn.Module):
         for patch in before:
             out = patch(q, k, v, pe=None, attn_mask=mask, extra_options=extra)
             q, k, v, mask = out.get("q", q), out.get("k", k), out.get("v", v), out.get("attn_mask", mask)
-        attn = self.attention(q, k, v, heads, mask=mask, skip_reshape=True, transformer_options=transformer_options)
+        attn = self.attention(
+            q, k, v, q.shape[1], mask=mask, skip_reshape=True, transformer_options=transformer_options
+        )
         for patch in after:
             attn = patch(attn, extra)
         return attn
