@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,14 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
+import torch
 from torch import Tensor
 
 from ...mmdit_core.solvers import solve
 
 Latent = dict[str, Any]
+
+STEP_NOISE = 0x5DE0_5EED_0000_0001  # parts the noise of stochastic steps from the starting noise of every near seed
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,22 @@ def finish(latent: Latent, samples: Tensor) -> Latent:
 
 
 def sample_flow(
-    model, positive, negative, prepared: Prepared, *, seed: int, cfg: float, solver: str, sigmas: Tensor
+    model,
+    positive,
+    negative,
+    prepared: Prepared,
+    *,
+    seed: int,
+    cfg: float,
+    solver: str,
+    sigmas: Tensor,
+    callback: Callable[..., None] | None = None,
 ) -> Tensor:
     """Run one of the core's solvers inside the host's guider.
 
-    Args: sigmas [steps + 1] on the CPU. Returns: [B, C, H, W] on the host's intermediate device.
+    Args: sigmas [steps + 1] on the CPU; callback(step, denoised, x, steps), in place of the host's progress bar and
+        preview, for a node that samples many times and shows its own.
+    Returns: [B, C, H, W] on the host's intermediate device.
     """
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
@@ -94,8 +109,8 @@ def sample_flow(
         comfy.samplers.KSAMPLER(_in_host, extra_options={"solver": solver, "levels": sigmas}),
         sigmas.float(),
         denoise_mask=prepared.mask,
-        callback=latent_preview.prepare_callback(model, steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        callback=callback or latent_preview.prepare_callback(model, steps),
+        disable_pbar=callback is not None or not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     return samples.to(comfy.model_management.intermediate_device())
@@ -115,7 +130,9 @@ def _in_host(model, x, sigmas, extra_args=None, callback=None, disable=None, *, 
         if callback is not None:
             callback({"i": step, "x": place, "denoised": denoised, "sigma": sigma, "sigma_hat": sigma})
 
-    return solve(velocity, x, levels, solver, callback=report)
+    # On the CPU, for the same picture on every machine; another stream than the one the starting noise came from.
+    generator = torch.Generator().manual_seed(extra_args.get("seed", 0) ^ STEP_NOISE)
+    return solve(velocity, x, levels, solver, callback=report, generator=generator)
 
 
 def sample_host(
