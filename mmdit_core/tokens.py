@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -47,12 +48,16 @@ class TokenMap:
     def positions(self, phrases: Iterable[str] = (), part: str = "all") -> tuple[int, ...]:
         """Places in the context of some phrases, in the encoders of a part; of all tokens where no phrase is given.
 
-        Raises: PhraseError for a phrase that none of these encoders holds, with the prompt's words.
+        Raises: PhraseError for a phrase that none of these encoders holds, with the prompt's words; for a part that the
+            prompt does not have.
         """
         wanted = PARTS[part]
         encoders = [e for e in self.encoders if e.present and (wanted is None or e.is_clip == wanted)]
         phrases = [phrase for phrase in phrases if phrase.strip()]
         if not phrases:
+            if not encoders:
+                names = ", ".join(e.name for e in self.encoders if e.present) or "nothing"
+                raise PhraseError(f"the prompt has no {part} part{self._dropped()}; it was read by {names}")
             return tuple(sorted({place for e in encoders for place in range(e.first, e.last)}))
         places: set[int] = set()
         for phrase in phrases:
@@ -64,10 +69,13 @@ class TokenMap:
 
     def _not_found(self, phrase: str, part: str) -> str:
         where = "the prompt" if part == "all" else f"the prompt's {part} part"
-        lists = {" ".join(word.text for word in e.words) for e in self.encoders if e.present}
-        dropped = [e.name for e in self.encoders if not e.present]
-        note = f" ({', '.join(dropped)}: missing or dropped)" if dropped else ""
-        return f"{phrase!r} is not in {where}{note}. The prompt's words: {' | '.join(sorted(lists)) or 'none'}"
+        lists = {" ".join(word.text for word in e.words if word.text) for e in self.encoders if e.present}
+        words = " | ".join(sorted(lists)) or "none"
+        return f"{phrase!r} is not in {where}{self._dropped()}. The prompt's words: {words}"
+
+    def _dropped(self) -> str:
+        names = ", ".join(e.name for e in self.encoders if not e.present)
+        return f" ({names}: missing or dropped)" if names else ""
 
 
 def normalise(text: str) -> str:
@@ -93,25 +101,51 @@ def words_of(pieces: Sequence[tuple[str, bool, int]]) -> tuple[Word, ...]:
 def _find(phrase: str, words: Sequence[Word]) -> list[int]:
     """Places of every occurrence of a phrase, whole words only: 'red' is not in 'hundred'.
 
-    Tokenizers disagree on where a word ends ("blue," is one word to T5 and two to CLIP), so that letters are compared,
-    and a phrase may end before a word's punctuation.
+    Tokenizers disagree on where a word begins and ends ("blue," is one word or two, "-haired" too), so that letters are
+    compared, and a word may have marks around the phrase. Where words are not parted by spaces, any letters may match.
     """
     sought = normalise(phrase)
+    if not sought:
+        return []
+    if all(map(_is_unspaced, sought)):
+        return _covering(sought, words)
     found: list[int] = []
-    for start in range(len(words)):
+    for start, first in enumerate(words):
+        if not first.text or (_is_mark(first.text) and not _is_mark(sought[0])):
+            continue
         letters = ""
         places: list[int] = []
         for word in words[start:]:
             letters += word.text
             places.extend(word.places)
-            if len(letters) >= len(sought):
+            bare = letters if _is_mark(sought[0]) else _without_leading_marks(letters)
+            if len(bare) >= len(sought):
+                if bare == sought or (bare.startswith(sought) and _is_mark(bare[len(sought) :])):
+                    found.extend(places)
                 break
-        if letters == sought or (letters.startswith(sought) and not letters[len(sought) :].strip(_PUNCTUATION)):
-            found.extend(places)
     return found
 
 
-_PUNCTUATION = ".,;:!?\"'()[]{}…"
+def _covering(sought: str, words: Sequence[Word]) -> list[int]:
+    """Places of the words that hold any of the letters sought, which stand side by side."""
+    text = "".join(word.text for word in words)
+    owners = [word for word in words for _ in word.text]
+    starts = [at for at in range(len(text)) if text.startswith(sought, at)]
+    return [place for at in starts for word in owners[at : at + len(sought)] for place in word.places]
+
+
+def _is_mark(letters: str) -> bool:
+    """Whether there is nothing but punctuation and symbols."""
+    return all(unicodedata.category(letter)[0] in "PS" for letter in letters)
+
+
+def _is_unspaced(letter: str) -> bool:
+    """Whether a letter is of the East Asian scripts, whose words no space parts."""
+    return ord(letter) > 0x2E7F and not _is_mark(letter)
+
+
+def _without_leading_marks(letters: str) -> str:
+    return letters[next((at for at, letter in enumerate(letters) if not _is_mark(letter)), len(letters)) :]
 
 
 def _byte_letters() -> dict[str, int]:
@@ -129,17 +163,22 @@ WORD_START = ("\u2581", "\u0120")  # T5's and Qwen's mark of a space before a to
 WORD_END = "</w>"  # CLIP's mark of a space after one
 
 
-def split_piece(piece: str) -> tuple[str, bool, bool]:
-    """One entry of a tokenizer's vocabulary.
+def words_of_entries(entries: Sequence[tuple[str, int]], byte_level: bool) -> tuple[Word, ...]:
+    """Join entries of a tokenizer's vocabulary to words; marks (punctuation, symbols) begin one of their own.
 
-    Returns: its letters; whether it begins a word; whether it ends one. Characters of scripts that are written without
-        spaces are words by themselves.
+    Args: entries, for each token of the prompt its entry and its place in the context; byte_level, whether an entry's
+        letters stand for bytes (CLIP, Qwen) and not for themselves (T5).
     """
-    ends = piece.endswith(WORD_END)
-    begins = piece.startswith(WORD_START)
-    sentencepiece = piece.startswith(WORD_START[0]) or not all(letter in _BYTE_OF for letter in piece)
-    letters = piece.removesuffix(WORD_END).lstrip("".join(WORD_START))
-    if not sentencepiece:
-        letters = bytes(_BYTE_OF[letter] for letter in letters).decode("utf-8", errors="replace")
-    alone = bool(letters) and all(ord(letter) > 0x2E7F for letter in letters)
-    return letters, begins or alone, ends
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    pieces: list[tuple[str, bool, int]] = []
+    ended = True
+    for entry, place in entries:
+        letters = entry.removesuffix(WORD_END).lstrip("".join(WORD_START))
+        inside = bool(decoder.getstate()[0])  # the token before holds the first bytes of a letter that ends here
+        if byte_level and all(letter in _BYTE_OF for letter in letters):
+            letters = decoder.decode(bytes(_BYTE_OF[letter] for letter in letters))
+        parted = bool(letters) and (_is_mark(letters[0]) or _is_unspaced(letters[0]))
+        begins = ended or parted or entry.startswith(WORD_START)
+        pieces.append((letters, begins and not inside, place))
+        ended = entry.endswith(WORD_END) or (parted and (_is_mark(letters[-1]) or _is_unspaced(letters[-1])))
+    return words_of(pieces)

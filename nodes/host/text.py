@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...mmdit_core.text import TextStrengths, TextWidths, cut_t5, scale_parts
-from ...mmdit_core.tokens import EncoderTokens, TokenMap, split_piece, words_of
+from ...mmdit_core.tokens import WORD_START, EncoderTokens, TokenMap, words_of_entries
 
 # The host's names for the encoders' tokens -> (attribute of its text model, what people call it).
 ENCODERS = {"l": ("clip_l", "CLIP-L"), "g": ("clip_g", "CLIP-G"), "t5xxl": ("t5xxl", "T5")}
@@ -95,17 +95,48 @@ def tokenize(clip, prompts: dict[str, str], t5_limit: int | None) -> tuple[Token
     return tokens, counts
 
 
+def _tokenizer(clip, key: str):
+    return getattr(clip.tokenizer, ENCODERS[key][0] if key in ENCODERS else key, clip.tokenizer)
+
+
 def _content(clip, key: str, chunks: list[list[tuple[Any, float]]]) -> list[_Content]:
     """Tokens that carry text: all but start, end, padding and whatever template the tokenizer puts around them."""
-    special = {token for chunk in clip.tokenize("")[key] for token, *_ in chunk if isinstance(token, int)}
-    tokenizer = getattr(clip.tokenizer, ENCODERS[key][0] if key in ENCODERS else key, clip.tokenizer)
+    tokenizer = _tokenizer(clip, key)
     vocabulary = getattr(tokenizer, "inv_vocab", {})
-    return [
-        _Content(number, place, vocabulary.get(token, ""))
-        for number, chunk in enumerate(chunks)
-        for place, (token, *_) in enumerate(chunk)
-        if isinstance(token, int) and token not in special
-    ]
+    fill = {getattr(tokenizer, f"{name}_token", None) for name in ("start", "end", "pad")}
+    empty = [token for token, *_ in clip.tokenize("")[key][0]]
+    content = []
+    for number, chunk in enumerate(chunks):
+        ids = [token for token, *_ in chunk]
+        # The template is what this prompt shares with an empty one. Ids are compared where they stand: a template's
+        # words may be the prompt's too, and CLIP-G pads with the "!" that a prompt may hold.
+        first = _shared(ids, empty)
+        last = len(ids) - min(_shared(ids[::-1], empty[::-1]), max(0, len(empty) - first))
+        while first < last and _is_one_of(ids[last - 1], fill):
+            last -= 1
+        while first < last and _is_one_of(ids[first], fill):
+            first += 1
+        content += [
+            _Content(number, place, vocabulary.get(ids[place], ""))
+            for place in range(first, last)
+            if isinstance(ids[place], int)
+        ]
+    return content
+
+
+def _is_one_of(token: Any, ids: Collection[Any]) -> bool:
+    return isinstance(token, int) and token in ids  # others are embeddings
+
+
+def _shared(a: list[Any], b: list[Any]) -> int:
+    """How many tokens two lists begin with alike."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((at for at, (x, y) in pairs if not isinstance(x, int) or x != y), min(len(a), len(b)))
+
+
+def _is_byte_level(clip, key: str) -> bool:
+    """Whether a vocabulary's letters stand for bytes, as CLIP's and Qwen's do; the others mark spaces, as T5's do."""
+    return WORD_START[0] not in getattr(_tokenizer(clip, key), "inv_vocab", {}).values()
 
 
 def token_map(clip, tokens: Tokens, context: torch.Tensor, dropped: Collection[str] = ()) -> TokenMap:
@@ -126,16 +157,16 @@ def token_map(clip, tokens: Tokens, context: torch.Tensor, dropped: Collection[s
         first = 0 if is_clip or key not in ENCODERS else before_t5
         # Some text models cut their template off the front of what they return.
         first -= max(0, lengths[key] - context.shape[1]) if len(sequence) == 1 else 0
-        pieces, begins_next = [], True
-        for token in _content(clip, key, tokens[key]):
-            letters, begins, ends = split_piece(token.piece)
-            offset = sum(len(chunk) for chunk in tokens[key][: token.chunk])
-            pieces.append((letters, begins or begins_next, first + offset + token.place))
-            begins_next = ends
+        starts = [sum(len(chunk) for chunk in tokens[key][:number]) for number in range(len(tokens[key]))]
+        entries = [
+            (token.piece, first + starts[token.chunk] + token.place) for token in _content(clip, key, tokens[key])
+        ]
         label = ENCODERS[key][1] if key in ENCODERS else key
         last = min(first + lengths[key], context.shape[1])
-        words = tuple(word for word in words_of(pieces) if word.places[0] >= 0)
+        words = words_of_entries([entry for entry in entries if entry[1] >= 0], _is_byte_level(clip, key))
         encoders.append(EncoderTokens(label, is_clip, max(first, 0), last, words, present=key not in dropped))
+    for key in tokens.keys() & ENCODERS.keys() - lengths.keys():
+        encoders.append(EncoderTokens(ENCODERS[key][1], key != "t5xxl", 0, 0, (), present=False))
     return TokenMap(tuple(encoders))
 
 
