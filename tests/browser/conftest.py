@@ -133,7 +133,7 @@ def opened(browser: Browser, host: Any, renderer: str) -> Iterator[ComfyPage]:
         page.on("console", comfy.hear)
         page.on("pageerror", lambda error: comfy.complaints.append(f"uncaught: {error} {error.stack or ''}"))
         page.goto(host.url)
-        page.wait_for_function(READY, timeout=60_000)
+        page.wait_for_function(READY, timeout=180_000)
         yield comfy
     finally:
         context.close()
