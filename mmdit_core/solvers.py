@@ -3,181 +3,93 @@
 A method is a row of SOLVERS: a frozen dataclass of numbers and small functions with its source beside it, whose
 `step` says how to get from one noise level to the next. `solve` does everything that all methods share.
 All of a step's coefficients are Python floats worked out from the schedule, which is read once: no step waits for
-the device, and low-precision x is never used to compute with sigma.
+the device (but an adaptive method's, for its error), and low-precision x is never used to compute with sigma.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from .exponential import NOISE_TO_ONE, SIGNAL_TO_NOISE, TwoStage, TwoStep, UniPC, midpoint, residual
+from .multistep import AdamsBashforth
+from .runge_kutta import EmbeddedPair, RungeKutta
+from .stochastic import EulerAncestral, TwoStepSDE
+from .trajectory import History, Method, Point, State
+
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor, Tensor, Tensor], object]
+Generators = torch.Generator | Sequence[torch.Generator]
 
 ROUNDING = 1e-6  # schedules computed in float32 may overshoot 1 by a rounding
-
-
-@dataclass(frozen=True)
-class Point:
-    """A place on the trajectory: x [B, ...] at noise level sigma and the velocity there."""
-
-    sigma: float
-    x: Tensor
-    velocity: Tensor
-
-    @property
-    def denoised(self) -> Tensor:
-        return self.x - self.sigma * self.velocity
-
-
-@dataclass(frozen=True)
-class State:
-    """All that a step may look at.
-
-    point: where the step starts; target: the sigma where it ends; past: earlier starting points, newest last, at most
-    as many as the method's `history`; evaluate(x, sigma): one more call of the velocity; generator: for noise.
-    """
-
-    point: Point
-    target: float
-    past: tuple[Point, ...]
-    evaluate: Callable[[Tensor, float], Tensor]
-    generator: torch.Generator | None
-
-
-class Method(Protocol):
-    """A solver. `step` returns x at `state.target`; it keeps nothing between steps, `state.past` does."""
-
-    @property
-    def order(self) -> int: ...
-
-    @property
-    def calls_per_step(self) -> int: ...
-
-    @property
-    def history(self) -> int: ...
-
-    @property
-    def source(self) -> str: ...
-
-    def step(self, state: State) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class RungeKutta:
-    """Explicit Runge-Kutta method in sigma, from its tableau.
-
-    stages: the tableau's rows after the first, one number per slope known by then (their sum is the stage's place in
-    the step); weights: one per slope. Where the tableau looks at the end of a step and that end is sigma 0, the step
-    is an Euler step: networks are not trained at sigma 0, and denoised-based models divide by it.
-    """
-
-    order: int
-    stages: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
-    source: str
-    history: int = 0
-
-    @property
-    def calls_per_step(self) -> int:
-        return len(self.weights)
-
-    def step(self, state: State) -> Tensor:
-        start, target = state.point, state.target
-        h = target - start.sigma
-        slopes = [start.velocity]
-        if target == 0 and any(sum(row) == 1 for row in self.stages):
-            return start.x + h * slopes[0]
-        for row in self.stages:
-            place = sum(row)
-            # Adding h may miss the target by a rounding, and a network sees that as another timestep.
-            sigma = target if place == 1 else start.sigma + place * h
-            slopes.append(state.evaluate(start.x + _weighted(slopes, row, h), sigma))
-        return start.x + _weighted(slopes, self.weights, h)
-
-
-@dataclass(frozen=True)
-class Coordinate:
-    """The time that an exponential method is exact in: `log(sigma)` rises from noise to data, maybe through infinities
-    at the ends; `scale(target)` is what the method's correction is multiplied by.
-    """
-
-    log: Callable[[float], float]
-    scale: Callable[[float], float]
-
-
-def _minus_log_sigma(sigma: float) -> float:
-    return -math.log(sigma) if sigma > 0 else math.inf
-
-
-def _log_snr(sigma: float) -> float:
-    if sigma >= 1:
-        return -math.inf
-    return math.log((1 - sigma) / sigma) if sigma > 0 else math.inf
-
-
-NOISE_TO_ONE = Coordinate(log=_minus_log_sigma, scale=lambda target: 1.0)
-SIGNAL_TO_NOISE = Coordinate(log=_log_snr, scale=lambda target: 1 - target)
-
-
-def _midpoint(h: float) -> float:
-    return -math.expm1(-h) / 2
-
-
-def _residual(h: float) -> float:
-    return 1 + math.expm1(-h) / h
-
-
-@dataclass(frozen=True)
-class TwoStep:
-    """Exponential method that is exact for a constant denoised, corrected by how the denoised moved in the last step.
-
-    x' = x + (sigma' - sigma) * v + scale(sigma') * weight(h) * h / h_last * (denoised - denoised_last), with h the
-    step in the coordinate's time. The correction is zero without a past, where h_last is infinite (the formula's limit)
-    and where h is (the usual first-order last step to sigma 0).
-    """
-
-    coordinate: Coordinate
-    weight: Callable[[float], float]
-    source: str
-    order: int = 2
-    calls_per_step: int = 1
-    history: int = 1
-
-    def step(self, state: State) -> Tensor:
-        start, target = state.point, state.target
-        x = start.x + (target - start.sigma) * start.velocity
-        factor = self._correction(state)
-        return x + factor * (start.denoised - state.past[-1].denoised) if factor else x
-
-    def _correction(self, state: State) -> float:
-        if not state.past:
-            return 0.0
-        last, now, then = (self.coordinate.log(s) for s in (state.past[-1].sigma, state.point.sigma, state.target))
-        h, h_last = then - now, now - last
-        # Two neighbouring sigmas may have one logarithm; a step of no length needs no correction.
-        if not math.isfinite(h) or h == 0 or h_last == 0:
-            return 0.0
-        return self.coordinate.scale(state.target) * self.weight(h) * h / h_last
-
 
 _DPMPP = "Lu et al. 2022, 'DPM-Solver++', algorithm 2 (multistep, midpoint)"
 _RES = "Zhang et al. 2023, 'Improved order analysis and design of exponential integrator', RES 2M"
 _BY_SIGMA = "; time -log(sigma), as Stability and k-diffusion run it"
 _BY_LOG_SNR = "; time log((1 - sigma) / sigma), as diffusers runs it"
+_BASHFORTH = "Bashforth and Adams 1883; for steps of any length Hairer, Norsett and Wanner 1993, section III.5"
 
 SOLVERS: dict[str, Method] = {
     "euler": RungeKutta(order=1, stages=(), weights=(1.0,), source="Euler 1768"),
     "heun": RungeKutta(order=2, stages=((1.0,),), weights=(0.5, 0.5), source="Heun 1900; Karras et al. 2022, alg. 1"),
-    "dpmpp_2m": TwoStep(NOISE_TO_ONE, _midpoint, source=_DPMPP + _BY_SIGMA),
-    "dpmpp_2m_logsnr": TwoStep(SIGNAL_TO_NOISE, _midpoint, source=_DPMPP + _BY_LOG_SNR),
-    "res_2m": TwoStep(NOISE_TO_ONE, _residual, source=_RES + _BY_SIGMA),
-    "res_2m_logsnr": TwoStep(SIGNAL_TO_NOISE, _residual, source=_RES + _BY_LOG_SNR),
+    "midpoint": RungeKutta(order=2, stages=((0.5,),), weights=(0.0, 1.0), source="Runge 1895"),
+    "ralston": RungeKutta(order=2, stages=((2 / 3,),), weights=(0.25, 0.75), source="Ralston 1962"),
+    "rk4": RungeKutta(
+        order=4,
+        stages=((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+        weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+        source="Kutta 1901",
+    ),
+    "dpmpp_2m": TwoStep(coordinate=NOISE_TO_ONE, weight=midpoint, source=_DPMPP + _BY_SIGMA),
+    "dpmpp_2m_logsnr": TwoStep(coordinate=SIGNAL_TO_NOISE, weight=midpoint, source=_DPMPP + _BY_LOG_SNR),
+    "res_2m": TwoStep(coordinate=NOISE_TO_ONE, weight=residual, source=_RES + _BY_SIGMA),
+    "res_2m_logsnr": TwoStep(coordinate=SIGNAL_TO_NOISE, weight=residual, source=_RES + _BY_LOG_SNR),
+    "res_2s": TwoStage(
+        coordinate=NOISE_TO_ONE,
+        weight=residual,
+        place=0.5,
+        source="Hochbruck and Ostermann 2005, second order with c2 = 1/2; Zhang et al. 2023, RES 2S" + _BY_SIGMA,
+    ),
+    "unipc": UniPC(
+        order=3,
+        coordinate=SIGNAL_TO_NOISE,
+        weight=midpoint,
+        source="Zhao et al. 2023, 'UniPC', B2(h), UniP-2 with UniC-2: third order together" + _BY_LOG_SNR,
+    ),
+    "ab2": AdamsBashforth(order=2, history=1, source=_BASHFORTH),
+    "ab3": AdamsBashforth(order=3, history=2, source=_BASHFORTH),
+    "ab4": AdamsBashforth(order=4, history=3, source=_BASHFORTH),
+    "bosh3": EmbeddedPair(
+        order=3,
+        places=(1 / 2, 3 / 4, 1.0),
+        stages=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+        errors=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+        source="Bogacki and Shampine 1989, 'A 3(2) pair of Runge-Kutta formulas'",
+    ),
+    "dopri5": EmbeddedPair(
+        order=5,
+        places=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+        stages=(
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        ),
+        errors=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+        source="Dormand and Prince 1980, 'A family of embedded Runge-Kutta formulae', RK5(4)7M",
+    ),
+    "euler_ancestral": EulerAncestral(
+        order=1, source="Karras et al. 2022 and k-diffusion's ancestral step, in ComfyUI's form for rectified flow"
+    ),
+    "dpmpp_2m_sde": TwoStepSDE(
+        coordinate=SIGNAL_TO_NOISE,
+        weight=midpoint,
+        source="Lu et al. 2022, 'DPM-Solver++', SDE-DPM-Solver++(2M)" + _BY_LOG_SNR,
+    ),
 }
 
 
@@ -187,7 +99,8 @@ def solve(
     sigmas: Tensor | Sequence[float],
     solver: str = "euler",
     callback: Callback | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
+    **options: float,
 ) -> Tensor:
     """Follow the velocity through a schedule, from sigmas[0] to sigmas[-1].
 
@@ -195,16 +108,42 @@ def solve(
         x [B, ...], floating point; sigmas [steps + 1] in [0, 1], strictly falling (sampling) or rising (inversion);
         solver a name in SOLVERS; callback(step, steps, x, denoised, sigma) once after each step, with the x and sigma
         where that step began and the data predicted there (it may stop the run by raising); generator: for the noise
-        of stochastic solvers.
+        of stochastic solvers, one for all or one for each sample, so that a sample's noise does not depend on the
+        others; options: those of the solver (`SOLVERS[solver].options`), eta or tolerance and max_calls.
+        An adaptive solver takes steps of its own between the schedule's ends; its callback's `step` is how many of
+        the given levels lie behind.
     Returns: x at sigmas[-1], same shape, dtype and device; the x given is not changed.
     Raises: ValueError that names the input, what was found, and what would be right.
+    """
+    return solve_part(velocity, x, sigmas, solver, callback, generator, (), **options)[0]
+
+
+def solve_part(
+    velocity: Velocity,
+    x: Tensor,
+    sigmas: Tensor | Sequence[float],
+    solver: str = "euler",
+    callback: Callback | None = None,
+    generator: Generators | None = None,
+    history: History = (),
+    **options: float,
+) -> tuple[Tensor, History]:
+    """`solve` for a run that is split over several calls: multistep solvers hand on what they remember.
+
+    Args: as `solve`'s; history: what the call for the part before gave back, or () to begin afresh. The generator, if
+        there is one, goes on as that call left it.
+    Returns: x at sigmas[-1] and the history for the next part: at most as many points as the solver looks back at.
+    Raises: as `solve`; ValueError if the history is of another shape or does not lie before sigmas[0].
     """
     if solver not in SOLVERS:
         raise ValueError(f"solve: solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
     if not x.is_floating_point():
         raise ValueError(f"solve: x is {x.dtype}; it must be floating point")
     method = SOLVERS[solver]
+    chosen = _read_options(solver, method, options)
     levels = _read_schedule(sigmas)
+    _check_history(history, x, levels)
+    noise = _noise_like(x, solver, levels, generator, chosen)
     steps = len(levels) - 1
     sigma_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -218,21 +157,74 @@ def solve(
             raise ValueError(f"solve: velocity returned shape {list(slope.shape)}; expected x's, {list(x.shape)}")
         return slope
 
-    here = x
-    past: tuple[Point, ...] = ()
-    for step in range(steps):
-        point = Point(levels[step], here, evaluate(here, levels[step]))
-        here = method.step(State(point, levels[step + 1], past, evaluate, generator)).to(x.dtype)
-        past = (*past, point)[-method.history :] if method.history else ()
+    def report(step: int, point: Point) -> None:
         if callback is not None:
-            callback(step, steps, point.x, point.denoised.to(x.dtype), as_tensor(point.sigma))
-    return here
+            callback(step, steps, point.x.to(x.dtype), point.denoised.to(x.dtype), as_tensor(point.sigma))
+
+    if isinstance(method, EmbeddedPair):
+        return method.follow(x, levels, evaluate, chosen, report).to(x.dtype), ()
+    here, past = x, _last(history, method.history)
+    for step in range(steps):
+        point = method.correct(Point(levels[step], here, evaluate(here, levels[step])), past)
+        here = method.step(State(point, levels[step + 1], past, evaluate, noise, chosen)).to(x.dtype)
+        past = _last((*past, point), method.history)
+        report(step, point)
+    return here, past
 
 
-def _weighted(slopes: Sequence[Tensor], weights: Sequence[float], h: float) -> Tensor:
-    """h times the weighted sum of slopes; zero weights cost nothing."""
-    terms = [(h * weight) * slope for slope, weight in zip(slopes, weights, strict=True) if weight]
-    return sum(terms[1:], terms[0])
+def _last(points: History, count: int) -> History:
+    return points[-count:] if count else ()
+
+
+def _noise_like(
+    x: Tensor, solver: str, levels: list[float], generator: Generators | None, options: Mapping[str, float]
+) -> Callable[[], Tensor]:
+    """Draws noise where the generator is, in float32: one seed is one picture on every device and in every dtype."""
+    if options.get("eta"):
+        if generator is None:
+            raise ValueError(f"solve: solver {solver!r} adds noise and there is no generator; give one, or eta 0")
+        if levels[-1] > levels[0]:
+            raise ValueError(f"solve: solver {solver!r} adds noise and sigmas rise; for inversion give eta 0")
+    if isinstance(generator, Sequence) and len(generator) != len(x):
+        raise ValueError(f"solve: there are {len(generator)} generators for {len(x)} samples; give one for each")
+
+    def draw(source: torch.Generator, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=source, device=source.device).to(x.device, x.dtype)
+
+    def noise() -> Tensor:
+        if isinstance(generator, Sequence):
+            return torch.stack([draw(source, x.shape[1:]) for source in generator])
+        assert generator is not None, "a method without eta draws no noise"
+        return draw(generator, x.shape)
+
+    return noise
+
+
+def _read_options(solver: str, method: Method, given: Mapping[str, float]) -> dict[str, float]:
+    known = {option.name: option for option in method.options}
+    for name, value in given.items():
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"solve: solver {solver!r} has no option {name!r}; {takes}")
+        option = known[name]
+        if not option.low <= value <= option.high:
+            raise ValueError(
+                f"solve: {name} is {value}; for {solver!r} it must be in [{option.low:g}, {option.high:g}]"
+            )
+    return {name: float(given.get(name, option.default)) for name, option in known.items()}
+
+
+def _check_history(history: History, x: Tensor, levels: list[float]) -> None:
+    direction = 1 if levels[1] > levels[0] else -1
+    following_levels = [point.sigma for point in history[1:]] + [levels[0]]
+    for point, following in zip(history, following_levels, strict=False):
+        if point.x.shape != x.shape:
+            raise ValueError(f"solve: history is of shape {list(point.x.shape)}; expected x's, {list(x.shape)}")
+        if (following - point.sigma) * direction <= 0:
+            raise ValueError(
+                f"solve: history has a point at sigma {point.sigma:g}, which does not lie before {following:g}; "
+                "give the history of the part just before"
+            )
 
 
 def _read_schedule(sigmas: Tensor | Sequence[float]) -> list[float]:
