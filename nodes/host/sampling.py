@@ -131,7 +131,7 @@ def _in_host(model, x, sigmas, extra_args=None, callback=None, disable=None, *, 
             callback({"i": step, "x": place, "denoised": denoised, "sigma": sigma, "sigma_hat": sigma})
 
     # On the CPU, for the same picture on every machine; another stream than the one the starting noise came from.
-    generator = torch.Generator().manual_seed(extra_args.get("seed", 0) ^ STEP_NOISE)
+    generator = torch.Generator().manual_seed((extra_args.get("seed") or 0) ^ STEP_NOISE)
     return solve(velocity, x, levels, solver, callback=report, generator=generator)
 
 
