@@ -19,7 +19,7 @@ Level = TypeVar("Level", Tensor, float)
 
 TRAIN_STEPS = 1000  # timesteps the SD3 family was trained at; its own grid ends at the lowest of them
 MIN_DENOISE = 1e-4  # keeps steps / denoise, the length of the whole schedule, within reason
-NEWTON_STEPS = 20  # at most, for beta quantiles; 12 settle the hardest shapes, 5 the usual
+NEWTON_STEPS = 20  # at most, for beta quantiles; every shape allowed settles sooner
 FULL_DENOISE = 0.9999  # the host's threshold: above it a run is a full one
 
 
@@ -246,7 +246,7 @@ def _lower_beta_quantile(probability: Tensor, a: float, b: float) -> Tensor:
     for _ in range(NEWTON_STEPS):
         slope = (1 - power ** (1 / a)) ** (b - 1) / (a * _beta_function(a, b))
         before, power = power, (power + (wanted - _beta_cumulative(power, a, b)) / slope).clamp(0.0, 0.5**a)
-        if (power - before).abs().max() < 1e-16:
+        if (power - before).abs().max() < 1e-15:
             break
     return torch.where(probability > 0, power ** (1 / a), 0.0)
 
