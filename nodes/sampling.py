@@ -89,15 +89,18 @@ class FlowMatchingSampler:
                     list(SOLVERS),
                     {
                         "default": "euler",
-                        "tooltip": "How each step follows the flow. Model calls a step: " + calls + ".",
+                        "tooltip": "How each step follows the flow. bosh3 and dopri5 choose their own steps between the "
+                        "ends of the schedule. Model calls a step: " + calls + ".",
                     },
                 ),
                 "schedule": (
                     list(SCHEDULES),
                     {
                         "default": "linear",
-                        "tooltip": "How the noise levels are spread. linear: even steps, then the shift. sd3: the grid "
-                        "that SD3 shipped with, which takes smaller last steps (the host's 'normal').",
+                        "tooltip": "How the noise levels are spread; the shift is applied to each. linear: even steps. "
+                        "sd3: the grid that SD3 shipped with (the host's 'normal'). beta and cosine: smaller first and "
+                        "last steps. karras: small steps at the end. log_snr: even in signal to noise. cosmap: the "
+                        "cosine schedule of diffusion models.",
                     },
                 ),
                 "shift": (
