@@ -89,8 +89,8 @@ class FlowMatchingSampler:
                     list(SOLVERS),
                     {
                         "default": "euler",
-                        "tooltip": "How each step follows the flow. bosh3 and dopri5 choose their own steps between the "
-                        "ends of the schedule. Model calls a step: " + calls + ".",
+                        "tooltip": "How each step follows the flow. bosh3 and dopri5 choose their own steps between "
+                        "the ends of the schedule. Model calls a step: " + calls + ".",
                     },
                 ),
                 "schedule": (
