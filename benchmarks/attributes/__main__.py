@@ -1,0 +1,117 @@
+"""`python -m benchmarks.attributes`: render the evaluation prompts and score them; or judge the judge (`--judge`)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from training.render import BATCH, Clock, Renderer, Sampling, sheet
+
+from .judge import score, summarise
+from .prompts import SETS, read_prompts
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "mmdit-small.safetensors"
+SOLVERS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_logsnr", "res_2m", "res_2m_logsnr")
+# What --sweep varies, one at a time, over 128 prompts and one seed for each point.
+SWEEPS = {
+    "steps": [{"solver": solver, "steps": steps} for solver in SOLVERS for steps in (4, 8, 16, 28, 50)],
+    "cfg": [{"cfg": scale} for scale in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)],
+    "dropped": [
+        {"drop": names}
+        for names in (
+            ("clip_l",),
+            ("clip_g",),
+            ("t5xxl",),
+            ("clip_l", "clip_g"),
+            ("clip_g", "t5xxl"),
+            ("clip_l", "t5xxl"),
+        )
+    ],
+}
+
+
+def evaluate(
+    renderer: Renderer, sampling: Sampling, *, prompts: str = "held_out", number: int = 512, seeds: int = 1
+) -> tuple[dict, np.ndarray]:
+    """Scores over `number` prompts and `seeds` seeds, and the first seed's pictures."""
+    chosen = read_prompts(prompts, number)
+    clock = Clock(number * seeds, f"{prompts}, {sampling.solver} {sampling.steps}, cfg {sampling.cfg:g}")
+    scores, first = [], []
+    for seed in range(sampling.seed, sampling.seed + seeds):
+        for start in range(0, len(chosen), BATCH):
+            part = chosen[start : start + BATCH]
+            # Each batch has noise of its own, a fixed function of the seed and the place in the list.
+            settings = dataclasses.replace(sampling, seed=seed * 100_000 + start)
+            pictures = renderer.render([prompt.text for prompt in part], settings)
+            scores += [score(picture, prompt.scene) for picture, prompt in zip(pictures, part, strict=True)]
+            if seed == sampling.seed:
+                first.append(pictures)
+            clock.tick(len(part))
+    return summarise(scores), np.concatenate(first)
+
+
+def table(summary: dict) -> str:
+    """One line of a summary: percent and 95% interval by column."""
+    return "  ".join(f"{name} {v['percent']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" for name, v in summary.items())
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--host", type=Path, default=ROOT / ".host" / "ComfyUI", help="a ComfyUI, for its tokenizers")
+    parser.add_argument("--prompts", choices=(*SETS, "both"), default="both")
+    parser.add_argument("--number", type=int, default=512, help="prompts of each set")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=Sampling.steps)
+    parser.add_argument("--cfg", type=float, default=Sampling.cfg)
+    parser.add_argument("--solver", choices=SOLVERS, default=Sampling.solver)
+    parser.add_argument("--sweep", choices=SWEEPS, help="vary one thing over 128 held-out prompts")
+    parser.add_argument("--judge", action="store_true", help="score true pictures, and pictures with one error each")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--sheet", type=Path, help="write the first 32 pictures here, as a PNG")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    renderer = Renderer(options.model, options.host)
+    sampling = Sampling(steps=options.steps, cfg=options.cfg, solver=options.solver)
+    figures: dict = {"model": json.loads(renderer.metadata.get("mmdit.training", "{}")).get("steps")}
+    if options.judge:
+        from .trial import try_judge
+
+        figures["judge"] = try_judge(renderer.through_vae)
+        for name, summary in figures["judge"].items():
+            print(f"{name if name == 'truth' else name + ' noticed':>24}: {table(summary)}")
+    elif options.sweep:
+        points = []
+        for change in SWEEPS[options.sweep]:
+            summary, _ = evaluate(renderer, dataclasses.replace(sampling, **change), number=min(128, options.number))
+            print(f"{change}: {table(summary)}")
+            points.append({**change, "scores": summary})
+        figures["sweep"] = {options.sweep: points}
+    else:
+        for name in SETS if options.prompts == "both" else (options.prompts,):
+            summary, pictures = evaluate(renderer, sampling, prompts=name, number=options.number, seeds=options.seeds)
+            print(f"{name:>10}: {table(summary)}")
+            figures[name] = summary
+            if options.sheet and "sheet" not in figures:
+                Image.fromarray(sheet(pictures[:32])).save(options.sheet)
+                figures["sheet"] = name
+        figures["sampling"] = dataclasses.asdict(sampling)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The attribute judge: right on true pictures, and it notices each kind of error where it lies."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from benchmarks.attributes.judge import COLUMNS, classify, look, score, summarise, wilson
+from benchmarks.attributes.trial import ERRORS, judge_scenes, try_judge
+from training.world import BACKGROUNDS, COLOURS, SHAPES, Group, Scene, draw_scene, mask, paint, place
+
+
+def _soften(pictures):
+    """A blur of half a pixel and noise, as a decoder may leave them."""
+    noise = np.random.default_rng(0).normal(0, 0.02, pictures.shape)
+    return (ndimage.gaussian_filter(pictures, (0, 0.5, 0.5, 0)) + noise).clip(0, 1).astype(np.float32)
+
+
+def test_true_pictures_score_full_marks():
+    rng = random.Random(0)
+    scenes = [draw_scene(rng, held_out=index % 2 == 0) for index in range(200)]
+    summary = summarise(judge_scenes(scenes, scenes, None, seed=3))
+    assert {column: summary[column]["percent"] for column in COLUMNS} == dict.fromkeys(COLUMNS, 100.0)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_one_wrong_attribute_is_noticed_and_the_others_still_pass(error):
+    change, columns, groups = ERRORS[error]
+    rng = random.Random(error)
+    asked = [draw_scene(rng, groups=groups) for _ in range(60)]
+    scores = judge_scenes(asked, [change(scene) for scene in asked], None, seed=4)
+    assert not any(entry[column] for entry in scores for column in columns)
+    assert not any(entry["all"] for entry in scores)
+    untouched = {"wrong shape": ("colour", "count"), "wrong count": ("colour", "shape"), "wrong relation": COLUMNS[:3]}
+    assert all(entry[column] for entry in scores for column in untouched.get(error, ()))
+
+
+def test_soft_and_noisy_pictures_still_pass():
+    rng = random.Random(1)
+    scenes = [draw_scene(rng) for _ in range(60)]
+    pictures = _soften(np.stack([paint(scene, place(scene, rng)) for scene in scenes]))
+    passed = [score(picture, scene)["all"] for picture, scene in zip(pictures, scenes, strict=True)]
+    assert sum(passed) >= 59
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+@pytest.mark.parametrize("colour", COLOURS)
+def test_every_ink_is_told_on_every_background(colour, background):
+    scene = Scene((Group(1, colour, "circle", "small"),), background=background)
+    seen, found = look(paint(scene, place(scene, random.Random(0))))
+    assert seen == background and [item.colour for item in found] == [colour]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_are_told_at_every_size(shape):
+    for side in range(19, 36):
+        assert classify(mask(shape, side)) == shape
+
+
+def test_a_cross_is_no_known_shape():
+    cross = np.zeros((24, 24), np.float32)
+    cross[10:14], cross[:, 10:14] = 1, 1
+    assert classify(cross) == "unknown"
+
+
+def test_an_empty_picture_scores_nothing():
+    scene = Scene((Group(1, "red", "circle"), Group(1, "blue", "star")), "left")
+    assert not any(score(np.ones((128, 128, 3), np.float32), scene).values())
+
+
+def test_one_group_has_no_spatial_column():
+    scene = Scene((Group(2, "red", "circle"),))
+    assert "spatial" not in score(paint(scene, place(scene, random.Random(0))), scene)
+
+
+def test_two_colours_that_touch_are_two_objects():
+    picture = np.ones((128, 128, 3), np.float32)
+    picture[40:70, 30:60] = np.array(COLOURS["red"]) / 255
+    picture[40:70, 60:90] = np.array(COLOURS["blue"]) / 255
+    assert sorted(item.colour for item in look(picture)[1]) == ["blue", "red"]
+
+
+def test_interval_holds_the_share_and_narrows_with_numbers():
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    low, high = wilson(800, 1000)
+    assert low < 0.8 < high and high - low < 0.06
+    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == pytest.approx(1)
+
+
+def test_trial_reports_truth_and_every_error():
+    figures = try_judge(None, number=32)
+    assert set(figures) == {"truth", *ERRORS}
+    assert all(figures[name][column]["percent"] == 100 for name in ERRORS for column in ERRORS[name][1])

@@ -1,0 +1,121 @@
+"""The small model's world: what training may draw, and what captions say about it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from benchmarks.attributes.prompts import SETS, draw_prompts, read_prompts
+from training.captions import RELATION_WORDS, SIDE_WORDS, describe
+from training.world import (
+    COLOURS,
+    HELD_OUT_PAIRS,
+    HELD_OUT_TRIPLES,
+    OPPOSITE,
+    SIDES,
+    Group,
+    Scene,
+    draw_scene,
+    is_held_out,
+    paint,
+    place,
+    triples,
+)
+
+
+def test_training_never_draws_a_held_out_combination():
+    rng = random.Random(0)
+    for _ in range(3000):
+        scene = draw_scene(rng)
+        assert not {(group.colour, group.shape) for group in scene.groups} & HELD_OUT_PAIRS
+        assert not triples(scene) & HELD_OUT_TRIPLES
+
+
+def test_held_out_scenes_hold_a_held_out_combination():
+    rng = random.Random(1)
+    assert all(is_held_out(draw_scene(rng, held_out=True)) for _ in range(300))
+
+
+@pytest.mark.parametrize(("width", "height"), itertools.product(SIDES, SIDES))
+def test_objects_stay_inside_and_apart_at_every_size(width, height):
+    rng = random.Random(f"{width}x{height}")
+    for _ in range(40):
+        scene = draw_scene(rng)
+        items = place(scene, rng, width, height)
+        assert [item.group for item in items] == [
+            index for index, group in enumerate(scene.groups) for _ in range(group.count)
+        ]
+        covered = np.zeros((height, width), int)
+        for item in items:
+            assert item.x >= 1 and item.y >= 1 and item.x + item.side < width and item.y + item.side < height
+            covered[item.y - 1 : item.y + item.side + 1, item.x - 1 : item.x + item.side + 1] += 1
+        assert covered.max() == 1
+
+
+@pytest.mark.parametrize("relation", OPPOSITE)
+def test_first_group_lies_where_the_relation_says(relation):
+    rng = random.Random(relation)
+    scene = Scene((Group(2, "red", "circle"), Group(3, "blue", "star")), relation)
+    for _ in range(50):
+        items = place(scene, rng)
+        axis = "x" if relation in ("left", "right") else "y"
+        first = [getattr(item, axis) for item in items if item.group == 0]
+        second = [getattr(item, axis) for item in items if item.group == 1]
+        if relation in ("left", "above"):
+            assert max(first) < min(second)
+        else:
+            assert min(first) > max(second)
+
+
+def test_painted_colours_are_the_groups_own():
+    scene = Scene((Group(1, "green", "square"),), background="black")
+    picture = paint(scene, place(scene, random.Random(0)))
+    found = {tuple(pixel) for pixel in (picture.reshape(-1, 3) * 255).round().astype(int).tolist()}
+    assert COLOURS["green"] in found and (0, 0, 0) in found
+
+
+def _said_relation(caption: str, scene: Scene) -> str:
+    """The relation of the first group as a caption's words have it: by its side words, else by what stands between."""
+    text = caption.lower()
+    swapped = text.index(scene.groups[0].colour) > text.index(scene.groups[1].colour)
+    sides = {side: [text.index(word) for word in words if word in text] for side, words in SIDE_WORDS.items()}
+    between = text.split(scene.groups[swapped].colour)[1].split(scene.groups[not swapped].colour)[0]
+    for side, phrases in RELATION_WORDS.items():
+        if any(f" {phrase} " in between for phrase in phrases):
+            return OPPOSITE[side] if swapped else side
+    for side, places in sides.items():
+        if places and sides[OPPOSITE[side]] and min(places) < min(sides[OPPOSITE[side]]):
+            return OPPOSITE[side] if swapped else side
+    raise AssertionError(f"no relation found in {caption!r}")
+
+
+def test_captions_say_the_relation_that_the_scene_has():
+    rng = random.Random(2)
+    for _ in range(500):
+        scene = draw_scene(rng, groups=2)
+        assert _said_relation(describe(scene, rng, complete=True), scene) == scene.relation
+
+
+def test_complete_captions_name_every_colour_and_shape():
+    rng = random.Random(3)
+    for _ in range(500):
+        scene = draw_scene(rng)
+        caption = describe(scene, rng, complete=True)
+        assert all(group.colour in caption.lower() and group.shape in caption.lower() for group in scene.groups)
+
+
+def test_one_meaning_has_many_phrasings():
+    rng = random.Random(4)
+    scene = Scene((Group(3, "red", "circle"), Group(1, "blue", "star")), "left")
+    assert len({describe(scene, rng) for _ in range(300)}) > 150
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_prompt_file_is_what_its_code_draws(name):
+    prompts = draw_prompts(name)
+    assert read_prompts(name) == prompts
+    assert len({prompt.text.lower() for prompt in prompts}) == len(prompts) >= 500
+    assert all(is_held_out(prompt.scene) == SETS[name] for prompt in prompts)

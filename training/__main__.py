@@ -1,0 +1,47 @@
+"""`python -m training`: make the model that ships, from nothing, or go on where a killed run stopped."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from .decoder import train_decoder
+from .report import reporter
+from .settings import Settings
+from .tokens import Tokenizer
+from .train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "ship", help="folder of the run's working files")
+    parser.add_argument("--host", type=Path, default=ROOT / ".host" / "ComfyUI", help="a ComfyUI, for its tokenizers")
+    parser.add_argument("--stage", choices=("all", "decoder", "model"), default="all")
+    for name in ("seed", "steps", "decay_steps", "batch", "decoder_steps", "small_pictures_until"):
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Settings, name))
+    for name in ("rate", "shift", "no_t5_share"):
+        parser.add_argument("--" + name.replace("_", "-"), type=float, default=getattr(Settings, name))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    names = {field.name for field in dataclasses.fields(Settings)}
+    settings = Settings(**{name: value for name, value in vars(options).items() if name in names})
+    # The step is far too small for several threads to pay, and a second job beside it would slow both.
+    torch.set_num_threads(1)
+    options.run.mkdir(parents=True, exist_ok=True)
+    if options.stage in ("all", "decoder"):
+        train_decoder(options.run, steps=settings.decoder_steps, seed=settings.seed)
+    if options.stage in ("all", "model"):
+        report = reporter(options.run, options.host, settings.steps)
+        train(options.run, settings, Tokenizer(options.host / "comfy"), after_save=report)
+
+
+if __name__ == "__main__":
+    main()

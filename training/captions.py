@@ -1,0 +1,86 @@
+"""Plain English for scenes: many phrasings of one meaning, and captions that say less than the picture shows."""
+
+from __future__ import annotations
+
+import random
+
+from .world import OPPOSITE, Group, Scene
+
+NUMBERS = {1: ("one", "a single", "1"), 2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4")}
+RELATION_WORDS = {
+    "left": ("to the left of", "left of", "on the left of", "on the left side of"),
+    "right": ("to the right of", "right of", "on the right of", "on the right side of"),
+    "above": ("above", "over", "on top of", "higher than"),
+    "below": ("below", "under", "beneath", "underneath"),
+}
+SIDE_WORDS = {
+    "left": ("on the left", "at left", "on the left side"),
+    "right": ("on the right", "at right", "on the right side"),
+    "above": ("at the top", "in the upper part"),
+    "below": ("at the bottom", "in the lower part"),
+}
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+OPENINGS = ("a picture of", "an image of", "a photo of", "there is", "a drawing of", "picture:", "we see")
+GROUNDS = ("on a {} background", "against a {} background", "with a {} background", "on {}", "{} background")
+BACKGROUND_WORDS = {"white": ("white",), "gray": ("gray", "grey"), "black": ("black",)}
+
+
+def describe_group(group: Group, rng: random.Random, *, complete: bool = False) -> str:
+    """A noun phrase such as "three small red circles"; unless `complete` it may leave something out."""
+    say_count, say_colour, say_shape = True, True, True
+    if not complete:
+        say_count, say_colour, say_shape = rng.random() > 0.06, rng.random() > 0.06, rng.random() > 0.06
+    plural = "s" if group.count > 1 else ""
+    noun = (group.shape if say_shape else rng.choice(("shape", "object"))) + plural
+    size = rng.choice(SIZE_WORDS[group.size]) if group.size and rng.random() < 0.75 else ""
+    colour = group.colour if say_colour else ""
+    number = rng.choice(NUMBERS[group.count]) if say_count else ("some" if plural and rng.random() < 0.5 else "")
+    if group.count == 1 and (not say_count or rng.random() < 0.7):
+        number = "a"
+    if colour and rng.random() < 0.06:
+        words = [number, size, noun, rng.choice(("in", "of colour", "that are" if plural else "that is")), colour]
+    else:
+        words = [number, size, colour, noun]
+    words = [word for word in words if word]
+    if words[0] == "a" and words[1][0] in "aeiou":
+        words[0] = "an"
+    return " ".join(words)
+
+
+def describe(scene: Scene, rng: random.Random, *, complete: bool = False) -> str:
+    """One caption for a scene.
+
+    Args: complete = name every count, colour, shape and the relation, as evaluation prompts do.
+    """
+    ground = ""
+    if rng.random() < (0.5 if not complete else 0.6):
+        ground = rng.choice(GROUNDS).format(rng.choice(BACKGROUND_WORDS[scene.background]))
+    body = _body(scene, rng, complete)
+    if ground:
+        body = f"{ground}, {body}" if rng.random() < 0.2 else f"{body}{rng.choice((' ', ' ', ', '))}{ground}"
+    if rng.random() < 0.2:
+        body = f"{rng.choice(OPENINGS)} {body}"
+    if rng.random() < 0.15:
+        body = body[0].upper() + body[1:]
+    return body + ("." if rng.random() < 0.15 else "")
+
+
+def _body(scene: Scene, rng: random.Random, complete: bool) -> str:
+    names = [describe_group(group, rng, complete=complete) for group in scene.groups]
+    if len(names) == 1:
+        return names[0]
+    relation = scene.relation
+    if rng.random() < 0.5:  # the same meaning, told from the other group
+        names, relation = names[::-1], OPPOSITE[relation]
+    if not complete and rng.random() < 0.06:
+        return names[0] if rng.random() < 0.5 else f"{names[0]} {rng.choice(('and', 'with', 'beside'))} {names[1]}"
+    first, second = (rng.choice(SIDE_WORDS[side]) for side in (relation, OPPOSITE[relation]))
+    form = rng.random()
+    if form < 0.7:
+        verb = (
+            rng.choice(("", "", "", "is ", "located ")) if scene.groups[0].count == scene.groups[1].count == 1 else ""
+        )
+        return f"{names[0]} {verb}{rng.choice(RELATION_WORDS[relation])} {names[1]}"
+    if form < 0.85:
+        return f"{names[0]} {first} {rng.choice(('and', ','))} {names[1]} {second}".replace(" ,", ",")
+    return f"{first} {names[0]}, {second} {names[1]}"

@@ -1,0 +1,125 @@
+"""Render prompts with a shipped file through the core's own sampler, a batch at a time and without a host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdit_core import MMDiT, load_checkpoint
+from mmdit_core.checkpoint import load_component
+from mmdit_core.guidance import cfg as combine
+from mmdit_core.header import read_header
+from mmdit_core.schedule import sigmas
+from mmdit_core.solvers import solve
+
+from .text import TextEncoders
+from .tokens import CLIP_VOCABULARY, LENGTH, T5_VOCABULARY, FullVocabulary, Tokenizer
+from .vae import CHANNELS, FACTOR, build_decoder, build_encoder
+
+BATCH = 32
+ENCODERS = ("clip_l", "clip_g", "t5xxl")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to render; `drop` names encoders whose part is zeros, as training dropped them."""
+
+    steps: int = 28
+    cfg: float = 4.0
+    solver: str = "euler"
+    seed: int = 0
+    width: int = 128
+    height: int = 128
+    shift: float = 0.0  # 0 = the model's own
+    drop: tuple[str, ...] = ()
+
+
+class Renderer:
+    """The whole path of a shipped file: tokenizers, text encoders, transformer, decoder."""
+
+    def __init__(self, checkpoint: Path, host: Path):
+        self.metadata = read_header(checkpoint).metadata
+        config, state = load_checkpoint(checkpoint, dtype=torch.float32)
+        self.model = MMDiT(config, device="meta")
+        self.model.load_state_dict(state, assign=True)
+        self.text = TextEncoders(FullVocabulary(CLIP_VOCABULARY), FullVocabulary(T5_VOCABULARY))
+        for name in ENCODERS:
+            prefix = f"text_encoders.{name}.transformer."
+            getattr(self.text, name).load_state_dict(
+                dict(load_component(checkpoint, prefix, dtype=torch.float32)), strict=True
+            )
+        self.encoder, self.decoder = build_encoder(), build_decoder()
+        for part, name in ((self.encoder, "taesd_encoder"), (self.decoder, "taesd_decoder")):
+            part.load_state_dict(dict(load_component(checkpoint, f"first_stage_model.{name}.", dtype=torch.float32)))
+        self.tokenizer = Tokenizer(host / "comfy")
+        self.shift = float(self.metadata["mmdit.shift"])
+
+    def encode(self, texts: list[str], drop: tuple[str, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Context [B, 154, 64] and pooled [B, 64]."""
+        batch = self.text.batch([self.tokenizer.caption(text) for text in texts], LENGTH, LENGTH)
+        keep = torch.tensor([[float(name not in drop) for name in ENCODERS]]).expand(len(texts), -1)
+        return self.text(batch, keep)
+
+    @torch.inference_mode()
+    def through_vae(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, H, W, 3] in [0, 1], encoded and decoded."""
+        latent = self.encoder(pictures.permute(0, 3, 1, 2))
+        return self.decoder(latent).clamp(0, 1).permute(0, 2, 3, 1)
+
+    @torch.inference_mode()
+    def render(self, texts: list[str], sampling: Sampling, model: Callable | None = None) -> np.ndarray:
+        """Pictures [B, H, W, 3] in [0, 1]; `model` stands in for the transformer (block controls).
+
+        The noise of a picture depends on the seed and its place in the list, never on the batch.
+        """
+        model = model or self.model
+        positive, negative = self.encode(texts, sampling.drop), self.encode([""], sampling.drop)
+        shape = (CHANNELS, sampling.height // FACTOR, sampling.width // FACTOR)
+        noise = torch.randn(len(texts), *shape, generator=torch.Generator().manual_seed(sampling.seed))
+        schedule = sigmas(sampling.steps, shift=sampling.shift or self.shift)
+        out = []
+        for start in range(0, len(texts), BATCH):
+            part = slice(start, start + BATCH)
+            x = noise[part]
+            context = torch.cat((positive[0][part], negative[0].expand(len(x), -1, -1)))
+            pooled = torch.cat((positive[1][part], negative[1].expand(len(x), -1)))
+
+            def velocity(x: Tensor, sigma: Tensor, context: Tensor = context, pooled: Tensor = pooled) -> Tensor:
+                if sampling.cfg == 1:
+                    return model(x, sigma.expand(len(x)) * 1000, context=context[: len(x)], y=pooled[: len(x)])
+                both = model(x.repeat(2, 1, 1, 1), sigma.expand(2 * len(x)) * 1000, context=context, y=pooled)
+                return combine(*both.chunk(2), sampling.cfg)
+
+            x = solve(velocity, x, schedule, sampling.solver)
+            out.append(self.decoder(x.float()).float().clamp(0, 1).permute(0, 2, 3, 1))
+        return torch.cat(out).numpy()
+
+
+def sheet(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
+    """Pictures [B, H, W, 3] side by side with thin lines between: [rows * H, columns * W, 3] uint8."""
+    count, height, width, _ = pictures.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + 2), columns * (width + 2), 3), 0.6, np.float32)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + 2), index % columns * (width + 2)
+        canvas[top : top + height, left : left + width] = picture
+    return (canvas * 255).round().astype(np.uint8)
+
+
+class Clock:
+    """Prints how far a long evaluation is."""
+
+    def __init__(self, total: int, label: str):
+        self.total, self.label, self.done, self.start = total, label, 0, time.monotonic()
+
+    def tick(self, number: int) -> None:
+        self.done += number
+        left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
+        end = "\n" if self.done >= self.total else ""
+        print(f"\r{self.label}: {self.done}/{self.total} pictures, {left / 60:.1f} min left ", end=end, flush=True)

@@ -1,0 +1,61 @@
+"""Everything that decides a training run, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from mmdit_core import MMDiTConfig
+
+
+def small_model() -> MMDiTConfig:
+    return MMDiTConfig(
+        hidden_size=128,
+        num_heads=2,
+        depth=8,
+        context_dim=64,
+        pooled_dim=64,
+        pos_embed_max_size=24,
+        qk_norm="rms",
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run. `steps` and `decay_steps` may change when a run goes on: the learning rate is constant before the decay.
+
+    Shares are of all steps (full_text_share, no_t5_share) or of all samples (the others).
+    """
+
+    seed: int = 0
+    steps: int = 9000
+    batch: int = 128
+    rate: float = 1e-3
+    text_rate_factor: float = 0.1
+    warmup: int = 200
+    decay_steps: int = 2500
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    density: str = "logit_normal"
+    shift: float = 3.0
+    small_pictures_until: int = 1500
+    standard_size_share: float = 0.5
+    text_lengths: tuple[int, ...] = (12, 12, 16, 22)
+    full_text_share: float = 0.06
+    no_t5_share: float = 0.30
+    drop_encoder: float = 0.15
+    empty_caption: float = 0.10
+    noise_words: float = 0.12
+    reading_steps: int = 1500
+    reading_rate: float = 2e-3
+    decoder_steps: int = 1500
+    model: MMDiTConfig = field(default_factory=small_model)
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate: linear warm-up, constant, then down to zero as 1 - sqrt."""
+        left = (self.steps - step) / max(1, self.decay_steps)
+        return self.rate * min(1.0, (step + 1) / self.warmup) * (1 - (1 - min(1.0, left)) ** 0.5 if left < 1 else 1.0)
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "model": self.model.to_dict()}

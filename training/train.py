@@ -1,0 +1,186 @@
+"""Train the transformer and the text encoders together, by rectified flow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmdit_core import MMDiT, MMDiTConfig
+from mmdit_core.flow import flow_loss, interpolate, sample_timesteps
+
+from .batches import Batch, draw
+from .captions import describe
+from .decoder import projection_for
+from .reader import teach
+from .settings import Settings
+from .state import load_run, read_tensors, save_run
+from .text import TextEncoders
+from .tokens import CLIP_END, CLIP_START, CLIP_VOCABULARY, T5_END, T5_VOCABULARY, Tokenizer, Vocabulary
+from .world import draw_scene
+
+AfterSave = Callable[["Trainee", int, list[float]], None]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **_) -> Tensor:
+    """Attention written out. On a CPU in bfloat16 the fused kernel's backward pass is several times slower."""
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+class Trainee(nn.Module):
+    """What learns: the transformer and the three text encoders."""
+
+    def __init__(self, settings: Settings, clip: Vocabulary, t5: Vocabulary):
+        super().__init__()
+        attention = {} if torch.cuda.is_available() else {"attention": plain_attention}
+        self.model = MMDiT(settings.model, **attention)
+        self.model.init_weights()
+        self.text = TextEncoders(clip, t5)
+
+
+def vocabularies(run: Path, tokenizer: Tokenizer, captions: int = 20000) -> tuple[Vocabulary, Vocabulary]:
+    """The tokens that captions can contain: read from the run's folder, or found by drawing many and stored there."""
+    path = run / "vocabulary.json"
+    if not path.exists():
+        rng = random.Random("vocabulary")
+        clip, t5 = {CLIP_START, CLIP_END, 0}, {T5_END, 0}
+        for index in range(captions):
+            words = describe(draw_scene(rng, held_out=index % 2 == 1), rng, complete=index % 4 == 1)
+            first, second = tokenizer.caption(words)
+            clip.update(first)
+            t5.update(second)
+        path.write_text(json.dumps({"clip": sorted(clip), "t5": sorted(t5)}))
+    known = json.loads(path.read_text())
+    return Vocabulary(known["clip"], CLIP_VOCABULARY), Vocabulary(known["t5"], T5_VOCABULARY)
+
+
+def loss_of(trainee: Trainee, batch: Batch, settings: Settings) -> Tensor:
+    """Rectified flow's loss of one batch."""
+    device = next(trainee.parameters()).device
+    latent = batch.latent.to(device)
+    sigma = sample_timesteps(len(latent), settings.density, shift=settings.shift, generator=batch.generator).to(device)
+    noise = torch.randn(latent.shape, generator=batch.generator).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        context, pooled = trainee.text(batch.text.to(str(device)), batch.keep.to(device))
+        noisy = interpolate(latent, noise, sigma)
+        velocity = trainee.model(noisy, sigma * 1000, context=context, y=pooled)
+    return flow_loss(velocity, latent, noise)
+
+
+def train(
+    run: Path, settings: Settings, tokenizer: Tokenizer, *, save_every: int = 250, after_save: AfterSave | None = None
+) -> Trainee:
+    """Train until `settings.steps`, going on from the run's last checkpoint if there is one.
+
+    Args: run = the run's folder; after_save(trainee, step, losses) is called after every checkpoint, with averaged
+        weights in place, for sheets and plots.
+    Returns: the trainee with averaged weights.
+    """
+    projection, bias = projection_for(run, settings.seed)
+    torch.manual_seed(settings.seed)
+    trainee = Trainee(settings, *vocabularies(run, tokenizer))
+    path, step, losses = run / "state.safetensors", 0, []
+    if not path.exists():
+        teach(trainee.text, tokenizer, settings)
+    trainee.to("cuda" if torch.cuda.is_available() else "cpu")
+    parameters = list(trainee.parameters())
+    # The encoders can read already; a full rate would shake that loose before the transformer makes use of it.
+    groups = [
+        {"params": list(trainee.model.parameters()), "factor": 1.0},
+        {"params": list(trainee.text.parameters()), "factor": settings.text_rate_factor},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, settings.rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
+    ema = {name: tensor.detach().clone() for name, tensor in trainee.named_parameters()}
+    if path.exists():
+        record = load_run(path, trainee, ema, optimizer)
+        step, losses = record["step"], record["losses"]
+    progress = Progress(settings.steps, step)
+    while step < settings.steps:
+        batch = draw(settings, step, trainee.text, tokenizer, projection, bias)
+        loss = loss_of(trainee, batch, settings)
+        # None, not zero: a step without T5 must leave its weights alone, in a resumed run as in an unbroken one.
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate_at(step) * group["factor"]
+        optimizer.step()
+        step += 1
+        decay = min(settings.ema, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.values()), parameters, 1 - decay)
+        losses.append(round(loss.item(), 5))
+        progress.update(step, losses, settings.batch)
+        if step % save_every == 0 or step == settings.steps:
+            save_run(path, trainee, ema, optimizer, step=step, losses=losses, settings=settings.to_dict())
+            if after_save is not None:
+                with swapped(trainee, ema):
+                    after_save(trainee, step, losses)
+    with torch.no_grad():
+        for name, tensor in trainee.named_parameters():
+            tensor.copy_(ema[name])
+    return trainee
+
+
+@contextlib.contextmanager
+def swapped(trainee: nn.Module, weights: dict[str, Tensor]):
+    """Let a module wear other weights for a while."""
+    own = {name: tensor.detach().clone() for name, tensor in trainee.named_parameters()}
+    with torch.no_grad():
+        for name, tensor in trainee.named_parameters():
+            tensor.copy_(weights[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in trainee.named_parameters():
+                tensor.copy_(own[name])
+
+
+class Progress:
+    """A progress bar on a terminal, a line every 25 steps elsewhere."""
+
+    def __init__(self, steps: int, done: int):
+        self.steps, self.first, self.start = steps, done, time.monotonic()
+
+    def update(self, step: int, losses: list[float], batch: int) -> None:
+        spent = time.monotonic() - self.start
+        rate = (step - self.first) / spent
+        recent = losses[-100:]
+        bar = "#" * (30 * step // self.steps)
+        line = (
+            f"[{bar:30}] {step}/{self.steps}  loss {sum(recent) / len(recent):.4f}  {rate * batch:.0f} samples/s"
+            f"  {1 / rate:.2f} s/step  {(self.steps - step) / rate / 60:.0f} min left"
+        )
+        if sys.stdout.isatty():
+            print("\r" + line, end="\n" if step == self.steps else "", flush=True)
+        elif step % 25 == 0 or step == self.steps:
+            print(line, flush=True)
+
+
+def read_settings(record: dict) -> Settings:
+    """Inverse of `Settings.to_dict`."""
+    values = {**record, "model": MMDiTConfig.from_dict(record["model"])}
+    return Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def load_trainee(run: Path, tokenizer: Tokenizer) -> tuple[Trainee, dict]:
+    """The averaged weights of a run's last checkpoint, and its record."""
+    tensors, metadata = read_tensors(run / "state.safetensors")
+    record = json.loads(metadata["record"])
+    trainee = Trainee(read_settings(record["settings"]), *vocabularies(run, tokenizer))
+    state = trainee.state_dict()
+    state |= {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    state |= {name[len("ema.") :]: tensor for name, tensor in tensors.items() if name.startswith("ema.")}
+    trainee.load_state_dict(state)
+    return trainee, record

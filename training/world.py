@@ -1,0 +1,237 @@
+"""The world that the small model learns: flat pictures of a few simple shapes.
+
+A `Scene` is the meaning (what a caption may say and a judge can check), `place` turns it into pixels' positions, and
+`paint` draws them. Colour-shape pairs and colour-shape-relation triples listed in `HELD_OUT_*` never appear in a
+training picture, so prompts on them show whether the model composes what it knows.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 150, 50),
+    "blue": (40, 70, 220),
+    "yellow": (245, 220, 40),
+    "orange": (245, 130, 20),
+    "purple": (130, 40, 170),
+    "pink": (250, 130, 190),
+    "cyan": (50, 205, 220),
+}
+BACKGROUNDS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
+SHAPES = ("circle", "square", "triangle", "star")
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+RELATIONS = tuple(OPPOSITE)
+SIZES = {"": (19, 34), "small": (19, 22), "large": (29, 35)}
+LEAST_SIDE = 19
+SIDES = (96, 112, 128, 144, 160)
+MARGIN, GROUP_GAP = 4, 10
+
+HELD_OUT_PAIRS = frozenset({("yellow", "star"), ("purple", "circle"), ("orange", "square"), ("cyan", "triangle")})
+HELD_OUT_TRIPLES = frozenset(
+    {
+        ("red", "square", "left"),
+        ("red", "star", "below"),
+        ("green", "circle", "above"),
+        ("green", "triangle", "right"),
+        ("blue", "star", "above"),
+        ("blue", "triangle", "below"),
+        ("yellow", "circle", "right"),
+        ("yellow", "square", "above"),
+        ("orange", "triangle", "left"),
+        ("orange", "star", "right"),
+        ("purple", "star", "left"),
+        ("purple", "square", "below"),
+        ("pink", "circle", "left"),
+        ("pink", "triangle", "above"),
+        ("cyan", "square", "right"),
+        ("cyan", "circle", "below"),
+    }
+)
+
+# Where a group's objects lie, in units of one cell, like the faces of dice.
+ROW3, COLUMN3, TENT = ((0, 0), (1, 0), (2, 0)), ((0, 0), (0, 1), (0, 2)), ((0.5, 0), (0, 1), (1, 1))
+LAYOUTS = {
+    1: (((0, 0),),),
+    2: (((0, 0), (1, 0)), ((0, 0), (0, 1))),
+    3: (ROW3, COLUMN3, TENT),
+    4: (((0, 0), (1, 0), (0, 1), (1, 1)),),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Objects of one kind: `count` of them, one colour, one shape, one size word ("" says nothing)."""
+
+    count: int
+    colour: str
+    shape: str
+    size: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One or two groups; `relation` says where the first lies as seen from the second ("" with one group)."""
+
+    groups: tuple[Group, ...]
+    relation: str = ""
+    background: str = "white"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object on the canvas: top-left corner and side in pixels."""
+
+    group: int
+    x: int
+    y: int
+    side: int
+
+
+def triples(scene: Scene) -> set[tuple[str, str, str]]:
+    """Every (colour, shape, relation to the other group) that the scene shows."""
+    if not scene.relation:
+        return set()
+    sides = (scene.relation, OPPOSITE[scene.relation])
+    return {(group.colour, group.shape, side) for group, side in zip(scene.groups, sides, strict=True)}
+
+
+def is_held_out(scene: Scene) -> bool:
+    """True if training never shows this scene's combination."""
+    pairs = {(group.colour, group.shape) for group in scene.groups}
+    return bool(pairs & HELD_OUT_PAIRS or triples(scene) & HELD_OUT_TRIPLES)
+
+
+def draw_scene(rng: random.Random, *, groups: int | None = None, held_out: bool = False) -> Scene:
+    """Draw a scene at random; two groups always differ in colour, and at most six objects lie in it."""
+    while True:
+        number = groups or (1 if rng.random() < 0.35 else 2)
+        colours = rng.sample(list(COLOURS), number)
+        counts = [rng.randint(1, 4) for _ in range(number)]
+        if sum(counts) > 6:
+            continue
+        size_words = [rng.choice(("", "", "", "small", "large")) for _ in range(number)]
+        members = tuple(
+            Group(count, colour, rng.choice(SHAPES), size)
+            for count, colour, size in zip(counts, colours, size_words, strict=True)
+        )
+        relation = rng.choice(RELATIONS) if number == 2 else ""
+        scene = Scene(members, relation, rng.choice(list(BACKGROUNDS)))
+        if is_held_out(scene) == held_out:
+            return scene
+
+
+def place(scene: Scene, rng: random.Random, width: int = 128, height: int = 128) -> list[Item]:
+    """Lay the scene's objects out, clearly apart and with the groups clearly on their sides.
+
+    Sizes that the picture cannot hold shrink; a picture of 96 x 96 holds every scene.
+    """
+    horizontal = scene.relation in ("left", "right")
+    first = 1 if scene.relation in ("right", "below") else 0
+    room = (width - 2 * MARGIN, height - 2 * MARGIN)
+    for attempt in range(100):
+        boxes = [_group_box(group, rng, attempt) for group in scene.groups]
+        if scene.relation:
+            along = sum(box[0 if horizontal else 1] for box in boxes) + GROUP_GAP
+            across = max(box[1 if horizontal else 0] for box in boxes)
+            fits = along <= room[0 if horizontal else 1] and across <= room[1 if horizontal else 0]
+        else:
+            fits = boxes[0][0] <= room[0] and boxes[0][1] <= room[1]
+        if fits:
+            break
+    else:
+        raise ValueError(f"scene does not fit {width} x {height}: {scene}")
+    if not scene.relation:
+        corners = {0: (MARGIN + rng.randint(0, room[0] - boxes[0][0]), MARGIN + rng.randint(0, room[1] - boxes[0][1]))}
+    else:
+        axis = 0 if horizontal else 1
+        slack = room[axis] - along
+        near, gap = sorted((rng.randint(0, slack), rng.randint(0, slack)))
+        starts = {first: MARGIN + near, 1 - first: MARGIN + gap + boxes[first][axis] + GROUP_GAP}
+        corners = {}
+        for index in (0, 1):
+            free = MARGIN + rng.randint(0, room[1 - axis] - boxes[index][1 - axis])
+            corners[index] = (starts[index], free) if horizontal else (free, starts[index])
+    return [
+        Item(index, corners[index][0] + dx, corners[index][1] + dy, box[2])
+        for index, box in enumerate(boxes)
+        for dx, dy in box[3]
+    ]
+
+
+def _group_box(group: Group, rng: random.Random, attempt: int) -> tuple[int, int, int, list[tuple[int, int]]]:
+    """Width, height, object side and object offsets of one group."""
+    low, high = SIZES[group.size]
+    side = max(LEAST_SIDE, rng.randint(low, high) - attempt // 4)
+    pitch = side + rng.randint(6, 10)
+    cells = rng.choice(LAYOUTS[group.count])
+    offsets = [(int(cx * pitch) + rng.randint(-1, 1), int(cy * pitch) + rng.randint(-1, 1)) for cx, cy in cells]
+    left, top = min(x for x, _ in offsets), min(y for _, y in offsets)
+    offsets = [(x - left, y - top) for x, y in offsets]
+    return max(x for x, _ in offsets) + side, max(y for _, y in offsets) + side, side, offsets
+
+
+@functools.cache
+def mask(shape: str, side: int) -> np.ndarray:
+    """Anti-aliased coverage of a shape that fills a box of `side` pixels: [side, side] float32 in [0, 1]."""
+    fine = 8
+    axis = (np.arange(side * fine) + 0.5) / (side * fine) * 2 - 1
+    x, y = axis[None, :], axis[:, None]
+    if shape == "circle":
+        inside = x**2 + y**2 <= 0.98
+    elif shape == "square":
+        inside = np.maximum(abs(x), abs(y)) <= 0.9
+    elif shape == "triangle":
+        inside = (abs(x) <= (y + 0.95) / 1.9) & (y <= 0.95)
+    elif shape == "star":
+        inside = _inside_star(x, y + 0.05)
+    else:
+        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    return inside.reshape(side, fine, side, fine).mean((1, 3), dtype=np.float32)
+
+
+def _inside_star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A five-pointed star with one tip up and an inner radius of 0.45."""
+    angle = np.mod(np.arctan2(x, -y), 2 * np.pi / 5)
+    angle = np.minimum(angle, 2 * np.pi / 5 - angle)  # distance from the nearest tip, 0 .. 36 degrees
+    px, py = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
+    ix, iy = 0.45 * np.cos(np.pi / 5), 0.45 * np.sin(np.pi / 5)
+    return (px - 1) * iy - py * (ix - 1) <= 0
+
+
+@functools.cache
+def _sprite(shape: str, side: int, colour: str, background: str) -> np.ndarray:
+    cover = mask(shape, side)[..., None]
+    ink, paper = (np.array(rgb, np.float32) / 255 for rgb in (COLOURS[colour], BACKGROUNDS[background]))
+    return paper + cover * (ink - paper)
+
+
+def paint(
+    scene: Scene, items: list[Item], width: int = 128, height: int = 128, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Draw placed objects: [height, width, 3] float32 in [0, 1], into `out` if given."""
+    picture = np.empty((height, width, 3), np.float32) if out is None else out
+    picture[:] = np.array(BACKGROUNDS[scene.background], np.float32) / 255
+    for item in items:
+        group = scene.groups[item.group]
+        # Boxes never overlap and the background is flat, so a blended sprite can simply be copied.
+        picture[item.y : item.y + item.side, item.x : item.x + item.side] = _sprite(
+            group.shape, item.side, group.colour, scene.background
+        )
+    return picture
+
+
+def draw_batch(rng: random.Random, batch: int, width: int, height: int) -> tuple[list[Scene], np.ndarray]:
+    """Fresh training scenes and their pictures: [batch, height, width, 3] float32 in [0, 1]."""
+    pictures = np.empty((batch, height, width, 3), np.float32)
+    scenes = []
+    for picture in pictures:
+        scene = draw_scene(rng)
+        paint(scene, place(scene, rng, width, height), width, height, out=picture)
+        scenes.append(scene)
+    return scenes, pictures
