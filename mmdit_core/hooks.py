@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .control import BlockControl
-from .tokens import TokenMap
+from .tokens import PhraseError, TokenMap
 
 POSITIVE, NEGATIVE = 0, 1
 BRANCHES = {"both": (POSITIVE, NEGATIVE), "positive": (POSITIVE,), "negative": (NEGATIVE,)}
@@ -279,7 +279,7 @@ def _positions(control: BlockControl, tokens_of: TokenMap | None, registers: int
     if not control.phrases and control.part == "all":
         return range(tokens)
     if tokens_of is None:
-        raise ValueError(
+        raise PhraseError(
             "a phrase or an encoder's part can only be found in a prompt that TripleTextEncode encoded: "
             "put TripleTextEncode in the place of the node that made this conditioning"
         )

@@ -39,15 +39,9 @@ START = percent("start_percent", 0.0, "From which share of the sampling on.")
 END = percent("end_percent", 1.0, "Up to which share of the sampling.")
 
 
-def branch_widget(default: str):
-    return (
-        list(CHOICES["branch"]),
-        {
-            "default": default,
-            "tooltip": "Which predictions: the positive prompt's, the negative prompt's, or both. The negative one "
-            "tolerates far more skipping.",
-        },
-    )
+def branch_widget(default: str, more: str = ""):
+    tooltip = "Which predictions: the positive prompt's, the negative prompt's, or both." + more
+    return (list(CHOICES["branch"]), {"default": default, "tooltip": tooltip})
 
 
 def counts(node: str, model) -> tuple[int, int]:
@@ -104,7 +98,7 @@ class BlockSkip:
             "required": {
                 "model": MODEL,
                 "blocks": blocks_widget(""),
-                "branch": branch_widget("negative"),
+                "branch": branch_widget("negative", " The negative one tolerates far more skipping."),
                 "start_percent": START,
                 "end_percent": END,
             },
@@ -178,7 +172,7 @@ class TextBoost:
                         "tooltip": "The text of all encoders, of the CLIPs, or of T5.",
                     },
                 ),
-                "branch": branch_widget("both"),
+                "branch": branch_widget("both", " A phrase is in the positive prompt alone."),
                 "start_percent": START,
                 "end_percent": END,
                 "fade": (
@@ -197,6 +191,13 @@ class TextBoost:
     def apply(
         self, model, blocks, strength, mode, phrase, part, branch, start_percent, end_percent, fade, unique_id=None
     ):
+        if phrase.strip() and branch == "negative":
+            raise InputError(
+                "TextBoost",
+                "branch",
+                "a phrase is set, and phrases are looked for in the positive prompt",
+                "Set branch to positive or both, or leave the phrase empty",
+            )
         try:
             strengths = parse_block_strengths(blocks, *counts("TextBoost", model), default=strength)
         except BlockTextError as error:
@@ -301,6 +302,14 @@ class BlockPrompt:
                 "model",
                 f"how a text enters {type(model.model).__name__} is not known here",
                 "Connect SD3, SD3.5, FLUX.1, Chroma or Qwen-Image",
+            )
+        width = host.text_width(model)
+        if conditioning and width not in (None, conditioning[0][0].shape[-1]):
+            raise InputError(
+                "BlockPrompt",
+                "conditioning",
+                f"the text is {conditioning[0][0].shape[-1]} channels wide, the model takes {width}",
+                "Encode the prompt with the CLIP that belongs to this model",
             )
         if len(conditioning) != 1:
             raise InputError(

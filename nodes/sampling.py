@@ -127,12 +127,12 @@ class FlowMatchingSampler:
                 f"{type(model.model).__name__} is not a flow-matching model",
                 "Connect SD3, SD3.5, FLUX or another rectified-flow model, or use KSampler",
             )
-        if shift:
-            model = host.with_shift(model, shift)
-        if denoise < MIN_DENOISE:
-            return (latent_image,)
         prepared = host.prepare(model, latent_image, seed)
         check_inputs(node, model, positive, negative, prepared.samples)
+        if denoise < MIN_DENOISE:
+            return (latent_image,)
+        if shift:
+            model = host.with_shift(model, shift)
         levels = sigmas(steps, schedule, host.shift_of(model), denoise=denoise)
         samples = host.sample_flow(
             model, positive, negative, prepared, seed=seed, cfg=cfg, solver=solver, sigmas=levels
@@ -196,6 +196,9 @@ def check_inputs(node: str, model, positive, negative, samples) -> None:
 
     Raises: InputError for text of another model, a latent of other channels, a picture larger than the positions.
     """
+    for name, conditioning in (("positive", positive), ("negative", negative)):
+        if not conditioning:
+            raise InputError(node, name, "it holds no prompt", "Connect the output of TripleTextEncode")
     config = core_config(model)
     if config is None:
         return
@@ -217,6 +220,13 @@ def check_inputs(node: str, model, positive, negative, samples) -> None:
                     f"the pooled text is {pooled.shape[-1]} channels wide, the model takes {config.pooled_dim}",
                     "Encode the prompt with the CLIP that belongs to this model",
                 )
+    if samples.ndim != 4:
+        raise InputError(
+            node,
+            "latent_image",
+            f"the latent has {samples.ndim} dimensions, as video latents do",
+            "Connect the latent of a picture",
+        )
     if samples.shape[1] != config.in_channels:
         raise InputError(
             node,

@@ -92,7 +92,11 @@ class Client:
 
         Raises: HostError that says which node and input the server refused.
         """
-        return self.post("/prompt", {"prompt": prompt, "client_id": client_id, **(extra or {})})["prompt_id"]
+        answer = self.post("/prompt", {"prompt": prompt, "client_id": client_id, **(extra or {})})
+        if answer.get("node_errors"):
+            # The server runs what is left of a prompt of which it refused a part.
+            raise HostError(readable(json.dumps({"error": "A part was refused.", **answer})), answer)
+        return answer["prompt_id"]
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """The record of a finished prompt; None while it has not finished."""

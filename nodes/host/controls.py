@@ -12,7 +12,7 @@ import torch
 from ...mmdit_core.control import BlockControl
 from ...mmdit_core.hooks import Call, Tally, compile_controls
 from ...mmdit_core.second_text import SecondText, add_second_texts
-from ...mmdit_core.tokens import TokenMap
+from ...mmdit_core.tokens import PhraseError, TokenMap
 from . import ui
 from .text import TOKEN_MAP
 
@@ -94,6 +94,12 @@ def can_take_prompt(model) -> bool:
     return _embedders(model.model.diffusion_model) is not None
 
 
+def text_width(model) -> int | None:
+    """Channels of the text that this MODEL takes; None where that is not known."""
+    layers = _embedders(model.model.diffusion_model)
+    return getattr(layers[-1], "in_features", None) if layers else None
+
+
 def _with(model, items: tuple[Attached | AttachedPrompt, ...]):
     clone = model.clone()
     options = clone.model_options["transformer_options"]
@@ -125,12 +131,22 @@ def _around_run(executor, *args, **kwargs):
     finally:
         options.pop(RUN, None)
         if run.tally.total:
-            for node_id in {item.node_id for item in options.get(KEY, ()) if _counts_calls(item)}:
-                ui.show_text(node_id, str(run.tally))
+            for item in options.get(KEY, ()):
+                if _has_a_count(item):
+                    ui.show_text(item.node_id, _count_of(item, run.tally))
 
 
-def _counts_calls(item: Attached | AttachedPrompt) -> bool:
-    return isinstance(item, AttachedPrompt) or item.control.action == "skip"
+def _has_a_count(item: Attached | AttachedPrompt) -> bool:
+    """Whether a node has something to tell after the run; one that does nothing has said so already."""
+    if isinstance(item, AttachedPrompt):
+        return bool(item.blocks) and item.start_percent < item.end_percent
+    return item.control.action == "skip" and not item.control.does_nothing
+
+
+def _count_of(item: Attached | AttachedPrompt, tally: Tally) -> str:
+    if isinstance(item, AttachedPrompt):
+        return f"{tally.extra:,} block calls more than {tally.total:,}, for the second prompt"
+    return str(tally)
 
 
 def _around_conditions(executor, model, conds, x_in, timestep, model_options):
@@ -176,7 +192,10 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if hooks:
         # A copy: the host shares this dictionary between calls, and nothing may stay in it.
         options = {**options, "patches_replace": {**replaced, "dit": {**existing, **hooks}}}
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    try:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    except PhraseError as error:  # found out in the sampler, but the dial is another node's
+        raise PhraseError(f"TextBoost: phrase: {error}. Write whole words of the prompt, one phrase a line") from error
 
 
 def _mask_in_closure(core, kwargs: dict[str, Any]) -> bool:

@@ -85,6 +85,12 @@ def load_clip(path: str):
     for name in present:
         prefix = f"{name}.transformer."
         state_dict.update({prefix + key: value for key, value in load_component(path, f"text_encoders.{prefix}")})
+    if "mmdit.text" not in header.metadata and not _sizes_are_sd3s(state_dict):
+        return MissingPart(
+            f"MMDiTLoader: CLIP: the text encoders in {header.source.name} are not of SD3's size, and it does not "
+            "say how they are built (ComfyUI's save nodes leave that out). Connect the CLIP of the file that it was "
+            "made from: a second MMDiTLoader with that file"
+        )
     if "mmdit.text" in header.metadata:
         configs = json.loads(header.metadata["mmdit.text"])
         target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.sd3_clip.SD3Tokenizer, SizedTextEncoders)
@@ -99,6 +105,15 @@ def load_clip(path: str):
         parameters=comfy.utils.calculate_parameters(state_dict),
         state_dict=state_dict,
     )
+
+
+def _sizes_are_sd3s(state_dict: Mapping[str, torch.Tensor]) -> bool:
+    widths = {
+        "clip_l.transformer.text_model.final_layer_norm.weight": TextWidths().clip_l,
+        "clip_g.transformer.text_model.final_layer_norm.weight": TextWidths().clip_g,
+        "t5xxl.transformer.encoder.final_layer_norm.weight": TextWidths().context,
+    }
+    return all(state_dict[name].shape == (width,) for name, width in widths.items() if name in state_dict)
 
 
 def load_vae(path: str):

@@ -163,7 +163,7 @@ def test_strength_1_and_empty_blocks_are_bit_identical(blocks, model):
 def test_an_error_in_mid_run_leaves_nothing_behind(blocks, model):
     plain = sample(model)
     needs_map = boost(blocks, model, phrase="red")
-    with pytest.raises(ValueError, match="TripleTextEncode"):
+    with pytest.raises(ValueError, match="TextBoost: phrase: .*TripleTextEncode"):
         sample(needs_map)
     assert torch.equal(sample(model), plain)
 
@@ -178,6 +178,18 @@ def test_an_error_in_mid_run_leaves_nothing_behind(blocks, model):
 def test_wrong_blocks_are_named_with_the_models_range(blocks, model, text, words):
     with pytest.raises(ValueError, match=words):
         skip(blocks, model, text)
+
+
+def test_a_phrase_on_the_negative_branch_is_refused(blocks, model):
+    with pytest.raises(ValueError, match="TextBoost: branch: a phrase is set.*Set branch to positive or both"):
+        boost(blocks, model, phrase="red", branch="negative")
+
+
+def test_a_block_prompt_of_another_models_text_is_refused(blocks, model):
+    with pytest.raises(
+        ValueError, match="BlockPrompt: conditioning: the text is 768 channels wide, the model takes 4096"
+    ):
+        blocks.BlockPrompt().apply(model, [[torch.randn(1, 20, 768), {}]], "0", 0.0, 1.0)
 
 
 def test_a_model_without_joint_blocks_is_refused(blocks, model):

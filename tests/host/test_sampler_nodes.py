@@ -184,6 +184,8 @@ def wrong_pooled():
         (lambda p, n, x: (wrong_text(), n, x), "positive: the text is 768 channels wide, the model takes 4096"),
         (lambda p, n, x: (p, wrong_pooled(), x), "negative: the pooled text is 768 .* the model takes 2048"),
         (lambda p, n, x: (p, n, {"samples": torch.ones(1, 4, 8, 8)}), "latent has 4 channels, the model takes 16"),
+        (lambda p, n, x: (p, n, {"samples": torch.ones(1, 16, 2, 8, 8)}), "latent has 5 dimensions"),
+        (lambda p, n, x: ([], n, x), "positive: it holds no prompt"),
         (lambda p, n, x: (p, n, empty((128, 128))), "the picture is 1024 x 1024 pixels.*at most 384 x 384"),
     ],
 )  # fmt: skip

@@ -116,6 +116,15 @@ def test_a_missing_encoder_is_told_with_the_file_that_provides_it(node, clip):
     assert context(positive)[:, :77, 32:].abs().max() == 0 and pooled(positive)[:, 32:].abs().max() == 0
 
 
+def test_small_encoders_without_the_metadata_that_describes_them_say_what_to_connect(pack, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(SMALL), tmp_path / "saved.safetensors")  # as ComfyUI's save nodes do it
+    stand_in = sys.modules[f"{pack.__name__}.nodes.host.parts"].load_clip(str(tmp_path / "saved.safetensors"))
+    with pytest.raises(ValueError, match="saved.safetensors are not of SD3's size.*second MMDiTLoader"):
+        stand_in.tokenize("red")
+
+
 def test_no_clip_at_all_says_what_to_connect(node):
     with pytest.raises(ValueError, match="TripleTextEncode: clip: nothing came in.*TripleCLIPLoader"):
         encode(node, None)
