@@ -27,8 +27,8 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 9000
-    batch: int = 128
+    steps: int = 12000
+    batch: int = 64
     rate: float = 1e-3
     text_rate_factor: float = 0.1
     warmup: int = 200
@@ -38,7 +38,7 @@ class Settings:
     clip_norm: float = 1.0
     ema: float = 0.998
     density: str = "logit_normal"
-    shift: float = 3.0
+    shift: float = 4.0
     small_pictures_until: int = 1500
     standard_size_share: float = 0.5
     text_lengths: tuple[int, ...] = (12, 12, 16, 22)

@@ -43,6 +43,9 @@ class Trainee(nn.Module):
         attention = {} if torch.cuda.is_available() else {"attention": plain_attention}
         self.model = MMDiT(settings.model, **attention)
         self.model.init_weights()
+        for layer in self.model.y_embedder.mlp:
+            if isinstance(layer, nn.Linear):  # SD3's 0.02 leaves so narrow a pooled text unheard beside the timestep
+                nn.init.normal_(layer.weight, std=0.1)
         self.text = TextEncoders(clip, t5)
 
 
