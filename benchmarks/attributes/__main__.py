@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmdit_core.solvers import SOLVERS
 from training.render import BATCH, Clock, Renderer, Sampling, sheet
 
 from .judge import score, summarise
@@ -18,7 +19,6 @@ from .prompts import SETS, read_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "mmdit-small.safetensors"
-SOLVERS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_logsnr", "res_2m", "res_2m_logsnr")
 # What --sweep varies, one at a time, over 128 prompts and one seed for each point.
 SWEEPS = {
     "steps": [{"solver": solver, "steps": steps} for solver in SOLVERS for steps in (4, 8, 16, 28, 50)],
