@@ -72,7 +72,10 @@ def draw(
                 keep[index] = 0
             else:
                 captions[index] = ([], [])
-    t5_length = 0 if rng.random() < settings.no_t5_share else length
-    text = encoders.batch(captions, length, t5_length)
+    # Half a text costs half the tokens, and each half must do alone.
+    absent = rng.random()
+    clip_length = 0 if absent < settings.no_clip_share else length
+    t5_length = 0 if absent > 1 - settings.no_t5_share else length
+    text = encoders.batch(captions, clip_length, t5_length)
     latent = encode(torch.from_numpy(pictures), projection, bias).contiguous()
     return Batch(latent, text, keep, generator)

@@ -1,8 +1,9 @@
 """Teach the text encoders to read before the transformer listens.
 
-Big models get encoders that were trained on text; ours would have to learn English through a denoising loss alone,
-and what stands left of what comes very late that way. A few minutes of predicting, from each encoder's output by one
-linear layer, what stands where gives the transformer something to work with. The linear layers are thrown away.
+Big models get encoders that were trained on text and then frozen; ours would have to learn English through a
+denoising loss alone, and what stands left of what comes very late that way. So they learn first, by questions about
+what stands where, to be read the way a transformer's image tokens read: by one attention step with a fixed query. The
+layers that ask are thrown away.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from .captions import describe
 from .settings import Settings
-from .state import write_tensors
+from .state import read_tensors, write_tensors
 from .text import WIDTHS, TextBatch, TextEncoders
 from .tokens import LENGTH, Tokenizer, add_noise_words
 from .world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scene
@@ -26,7 +27,9 @@ BATCH = 256
 # Questions about a scene and their numbers of answers: for the left or upper group, then for the right or lower one.
 GROUP_ANSWERS = (5, len(COLOURS) + 1, len(SHAPES) + 1, len(SIZES) + 1)
 ANSWERS = (*GROUP_ANSWERS, *GROUP_ANSWERS, 3, len(BACKGROUNDS))
-SOURCES = {"clip_l": WIDTHS.clip_l, "clip_g": WIDTHS.clip_g, "pooled_l": 32, "pooled_g": 32, "t5": WIDTHS.context}
+# What the transformer will hear: the two CLIPs side by side, T5, the pooled pair. Both CLIPs together answer for one.
+WIDTH = WIDTHS.clip_l + WIDTHS.clip_g
+SOURCES = ("clip", "t5", "pooled")
 
 
 def answers(scene: Scene) -> list[int]:
@@ -45,27 +48,44 @@ def answers(scene: Scene) -> list[int]:
     return [*out, axis, list(BACKGROUNDS).index(scene.background)]
 
 
+class Questions(nn.Module):
+    """Ask a sequence: one attention step with a learned query for each group and for the picture as a whole."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(3, width) * width**-0.5)
+        self.key = nn.Linear(width, width)
+        # Both groups' answers are read off in the same way: only attention tells left from right.
+        self.group = nn.Linear(width, sum(GROUP_ANSWERS))
+        self.whole = nn.Linear(width, sum(ANSWERS[-2:]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L, W] -> logits [B, sum(ANSWERS)]."""
+        weights = (self.query @ self.key(tokens).transpose(1, 2)).softmax(-1)
+        first, second, whole = (weights @ tokens).unbind(1)
+        return torch.cat((self.group(first), self.group(second), self.whole(whole)), dim=1)
+
+
 class Reader(nn.Module):
-    """The encoders and one linear layer for each of their outputs."""
+    """The encoders and the questions to each of their outputs."""
 
     def __init__(self, text: TextEncoders):
         super().__init__()
         self.text = text
-        self.heads = nn.ModuleDict({name: nn.Linear(width, sum(ANSWERS)) for name, width in SOURCES.items()})
+        self.clip, self.t5 = Questions(WIDTH), Questions(WIDTHS.context)
+        self.pooled = nn.Linear(WIDTH, sum(ANSWERS))
 
     def forward(self, batch: TextBatch) -> dict[str, Tensor]:
         """Logits [B, sum(ANSWERS)] of each source."""
-        rows = torch.arange(len(batch.end))
-        clip_l, clip_g = self.text.clip_l(batch.clip_l, batch.end), self.text.clip_g(batch.clip_g, batch.end)
+        tokens_l, pooled_l = self.text.clip_l(batch.clip_l, batch.end)
+        tokens_g, pooled_g = self.text.clip_g(batch.clip_g, batch.end)
         out = {
-            "clip_l": clip_l[0][rows, batch.end],
-            "clip_g": clip_g[0][rows, batch.end],
-            "pooled_l": clip_l[1],
-            "pooled_g": clip_g[1],
+            "clip": self.clip(torch.cat((tokens_l, tokens_g), dim=2)),
+            "pooled": self.pooled(torch.cat((pooled_l, pooled_g), dim=1)),
         }
         if batch.t5 is not None:
-            out["t5"] = self.text.t5xxl(batch.t5).mean(1)
-        return {name: self.heads[name](value) for name, value in out.items()}
+            out["t5"] = self.t5(self.text.t5xxl(batch.t5))
+        return out
 
 
 def reading_loss(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,28 +96,44 @@ def reading_loss(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return loss, right
 
 
-def teach(text: TextEncoders, tokenizer: Tokenizer, settings: Settings, run: Path | None = None) -> dict:
-    """Train the encoders in place for `settings.reading_steps`; with `run`, store them there.
+def draw_captions(
+    rng: random.Random, settings: Settings, text: TextEncoders, tokenizer: Tokenizer, *, complete: bool = False
+) -> tuple[TextBatch, Tensor]:
+    """Captions of fresh scenes, and the true answers [BATCH, questions]."""
+    scenes = [draw_scene(rng) for _ in range(BATCH)]
+    captions = []
+    for scene in scenes:
+        words = describe(scene, rng, complete=complete)
+        if not complete and rng.random() < settings.noise_words:
+            words = add_noise_words(words, rng)
+        captions.append(tokenizer.caption(words, rng))
+    length = LENGTH if rng.random() < settings.full_text_share else 26
+    return text.batch(captions, length, length), torch.tensor([answers(scene) for scene in scenes])
 
-    Returns: the share of answers right at the end, by source, and by question over all sources.
+
+def read_or_teach(text: TextEncoders, tokenizer: Tokenizer, settings: Settings, run: Path) -> None:
+    """Put encoders that can read into `text`: the run's own if it has them, else taught now and stored there."""
+    path = run / "reader.safetensors"
+    if not path.exists():
+        teach(text, tokenizer, settings)
+        write_tensors(path, dict(text.state_dict()))
+    text.load_state_dict(read_tensors(path)[0])
+
+
+def teach(text: TextEncoders, tokenizer: Tokenizer, settings: Settings) -> dict[str, list[float]]:
+    """Train the encoders in place for `settings.reading_steps`, frozen ones too, which are frozen again afterwards.
+
+    Returns: the share of answers right at the end, by source and question, over captions that leave nothing but the
+        background and sizes unsaid.
     """
     torch.manual_seed(settings.seed)
+    text.requires_grad_(True)
     reader = Reader(text)
     optimizer = torch.optim.AdamW(reader.parameters(), settings.reading_rate, betas=(0.9, 0.99), fused=True)
     figures: dict = {}
     for step in range(settings.reading_steps):
-        rng = random.Random(f"{settings.seed}/reader/{step}")
-        scenes = [draw_scene(rng) for _ in range(BATCH)]
-        captions = []
-        for scene in scenes:
-            words = describe(scene, rng)
-            captions.append(
-                tokenizer.caption(add_noise_words(words, rng) if rng.random() < settings.noise_words else words, rng)
-            )
-        length = LENGTH if rng.random() < settings.full_text_share else 26
-        truth = torch.tensor([answers(scene) for scene in scenes])
-        results = {name: reading_loss(out, truth) for name, out in reader(text.batch(captions, length, length)).items()}
-        loss = sum(value for value, _ in results.values())
+        batch, truth = draw_captions(random.Random(f"{settings.seed}/reader/{step}"), settings, text, tokenizer)
+        loss = sum(reading_loss(out, truth)[0] for out in reader(batch).values())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
@@ -105,11 +141,11 @@ def teach(text: TextEncoders, tokenizer: Tokenizer, settings: Settings, run: Pat
             done = step / settings.reading_steps
             group["lr"] = settings.reading_rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * done))
         optimizer.step()
-        if (step + 1) % 50 == 0 or step + 1 == settings.reading_steps:
-            figures = {name: round(right.mean().item(), 4) for name, (_, right) in results.items()}
-            by_question = torch.stack([right for _, right in results.values()]).mean(0)
+        if (step + 1) % 100 == 0 or step + 1 == settings.reading_steps:
+            with torch.no_grad():
+                batch, truth = draw_captions(random.Random(f"{step}/exam"), settings, text, tokenizer, complete=True)
+                right = {name: reading_loss(out, truth)[1] for name, out in reader(batch).items()}
+            figures = {name: [round(value, 2) for value in share.tolist()] for name, share in right.items()}
             print(f"reading {step + 1}/{settings.reading_steps} loss {loss.item():.3f} right {figures}", flush=True)
-            print("   by question", [round(value, 2) for value in by_question.tolist()], flush=True)
-    if run is not None:
-        write_tensors(run / "reader.safetensors", dict(text.state_dict()))
+    text.requires_grad_(False)
     return figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ class Renderer:
         config, state = load_checkpoint(checkpoint, dtype=torch.float32)
         self.model = MMDiT(config, device="meta")
         self.model.load_state_dict(state, assign=True)
-        self.text = TextEncoders(FullVocabulary(CLIP_VOCABULARY), FullVocabulary(T5_VOCABULARY))
+        self.text = TextEncoders(
+            FullVocabulary(CLIP_VOCABULARY), FullVocabulary(T5_VOCABULARY), json.loads(self.metadata["mmdit.text"])
+        )
         for name in ENCODERS:
             prefix = f"text_encoders.{name}.transformer."
             getattr(self.text, name).load_state_dict(

@@ -23,33 +23,33 @@ def small_model() -> MMDiTConfig:
 class Settings:
     """One run. `steps` and `decay_steps` may change when a run goes on: the learning rate is constant before the decay.
 
-    Shares are of all steps (full_text_share, no_t5_share) or of all samples (the others).
+    Shares are of all steps (full_text_share, no_t5_share, no_clip_share) or of all samples (the others).
     """
 
     seed: int = 0
     steps: int = 12000
     batch: int = 64
     rate: float = 1e-3
-    text_rate_factor: float = 0.1
     warmup: int = 200
     decay_steps: int = 2500
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    ema: float = 0.998
+    ema: float = 0.999
     density: str = "logit_normal"
     shift: float = 4.0
-    small_pictures_until: int = 1500
-    standard_size_share: float = 0.5
+    small_pictures_until: int = 2000
+    standard_size_share: float = 0.6
     text_lengths: tuple[int, ...] = (12, 12, 16, 22)
     full_text_share: float = 0.06
     no_t5_share: float = 0.30
-    drop_encoder: float = 0.15
+    no_clip_share: float = 0.25
+    drop_encoder: float = 0.08
     empty_caption: float = 0.10
     noise_words: float = 0.12
-    reading_steps: int = 1500
+    reading_steps: int = 1200
     reading_rate: float = 2e-3
-    decoder_steps: int = 1500
+    decoder_steps: int = 2000
     model: MMDiTConfig = field(default_factory=small_model)
 
     def rate_at(self, step: int) -> float:

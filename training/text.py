@@ -17,12 +17,12 @@ from mmdit_core.text import TextWidths, assemble
 from .tokens import CLIP_END, CLIP_START, LENGTH, T5_END, Vocabulary
 
 WIDTHS = TextWidths(clip_l=32, clip_g=32, context=64)
-CLIP_BASE = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 3}
+CLIP_BASE = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 6}
 # What the host's `clip_l_model_config` and its kin must be set to for the shipped file.
 CONFIGS = {
     "clip_l": {**CLIP_BASE, "hidden_act": "quick_gelu", "projection_dim": 32},
     "clip_g": {**CLIP_BASE, "hidden_act": "gelu", "projection_dim": 32},
-    "t5xxl": {"d_model": 64, "d_ff": 128, "d_kv": 32, "num_heads": 2, "num_layers": 3},
+    "t5xxl": {"d_model": 64, "d_ff": 128, "d_kv": 32, "num_heads": 2, "num_layers": 4},
 }
 
 
@@ -153,35 +153,36 @@ def relative_buckets(distance: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """One batch's rows: clip_l, clip_g [B, L], t5 [B, M] or None; end [B], the place of CLIP's end token."""
+    """One batch's rows: clip_l, clip_g [B, L] and t5 [B, M], None if absent; end [B], the place of CLIP's end token."""
 
-    clip_l: Tensor
-    clip_g: Tensor
+    clip_l: Tensor | None
+    clip_g: Tensor | None
     t5: Tensor | None
     end: Tensor
 
     def to(self, device: str) -> TextBatch:
-        parts = (self.clip_l, self.clip_g, self.t5, self.end)
-        return TextBatch(*(None if part is None else part.to(device) for part in parts))
+        """The same rows on a device."""
+        clip_l, clip_g, t5 = (None if part is None else part.to(device) for part in (self.clip_l, self.clip_g, self.t5))
+        return TextBatch(clip_l, clip_g, t5, self.end.to(device))
 
 
 class TextEncoders(nn.Module):
     """CLIP-L-like, CLIP-G-like and T5-like encoders with compact vocabularies, and SD3's joining of the three."""
 
-    def __init__(self, clip: Vocabulary, t5: Vocabulary):
+    def __init__(self, clip: Vocabulary, t5: Vocabulary, configs: dict[str, dict] = CONFIGS):
         super().__init__()
         self.clip_vocabulary, self.t5_vocabulary = clip, t5
-        self.clip_l = Clip(CONFIGS["clip_l"], len(clip), projected=False)
-        self.clip_g = Clip(CONFIGS["clip_g"], len(clip), projected=True)
-        self.t5xxl = T5(CONFIGS["t5xxl"], len(t5))
+        self.clip_l = Clip(configs["clip_l"], len(clip), projected=False)
+        self.clip_g = Clip(configs["clip_g"], len(clip), projected=True)
+        self.t5xxl = T5(configs["t5xxl"], len(t5))
 
     def batch(self, tokens: list[tuple[list[int], list[int]]], clip_length: int, t5_length: int) -> TextBatch:
         """Rows of captions' tokens, padded to the given lengths, longer ones cut before their end token.
 
-        A t5_length of 0 leaves T5 out.
+        A length of 0 leaves T5 or both CLIPs out.
         """
-        clip = [self.clip_vocabulary.rows(caption[0])[: clip_length - 2] for caption in tokens]
-        t5 = [self.t5_vocabulary.rows(caption[1])[: t5_length - 1] for caption in tokens]
+        clip = [self.clip_vocabulary.rows(caption[0])[: max(0, clip_length - 2)] for caption in tokens]
+        t5 = [self.t5_vocabulary.rows(caption[1])[: max(0, t5_length - 1)] for caption in tokens]
         start, end, pad = self.clip_vocabulary.rows([CLIP_START, CLIP_END, 0])
         (t5_end, t5_pad) = self.t5_vocabulary.rows([T5_END, 0])
 
@@ -189,19 +190,20 @@ class TextEncoders(nn.Module):
             return torch.tensor([head + row + [last] + [padding] * (length - len(head) - len(row) - 1) for row in rows])
 
         return TextBatch(
-            fill(clip, [start], end, end, clip_length),
-            fill(clip, [start], end, pad, clip_length),
+            fill(clip, [start], end, end, clip_length) if clip_length else None,
+            fill(clip, [start], end, pad, clip_length) if clip_length else None,
             fill(t5, [], t5_end, t5_pad, t5_length) if t5_length else None,
             torch.tensor([len(row) + 1 for row in clip]),
         )
 
     def forward(self, batch: TextBatch, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Context [B, L + M, 64] and pooled [B, 64]; keep [B, 3] of 0 and 1 drops single encoders (as zeros)."""
-        clip_l, clip_g = self.clip_l(batch.clip_l, batch.end), self.clip_g(batch.clip_g, batch.end)
+        clip_l = None if batch.clip_l is None else self.clip_l(batch.clip_l, batch.end)
+        clip_g = None if batch.clip_g is None else self.clip_g(batch.clip_g, batch.end)
         t5 = None if batch.t5 is None else self.t5xxl(batch.t5)
         if keep is not None:
             one, two, three = keep.unbind(1)
-            clip_l = (clip_l[0] * one[:, None, None], clip_l[1] * one[:, None])
-            clip_g = (clip_g[0] * two[:, None, None], clip_g[1] * two[:, None])
+            clip_l = None if clip_l is None else (clip_l[0] * one[:, None, None], clip_l[1] * one[:, None])
+            clip_g = None if clip_g is None else (clip_g[0] * two[:, None, None], clip_g[1] * two[:, None])
             t5 = None if t5 is None else t5 * three[:, None, None]
         return assemble(clip_l, clip_g, t5, widths=WIDTHS)

@@ -1,4 +1,4 @@
-"""Train the transformer and the text encoders together, by rectified flow."""
+"""Train the transformer by rectified flow, on what frozen text encoders that can read tell it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmdit_core.flow import flow_loss, interpolate, sample_timesteps
 from .batches import Batch, draw
 from .captions import describe
 from .decoder import projection_for
-from .reader import teach
+from .reader import read_or_teach
 from .settings import Settings
 from .state import load_run, read_tensors, save_run
 from .text import TextEncoders
@@ -36,7 +36,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | 
 
 
 class Trainee(nn.Module):
-    """What learns: the transformer and the three text encoders."""
+    """The transformer, which learns, and the three text encoders, which have learned (see `reader`) and stay."""
 
     def __init__(self, settings: Settings, clip: Vocabulary, t5: Vocabulary):
         super().__init__()
@@ -47,6 +47,7 @@ class Trainee(nn.Module):
             if isinstance(layer, nn.Linear):  # SD3's 0.02 leaves so narrow a pooled text unheard beside the timestep
                 nn.init.normal_(layer.weight, std=0.1)
         self.text = TextEncoders(clip, t5)
+        self.text.requires_grad_(False)
 
 
 def vocabularies(run: Path, tokenizer: Tokenizer, captions: int = 20000) -> tuple[Vocabulary, Vocabulary]:
@@ -71,8 +72,9 @@ def loss_of(trainee: Trainee, batch: Batch, settings: Settings) -> Tensor:
     latent = batch.latent.to(device)
     sigma = sample_timesteps(len(latent), settings.density, shift=settings.shift, generator=batch.generator).to(device)
     noise = torch.randn(latent.shape, generator=batch.generator).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad():
         context, pooled = trainee.text(batch.text.to(str(device)), batch.keep.to(device))
+    with torch.autocast(device.type, torch.bfloat16):
         noisy = interpolate(latent, noise, sigma)
         velocity = trainee.model(noisy, sigma * 1000, context=context, y=pooled)
     return flow_loss(velocity, latent, noise)
@@ -92,18 +94,14 @@ def train(
     trainee = Trainee(settings, *vocabularies(run, tokenizer))
     path, step, losses = run / "state.safetensors", 0, []
     if not path.exists():
-        teach(trainee.text, tokenizer, settings)
+        read_or_teach(trainee.text, tokenizer, settings, run)
     trainee.to("cuda" if torch.cuda.is_available() else "cpu")
-    parameters = list(trainee.parameters())
-    # The encoders can read already; a full rate would shake that loose before the transformer makes use of it.
-    groups = [
-        {"params": list(trainee.model.parameters()), "factor": 1.0},
-        {"params": list(trainee.text.parameters()), "factor": settings.text_rate_factor},
-    ]
+    trained = {name: tensor for name, tensor in trainee.named_parameters() if tensor.requires_grad}
+    parameters = list(trained.values())
     optimizer = torch.optim.AdamW(
-        groups, settings.rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        parameters, settings.rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
-    ema = {name: tensor.detach().clone() for name, tensor in trainee.named_parameters()}
+    ema = {name: tensor.detach().clone() for name, tensor in trained.items()}
     if path.exists():
         record = load_run(path, trainee, ema, optimizer)
         step, losses = record["step"], record["losses"]
@@ -111,12 +109,11 @@ def train(
     while step < settings.steps:
         batch = draw(settings, step, trainee.text, tokenizer, projection, bias)
         loss = loss_of(trainee, batch, settings)
-        # None, not zero: a step without T5 must leave its weights alone, in a resumed run as in an unbroken one.
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate_at(step) * group["factor"]
+            group["lr"] = settings.rate_at(step)
         optimizer.step()
         step += 1
         decay = min(settings.ema, (step + 1) / (step + 10))
@@ -130,7 +127,7 @@ def train(
                 with swapped(trainee, ema):
                     after_save(trainee, step, losses)
     with torch.no_grad():
-        for name, tensor in trainee.named_parameters():
+        for name, tensor in trained.items():
             tensor.copy_(ema[name])
     return trainee
 
@@ -138,15 +135,16 @@ def train(
 @contextlib.contextmanager
 def swapped(trainee: nn.Module, weights: dict[str, Tensor]):
     """Let a module wear other weights for a while."""
-    own = {name: tensor.detach().clone() for name, tensor in trainee.named_parameters()}
+    worn = {name: tensor for name, tensor in trainee.named_parameters() if name in weights}
+    own = {name: tensor.detach().clone() for name, tensor in worn.items()}
     with torch.no_grad():
-        for name, tensor in trainee.named_parameters():
+        for name, tensor in worn.items():
             tensor.copy_(weights[name])
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, tensor in trainee.named_parameters():
+            for name, tensor in worn.items():
                 tensor.copy_(own[name])
 
 
