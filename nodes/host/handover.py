@@ -1,0 +1,42 @@
+"""What a run that ends early hands on in its LATENT, so that the next sampler goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...mmdit_core.trajectory import History
+
+KEY = "mmdit_unfinished"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a run stands; all tensors on the CPU.
+
+    samples: the LATENT's, as the run left them. Host nodes copy a LATENT's other keys along with samples that they
+    changed, so what is said here holds for these very values alone.
+    sigma: the noise level; x [B, C, H, W] there, float32, in the model's own scale; noise and image: the noise and the
+    LATENT's samples [B, C, H, W] that the run began with, which the part outside a noise mask is made of.
+    history: what a multistep solver remembers; seeds and states: of the generators of stochastic steps.
+    """
+
+    samples: Tensor
+    sigma: float
+    x: Tensor
+    noise: Tensor
+    image: Tensor
+    history: History = ()
+    seeds: tuple[int, ...] = ()
+    states: tuple[Tensor, ...] = ()
+
+
+def unfinished(latent: dict[str, Any]) -> Unfinished | None:
+    """The run that a LATENT comes from, where it is unfinished and nobody changed the LATENT since."""
+    found, samples = latent.get(KEY), latent["samples"]
+    if found is None or samples.is_nested or samples.shape != found.samples.shape:
+        return None
+    return found if torch.equal(samples.cpu(), found.samples) else None
