@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attributes.world import SIDES, Scene, draw_batch
+
 from .captions import describe
 from .settings import Settings
 from .text import TextBatch, TextEncoders
 from .tokens import LENGTH, Tokenizer, add_noise_words
 from .vae import encode
-from .world import SIDES, Scene, draw_batch
 
 SIDE_WEIGHTS = (3, 3, 2, 1, 1)  # small pictures cost less and teach nearly as much
 

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import random
 
-from .world import OPPOSITE, Group, Scene
+from attributes.words import BACKGROUND_WORDS, NUMBERS, RELATION_WORDS, SIDE_WORDS, SIZE_WORDS
+from attributes.world import OPPOSITE, Group, Scene
 
-NUMBERS = {1: ("one", "a single", "1"), 2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4")}
-RELATION_WORDS = {
-    "left": ("to the left of", "left of", "on the left of", "on the left side of"),
-    "right": ("to the right of", "right of", "on the right of", "on the right side of"),
-    "above": ("above", "over", "on top of", "higher than"),
-    "below": ("below", "under", "beneath", "underneath"),
-}
-SIDE_WORDS = {
-    "left": ("on the left", "at left", "on the left side"),
-    "right": ("on the right", "at right", "on the right side"),
-    "above": ("at the top", "in the upper part"),
-    "below": ("at the bottom", "in the lower part"),
-}
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 OPENINGS = ("a picture of", "an image of", "a photo of", "there is", "a drawing of", "picture:", "we see")
 GROUNDS = ("on a {} background", "against a {} background", "with a {} background", "on {}", "{} background")
-BACKGROUND_WORDS = {"white": ("white",), "gray": ("gray", "grey"), "black": ("black",)}
 
 
 def describe_group(group: Group, rng: random.Random, *, complete: bool = False) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attributes.world import draw_batch
+
 from .state import load_run, read_tensors, save_run, write_tensors
 from .vae import build_decoder, encode, fit_projection
-from .world import draw_batch
 
 CROP, BATCH, EMA_DECAY = 48, 16, 0.995
 

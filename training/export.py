@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from attributes.world import draw_batch
+
 from .decoder import projection_for
 from .state import read_tensors, write_tensors
 from .text import CONFIGS
 from .tokens import Tokenizer
 from .train import Trainee, load_trainee
 from .vae import FACTOR, VAE_SCALE, VAE_SHIFT, encode, encoder_state
-from .world import draw_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "models" / "mmdit-small.safetensors"

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attributes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scene
+
 from .captions import describe
 from .settings import Settings
 from .state import read_tensors, write_tensors
 from .text import WIDTHS, TextBatch, TextEncoders
 from .tokens import LENGTH, Tokenizer, add_noise_words
-from .world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scene
 
 BATCH = 256
 # Questions about a scene and their numbers of answers: for the left or upper group, then for the right or lower one.

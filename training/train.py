@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from attributes.world import draw_scene
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.flow import flow_loss, interpolate, sample_timesteps
 
@@ -24,7 +25,6 @@ from .settings import Settings
 from .state import load_run, read_tensors, save_run
 from .text import TextEncoders
 from .tokens import CLIP_END, CLIP_START, CLIP_VOCABULARY, T5_END, T5_VOCABULARY, Tokenizer, Vocabulary
-from .world import draw_scene
 
 AfterSave = Callable[["Trainee", int, list[float]], None]
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from attributes.judge import score, summarise
 from mmdit_core.solvers import SOLVERS
 from training.render import BATCH, Clock, Renderer, Sampling, sheet
 
-from .judge import score, summarise
 from .prompts import SETS, read_prompts
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ import json
 import random
 from pathlib import Path
 
+from attributes.world import Group, Scene, draw_scene
 from training.captions import describe
-from training.world import Group, Scene, draw_scene
 
 FILE = Path(__file__).with_name("prompts.json")
 NUMBER, TWO_GROUPS = 512, 0.6

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attributes.judge import score, summarise
+from attributes.world import COLOURS, OPPOSITE, SHAPES, Group, Scene, draw_scene, paint, place
 from training.render import BATCH
-from training.world import COLOURS, OPPOSITE, SHAPES, Group, Scene, draw_scene, paint, place
-
-from .judge import score, summarise
 
 NUMBER = 512
 ThroughVae = Callable[[Tensor], Tensor]  # pictures [B, H, W, 3] -> the same, encoded and decoded

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 CORE = sorted((ROOT / "mmdit_core").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
-PACK = [ROOT / "__init__.py", *NODES, *CORE]
-OWN_FOLDERS = ("mmdit_core", "nodes", "scripts", "tests", "training", "benchmarks", "web")
+ATTRIBUTES = sorted((ROOT / "attributes").rglob("*.py"))
+PACK = [ROOT / "__init__.py", *NODES, *CORE, *ATTRIBUTES]
+OWN_FOLDERS = ("mmdit_core", "nodes", "attributes", "scripts", "tests", "training", "benchmarks", "web")
 SOURCES = [ROOT / "__init__.py"] + [
     path for folder in OWN_FOLDERS for kind in ("*.py", "*.js") for path in (ROOT / folder).rglob(kind)
 ]
@@ -54,7 +55,8 @@ LEAVES: dict[str, set[str]] = {
 
 TOP_LEVEL = {
     "__init__.py": "",
-    **dict.fromkeys(("nodes", "mmdit_core", "models", "training", "web", "locales", "workflows"), "folder"),
+    **dict.fromkeys(("nodes", "mmdit_core", "attributes", "models", "training", "web"), "folder"),
+    **dict.fromkeys(("locales", "workflows"), "folder"),
     **dict.fromkeys(("scripts", "tests", "benchmarks", "docs", ".ci"), "folder"),
     **dict.fromkeys(("pyproject.toml", "requirements.txt", ".comfyignore", ".gitignore", ".gitattributes"), "file"),
     **dict.fromkeys(("LICENSE", "README.md", "README.zh.md", "CONTRIBUTING.md"), "file"),
@@ -142,9 +144,15 @@ def test_the_pack_itself_only_hands_on_its_nodes(path):
     assert not offences(path, lambda module: top(module) not in {"nodes", "__future__"})
 
 
-@each(CORE)
+@each([*CORE, *ATTRIBUTES])
 def test_nothing_imports_upward(path):
-    assert not offences(path, lambda module: top(module) in HOST_MODULES | {"nodes"})
+    assert not offences(path, lambda module: top(module) in HOST_MODULES | {"nodes", "training", "benchmarks"})
+
+
+@each(ATTRIBUTES)
+def test_the_small_models_world_stands_alone_and_needs_only_what_comfyui_ships(path):
+    allowed = {"numpy", "scipy", "attributes"} | sys.stdlib_module_names
+    assert not offences(path, lambda module: top(module) not in allowed)
 
 
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks.attributes.judge import COLUMNS, classify, look, score, summarise, wilson
+from attributes.judge import COLUMNS, classify, look, score, summarise, wilson
+from attributes.world import BACKGROUNDS, COLOURS, SHAPES, Group, Scene, draw_scene, mask, paint, place
 from benchmarks.attributes.trial import ERRORS, judge_scenes, try_judge
-from training.world import BACKGROUNDS, COLOURS, SHAPES, Group, Scene, draw_scene, mask, paint, place
 
 
 def _soften(pictures):

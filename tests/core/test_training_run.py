@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from attributes.world import Group, Scene
 from mmdit_core import MMDiTConfig, load_checkpoint
 from training.batches import draw, picture_size
 from training.export import export
@@ -21,7 +22,6 @@ from training.text import TextEncoders, relative_buckets
 from training.tokens import UNKNOWN_WORD, FullVocabulary, Vocabulary
 from training.train import load_trainee, read_settings, train
 from training.vae import build_decoder
-from training.world import Group, Scene
 
 TINY = Settings(
     steps=6,

@@ -6,9 +6,9 @@ import random
 
 import torch
 
+from attributes.world import draw_batch
 from training.export import rgb_factors
 from training.vae import build_encoder, encode, encoder_state, fit_projection, patches
-from training.world import draw_batch
 
 
 def _pictures(seed: int, number: int, width: int = 96, height: int = 112) -> torch.Tensor:

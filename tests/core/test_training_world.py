@@ -8,9 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.attributes.prompts import SETS, draw_prompts, read_prompts
-from training.captions import RELATION_WORDS, SIDE_WORDS, describe
-from training.world import (
+from attributes.words import RELATION_WORDS, SIDE_WORDS
+from attributes.world import (
     COLOURS,
     HELD_OUT_PAIRS,
     HELD_OUT_TRIPLES,
@@ -24,6 +23,8 @@ from training.world import (
     place,
     triples,
 )
+from benchmarks.attributes.prompts import SETS, draw_prompts, read_prompts
+from training.captions import describe
 
 
 def test_training_never_draws_a_held_out_combination():

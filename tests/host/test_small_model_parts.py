@@ -12,6 +12,7 @@ import torch
 from comfy.taesd.taesd import TAESD
 from comfy.text_encoders.sd3_clip import SD3ClipModel, SD3Tokenizer
 
+from attributes.world import draw_batch
 from benchmarks.attributes.prompts import read_prompts
 from training.export import text_state
 from training.settings import Settings
@@ -19,7 +20,6 @@ from training.text import CONFIGS, TextEncoders
 from training.tokens import LENGTH, FullVocabulary, Tokenizer
 from training.train import Trainee
 from training.vae import build_decoder, encode, encoder_state, fit_projection
-from training.world import draw_batch
 
 CAPTIONS = [prompt.text for prompt in read_prompts("held_out", 12)] + ["", "A photo, in 4k, of three red circles!"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from training.world import BACKGROUNDS, COLOURS, SHAPES, Scene, mask
+from .world import BACKGROUNDS, COLOURS, SHAPES, Scene, mask
 
 COLUMNS = ("colour", "shape", "count", "spatial", "all")
 INKS = np.array(list(COLOURS.values()), np.float32) / 255

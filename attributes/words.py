@@ -1,0 +1,101 @@
+"""The words that captions use, and a caption read back into the scene that it asks for."""
+
+from __future__ import annotations
+
+import re
+
+from .world import BACKGROUNDS, COLOURS, OPPOSITE, SHAPES, Group, Scene
+
+NUMBERS = {1: ("one", "a single", "1"), 2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4")}
+RELATION_WORDS = {
+    "left": ("to the left of", "left of", "on the left of", "on the left side of"),
+    "right": ("to the right of", "right of", "on the right of", "on the right side of"),
+    "above": ("above", "over", "on top of", "higher than"),
+    "below": ("below", "under", "beneath", "underneath"),
+}
+SIDE_WORDS = {
+    "left": ("on the left", "at left", "on the left side"),
+    "right": ("on the right", "at right", "on the right side"),
+    "above": ("at the top", "in the upper part"),
+    "below": ("at the bottom", "in the lower part"),
+}
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+BACKGROUND_WORDS = {"white": ("white",), "gray": ("gray", "grey"), "black": ("black",)}
+
+_COUNTS = {phrase.split()[-1]: count for count, phrases in NUMBERS.items() for phrase in phrases} | {"a": 1, "an": 1}
+_SIZES = {word: size for size, words in SIZE_WORDS.items() for word in words}
+_PAPERS = {word: paper for paper, words in BACKGROUND_WORDS.items() for word in words}
+_SHAPES = {word: shape for shape in SHAPES for word in (shape, shape + "s")}
+
+
+class CaptionError(ValueError):
+    """A caption that does not say what a judge needs to know."""
+
+
+def _pattern(phrases: dict[str, tuple[str, ...]]) -> re.Pattern[str]:
+    """Finds any of the phrases as whole words, the longest first."""
+    every = sorted((phrase for group in phrases.values() for phrase in group), key=len, reverse=True)
+    return re.compile(r"\b(" + "|".join(map(re.escape, every)) + r")\b")
+
+
+_RELATION, _SIDE = _pattern(RELATION_WORDS), _pattern(SIDE_WORDS)
+_RELATION_OF = {phrase: relation for relation, phrases in RELATION_WORDS.items() for phrase in phrases}
+_SIDE_OF = {phrase: side for side, phrases in SIDE_WORDS.items() for phrase in phrases}
+
+
+def read_caption(caption: str) -> Scene:
+    """The scene that a caption asks for.
+
+    Args: caption, one or two groups with a count, a colour and a shape each, and where the first lies as seen from
+        the second, as in "three red circles to the left of a blue star".
+    Returns: the scene; what it does not say about background and sizes is "white" and "".
+    Raises: CaptionError that says what is missing.
+    """
+    text = " ".join(re.sub(r"[^\w\s]", " ", caption.lower()).split())
+    nouns = list(re.finditer(r"\b(" + "|".join(_SHAPES) + r")\b", text))
+    if not 1 <= len(nouns) <= 2:
+        raise CaptionError(f"{caption!r} names {len(nouns)} shapes; it must name one or two of {', '.join(SHAPES)}")
+    ends = [noun.end() for noun in nouns]
+    # A colour may follow its noun ("two stars in red"), so a group's words reach up to the next group's count.
+    groups = []
+    for index, noun in enumerate(nouns):
+        before = text[(ends[index - 1] if index else 0) : noun.start()]
+        after = text[noun.end() : nouns[index + 1].start() if index + 1 < len(nouns) else len(text)]
+        groups.append(_group(before.split(), noun[1], after.split(), caption))
+    papers = [_PAPERS[word] for word in text.split() if word in _PAPERS]
+    paper = papers[0] if papers else next(iter(BACKGROUNDS))
+    return Scene(tuple(groups), _relation(text, nouns, caption), paper)
+
+
+def _group(before: list[str], noun: str, after: list[str], caption: str) -> Group:
+    """One group, from the words before its noun, nearest first, and those after it."""
+    colour = next((word for word in reversed(before) if word in COLOURS), "")
+    # After the noun a colour is this group's only where it stands before any other count.
+    tail = after[: next((i for i, word in enumerate(after) if word in _COUNTS), len(after))]
+    late = next((word for word in tail if word in COLOURS), "")
+    if before and not _adjacent_colour(before):
+        colour = late or colour
+    count = next((_COUNTS[word] for word in reversed(before) if word in _COUNTS), 0)
+    size = next((_SIZES[word] for word in reversed(before) if word in _SIZES), "")
+    for value, what in ((count, "how many"), (colour, "in which colour")):
+        if not value:
+            raise CaptionError(f"{caption!r} does not say {what} for its {noun}")
+    return Group(count, colour, _SHAPES[noun], size)
+
+
+def _adjacent_colour(before: list[str]) -> bool:
+    return before[-1] in COLOURS
+
+
+def _relation(text: str, nouns: list[re.Match[str]], caption: str) -> str:
+    """Where the first group lies as seen from the second."""
+    if len(nouns) == 1:
+        return ""
+    between = _RELATION.search(text, nouns[0].end(), nouns[1].start())
+    if between:
+        return _RELATION_OF[between[1]]
+    side = _SIDE.search(text)
+    if side is None:
+        raise CaptionError(f"{caption!r} does not say where its first group lies: {', '.join(OPPOSITE)} of the second")
+    # Told by sides, the first one named is the first group's, whether it stands before its noun or after it.
+    return _SIDE_OF[side[1]]

@@ -1,0 +1,57 @@
+"""Captions read back into scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from attributes.words import CaptionError, read_caption
+from attributes.world import OPPOSITE, Group, Scene, draw_scene
+from benchmarks.attributes.prompts import SETS, read_prompts
+from training.captions import describe
+
+
+def meaning(scene: Scene) -> tuple:
+    """What a complete caption says for certain: groups in the order of left to right or top to bottom."""
+    groups = [dataclasses.replace(group, size="") for group in scene.groups]
+    if scene.relation in ("right", "below"):
+        return groups[::-1], OPPOSITE[scene.relation]
+    return groups, scene.relation
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_evaluation_prompt_reads_back(name):
+    for prompt in read_prompts(name):
+        assert meaning(read_caption(prompt.text)) == meaning(prompt.scene), prompt.text
+
+
+def test_every_complete_caption_reads_back():
+    rng = random.Random(3)
+    for _ in range(2000):
+        scene = draw_scene(rng)
+        caption = describe(scene, rng, complete=True)
+        assert meaning(read_caption(caption)) == meaning(scene), caption
+
+
+def test_background_and_size_are_read_where_they_are_said():
+    scene = read_caption("Two small green stars below three big pink circles, on a grey background.")
+    assert scene == Scene((Group(2, "green", "star", "small"), Group(3, "pink", "circle", "large")), "below", "gray")
+    assert read_caption("a red circle").background == "white"
+
+
+@pytest.mark.parametrize(
+    ("caption", "missing"),
+    [
+        ("", "names 0 shapes"),
+        ("a castle on a hill", "names 0 shapes"),
+        ("a red circle, a blue star and a green square", "names 3 shapes"),
+        ("red circles", "how many"),
+        ("three circles", "which colour"),
+        ("a red circle and a blue star", "where"),
+    ],
+)
+def test_a_caption_that_leaves_something_open_says_what(caption, missing):
+    with pytest.raises(CaptionError, match=missing):
+        read_caption(caption)
