@@ -15,6 +15,7 @@ from ...mmdit_core.second_text import SecondText, add_second_texts
 from ...mmdit_core.tokens import PhraseError, TokenMap
 from . import ui
 from .text import TOKEN_MAP
+from .window import holds, percent_at
 
 KEY = "mmdit_controls"  # of the controls in transformer_options, and of our wrappers
 RUN = "mmdit_run"
@@ -225,30 +226,11 @@ def _embed(base, context: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _active(controls: list[Timed], options: dict[str, Any], model_sampling) -> tuple[list[Timed], float]:
-    """The controls whose window holds this call's noise level, and how far the sampling is, in [0, 1].
-
-    A window holds its start and not its end, so that windows that follow each other never act together.
-    """
+    """The controls whose window holds this call's noise level, and how far the sampling is, in [0, 1]."""
     timed = [c for c in controls if c.start_percent > 0 or c.end_percent < 1 or c.fade != "constant"]
     if not timed or options.get("sigmas") is None:
         return controls, 0.0
     sigma = float(options["sigmas"].max())  # the one wait for the device in a call, and only where a window asks
     to_sigma = model_sampling.percent_to_sigma
-
-    def holds(control: Timed) -> bool:
-        slack = 1 + 1e-5  # sigmas are float32, percents are not
-        begun = control.start_percent <= 0 or sigma <= float(to_sigma(control.start_percent)) * slack
-        ended = control.end_percent < 1 and sigma <= float(to_sigma(control.end_percent)) * slack
-        return begun and not ended
-
-    place = _percent_at(sigma, to_sigma) if any(c.fade != "constant" for c in controls) else 0.0
-    return [control for control in controls if holds(control)], place
-
-
-def _percent_at(sigma: float, to_sigma) -> float:
-    """The percent that `percent_to_sigma` turns into this sigma: it only ever falls, so halving finds it."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(to_sigma(middle)) > sigma else (low, middle)
-    return (low + high) / 2
+    place = percent_at(sigma, to_sigma) if any(c.fade != "constant" for c in controls) else 0.0
+    return [c for c in controls if holds(sigma, c.start_percent, c.end_percent, to_sigma)], place
