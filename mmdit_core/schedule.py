@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,7 @@ Level = TypeVar("Level", Tensor, float)
 TRAIN_STEPS = 1000  # timesteps the SD3 family was trained at; its own grid ends at the lowest of them
 MIN_DENOISE = 1e-4  # keeps steps / denoise, the length of the whole schedule, within reason
 NEWTON_STEPS = 20  # at most, for beta quantiles; every shape allowed settles sooner
+ROUNDING = 1e-6  # levels computed in float32 may overshoot 1 by a rounding
 FULL_DENOISE = 0.9999  # the host's threshold: above it a run is a full one
 
 
@@ -200,6 +202,35 @@ def sigmas(
         raise ValueError(f"sigmas: denoise is {denoise}; it must be in [{MIN_DENOISE}, 1]")
     total = steps if denoise > FULL_DENOISE else int(steps / denoise)
     return SCHEDULES[schedule](total, shift, **options)[-(steps + 1) :]
+
+
+def custom(levels: str | Sequence[float]) -> Tensor:
+    """Noise levels given one by one.
+
+    Args: levels, at least two, in [0, 1] and strictly falling: numbers, or a text of them with commas, semicolons,
+        spaces or line ends between, such as "1, 0.9, 0.6, 0".
+    Returns: [n], float64 on the CPU, as given: no shift is applied.
+    Raises: ValueError that names the level, what was found, and what would be right.
+    """
+    given = [_number(part) for part in re.split(r"[\s,;]+", levels) if part] if isinstance(levels, str) else levels
+    grid = torch.tensor([float(level) for level in given], dtype=torch.float64)
+    if len(grid) < 2:
+        raise ValueError(f"there are {len(grid)} levels; a step needs two, such as 1, 0")
+    for index, level in enumerate(grid.tolist()):
+        if not 0 <= level <= 1 + ROUNDING:
+            raise ValueError(f"level {index} is {level:g}; it must be in [0, 1]")
+        if index and not level < grid[index - 1]:
+            raise ValueError(
+                f"level {index - 1} is {grid[index - 1]:g} and level {index} is {level:g}; levels must fall"
+            )
+    return grid.clamp(max=1)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number; write levels from 1 to 0 such as 1, 0.9, 0.6, 0") from None
 
 
 def _require_shift(shift: float) -> None:

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdit_core import schedule
-from mmdit_core.schedule import SCHEDULES, flux_mu, mu_to_shift, resolution_shift, shift_sigma, sigmas, unshift_sigma
+from mmdit_core.schedule import (
+    SCHEDULES,
+    custom,
+    flux_mu,
+    mu_to_shift,
+    resolution_shift,
+    shift_sigma,
+    sigmas,
+    unshift_sigma,
+)
 
 SHIFTS = st.floats(0.05, 50)
 
@@ -125,3 +134,37 @@ def test_a_new_schedule_is_one_function_and_one_row(monkeypatch):
 
     monkeypatch.setitem(schedule.SCHEDULES, "cosine", cosine)
     assert torch.equal(sigmas(8, "cosine", 2.0, power=2.0), cosine(8, 2.0, power=2.0))
+
+
+@pytest.mark.parametrize("text", ["1, 0.75, 0.5, 0", "1;0.75; .5\n0", "1.0 0.75 5e-1 0 "])
+def test_a_written_list_is_taken_as_it_is(text):
+    assert custom(text).tolist() == [1, 0.75, 0.5, 0] and custom(text).dtype == torch.float64
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9, unique=True))
+def test_a_list_goes_through_text_and_back(levels):
+    falling = sorted(levels, reverse=True)
+    assert custom(", ".join(map(repr, falling))).tolist() == custom(falling).tolist() == falling
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ("", "there are 0 levels"),
+        ("1", "there are 1 levels; a step needs two"),
+        ("1, half, 0", "'half' is no number"),
+        ("1, 0.5, 0.5, 0", "level 1 is 0.5 and level 2 is 0.5; levels must fall"),
+        ([0.0, 1.0], "level 0 is 0 and level 1 is 1; levels must fall"),
+        ([14.6, 1.0], r"level 0 is 14.6; it must be in \[0, 1\]"),
+        ("1, nan", "level 1 is nan"),
+        ("1, -0.1", "level 1 is -0.1"),
+    ],
+)
+def test_a_list_that_cannot_be_followed_is_named(levels, message):
+    with pytest.raises(ValueError, match=message):
+        custom(levels)
+
+
+def test_a_rounding_above_one_is_one():
+    assert custom([1 + 2**-23, 0.5]).tolist() == [1, 0.5]
