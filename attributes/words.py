@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from .world import BACKGROUNDS, COLOURS, OPPOSITE, SHAPES, Group, Scene
 
@@ -32,7 +33,7 @@ class CaptionError(ValueError):
     """A caption that does not say what a judge needs to know."""
 
 
-def _pattern(phrases: dict[str, tuple[str, ...]]) -> re.Pattern[str]:
+def _pattern(phrases: Mapping[str, tuple[str, ...]]) -> re.Pattern[str]:
     """Finds any of the phrases as whole words, the longest first."""
     every = sorted((phrase for group in phrases.values() for phrase in group), key=len, reverse=True)
     return re.compile(r"\b(" + "|".join(map(re.escape, every)) + r")\b")

@@ -153,11 +153,12 @@ def report(
     speedup: float,
     calls_each: int,
     notes: Iterable[str] = (),
+    more: Mapping[Cell, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """All that a sweep found, as what JSON can hold.
 
     Args: settings, as they go into the report; distances in the sweep's order; calls_each, see suggest_skips;
-        notes, further sentences.
+        notes, further sentences; more, what else was measured of a cell.
     """
     skips = {cell.block: mean(d.latent) for cell, d in distances.items() if cell.operation == "skip" and _whole(cell)}
     said = [*notes]
@@ -173,7 +174,7 @@ def report(
         "blocks": {"double": double, "single": single, "total": double + single},
         "settings": dict(settings),
         "metric": METRIC,
-        "cells": [_cell(cell, found) for cell, found in distances.items()],
+        "cells": [{**_cell(cell, found), **(more or {}).get(cell, {})} for cell, found in distances.items()],
         "skip_list": _skip_list(skips, double + single, speedup, calls_each) if skips else None,
         "notes": said,
     }

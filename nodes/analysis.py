@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..mmdit_core import analysis
+from .attributes import NOTE, scores_for
 from .blocks import CATEGORY, HIDDEN, MODEL, NUMBERS, counts, read_blocks
 from .errors import InputError
 from .host import controls, sampling, ui
@@ -119,6 +120,17 @@ class BlockAnalysis:
                     },
                 ),
             },
+            "optional": {
+                "attributes": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "advanced": True,
+                        "tooltip": "With the small model that comes with this pack: also judge colour, shape, count "
+                        "and place in each picture. Take 8 seeds or more.",
+                    },
+                ),
+            },
             "hidden": HIDDEN,
         }
 
@@ -138,11 +150,13 @@ class BlockAnalysis:
         cfg,
         speedup,
         early_late,
+        attributes=False,
         unique_id=None,
     ):
         chosen = _checked(model, operations, blocks, seeds, steps, speedup, early_late)
         latent, batch = _first(latent_image)
         check_inputs(NODE, model, positive, negative, sampling.prepare(model, latent, seed).samples)
+        scores = scores_for(NODE, positive) if attributes else None
         cells = analysis.plan(SWEEPS[operations], chosen, strength=strength, early_late=early_late)
         self._kept.open((of_model(model), fingerprint([positive, negative, latent, steps, float(cfg)])))
         settings = {
@@ -158,7 +172,7 @@ class BlockAnalysis:
             "early_late": early_late,
             "controls_on_the_model": [json.loads(control.to_json()) for control in controls.attached(model)],
         }
-        run = Sweep(model, positive, negative, latent, vae, cells, settings, self._kept, unique_id)
+        run = Sweep(model, positive, negative, latent, vae, cells, settings, self._kept, unique_id, scores)
         run.run()
         notes = [f"The latent held {batch} pictures: the first was used."] if batch > 1 else []
         double, single = counts(NODE, model)
@@ -170,8 +184,11 @@ class BlockAnalysis:
             distances=run.distances,
             speedup=speedup,
             calls_each=steps * (1 if cfg == 1 else 2),
-            notes=notes,
+            notes=[*notes, NOTE] if scores else notes,
+            more={cell: scores.report(cell) for cell in cells} if scores else None,
         )
+        if scores:
+            found["untouched"] = scores.report(None)
         ui.show_text(unique_id, " ".join([*notes, _summary(found)]))
         return _image(run.sheet()), _image(run.plot()), json.dumps(found, indent=1, allow_nan=False)
 

@@ -12,6 +12,7 @@ from ..mmdit_core import analysis
 from ..mmdit_core.analysis import Cell, Distances
 from ..mmdit_core.schedule import sigmas
 from . import drawing
+from .attributes import Scores
 from .host import controls, progress, sampling, ui
 
 WINDOW_NAMES = {"whole": "all steps", "early": "first half", "late": "second half"}
@@ -34,10 +35,22 @@ class Kept:
 class Sweep:
     """The cells of a plan, sampled with the settings of a report; `distances` and the drawings follow."""
 
-    def __init__(self, model, positive, negative, latent, vae, cells: Sequence[Cell], settings, kept: Kept, node_id):
+    def __init__(
+        self,
+        model,
+        positive,
+        negative,
+        latent,
+        vae,
+        cells: Sequence[Cell],
+        settings,
+        kept: Kept,
+        node_id,
+        scores: Scores | None = None,
+    ):
         self.model, self.positive, self.negative = model, positive, negative
         self.latent, self.vae, self.cells, self.settings, self.kept = latent, vae, cells, settings, kept
-        self.node_id = node_id
+        self.node_id, self.scores = node_id, scores
         self.name = progress.name_of(model)
         self.double, _ = controls.block_counts(model)
         self.steps, self.seeds = settings["steps"], settings["seeds"]
@@ -55,15 +68,21 @@ class Sweep:
             if seed == self.seeds[0]:
                 self.size = (untouched.shape[1], untouched.shape[0])
                 self.untouched = self._small(untouched)
+            self._score(None, untouched)
             bar.finish(self.steps, self.sheet)
             for cell in self.cells:
                 latent = self._latent(seed, cell, bar)
                 decoded = progress.picture(self.vae, latent)
                 image_distance = analysis.relative_l2(decoded, untouched)
                 self.distances[cell].add(analysis.relative_l2(latent, baseline), image_distance)
+                self._score(cell, decoded)
                 if seed == self.seeds[0]:
                     self.shown[cell] = self._small(decoded)
                 bar.finish(self.steps, self.sheet)
+
+    def _score(self, cell: Cell | None, picture: torch.Tensor) -> None:
+        if self.scores is not None:
+            self.scores.add(cell, picture)
 
     def _latent(self, seed: int, cell: Cell | None, bar: progress.Progress) -> torch.Tensor:
         key = (seed, cell)
@@ -148,7 +167,28 @@ class Sweep:
 
         titles = {"latent": "In latents", "image": "In pixels"}
         panels = [drawing.Panel(titles[s], "block", "distance to the baseline", lines(s)) for s in titles]
+        if self.scores is not None:
+            panels += [self._attribute_panel(column) for column in self.scores.columns]
         return drawing.line_plot("How far each block moves the picture", self._about(), panels)
+
+    def _attribute_panel(self, column: str) -> drawing.Panel:
+        """How many of the seeds' pictures are right in one attribute, with the untouched ones' share in the title."""
+        assert self.scores is not None
+        lines = [
+            drawing.Line(
+                f"{self._label(operation)}, {WINDOW_NAMES[window]}",
+                drawing.COLOURS[operation],
+                tuple(
+                    (block, self.scores.percent(self._cell(operation, window, block), column))
+                    for block in self.settings["blocks"]
+                ),
+                WINDOW_STYLES[window],
+            )
+            for operation, window in self._rows()
+        ]
+        untouched = self.scores.percent(None, column)
+        title = column.capitalize() + ("" if untouched is None else f" (untouched: {untouched:.0f}%)")
+        return drawing.Panel(title, "block", "pictures that are right, %", tuple(lines))
 
 
 def _doing(cell: Cell | None, seed: int) -> str:

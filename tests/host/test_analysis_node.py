@@ -289,6 +289,53 @@ def drawn(host, record, node: str):
     return Image.open(io.BytesIO(image))
 
 
+def prompted(pack, text):
+    """Conditioning that carries the words of a prompt, as TripleTextEncode's does."""
+    core = sys.modules[f"{pack.__name__}.mmdit_core.tokens"]
+    key = sys.modules[f"{pack.__name__}.nodes.host.text"].TOKEN_MAP
+    words = tuple(core.Word(word, (place,)) for place, word in enumerate(text.split()))
+    positive, negative = texts()
+    positive[0][1][key] = core.TokenMap((core.EncoderTokens("CLIP-L", True, 0, 20, words),))
+    return positive, negative
+
+
+def test_attributes_are_judged_for_each_cell_and_the_untouched_picture(node_class, pack, model):
+    conds = prompted(pack, "two red circles above a blue star on a white background")
+    _, plot, found = analyse(node_class(), model, conds=conds, blocks="0", seeds=2, attributes=True)
+    columns = {"colour", "shape", "count", "spatial", "all"}
+    assert set(found["untouched"]["attributes"]) == columns
+    for cell in found["cells"]:
+        # A random model's noise shows nothing that was asked for; what matters is that every picture was looked at.
+        assert set(cell["attributes"]) == columns and set(cell["attributes"].values()) <= {0.0, 50.0, 100.0}
+    plain = analyse(node_class(), model, conds=conds, blocks="0", seeds=2)
+    assert "untouched" not in plain[2] and "attributes" not in plain[2]["cells"][0]
+    assert plot.shape != plain[1].shape
+
+
+def test_attributes_of_a_true_picture_are_right_and_of_another_wrong(pack):
+    import random
+
+    from attributes.world import Group, Scene, paint, place
+
+    attributes = sys.modules[f"{pack.__name__}.nodes.attributes"]
+    scores = attributes.scores_for("BlockAnalysis", prompted(pack, "two red circles above a blue star")[0])
+    scene = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "above")
+    other = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "below")
+    for shown in (scene, other):
+        scores.add(None, torch.from_numpy(paint(shown, place(shown, random.Random(0)))))
+    assert scores.report(None)["attributes"] == {"colour": 100, "shape": 100, "count": 100, "spatial": 50, "all": 50}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [(None, "does not carry its words"), ("a castle", "names 0 shapes"), ("red circles", "how many")],
+)
+def test_a_prompt_that_cannot_be_judged_is_named(node_class, pack, model, prompt, words):
+    conds = texts() if prompt is None else prompted(pack, prompt)
+    with pytest.raises(ValueError, match=f"BlockAnalysis: attributes.*{words}"):
+        analyse(node_class(), model, conds=conds, attributes=True)
+
+
 def test_live_two_blocks_of_the_shipped_model(host):
     bars, previews = [], []
 
