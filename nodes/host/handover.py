@@ -21,7 +21,7 @@ class Unfinished:
     changed, so what is said here holds for these very values alone.
     sigma: the noise level; x [B, C, H, W] there, float32, in the model's own scale; noise and image: the noise and the
     LATENT's samples [B, C, H, W] that the run began with, which the part outside a noise mask is made of.
-    history: what a multistep solver remembers; seeds and states: of the generators of stochastic steps.
+    history: what the solver of that name remembers; seeds and states: of the generators of stochastic steps.
     """
 
     samples: Tensor
@@ -29,6 +29,7 @@ class Unfinished:
     x: Tensor
     noise: Tensor
     image: Tensor
+    solver: str = ""
     history: History = ()
     seeds: tuple[int, ...] = ()
     states: tuple[Tensor, ...] = ()
