@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .trajectory import Evaluate, Method, Option, Point, State
+from .trajectory import Course, Evaluate, History, Method, Option, OwnCourse, Point, State
 
 # Adaptive methods look at the end of each step, and no network is trained below this level, the SD3 family's lowest.
 LOWEST = 1e-3
@@ -51,7 +51,7 @@ class RungeKutta(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddedPair(Method):
+class EmbeddedPair(OwnCourse):
     """Two Runge-Kutta methods in one tableau: their difference estimates the error, and chooses the next step.
 
     places, stages: the tableau after its first row; the last row's stage is at the step's end and is the result, so
@@ -70,15 +70,8 @@ class EmbeddedPair(Method):
     def calls_per_step(self) -> int:
         return len(self.stages)
 
-    def follow(
-        self,
-        x: Tensor,
-        levels: Sequence[float],
-        evaluate: Evaluate,
-        options: Mapping[str, float],
-        report: Callable[[int, Point], object],
-    ) -> Tensor:
-        """x at levels[-1]; report(how many of the given levels are behind, starting point) after each step taken."""
+    def follow(self, course: Course) -> tuple[Tensor, History]:
+        x, levels, evaluate, options = course.x, course.levels, course.evaluate, course.options
         end = levels[-1]
         stop = end if end > 0 else min(LOWEST, levels[0])
         behind = _counter(levels)
@@ -97,13 +90,13 @@ class EmbeddedPair(Method):
             if error != error:
                 raise ValueError(f"solve: the velocity is not finite in a step from sigma {point.sigma:g}")
             if error <= 1:
-                report(behind(point.sigma), point)
+                course.report(behind(point.sigma), point)
                 point = following
             h *= min(GROW, max(SHRINK, SAFETY * error ** (-1 / self.order))) if error else GROW
         if stop == end:
-            return point.x
-        report(behind(point.sigma), point)
-        return point.x + (end - stop) * point.velocity
+            return point.x, ()
+        course.report(behind(point.sigma), point)
+        return point.x + (end - stop) * point.velocity, ()
 
     def _attempt(
         self, start: Point, h: float, stop: float, evaluate: Evaluate, tolerance: float

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .exponential import NOISE_TO_ONE, SIGNAL_TO_NOISE, TwoStage, TwoStep, UniPC, midpoint, residual
 from .multistep import AdamsBashforth
+from .reversible import AsynchronousLeapfrog
 from .runge_kutta import EmbeddedPair, RungeKutta
 from .stochastic import EulerAncestral, TwoStepSDE
-from .trajectory import History, Method, Point, State
+from .trajectory import Course, History, Method, OwnCourse, Point, State
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor, Tensor, Tensor], object]
@@ -90,6 +91,10 @@ SOLVERS: dict[str, Method] = {
         weight=midpoint,
         source="Lu et al. 2022, 'DPM-Solver++', SDE-DPM-Solver++(2M)" + _BY_LOG_SNR,
     ),
+    "leapfrog": AsynchronousLeapfrog(
+        order=2,
+        source="Mutze 2013, 'An asynchronous leap-frog method II'; Zhuang et al. 2021, 'MALI', there called ALF",
+    ),
 }
 
 
@@ -128,11 +133,13 @@ def solve_part(
     history: History = (),
     **options: float,
 ) -> tuple[Tensor, History]:
-    """`solve` for a run that is split over several calls: multistep solvers hand on what they remember.
+    """`solve` for a run that is split over several calls: solvers with a memory hand on what they remember.
 
     Args: as `solve`'s; history: what the call for the part before gave back, or () to begin afresh. The generator, if
-        there is one, goes on as that call left it.
-    Returns: x at sigmas[-1] and the history for the next part: at most as many points as the solver looks back at.
+        there is one, goes on as that call left it. "leapfrog" may also turn back: with the history of a run, the same
+        levels backwards lead to where that run began.
+    Returns: x at sigmas[-1] and the history for the next part: at most as many points as the solver looks back at, or
+        the point at the end of a solver that `carries` one.
     Raises: as `solve`; ValueError if the history is of another shape or does not lie before sigmas[0].
     """
     if solver not in SOLVERS:
@@ -142,7 +149,7 @@ def solve_part(
     method = SOLVERS[solver]
     chosen = _read_options(solver, method, options)
     levels = _read_schedule(sigmas)
-    _check_history(history, x, levels)
+    _check_history(history, x, levels, method)
     noise = _noise_like(x, solver, levels, generator, chosen)
     steps = len(levels) - 1
     sigma_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -161,8 +168,9 @@ def solve_part(
         if callback is not None:
             callback(step, steps, point.x.to(x.dtype), point.denoised.to(x.dtype), as_tensor(point.sigma))
 
-    if isinstance(method, EmbeddedPair):
-        return method.follow(x, levels, evaluate, chosen, report).to(x.dtype), ()
+    if isinstance(method, OwnCourse):
+        end, handed_on = method.follow(Course(x, levels, history, evaluate, chosen, report))
+        return end.to(x.dtype), handed_on
     here, past = x, _last(history, method.history)
     for step in range(steps):
         point = method.correct(Point(levels[step], here, evaluate(here, levels[step])), past)
@@ -214,13 +222,19 @@ def _read_options(solver: str, method: Method, given: Mapping[str, float]) -> di
     return {name: float(given.get(name, option.default)) for name, option in known.items()}
 
 
-def _check_history(history: History, x: Tensor, levels: list[float]) -> None:
+def _check_history(history: History, x: Tensor, levels: list[float], method: Method) -> None:
     direction = 1 if levels[1] > levels[0] else -1
     following_levels = [point.sigma for point in history[1:]] + [levels[0]]
     for point, following in zip(history, following_levels, strict=False):
         if point.x.shape != x.shape:
             raise ValueError(f"solve: history is of shape {list(point.x.shape)}; expected x's, {list(x.shape)}")
-        if (following - point.sigma) * direction <= 0:
+        if method.carries:
+            if abs(following - point.sigma) > ROUNDING:
+                raise ValueError(
+                    f"solve: history has its point at sigma {point.sigma:g}, and the run begins at {following:g}; "
+                    "give the history of a run that ended there"
+                )
+        elif (following - point.sigma) * direction <= 0:
             raise ValueError(
                 f"solve: history has a point at sigma {point.sigma:g}, which does not lie before {following:g}; "
                 "give the history of the part just before"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -62,12 +62,14 @@ class Method:
     """A solver: numbers and a source. It keeps nothing between steps, `State.past` does.
 
     order: of the error over a whole run, once `history` points are known; history: how many earlier points a step
-    looks at; source: where the method is published.
+    looks at; carries: whether a run hands on the point at its end instead, which the next begins at, in either
+    direction; source: where the method is published.
     """
 
     order: int
     source: str
     history: int = 0
+    carries: bool = False
     options: tuple[Option, ...] = ()
 
     @property
@@ -84,4 +86,29 @@ class Method:
 
     def step(self, state: State) -> Tensor:
         """x at `state.target`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Course:
+    """All that a method may use that goes from end to end in its own way.
+
+    x: where it starts, at levels[0]; levels: the schedule; history: what the part before handed on; evaluate and
+    options: as a State's; report(how many of the levels lie behind, starting point): to be told of each step taken.
+    """
+
+    x: Tensor
+    levels: Sequence[float]
+    history: History
+    evaluate: Evaluate
+    options: Mapping[str, float]
+    report: Callable[[int, Point], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnCourse(Method):
+    """A solver whose steps are not the schedule's, or whose state is more than x."""
+
+    def follow(self, course: Course) -> tuple[Tensor, History]:
+        """x at the last level, and what the next part needs."""
         raise NotImplementedError

@@ -14,8 +14,9 @@ from mmdit_core.exponential import SIGNAL_TO_NOISE, TwoStage, phi, residual
 from mmdit_core.multistep import lagrange_integrals
 from mmdit_core.schedule import sigmas
 from mmdit_core.solvers import SOLVERS, solve, solve_part
+from mmdit_core.trajectory import OwnCourse
 
-STEPWISE = [name for name, method in SOLVERS.items() if name not in ("bosh3", "dopri5")]
+STEPWISE = [name for name, method in SOLVERS.items() if not isinstance(method, OwnCourse)]
 WITH_MEMORY = [name for name in STEPWISE if SOLVERS[name].history]
 
 
