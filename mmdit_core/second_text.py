@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hooks import POSITIVE, Call, Hook, Key, Tally, chunk_args, chunk_rows
+from .control import BlockControl
+from .hooks import BRANCHES, POSITIVE, Call, Hook, Key, Tally, chunk_args, chunk_rows
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,18 @@ class SecondText:
 
 
 def add_second_texts(
-    texts: Sequence[SecondText], call: Call, hooks: Mapping[Key, Hook], existing: Mapping[Key, Hook], tally: Tally
+    texts: Sequence[SecondText],
+    call: Call,
+    hooks: Mapping[Key, Hook],
+    existing: Mapping[Key, Hook],
+    tally: Tally,
+    controls: Sequence[BlockControl] = (),
 ) -> dict[Key, Hook]:
     """Block hooks with second texts on the positive branch, around those that `compile_controls` made.
 
-    Each chunk that carries a second stream through a block is one block call more in the tally. Controls act on the
-    first text alone. Args: hooks, from compile_controls; existing, the host's.
+    Each chunk that carries a second stream through a block is one block call more in the tally. A block that is skipped
+    on the positive branch is skipped for the second text too; other controls act on the first text alone.
+    Args: hooks, from compile_controls, and the controls they were made from; existing, the host's.
     Returns: all hooks of the call.
     Raises: ValueError where the model masks its text and no hook can reach the mask; it would cover the second text.
     """
@@ -44,9 +51,17 @@ def add_second_texts(
             "BlockPrompt: the sampler's prompt comes with a text mask that does not fit another prompt. "
             "Encode one prompt at a time, so that none is padded"
         )
+    skipped = {
+        block
+        for control in controls
+        if control.action == "skip" and POSITIVE in BRANCHES[control.branch]
+        for block in control.blocks
+    }
     for text in texts:
         stream = _Stream(text.txt.clone())  # some of the host's blocks write into what they are given
         for block in range(max(text.blocks) + 1):
+            if block in skipped:
+                continue
             key = ("double_block", block) if block < call.double else ("single_block", block - call.double)
             inner = made.get(key, existing.get(key))
             made[key] = _hook(inner, existing.get(key), stream, block in text.blocks, chunks, call, tally)

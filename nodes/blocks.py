@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 
 from ..mmdit_core.control import CHOICES, BlockControl, BlockTextError, parse_block_strengths, parse_blocks
+from ..mmdit_core.presets import BY_NAME, Preset, presets_of
 from .errors import InputError
 from .host import controls as host
 
@@ -42,6 +44,38 @@ END = percent("end_percent", 1.0, "Up to which share of the sampling.")
 def branch_widget(default: str, more: str = ""):
     tooltip = "Which predictions: the positive prompt's, the negative prompt's, or both." + more
     return (list(CHOICES["branch"]), {"default": default, "tooltip": tooltip})
+
+
+NO_PRESET = "none"
+
+
+def preset_widget(action: str, sets: str):
+    return (
+        [NO_PRESET, *(preset.name for preset in presets_of(action))],
+        {
+            "default": NO_PRESET,
+            "advanced": True,
+            "tooltip": f"A published setting for one kind of model; it takes the place of {sets}. For SD3.5 and "
+            "Qwen-Image none is published: find yours with BlockAnalysis.",
+        },
+    )
+
+
+def read_preset(node: str, model, name: str) -> Preset:
+    """Raises: InputError for a name that is not known, or a model that the preset was not made for."""
+    preset = BY_NAME.get(name)
+    if preset is None:
+        raise InputError(node, "preset", f"{name!r} is unknown", f"Choose of {', '.join((NO_PRESET, *BY_NAME))}")
+    double, single = counts(node, model)
+    if (double, single) != (preset.double, preset.single):
+        raise InputError(
+            node,
+            "preset",
+            f"it was published for {preset.model} with {preset.double} double and {preset.single} single blocks, this "
+            f"model has {double} and {single}",
+            f"Connect {preset.model}, or set the preset to {NO_PRESET} and find blocks with BlockAnalysis",
+        )
+    return preset
 
 
 def counts(node: str, model) -> tuple[int, int]:
@@ -102,10 +136,16 @@ class BlockSkip:
                 "start_percent": START,
                 "end_percent": END,
             },
+            "optional": {"preset": preset_widget("skip", "blocks and branch")},
             "hidden": HIDDEN,
         }
 
-    def apply(self, model, blocks, branch, start_percent, end_percent, unique_id=None):
+    def apply(self, model, blocks, branch, start_percent, end_percent, preset=NO_PRESET, unique_id=None):
+        if preset != NO_PRESET:
+            window = {"start_percent": start_percent, "end_percent": end_percent}
+            given = [dataclasses.replace(c, **window) for c in read_preset("BlockSkip", model, preset).controls]
+            notes(unique_id, given[0], given[0].blocks, model)
+            return (host.attach(model, given, unique_id),)
         chosen = read_blocks("BlockSkip", model, blocks)
         control = BlockControl("skip", chosen, branch=branch, start_percent=start_percent, end_percent=end_percent)
         notes(unique_id, control, chosen, model)
@@ -185,11 +225,24 @@ class TextBoost:
                     },
                 ),
             },
+            "optional": {"preset": preset_widget("boost", "blocks, strength and mode")},
             "hidden": HIDDEN,
         }
 
     def apply(
-        self, model, blocks, strength, mode, phrase, part, branch, start_percent, end_percent, fade, unique_id=None
+        self,
+        model,
+        blocks,
+        strength,
+        mode,
+        phrase,
+        part,
+        branch,
+        start_percent,
+        end_percent,
+        fade,
+        preset=NO_PRESET,
+        unique_id=None,
     ):
         if phrase.strip() and branch == "negative":
             raise InputError(
@@ -198,6 +251,24 @@ class TextBoost:
                 "a phrase is set, and phrases are looked for in the positive prompt",
                 "Set branch to positive or both, or leave the phrase empty",
             )
+        if preset != NO_PRESET:
+            boosts = list(read_preset("TextBoost", model, preset).controls)
+        else:
+            boosts = self._boosts(model, blocks, strength, mode)
+        where = {
+            "phrases": tuple(line.strip() for line in phrase.splitlines() if line.strip()),
+            "part": part,
+            "branch": branch,
+            "start_percent": start_percent,
+            "end_percent": end_percent,
+            "fade": fade,
+        }
+        made = [dataclasses.replace(boost, **where) for boost in boosts]
+        notes(unique_id, made[0], tuple(block for boost in made for block in boost.blocks), model)
+        return (host.attach(model, made, unique_id),)
+
+    def _boosts(self, model, blocks, strength, mode) -> list[BlockControl]:
+        """One boost for each strength that the blocks' text asks for; one of no blocks where it names none."""
         try:
             strengths = parse_block_strengths(blocks, *counts("TextBoost", model), default=strength)
         except BlockTextError as error:
@@ -205,23 +276,8 @@ class TextBoost:
         together: dict[float, list[int]] = defaultdict(list)
         for block, own in strengths.items():
             together[strength if own is None else own].append(block)
-        made = [
-            BlockControl(
-                "boost",
-                tuple(group),
-                own,
-                mode=mode,
-                phrases=tuple(line.strip() for line in phrase.splitlines() if line.strip()),
-                part=part,
-                branch=branch,
-                start_percent=start_percent,
-                end_percent=end_percent,
-                fade=fade,
-            )
-            for own, group in (together or {strength: []}).items()
-        ]
-        notes(unique_id, made[0], tuple(strengths), model)
-        return (host.attach(model, made, unique_id),)
+        grouped = together or {strength: []}
+        return [BlockControl("boost", tuple(group), own, mode=mode) for own, group in grouped.items()]
 
 
 class TextDisable:

@@ -189,7 +189,7 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     hooks = compile_controls(active, call, existing, run.tally)
     if prompts:
         texts = [SecondText(prompt.blocks, _embed(base, prompt.context, x)) for prompt in prompts]
-        hooks = add_second_texts(texts, call, hooks, existing, run.tally)
+        hooks = add_second_texts(texts, call, hooks, existing, run.tally, active)
     if hooks:
         # A copy: the host shares this dictionary between calls, and nothing may stay in it.
         options = {**options, "patches_replace": {**replaced, "dit": {**existing, **hooks}}}

@@ -192,6 +192,49 @@ def test_a_block_prompt_of_another_models_text_is_refused(blocks, model):
         blocks.BlockPrompt().apply(model, [[torch.randn(1, 20, 768), {}]], "0", 0.0, 1.0)
 
 
+def test_a_skipped_block_is_skipped_for_the_second_prompt_too(blocks, model):
+    other = texts()[1]
+    with_prompt = blocks.BlockPrompt().apply(model, other, "0, 1", 0.0, 1.0)[0]
+    skipped = skip(blocks, with_prompt, "0", branch="positive")
+    assert rows(skipped, lambda: sample(skipped)) == [1] * 4  # the negative's row alone
+    # With block 0 out, the prompt acts in block 1 as if it had been asked for there only.
+    only_1 = skip(blocks, blocks.BlockPrompt().apply(model, other, "1", 0.0, 1.0)[0], "0", branch="positive")
+    assert torch.equal(sample(skipped), sample(only_1))
+    assert error(sample(skipped), sample(skip(blocks, model, "0", branch="positive"))) > 1e-3
+
+
+def like_flux(model, double=19, single=38):
+    """A MODEL that has as many blocks as FLUX.1, for what is decided before sampling."""
+    other = model.clone()
+    core = type("Flux", (), {"double_blocks": range(double), "single_blocks": range(single)})()
+    other.model = type("Model", (), {"diffusion_model": core})()
+    return other
+
+
+def test_presets_set_what_was_published_and_keep_the_nodes_window(blocks, model, pack):
+    attached = sys.modules[f"{pack.__name__}.nodes.host.controls"].attached
+    flux = like_flux(model)
+    boosted = blocks.TextBoost().apply(
+        flux, "", 3.0, "value", "", "t5", "both", 0.2, 0.9, "constant", preset="FLUX.1-dev: text alignment"
+    )[0]
+    (control,) = attached(boosted)
+    assert (control.blocks, control.strength, control.mode) == ((2, 7, 12, 17, 22), 1.5, "residual")
+    assert (control.part, control.start_percent, control.end_percent) == ("t5", 0.2, 0.9)
+    skipping = blocks.BlockSkip().apply(
+        flux, "1", "positive", 0.1, 1.0, preset="FLUX.1-dev: fewer blocks with true CFG"
+    )
+    both, negative = attached(skipping[0])
+    assert (both.branch, both.blocks, both.start_percent) == ("both", (30, 40, 50), 0.1)
+    assert (negative.branch, len(negative.blocks)) == ("negative", 11)
+
+
+def test_a_preset_for_another_model_or_of_no_name_is_refused(blocks, model):
+    with pytest.raises(ValueError, match="BlockSkip: preset: .*FLUX.1-dev with 19 double and 38 single.*has 2 and 0"):
+        blocks.BlockSkip().apply(model, "", "both", 0.0, 1.0, preset="FLUX.1-dev: fewer blocks with true CFG")
+    with pytest.raises(ValueError, match="BlockSkip: preset: 'x' is unknown"):
+        blocks.BlockSkip().apply(model, "", "both", 0.0, 1.0, preset="x")
+
+
 def test_a_model_without_joint_blocks_is_refused(blocks, model):
     other = model.clone()
     other.model = type("SD15", (), {"diffusion_model": torch.nn.Linear(1, 1)})()

@@ -1,0 +1,146 @@
+"""What block controls cost and save: steps with CFG on a full-width stack, in turns in one run.
+
+    python -m benchmarks.controls [--rounds 5] [--tokens 1024] [--blocks 6] [--dtype bfloat16] [--markdown FILE]
+
+Six blocks of SD3.5 Medium's width (random weights), 154 text tokens, sampled through the host's guider with a positive
+and a negative prompt. Each row is a set of controls; its ratio is the time of a step over that of the same model
+without any, taken within a round and the median over rounds. The ideal saving of a skip counts all time as the blocks'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mmdit_core import MMDiT, MMDiTConfig  # noqa: E402
+from scripts import inprocess  # noqa: E402
+
+TEXT_TOKENS, STEPS = 154, 3
+Row = tuple[str, list, float]  # name, controls, share of a step that a perfect skip would save
+
+
+def load_pack() -> ModuleType:
+    """This repository as ComfyUI imports it."""
+    spec = importlib.util.spec_from_file_location(
+        "mmdit_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mmdit_pack"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_model(pack: ModuleType, blocks: int, dtype: torch.dtype):
+    """A host MODEL of SD3.5 Medium's width; the weights that matter to no timing are random."""
+    config = MMDiTConfig(1536, 24, blocks, qk_norm="rms", pos_embed_max_size=96)
+    torch.manual_seed(0)
+    shapes = MMDiT(config, device="meta").state_dict()
+    state = {f"model.diffusion_model.{name}": (torch.randn(t.shape) * 0.02).to(dtype) for name, t in shapes.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stack.safetensors"
+        save_file(state, path)
+        del state
+        models = sys.modules[f"{pack.__name__}.nodes.host.models"]
+        return models.load_model(str(path)).clone()
+
+
+def rows(control: Callable, blocks: int) -> list[Row]:
+    """The sets of controls that are timed."""
+    few = tuple(range(1, 1 + blocks // 2))
+    last = blocks - 1
+    return [
+        ("none", [], 0.0),
+        ("skip, outside its window", [control("skip", few, start_percent=0.999)], 0.0),
+        ("residual boost x1", [control("boost", few, strength=1.0)], 0.0),
+        ("residual boost x1.5, all blocks", [control("boost", tuple(range(blocks)), strength=1.5)], 0.0),
+        ("attention boost x1.5, all blocks", [control("boost", range(blocks), strength=1.5, mode="attention")], 0.0),
+        ("value boost x1.5, all blocks", [control("boost", range(blocks), strength=1.5, mode="value")], 0.0),
+        ("skip 1 block, negative", [control("skip", (1,), branch="negative")], 1 / blocks / 2),
+        (f"skip {len(few)} blocks, negative", [control("skip", few, branch="negative")], len(few) / blocks / 2),
+        (
+            f"skip {last} blocks, negative",
+            [control("skip", tuple(range(1, blocks)), branch="negative")],
+            last / blocks / 2,
+        ),
+        (f"skip {len(few)} blocks, both", [control("skip", few)], len(few) / blocks),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    given = parser.parse_args()
+    inprocess.prepare("--cpu")
+    pack = load_pack()
+    sampling, controls = (sys.modules[f"{pack.__name__}.nodes.host.{name}"] for name in ("sampling", "controls"))
+    control = sys.modules[f"{pack.__name__}.mmdit_core.control"].BlockControl
+    model = random_model(pack, given.blocks, getattr(torch, given.dtype))
+    side = math.isqrt(given.tokens) * 2
+    latent = {"samples": torch.zeros(1, 16, side, side)}
+    texts = [
+        [[torch.randn(1, TEXT_TOKENS, 4096), {"pooled_output": torch.randn(1, 2048)}]] for _ in ("positive", "negative")
+    ]
+    levels = torch.linspace(1, 0.25, STEPS + 1, dtype=torch.float64)
+
+    def step_time(items: list) -> float:
+        """Seconds a step: from the end of the first, which loads and warms up, to the end of the last."""
+        patched = controls.attach(model, items, None) if items else model
+        ends = []
+        prepared = sampling.prepare(patched, latent, 0)
+        sampling.sample_flow(
+            patched,
+            *texts,
+            prepared,
+            seed=0,
+            cfg=4.0,
+            solver="euler",
+            sigmas=levels,
+            callback=lambda *_: ends.append(time.perf_counter()),
+        )
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
+
+    table = rows(control, given.blocks)
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in table}
+    step_time([])
+    for turn in range(given.rounds):
+        turned = table[turn % len(table) :] + table[: turn % len(table)]
+        for name, items, _ in turned:
+            seconds[name].append(step_time(items))
+    lines = [
+        f"{given.blocks} blocks of SD3.5 Medium's width, {given.tokens} image and {TEXT_TOKENS} text tokens, "
+        f"{given.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {given.rounds} rounds",
+        "",
+        "| controls | step / plain step | spread | saved of the ideal |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, _, ideal in table:
+        ratios = sorted(a / b for a, b in zip(seconds[name], seconds["none"], strict=True))
+        middle = statistics.median(ratios)
+        saved = f"{(1 - middle) / ideal:.2f}" if ideal else ""
+        lines.append(f"| {name} | {middle:.3f} | {ratios[0]:.3f} to {ratios[-1]:.3f} | {saved} |")
+    print("\n".join(lines))
+    if given.markdown:
+        given.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
