@@ -70,10 +70,10 @@ class _Run:
 
 def block_counts(model) -> tuple[int, int] | None:
     """How many double (joint) and single blocks a MODEL has; None where no hook reaches it."""
-    return _counts(model.model.diffusion_model)
+    return counts_of(model.model.diffusion_model)
 
 
-def _counts(core) -> tuple[int, int] | None:
+def counts_of(core) -> tuple[int, int] | None:
     for double, single in BLOCK_LISTS:
         if hasattr(core, double):
             return len(getattr(core, double)), len(getattr(core, single)) if single else 0
@@ -169,7 +169,7 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     active, place = _active(_controls(options), options, base.model_sampling)
     prompts = [item for item in options.get(KEY, ()) if isinstance(item, AttachedPrompt)]
     prompts, _ = _active(prompts, options, base.model_sampling)
-    counts = _counts(base.diffusion_model)
+    counts = counts_of(base.diffusion_model)
     if counts is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     branches = tuple(options.get("cond_or_uncond") or (0,))

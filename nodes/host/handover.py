@@ -33,6 +33,7 @@ class Unfinished:
     history: History = ()
     seeds: tuple[int, ...] = ()
     states: tuple[Tensor, ...] = ()
+    flow: Any = None
 
 
 def unfinished(latent: dict[str, Any]) -> Unfinished | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -16,11 +16,13 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...mmdit_core.solvers import solve
+from . import handover
+from .guider import FlowGuider, Guidance
+from .handover import Unfinished
+from .noise import Seeds
+from .steps import Route, Walk
 
 Latent = dict[str, Any]
-
-STEP_NOISE = 0x5DE0_5EED_0000_0001  # parts the noise of stochastic steps from the starting noise of every near seed
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def with_shift(model, shift: float):
     return clone
 
 
-def prepare(model, latent: Latent, seed: int) -> Prepared:
+def prepare(model, latent: Latent, seed: int | Seeds, *, add_noise: bool = True) -> Prepared:
     """The latent in the model's channels and, for empty ones, its scale; noise made on the CPU from the seed."""
     samples = comfy.sample.fix_empty_latent_channels(
         model,
@@ -71,14 +73,19 @@ def prepare(model, latent: Latent, seed: int) -> Prepared:
         latent.get("downscale_ratio_spacial"),
         latent.get("downscale_ratio_temporal"),
     )
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    seeds = seed if isinstance(seed, Seeds) else Seeds(seed)
+    noise = seeds.of_start(samples, latent.get("batch_index")) if add_noise else torch.zeros_like(samples)
     return Prepared(samples, noise, latent.get("noise_mask"))
 
 
-def finish(latent: Latent, samples: Tensor) -> Latent:
-    """The LATENT that goes out: what came in with other samples; marks of an empty latent are gone."""
-    marks = ("downscale_ratio_spacial", "downscale_ratio_temporal")
-    return {**{key: value for key, value in latent.items() if key not in marks}, "samples": samples}
+def finish(latent: Latent, samples: Tensor, left: Unfinished | None = None) -> Latent:
+    """The LATENT that goes out: what came in with other samples; marks of an empty or unfinished latent are gone.
+
+    Args: left, where the run stands, if it is not at its end.
+    """
+    marks = ("downscale_ratio_spacial", "downscale_ratio_temporal", handover.KEY)
+    rest = {key: value for key, value in latent.items() if key not in marks}
+    return {**rest, "samples": samples, **({handover.KEY: left} if left is not None else {})}
 
 
 def sample_flow(
@@ -93,46 +100,56 @@ def sample_flow(
     sigmas: Tensor,
     callback: Callable[..., None] | None = None,
 ) -> Tensor:
-    """Run one of the core's solvers inside the host's guider.
+    """Run one of the core's solvers inside the host's guider, with the solver's defaults.
 
     Args: sigmas [steps + 1] on the CPU; callback(step, denoised, x, steps), in place of the host's progress bar and
         preview, for a node that samples many times and shows its own.
     Returns: [B, C, H, W] on the host's intermediate device.
     """
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    steps = len(sigmas) - 1
+    route = Route(solver, sigmas, Seeds(seed).of_steps(1, None))
+    guider = FlowGuider(model, positive, negative, Guidance(cfg))
+    return follow(guider, prepared, Walk(route), seed=seed, callback=callback)
+
+
+def follow(
+    guider: FlowGuider, prepared: Prepared, walk: Walk, *, seed: int, callback: Callable[..., None] | None = None
+) -> Tensor:
+    """Walk a route with a guider. Args and return value as `sample_flow`'s."""
+    levels, model = walk.route.levels, guider.model_patcher
     samples = guider.sample(
         prepared.noise,
         prepared.samples,
-        comfy.samplers.KSAMPLER(_in_host, extra_options={"solver": solver, "levels": sigmas}),
-        sigmas.float(),
+        comfy.samplers.KSAMPLER(walk),
+        levels.float(),
         denoise_mask=prepared.mask,
-        callback=callback or latent_preview.prepare_callback(model, steps),
+        callback=callback or latent_preview.prepare_callback(model, len(levels) - 1),
         disable_pbar=callback is not None or not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     return samples.to(comfy.model_management.intermediate_device())
 
 
-def _in_host(model, x, sigmas, extra_args=None, callback=None, disable=None, *, solver: str, levels: Tensor) -> Tensor:
-    """A sampler function as the host calls them: its model predicts denoised latents, our solvers take velocities."""
-    extra_args = extra_args or {}
-    rows = x.new_ones(x.shape[0])
+def resumed(prepared: Prepared, start: Unfinished) -> Prepared:
+    """The noise and picture that an unfinished run began with, under the mask that came in."""
+    return replace(prepared, samples=start.image, noise=start.noise)
 
-    def velocity(place: Tensor, sigma: Tensor) -> Tensor:
-        # A model whose layers are not the host's would never look at the cancel button.
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return (place - model(place, sigma * rows, **extra_args)) / sigma
 
-    def report(step: int, steps: int, place: Tensor, denoised: Tensor, sigma: Tensor) -> None:
-        if callback is not None:
-            callback({"i": step, "x": place, "denoised": denoised, "sigma": sigma, "sigma_hat": sigma})
-
-    # On the CPU, for the same picture on every machine; another stream than the one the starting noise came from.
-    generator = torch.Generator().manual_seed((extra_args.get("seed") or 0) ^ STEP_NOISE)
-    return solve(velocity, x, levels, solver, callback=report, generator=generator)
+def left_at(walk: Walk, prepared: Prepared, samples: Tensor) -> Unfinished | None:
+    """What a run hands on where it ended before sigma 0. Args: samples, as they go out."""
+    level, end = float(walk.route.levels[-1]), walk.end
+    if level == 0 or end is None:
+        return None
+    return Unfinished(
+        samples=samples.cpu(),
+        sigma=level,
+        x=end.x,
+        noise=prepared.noise,
+        image=prepared.samples,
+        solver=walk.route.solver,
+        history=end.history,
+        seeds=walk.route.seeds,
+        states=end.generators,
+    )
 
 
 def sample_host(
