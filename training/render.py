@@ -19,6 +19,7 @@ from mmdit_core.header import read_header
 from mmdit_core.schedule import sigmas
 from mmdit_core.solvers import solve
 
+from .attention import plain_attention
 from .text import TextEncoders
 from .tokens import CLIP_VOCABULARY, LENGTH, T5_VOCABULARY, FullVocabulary, Tokenizer
 from .vae import CHANNELS, FACTOR, build_decoder, build_encoder
@@ -44,10 +45,12 @@ class Sampling:
 class Renderer:
     """The whole path of a shipped file: tokenizers, text encoders, transformer, decoder."""
 
-    def __init__(self, checkpoint: Path, host: Path):
+    def __init__(self, checkpoint: Path, host: Path, dtype: torch.dtype = torch.float32):
+        """Args: host = a ComfyUI, for its tokenizers; dtype of the transformer, all else is fp32."""
         self.metadata = read_header(checkpoint).metadata
-        config, state = load_checkpoint(checkpoint, dtype=torch.float32)
-        self.model = MMDiT(config, device="meta")
+        config, state = load_checkpoint(checkpoint, dtype=dtype)
+        attention = {"attention": plain_attention} if dtype == torch.bfloat16 else {}
+        self.model, self.dtype = MMDiT(config, device="meta", **attention), dtype
         self.model.load_state_dict(state, assign=True)
         self.text = TextEncoders(
             FullVocabulary(CLIP_VOCABULARY), FullVocabulary(T5_VOCABULARY), json.loads(self.metadata["mmdit.text"])
@@ -79,10 +82,12 @@ class Renderer:
     def render(self, texts: list[str], sampling: Sampling, model: Callable | None = None) -> np.ndarray:
         """Pictures [B, H, W, 3] in [0, 1]; `model` stands in for the transformer (block controls).
 
-        The noise of a picture depends on the seed and its place in the list, never on the batch.
+        Each call holds the positive rows first, then, unless cfg is 1, as many negative ones. The noise of a picture
+        depends on the seed and its place in the list, never on the batch.
         """
         model = model or self.model
         positive, negative = self.encode(texts, sampling.drop), self.encode([""], sampling.drop)
+        positive, negative = (tuple(part.to(self.dtype) for part in pair) for pair in (positive, negative))
         shape = (CHANNELS, sampling.height // FACTOR, sampling.width // FACTOR)
         noise = torch.randn(len(texts), *shape, generator=torch.Generator().manual_seed(sampling.seed))
         schedule = sigmas(sampling.steps, shift=sampling.shift or self.shift)
@@ -94,10 +99,13 @@ class Renderer:
             pooled = torch.cat((positive[1][part], negative[1].expand(len(x), -1)))
 
             def velocity(x: Tensor, sigma: Tensor, context: Tensor = context, pooled: Tensor = pooled) -> Tensor:
+                rows = x.to(self.dtype)
                 if sampling.cfg == 1:
-                    return model(x, sigma.expand(len(x)) * 1000, context=context[: len(x)], y=pooled[: len(x)])
-                both = model(x.repeat(2, 1, 1, 1), sigma.expand(2 * len(x)) * 1000, context=context, y=pooled)
-                return combine(*both.chunk(2), sampling.cfg)
+                    return model(
+                        rows, sigma.expand(len(x)) * 1000, context=context[: len(x)], y=pooled[: len(x)]
+                    ).float()
+                both = model(rows.repeat(2, 1, 1, 1), sigma.expand(2 * len(x)) * 1000, context=context, y=pooled)
+                return combine(*both.float().chunk(2), sampling.cfg)
 
             x = solve(velocity, x, schedule, sampling.solver)
             out.append(self.decoder(x.float()).float().clamp(0, 1).permute(0, 2, 3, 1))

@@ -17,6 +17,7 @@ from attributes.world import draw_scene
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.flow import flow_loss, interpolate, sample_timesteps
 
+from .attention import plain_attention
 from .batches import Batch, draw
 from .captions import describe
 from .decoder import projection_for
@@ -27,12 +28,6 @@ from .text import TextEncoders
 from .tokens import CLIP_END, CLIP_START, CLIP_VOCABULARY, T5_END, T5_VOCABULARY, Tokenizer, Vocabulary
 
 AfterSave = Callable[["Trainee", int, list[float]], None]
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **_) -> Tensor:
-    """Attention written out. On a CPU in bfloat16 the fused kernel's backward pass is several times slower."""
-    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 class Trainee(nn.Module):

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attributes.judge import score, summarise
+from attributes.judge import summarise
 from mmdit_core.solvers import SOLVERS
-from training.render import BATCH, Clock, Renderer, Sampling, sheet
+from training.render import Renderer, Sampling, sheet
 
 from .prompts import SETS, read_prompts
+from .run import score_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "mmdit-small.safetensors"
@@ -41,20 +42,8 @@ def evaluate(
     renderer: Renderer, sampling: Sampling, *, prompts: str = "held_out", number: int = 512, seeds: int = 1
 ) -> tuple[dict, np.ndarray]:
     """Scores over `number` prompts and `seeds` seeds, and the first seed's pictures."""
-    chosen = read_prompts(prompts, number)
-    clock = Clock(number * seeds, f"{prompts}, {sampling.solver} {sampling.steps}, cfg {sampling.cfg:g}")
-    scores, first = [], []
-    for seed in range(sampling.seed, sampling.seed + seeds):
-        for start in range(0, len(chosen), BATCH):
-            part = chosen[start : start + BATCH]
-            # Each batch has noise of its own, a fixed function of the seed and the place in the list.
-            settings = dataclasses.replace(sampling, seed=seed * 100_000 + start)
-            pictures = renderer.render([prompt.text for prompt in part], settings)
-            scores += [score(picture, prompt.scene) for picture, prompt in zip(pictures, part, strict=True)]
-            if seed == sampling.seed:
-                first.append(pictures)
-            clock.tick(len(part))
-    return summarise(scores), np.concatenate(first)
+    scores, pictures = score_prompts(renderer, sampling, read_prompts(prompts, number), seeds=seeds)
+    return summarise(scores), pictures
 
 
 def table(summary: dict) -> str:
@@ -74,6 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--solver", choices=SOLVERS, default=Sampling.solver)
     parser.add_argument("--sweep", choices=SWEEPS, help="vary one thing over 128 held-out prompts")
     parser.add_argument("--judge", action="store_true", help="score true pictures, and pictures with one error each")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the transformer")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--sheet", type=Path, help="write the first 32 pictures here, as a PNG")
@@ -84,7 +74,7 @@ def main() -> None:
     options = parse()
     if options.threads:
         torch.set_num_threads(options.threads)
-    renderer = Renderer(options.model, options.host)
+    renderer = Renderer(options.model, options.host, getattr(torch, options.dtype))
     sampling = Sampling(steps=options.steps, cfg=options.cfg, solver=options.solver)
     figures: dict = {"model": json.loads(renderer.metadata.get("mmdit.training", "{}")).get("steps")}
     if options.judge:

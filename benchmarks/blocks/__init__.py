@@ -1,0 +1,1 @@
+"""What block controls do to the shipped model's pictures, scored by attribute."""

@@ -1,0 +1,181 @@
+"""`python -m benchmarks.blocks map|boost|skip`: what block controls do to the small model, scored by attribute.
+
+    map    each block skipped, blind to the text (disable), and boosted at 2.0: the paper's figure for this model
+    boost  the three modes of boosting on the blocks that did best on other prompts, and on random sets of as many
+    skip   accuracy against the share of block calls saved, on both branches and on the negative one alone
+
+The setting is fixed beforehand (SETTING); blocks are chosen on prompts whose combinations training shows, effects are
+measured on held-out ones with fresh seeds; intervals are 95%, paired with the untouched pictures of the same prompts
+and seeds. Boosts and skips read the block map that `map` wrote beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attributes.judge import COLUMNS, summarise
+from benchmarks.attributes.prompts import Prompt, read_prompts
+from benchmarks.attributes.run import score_prompts
+from mmdit_core.control import CHOICES, BlockControl
+from training.render import Renderer, Sampling
+
+from .controlled import Controlled
+from .drawing import draw_map, draw_skips
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "mmdit-small.safetensors"
+SETTING = Sampling(steps=12, cfg=3.0)
+CHOOSE_SEED, TEST_SEED = 50, 90
+SET_SIZE, RANDOM_SETS = 3, 4
+STRENGTHS = (0.5, 1.5, 2.0, 3.0)
+Scores = list[dict[str, bool]]
+
+
+class Bench:
+    """One model, its prompts, and what has been scored."""
+
+    def __init__(self, renderer: Renderer, prompts: Sequence[Prompt], seed: int):
+        self.renderer, self.prompts = renderer, prompts
+        self.sampling = Sampling(steps=SETTING.steps, cfg=SETTING.cfg, seed=seed)
+        self.blocks = renderer.model.config.depth
+        self.baseline = self.scores(())
+
+    def scores(self, controls: Sequence[BlockControl]) -> Scores:
+        controlled = Controlled(self.renderer.model, controls)
+        label = "; ".join(f"{c.action} {list(c.blocks)} x{c.strength:g} {c.mode} {c.branch}" for c in controls)
+        return score_prompts(self.renderer, self.sampling, self.prompts, model=controlled, label=label or "baseline")[0]
+
+    def entry(self, controls: Sequence[BlockControl]) -> dict:
+        """Controls with their summary and their paired differences to the baseline."""
+        scores = self.scores(controls)
+        return {
+            "controls": [json.loads(control.to_json()) for control in controls],
+            "scores": summarise(scores),
+            "change": paired(scores, self.baseline),
+        }
+
+
+def paired(scores: Scores, baseline: Scores) -> dict[str, dict[str, float]]:
+    """Mean difference in points by column, with its 95% interval (normal, of the paired differences)."""
+    out = {}
+    for column in COLUMNS:
+        both = [(a[column], b[column]) for a, b in zip(scores, baseline, strict=True) if column in b]
+        if both:
+            change = 100 * np.array([float(a) - float(b) for a, b in both])
+            half = 1.96 * change.std(ddof=1) / len(change) ** 0.5
+            out[column] = {"points": change.mean(), "low": change.mean() - half, "high": change.mean() + half}
+    return out
+
+
+def block_map(renderer: Renderer, number: int) -> dict:
+    """Every block under each of the paper's operations."""
+    bench = Bench(renderer, read_prompts("seen", number), CHOOSE_SEED)
+    made = {
+        "skip": lambda block: BlockControl("skip", (block,)),
+        "disable": lambda block: BlockControl("disable", (block,)),
+        "boost": lambda block: BlockControl("boost", (block,), 2.0),
+    }
+    cells = {name: [bench.entry([control(block)]) for block in range(bench.blocks)] for name, control in made.items()}
+    return {"baseline": summarise(bench.baseline), "operations": cells}
+
+
+def boosts(renderer: Renderer, number: int) -> dict:
+    """Choose blocks for each mode on seen prompts, then measure them, and random sets, on held-out ones."""
+    chooser = Bench(renderer, read_prompts("seen", number // 2), CHOOSE_SEED)
+    chosen, found = {}, {}
+    for mode in CHOICES["mode"]:
+        single = [chooser.entry([BlockControl("boost", (b,), 2.0, mode=mode)]) for b in range(chooser.blocks)]
+        gain = [sum(change["points"] for change in entry["change"].values()) for entry in single]
+        chosen[mode] = tuple(sorted(range(chooser.blocks), key=lambda block: -gain[block])[:SET_SIZE])
+        found[mode] = {"gain_of_single_blocks": gain, "blocks": chosen[mode]}
+    bench = Bench(renderer, read_prompts("held_out", number), TEST_SEED)
+    rng = random.Random("random sets")
+    for mode in CHOICES["mode"]:
+        found[mode]["strengths"] = [
+            bench.entry([BlockControl("boost", chosen[mode], strength, mode=mode)]) for strength in STRENGTHS
+        ]
+        sets = [tuple(sorted(rng.sample(range(bench.blocks), SET_SIZE))) for _ in range(RANDOM_SETS)]
+        found[mode]["random_at_2"] = [bench.entry([BlockControl("boost", blocks, 2.0, mode=mode)]) for blocks in sets]
+    return {"baseline": summarise(bench.baseline), "modes": found}
+
+
+def skips(renderer: Renderer, number: int, mapped: dict) -> dict:
+    """Skip more and more blocks, those first that the map found least missed, on both branches and on the negative."""
+    losses = [entry["change"]["all"]["points"] for entry in mapped["operations"]["skip"]]
+    order = sorted(range(len(losses)), key=lambda block: -losses[block])
+    bench = Bench(renderer, read_prompts("held_out", number), TEST_SEED)
+    curves: dict[str, list[dict]] = {"both": [], "negative": []}
+    for branch, entries in curves.items():
+        most = bench.blocks // 2 if branch == "both" else bench.blocks - 1
+        for count in range(1, most + 1):
+            entry = bench.entry([BlockControl("skip", tuple(order[:count]), branch=branch)])
+            entries.append({"saved": count / bench.blocks / (1 if branch == "both" else 2), **entry})
+    return {"baseline": summarise(bench.baseline), "least_missed_first": order, "branches": curves}
+
+
+def print_entries(title: str, entries: Sequence[dict]) -> None:
+    print(f"\n{title}")
+    for entry in entries:
+        control = entry["controls"][0]
+        name = (
+            f"{control['action']} {control['blocks']} x{control.get('strength', 1):g} {control.get('branch', 'both')}"
+        )
+        cells = [
+            f"{column} {entry['scores'][column]['percent']:.1f} ({change['points']:+.1f}, {change['low']:+.1f} to "
+            f"{change['high']:+.1f})"
+            for column, change in entry["change"].items()
+        ]
+        print(f"  {name:40} " + "  ".join(cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("map", "boost", "skip"))
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--host", type=Path, default=ROOT / ".host" / "ComfyUI", help="a ComfyUI, for its tokenizers")
+    parser.add_argument("--number", type=int, default=0, help="prompts; 0 = 128 for the map, 256 else")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the transformer")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs", help="where figures are read and written")
+    parser.add_argument("--name", default="", help="in the files' names, for another checkpoint")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    renderer = Renderer(options.model, options.host, getattr(torch, options.dtype))
+    number = options.number or (128 if options.what == "map" else 256)
+
+    def target(what: str, kind: str) -> Path:
+        return options.folder / f"block-{what}{'-' + options.name if options.name else ''}.{kind}"
+
+    if options.what == "map":
+        figures = block_map(renderer, number)
+        for name, entries in figures["operations"].items():
+            print_entries(name, entries)
+        draw_map(figures, target("map", "png"))
+    elif options.what == "boost":
+        figures = boosts(renderer, number)
+        for mode, found in figures["modes"].items():
+            print_entries(f"{mode}, chosen blocks {list(found['blocks'])}", found["strengths"])
+            print_entries(f"{mode}, random sets", found["random_at_2"])
+    else:
+        figures = skips(renderer, number, json.loads(target("map", "json").read_text()))
+        for branch, entries in figures["branches"].items():
+            print_entries(branch, entries)
+        draw_skips(figures, target("skip", "png"))
+    about = {
+        "steps": json.loads(renderer.metadata["mmdit.training"])["steps"],
+        "setting": {"steps": SETTING.steps, "cfg": SETTING.cfg, "solver": SETTING.solver, "dtype": options.dtype},
+        "prompts": number,
+    }
+    target(options.what, "json").write_text(json.dumps({"about": about, **figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
