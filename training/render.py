@@ -25,6 +25,7 @@ from .tokens import CLIP_VOCABULARY, LENGTH, T5_VOCABULARY, FullVocabulary, Toke
 from .vae import CHANNELS, FACTOR, build_decoder, build_encoder
 
 BATCH = 32
+STEP_NOISE = 0x5DE0  # parts a stochastic solver's noise from the noise that a picture grows from
 ENCODERS = ("clip_l", "clip_g", "t5xxl")
 
 
@@ -107,7 +108,8 @@ class Renderer:
                 both = model(rows.repeat(2, 1, 1, 1), sigma.expand(2 * len(x)) * 1000, context=context, y=pooled)
                 return combine(*both.float().chunk(2), sampling.cfg)
 
-            x = solve(velocity, x, schedule, sampling.solver)
+            steps_noise = torch.Generator().manual_seed(sampling.seed ^ STEP_NOISE)
+            x = solve(velocity, x, schedule, sampling.solver, generator=steps_noise)
             out.append(self.decoder(x.float()).float().clamp(0, 1).permute(0, 2, 3, 1))
         return torch.cat(out).numpy()
 

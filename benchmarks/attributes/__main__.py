@@ -12,17 +12,23 @@ import torch
 from PIL import Image
 
 from attributes.judge import summarise
+from mmdit_core.runge_kutta import EmbeddedPair
 from mmdit_core.solvers import SOLVERS
-from training.render import Renderer, Sampling, sheet
+from training.render import BATCH, Renderer, Sampling, sheet
 
+from .drawing import draw_sweep
 from .prompts import SETS, read_prompts
-from .run import score_prompts
+from .run import Counted, score_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "mmdit-small.safetensors"
 # What --sweep varies, one at a time, over 128 prompts and one seed for each point.
 SWEEPS = {
-    "steps": [{"solver": solver, "steps": steps} for solver in SOLVERS for steps in (4, 8, 16, 28, 50)],
+    "steps": [
+        {"solver": solver, "steps": steps}
+        for solver, method in SOLVERS.items()
+        for steps in ((28,) if isinstance(method, EmbeddedPair) else (4, 8, 16, 28, 50))
+    ],
     "cfg": [{"cfg": scale} for scale in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)],
     "dropped": [
         {"drop": names}
@@ -66,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the transformer")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--plot", type=Path, help="with --sweep: draw it here, as a PNG")
     parser.add_argument("--sheet", type=Path, help="write the first 32 pictures here, as a PNG")
     return parser.parse_args()
 
@@ -85,11 +92,18 @@ def main() -> None:
             print(f"{name if name == 'truth' else name + ' noticed':>24}: {table(summary)}")
     elif options.sweep:
         points = []
+        prompts = read_prompts("held_out", min(128, options.number))
         for change in SWEEPS[options.sweep]:
-            summary, _ = evaluate(renderer, dataclasses.replace(sampling, **change), number=min(128, options.number))
-            print(f"{change}: {table(summary)}")
-            points.append({**change, "scores": summary})
-        figures["sweep"] = {options.sweep: points}
+            counted = Counted(renderer.model)
+            scores, _ = score_prompts(renderer, dataclasses.replace(sampling, **change), prompts, model=counted)
+            calls = counted.calls / -(-len(prompts) // BATCH)
+            print(f"{change}, {calls:g} model calls: {table(summarise(scores))}", flush=True)
+            points.append({**change, "calls": calls, "scores": summarise(scores)})
+            figures["sweep"] = {options.sweep: points}
+            if options.json:  # a long sweep that is cut short keeps what it has
+                options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        if options.plot:
+            draw_sweep(options.sweep, points, options.plot)
     else:
         for name in SETS if options.prompts == "both" else (options.prompts,):
             summary, pictures = evaluate(renderer, sampling, prompts=name, number=options.number, seeds=options.seeds)

@@ -13,6 +13,17 @@ from training.render import BATCH, Clock, Renderer, Sampling
 from .prompts import Prompt
 
 
+class Counted:
+    """A transformer that counts its calls."""
+
+    def __init__(self, model: Callable):
+        self.model, self.calls = model, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.model(*args, **kwargs)
+
+
 def score_prompts(
     renderer: Renderer,
     sampling: Sampling,

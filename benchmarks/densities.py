@@ -1,0 +1,75 @@
+"""Which noise levels to train on: short trainings at equal compute, and what each one's pictures score.
+
+    python -m benchmarks.densities [--steps 1500] [--number 128] [--run runs/ship] [--json FILE]
+
+Every training draws the same pictures, captions and noise in the same order; only the density of noise levels and its
+shift differ. Small pictures alone (96 and 112 pixels wide), encoders and VAE of a run that has them, sampled at
+112 x 112 with 28 steps and the shift it was trained with. The question is that of Esser et al. 2024, table 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from attributes.judge import summarise
+from benchmarks.attributes.prompts import read_prompts
+from benchmarks.attributes.run import score_prompts
+from training.export import export
+from training.render import Renderer, Sampling
+from training.settings import Settings
+from training.tokens import Tokenizer
+from training.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = (("logit_normal", 4.0), ("uniform", 4.0), ("logit_normal", 1.0), ("uniform", 1.0))
+SHARED = ("vocabulary.json", "projection.safetensors", "reader.safetensors", "decoder.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "ship", help="a run to take encoders and VAE from")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "densities")
+    parser.add_argument("--host", type=Path, default=ROOT / ".host" / "ComfyUI", help="a ComfyUI, for its tokenizers")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--number", type=int, default=128)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer, prompts = Tokenizer(options.host / "comfy"), read_prompts("seen", options.number)
+    figures = []
+    for density, shift in CASES:
+        folder = options.folder / f"{density}-{shift:g}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in SHARED:
+            shutil.copy(options.run / name, folder)
+        settings = Settings(
+            steps=options.steps,
+            decay_steps=options.steps // 4,
+            small_pictures_until=options.steps,
+            density=density,
+            shift=shift,
+            ema=0.995,  # a shorter memory for a shorter run
+        )
+        train(folder, settings, tokenizer)
+        export(folder, tokenizer, folder / "model.safetensors")
+        renderer = Renderer(folder / "model.safetensors", options.host, torch.bfloat16)
+        scores, _ = score_prompts(renderer, Sampling(steps=28, cfg=3.0, width=112, height=112), prompts)
+        figures.append({"density": density, "shift": shift, "scores": summarise(scores)})
+        cells = "  ".join(
+            f"{name} {v['percent']:.1f} [{v['low']:.0f}, {v['high']:.0f}]" for name, v in figures[-1]["scores"].items()
+        )
+        print(f"{density}, shift {shift:g}: {cells}", flush=True)
+    if options.json:
+        about = {"steps": options.steps, "batch": Settings.batch, "prompts": options.number}
+        about |= {"sampling": dataclasses.asdict(Sampling(steps=28, cfg=3.0, width=112, height=112))}
+        options.json.write_text(json.dumps({"about": about, "cases": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
