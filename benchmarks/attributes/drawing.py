@@ -7,11 +7,12 @@ from pathlib import Path
 
 from mmdit_core.solvers import SOLVERS
 
+XLABELS = {"cfg": "cfg", "dropped": "encoders dropped"}
 COLUMNS = ("colour", "shape", "count", "spatial", "all")
 
 
 def draw_sweep(name: str, points: list[dict], target: Path) -> None:
-    """Percent right: against model calls for each solver ("steps"), against cfg, or for each set of dropped encoders."""
+    """Percent right against model calls for each solver ("steps"), against cfg, or for each set of encoders dropped."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -26,9 +27,7 @@ def draw_sweep(name: str, points: list[dict], target: Path) -> None:
             values = [point["scores"][column]["percent"] for point in points]
             labels = [point.get("cfg", "+".join(point.get("drop", ()))) for point in points]
             panel.plot(labels, values, "o-", label=column, linewidth=2 if column == "all" else 1)
-        panel.set(
-            xlabel="cfg" if name == "cfg" else "dropped encoders", ylabel="pictures that are right, %", ylim=(0, 102)
-        )
+        panel.set(xlabel=XLABELS[name], ylabel="pictures that are right, %", ylim=(0, 102))
         panel.tick_params(axis="x", rotation=0 if name == "cfg" else 20)
         panel.legend(fontsize=8)
     figure.savefig(target, dpi=110)
