@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import comfy.sample
@@ -152,6 +153,37 @@ def test_areas_take_part(blocks, model):
     conds = [[*left, *positive], negative]
     changed = sample(skip(blocks, model, branch="positive"), conds=conds)
     assert torch.isfinite(changed).all() and error(changed, sample(model, conds=conds)) > 1e-3
+
+
+def test_controlnet_residuals_are_added_as_in_the_hosts_model(blocks, pack, tiny_file):
+    """A ControlNet hands its residuals over in `control`; one for a skipped block is added all the same."""
+    import comfy.model_management
+
+    out = {}
+    models = {
+        "ours": sys.modules[f"{pack.__name__}.nodes.host.models"].load_model(str(tiny_file)),
+        "theirs": comfy.sd.load_diffusion_model(str(tiny_file)),
+    }
+    for name, model in models.items():
+        controlled = skip(blocks, boost(blocks, model, "1"), "0", branch="negative")
+        comfy.model_management.load_models_gpu([controlled])
+        torch.manual_seed(7)
+        given = {
+            "x": torch.randn(2, 16, 8, 8),
+            "t": torch.tensor([0.7, 0.7]),
+            "c_crossattn": torch.randn(2, 20, 4096),
+            "y": torch.randn(2, 2048),
+        }
+        residuals = {"output": [torch.randn(2, 16, 128), torch.randn(2, 16, 128)]}
+        options = {**controlled.model_options["transformer_options"], "cond_or_uncond": [0, 1]}
+        with torch.no_grad():
+            with_them, without = (
+                controlled.model.apply_model(**given, control=control, transformer_options=dict(options))
+                for control in (copy.deepcopy(residuals), None)
+            )
+        out[name] = with_them
+        assert error(with_them, without) > 1e-3
+    assert error(out["ours"], out["theirs"]) <= 1e-5
 
 
 def test_strength_1_and_empty_blocks_are_bit_identical(blocks, model):
