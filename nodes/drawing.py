@@ -15,6 +15,7 @@ DASHES: dict[str, tuple[int, int] | None] = {"solid": None, "dashed": (14, 7), "
 
 MARGIN = 24
 GAP = 8
+LEFT, INSET = 84, 18  # of a diagram: room for the marks of its y axis, and what its lines keep off its edges
 FINER = 3  # the plot is drawn this many times as large and reduced: Pillow's lines have hard edges
 
 
@@ -120,11 +121,11 @@ def line_plot(title: str, subtitle: str, panels: Sequence[Panel], *, size: tuple
     legend = _legend(panels[0].lines)
     wide, high = width * len(panels), MARGIN + 56 + height + 30 * len(legend) + MARGIN
     canvas = Image.new("RGB", (wide * FINER, high * FINER), PAPER)
-    draw = _Scaled(ImageDraw.Draw(canvas))
+    draw = Scaled(ImageDraw.Draw(canvas))
     draw.text((MARGIN, MARGIN), title, INK, 22)
     draw.text((MARGIN, MARGIN + 32), subtitle, FAINT, 14)
     for number, panel in enumerate(panels):
-        _draw_panel(draw, panel, (number * width, MARGIN + 56, width, height))
+        draw_panel(draw, panel, (number * width, MARGIN + 56, width, height))
     for row, lines in enumerate(legend):
         for column, line in enumerate(lines):
             x, y = MARGIN + 72 + column * 210, MARGIN + 56 + height + 16 + 30 * row
@@ -142,7 +143,7 @@ def _legend(lines: Sequence[Line]) -> list[list[Line]]:
     return [[line for line in lines if line.colour == colour] for colour in colours]
 
 
-class _Scaled:
+class Scaled:
     """Drawing in final pixels on a canvas that is FINER times as large."""
 
     def __init__(self, draw: ImageDraw.ImageDraw):
@@ -155,6 +156,9 @@ class _Scaled:
         x, y = place
         box = (x - radius, y - radius, x + radius, y + radius)
         self.draw.ellipse([value * FINER for value in box], colour, PAPER, FINER)
+
+    def box(self, corners, colour: str) -> None:
+        self.draw.rectangle([round(value * FINER) for value in corners], colour)
 
     def path(self, points, colour: str, style: str = "solid", thickness: float = 2.0) -> None:
         scaled = [(x * FINER, y * FINER) for x, y in points]
@@ -185,13 +189,14 @@ def _pieces(points, dash: tuple[int, int] | None):
         walked += length
 
 
-def _draw_panel(draw: _Scaled, panel: Panel, box: tuple[int, int, int, int]) -> None:
-    left, top, right, bottom = box[0] + 84, box[1] + 36, box[0] + box[2] - 24, box[1] + box[3] - 60
+def draw_panel(draw: Scaled, panel: Panel, box: tuple[int, int, int, int]) -> None:
+    """A diagram in a box of (left, top, width, height)."""
+    left, top, right, bottom = box[0] + LEFT, box[1] + 36, box[0] + box[2] - MARGIN, box[1] + box[3] - 60
     xs = sorted({x for line in panel.lines for x, _ in line.points}) or [0]
     ys = [y for line in panel.lines for _, y in line.points if y is not None]
     marks = ticks(max(ys, default=1.0))
     first, last = xs[0], xs[-1]
-    inset = 18
+    inset = INSET
 
     def place(x: float, y: float) -> tuple[float, float]:
         share = (x - first) / (last - first) if last > first else 0.5
@@ -216,7 +221,7 @@ def _draw_panel(draw: _Scaled, panel: Panel, box: tuple[int, int, int, int]) -> 
             draw.dot(point, line.colour)
 
 
-def _text_upwards(draw: _Scaled, centre: tuple[float, float], text: str) -> None:
+def _text_upwards(draw: Scaled, centre: tuple[float, float], text: str) -> None:
     face = font(15 * FINER)
     box = face.getbbox(text)
     mask = Image.new("L", (int(box[2]) + 4, int(box[3]) + 8), 0)

@@ -2,80 +2,68 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
 from ..mmdit_core.model import VAE_FACTOR
-from ..mmdit_core.schedule import SCHEDULES, sigmas
-from ..mmdit_core.solvers import SOLVERS
+from .curve import draw_curve
 from .errors import InputError
+from .host import reuse, ui
 from .host import sampling as host
+from .host.guider import FlowGuider
 from .host.models import core_config
-
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
-MIN_DENOISE = 1e-4
-
-MODEL = ("MODEL", {"tooltip": "The model that removes the noise."})
-POSITIVE = ("CONDITIONING", {"tooltip": "What the picture should show."})
-NEGATIVE = ("CONDITIONING", {"tooltip": "What it should not show. Not computed where cfg is 1."})
-LATENT = (
-    "LATENT",
-    {"tooltip": "An empty latent for a new picture, or an encoded picture with denoise below 1. Masks are kept."},
+from .host.reuse import Kept
+from .host.steps import Walk
+from .sampler_inputs import (
+    APPENDED,
+    DENOISE,
+    LATENT,
+    MAX_SEED,
+    MODEL,
+    NEGATIVE,
+    POSITIVE,
+    SCHEDULE,
+    SEED,
+    SHIFT,
+    cfg_widget,
+    check_values,
+    solver_widget,
+    steps_widget,
 )
-SEED = (
-    "INT",
-    {
-        "default": 0,
-        "min": 0,
-        "max": MAX_SEED,
-        "control_after_generate": True,
-        "tooltip": "The noise that the picture grows from. Made on the CPU: one seed is the same noise anywhere.",
-    },
-)
-DENOISE = (
-    "FLOAT",
-    {
-        "default": 1.0,
-        "min": 0.0,
-        "max": 1.0,
-        "step": 0.01,
-        "tooltip": "1 makes a new picture. Lower keeps more of the picture that came in; the steps stay the same.",
-    },
-)
+from .sampler_plan import NODE, Plan, make_plan
+from .summary import bands_of, facts_of, short_of, words_of
 
+__all__ = ["MAX_SEED", "NEGATIVE", "NODES", "POSITIVE", "cfg_widget", "check_inputs", "steps_widget"]
 
-def steps_widget(default: int):
-    return ("INT", {"default": default, "min": 1, "max": 10000, "tooltip": "More steps follow the flow more exactly."})
-
-
-def cfg_widget(default: float):
-    return (
-        "FLOAT",
-        {
-            "default": default,
-            "min": 0.0,
-            "max": 100.0,
-            "step": 0.1,
-            "round": 0.01,
-            "tooltip": "How strongly the prompt is followed. 1 ignores the negative prompt and is twice as fast; "
-            "3.5 to 5 suits SD3 and SD3.5; 1 suits Turbo; far higher burns the picture.",
-        },
-    )
+METADATA = "mmdit_sampler"  # of what ran, in the PNG, beside the host's own "prompt" and "workflow"
 
 
 class FlowMatchingSampler:
-    """Samples by following the rectified flow's velocity with a choice of solver, schedule and shift."""
+    """Samples by following the rectified flow's velocity with a choice of solver, schedule, shift and guidance."""
 
     CATEGORY = "MMDiT"
     DESCRIPTION = (
-        "Samples SD3, SD3.5, FLUX and other flow-matching models. Solver, sigma schedule and shift in one node; "
-        "masks, areas, ControlNet and hooks work as in KSampler."
+        "Samples SD3, SD3.5, FLUX and other flow-matching models. Solver, noise levels, shift and guidance in one "
+        "node; masks, areas, ControlNet and hooks work as in KSampler. It tells what ran."
     )
-    SEARCH_ALIASES = ["ksampler", "rectified flow", "sampler", "sd3 sampler", "shift"]
+    SEARCH_ALIASES = ["ksampler", "rectified flow", "sampler", "sd3 sampler", "shift", "cfg zero", "apg"]
     FUNCTION = "sample"
-    RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("The denoised latent, for VAE Decode.",)
+    RETURN_TYPES = ("LATENT", "IMAGE", "STRING")
+    RETURN_NAMES = ("LATENT", "curve", "summary")
+    OUTPUT_TOOLTIPS = (
+        "The denoised latent, for VAE Decode.",
+        "The noise levels, step by step, and when guidance and block controls act.",
+        "What ran: model, solver, noise levels, model calls, what was skipped, time.",
+    )
+
+    def __init__(self) -> None:
+        self._kept = Kept()  # the host keeps a node's object between runs
 
     @classmethod
     def INPUT_TYPES(cls):
-        calls = "; ".join(f"{name} {method.calls_per_step}" for name, method in SOLVERS.items())
         return {
             "required": {
                 "model": MODEL,
@@ -85,59 +73,101 @@ class FlowMatchingSampler:
                 "seed": SEED,
                 "steps": steps_widget(28),
                 "cfg": cfg_widget(4.5),
-                "solver": (
-                    list(SOLVERS),
-                    {
-                        "default": "euler",
-                        "tooltip": "How each step follows the flow. bosh3 and dopri5 choose their own steps between "
-                        "the ends of the schedule. Model calls a step: " + calls + ".",
-                    },
-                ),
-                "schedule": (
-                    list(SCHEDULES),
-                    {
-                        "default": "linear",
-                        "tooltip": "How the noise levels are spread; the shift is applied to each. linear: even steps. "
-                        "sd3: the grid that SD3 shipped with (the host's 'normal'). beta and cosine: smaller first and "
-                        "last steps. karras: small steps at the end. log_snr: even in signal to noise. cosmap: the "
-                        "cosine schedule of diffusion models.",
-                    },
-                ),
-                "shift": (
-                    "FLOAT",
-                    {
-                        "default": 0.0,
-                        "min": 0.0,
-                        "max": 100.0,
-                        "step": 0.05,
-                        "tooltip": "0: the model's own. Higher spends more steps on the layout, lower on detail; "
-                        "larger pictures want more. SD3 and SD3.5: 3.",
-                    },
-                ),
+                "solver": solver_widget(),
+                "schedule": SCHEDULE,
+                "shift": SHIFT,
                 "denoise": DENOISE,
-            }
+            },
+            "optional": APPENDED,
+            "hidden": {"unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
-    def sample(self, model, positive, negative, latent_image, seed, steps, cfg, solver, schedule, shift, denoise):
-        node = "FlowMatchingSampler"
+    def sample(
+        self,
+        model,
+        positive,
+        negative,
+        latent_image,
+        seed,
+        steps,
+        cfg,
+        solver,
+        schedule,
+        shift,
+        denoise,
+        unique_id=None,
+        extra_pnginfo=None,
+        **appended,
+    ):
+        dials = _read(
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            solver=solver,
+            schedule=schedule,
+            shift=shift,
+            denoise=denoise,
+            **appended,
+        )
         if not host.is_flow(model):
             raise InputError(
-                node,
+                NODE,
                 "model",
                 f"{type(model.model).__name__} is not a flow-matching model",
                 "Connect SD3, SD3.5, FLUX or another rectified-flow model, or use KSampler",
             )
-        prepared = host.prepare(model, latent_image, seed)
-        check_inputs(node, model, positive, negative, prepared.samples)
-        if denoise < MIN_DENOISE:
-            return (latent_image,)
-        if shift:
-            model = host.with_shift(model, shift)
-        levels = sigmas(steps, schedule, host.shift_of(model), denoise=denoise)
-        samples = host.sample_flow(
-            model, positive, negative, prepared, seed=seed, cfg=cfg, solver=solver, sigmas=levels
+        samples = host.fitted(model, latent_image)
+        check_inputs(NODE, model, positive, negative, samples)
+        check_finite(NODE, positive=positive, negative=negative)
+        plan = make_plan(model, positive, latent_image, samples, dials)
+        if plan.route is None:
+            nothing = "Nothing was run: the latent is as it came"
+            return latent_image, _curve(plan, nothing), nothing
+        kept, notes = self._open_kept(dials.reuse, model, positive, negative, plan)
+        guider = FlowGuider(plan.model, positive, negative, plan.guidance)
+        walk = Walk(plan.route, kept, guarded_by=NODE)
+        samples = host.follow(guider, plan.prepared, walk, seed=seed)
+        facts = facts_of(plan, walk, guider, notes)
+        if extra_pnginfo is not None:
+            extra_pnginfo.setdefault(METADATA, {})[str(unique_id)] = facts
+        ui.show_text(unique_id, short_of(facts))
+        latent = host.finish(latent_image, samples, host.left_at(walk, plan.prepared, samples))
+        return latent, _curve(plan, facts["model"]), words_of(facts)
+
+    def _open_kept(self, wanted: bool, model, positive, negative, plan: Plan) -> tuple[Kept | None, list[str]]:
+        """What this run may take from the last one and leave for the next, and what is to be said about it."""
+        if not wanted:
+            self._kept = Kept()
+            return None, []
+        if (reason := reuse.memory_of(model, positive, negative)) is not None:
+            return None, [f"Reuse: not possible, {reason}"]
+        route, prepared = plan.route, plan.prepared
+        decided_by = (positive, negative, prepared.samples, prepared.noise, prepared.mask, plan.seeds.seed, plan.shift)
+        key = reuse.key_of(
+            model, *decided_by, route.solver, route.options, route.seeds, route.start, float(route.levels[0])
         )
-        return (host.finish(latent_image, samples),)
+        self._kept.open(model, key, reuse.pieces_of(plan.model, route, plan.guidance))
+        return self._kept, []
+
+
+def _read(**given) -> SimpleNamespace:
+    """The inputs by name, each in its range, with defaults for those that were not given. Raises: InputError."""
+    inputs = {**FlowMatchingSampler.INPUT_TYPES()["required"], **APPENDED}
+    if unknown := set(given) - set(inputs):
+        raise TypeError(f"{NODE} has no input {', '.join(sorted(unknown))}")
+    check_values(NODE, inputs, given)
+    return SimpleNamespace(**{name: options.get("default") for name, (_, options) in APPENDED.items()} | given)
+
+
+def _curve(plan: Plan, about: str) -> torch.Tensor:
+    """The drawing of a run as a host IMAGE: [1, H, W, 3] in [0, 1]."""
+    levels = plan.levels[plan.first : plan.last + 1].tolist()
+    steps = f"{max(0, len(levels) - 1)} steps of {plan.source}, shift {plan.shift:.3g}"
+    return _image(draw_curve(steps, about, levels, plan.first, bands_of(plan)))
+
+
+def _image(drawn: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(drawn).astype(np.float32) / 255)[None]
 
 
 class MMDiTSampler:
@@ -174,6 +204,8 @@ class MMDiTSampler:
         }
 
     def sample(self, model, positive, negative, latent_image, seed, steps, cfg, sampler_name, scheduler, denoise):
+        given = dict(seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, denoise=denoise)
+        check_values("MMDiTSampler", self.INPUT_TYPES()["required"], given)
         prepared = host.prepare(model, latent_image, seed)
         check_inputs("MMDiTSampler", model, positive, negative, prepared.samples)
         samples = host.sample_host(
@@ -243,6 +275,23 @@ def check_inputs(node: str, model, positive, negative, samples) -> None:
             f"the picture is {width} x {height} pixels, this model covers at most {most} x {most}",
             "Set a smaller width and height in the latent node",
         )
+
+
+def check_finite(node: str, **conditionings) -> None:
+    """Refuse text that holds NaN or infinity: all that is sampled with it would be so.
+
+    Raises: InputError.
+    """
+    for name, conditioning in conditionings.items():
+        for context, options in conditioning:
+            tensors = [value for value in (context, options.get("pooled_output")) if isinstance(value, torch.Tensor)]
+            if not all(value.isfinite().all() for value in tensors):
+                raise InputError(
+                    node,
+                    name,
+                    "the text holds values that are not finite",
+                    "Look at the text encoder's precision and the strengths of prompt weights",
+                )
 
 
 NODES = {

@@ -15,7 +15,7 @@ from ...mmdit_core.second_text import SecondText, add_second_texts
 from ...mmdit_core.tokens import PhraseError, TokenMap
 from . import ui
 from .text import TOKEN_MAP
-from .window import holds, percent_at
+from .window import ToSigma, holds, percent_at
 
 KEY = "mmdit_controls"  # of the controls in transformer_options, and of our wrappers
 RUN = "mmdit_run"
@@ -116,6 +116,25 @@ def _with(model, items: tuple[Attached | AttachedPrompt, ...]):
 def attached(model) -> tuple[BlockControl, ...]:
     """The controls that a MODEL carries."""
     return tuple(_controls(model.model_options["transformer_options"]))
+
+
+def items_of(model) -> list[BlockControl | AttachedPrompt]:
+    """The controls and second prompts that a MODEL carries and that have an effect."""
+    items = model.model_options["transformer_options"].get(KEY, ())
+    found = [item.control if isinstance(item, Attached) else item for item in items]
+    return [i for i in found if not (i.does_nothing if isinstance(i, BlockControl) else not i.blocks)]
+
+
+def shares_of(item: BlockControl | AttachedPrompt, levels: Sequence[float], to_sigma: ToSigma) -> tuple[float, ...]:
+    """How much of a control acts at each noise level, in [0, 1]."""
+
+    def share(level: float) -> float:
+        if not holds(level, item.start_percent, item.end_percent, to_sigma):
+            return 0.0
+        fades = isinstance(item, BlockControl) and item.fade != "constant"
+        return item.share_at(percent_at(level, to_sigma)) if fades else 1.0
+
+    return tuple(share(level) for level in levels)
 
 
 def _controls(options: Mapping[str, Any]) -> list[BlockControl]:

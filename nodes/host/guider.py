@@ -25,6 +25,7 @@ from .window import ToSigma, holds, percent_at
 
 KEY = "mmdit_count"
 CFG_FUNCTION = "sampler_cfg_function"
+ROUNDING = 1e-6  # of a scale that a curve makes of a float32 noise level: a negative is not computed for that
 KINDS = comfy.patcher_extension.WrappersMP
 
 
@@ -54,7 +55,8 @@ class Guidance:
         if self.curve == "constant":
             return self.cfg
         place = min(self.end, max(self.start, percent_at(sigma, to_sigma)))
-        return scale_at(place, self.cfg, self.curve, start=self.start, end=self.end)
+        scale = scale_at(place, self.cfg, self.curve, start=self.start, end=self.end)
+        return 1.0 if abs(scale - 1) < ROUNDING else scale
 
 
 Form = Callable[[dict[str, Any], Guidance], Tensor]

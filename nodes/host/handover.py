@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...mmdit_core.trajectory import History
+from .fingerprint import fingerprint, of_model
 
 KEY = "mmdit_unfinished"
 
@@ -21,7 +22,8 @@ class Unfinished:
     changed, so what is said here holds for these very values alone.
     sigma: the noise level; x [B, C, H, W] there, float32, in the model's own scale; noise and image: the noise and the
     LATENT's samples [B, C, H, W] that the run began with, which the part outside a noise mask is made of.
-    history: what the solver of that name remembers; seeds and states: of the generators of stochastic steps.
+    history: what the solver of that name remembers; seeds and states: of the generators of stochastic steps; flow: of
+    an inversion, what it followed (`flow_of`): elsewhere its history means nothing.
     """
 
     samples: Tensor
@@ -29,11 +31,11 @@ class Unfinished:
     x: Tensor
     noise: Tensor
     image: Tensor
-    solver: str = ""
     history: History = ()
     seeds: tuple[int, ...] = ()
     states: tuple[Tensor, ...] = ()
     flow: Any = None
+    solver: str = ""
 
 
 def unfinished(latent: dict[str, Any]) -> Unfinished | None:
@@ -42,3 +44,15 @@ def unfinished(latent: dict[str, Any]) -> Unfinished | None:
     if found is None or samples.is_nested or samples.shape != found.samples.shape:
         return None
     return found if torch.equal(samples.cpu(), found.samples) else None
+
+
+def without_history(start: Unfinished) -> Unfinished:
+    return replace(start, history=())
+
+
+def flow_of(model, positive, levels: Tensor) -> Any:
+    """What decides where a run at cfg 1 leads, whichever way it goes, compared with ==.
+
+    Args: model and positive as they came into the node; levels [steps + 1], rising or falling.
+    """
+    return of_model(model), fingerprint(positive), tuple(sorted(levels.tolist()))

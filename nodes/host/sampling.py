@@ -19,6 +19,7 @@ from torch import Tensor
 from . import handover
 from .guider import FlowGuider, Guidance
 from .handover import Unfinished
+from .models import core_config
 from .noise import Seeds
 from .steps import Route, Walk
 
@@ -65,14 +66,31 @@ def with_shift(model, shift: float):
     return clone
 
 
-def prepare(model, latent: Latent, seed: int | Seeds, *, add_noise: bool = True) -> Prepared:
-    """The latent in the model's channels and, for empty ones, its scale; noise made on the CPU from the seed."""
-    samples = comfy.sample.fix_empty_latent_channels(
+def tokens_of(model, samples: Tensor) -> int:
+    """Image tokens of a latent [B, C, ..., H, W]."""
+    patch = getattr(model.model.diffusion_model, "patch_size", None) or getattr(core_config(model), "patch_size", 2)
+    patch = patch if isinstance(patch, int) else patch[-1]
+    return -(-samples.shape[-2] // patch) * -(-samples.shape[-1] // patch)
+
+
+def pixels_of(model, samples: Tensor) -> int:
+    """Pixels of the picture that a latent [B, C, ..., H, W] stands for."""
+    return samples.shape[-2] * samples.shape[-1] * model.get_model_object("latent_format").spacial_downscale_ratio ** 2
+
+
+def fitted(model, latent: Latent) -> Tensor:
+    """A LATENT's samples in the model's channels and, for empty ones, its scale."""
+    return comfy.sample.fix_empty_latent_channels(
         model,
         latent["samples"],
         latent.get("downscale_ratio_spacial"),
         latent.get("downscale_ratio_temporal"),
     )
+
+
+def prepare(model, latent: Latent, seed: int | Seeds, *, add_noise: bool = True) -> Prepared:
+    """The latent as it fits the model, and its noise, made on the CPU from the seed; zeros where none is added."""
+    samples = fitted(model, latent)
     seeds = seed if isinstance(seed, Seeds) else Seeds(seed)
     noise = seeds.of_start(samples, latent.get("batch_index")) if add_noise else torch.zeros_like(samples)
     return Prepared(samples, noise, latent.get("noise_mask"))

@@ -5,10 +5,13 @@ Test modules in this folder may `import comfy...` at their top: ComfyUI is put o
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -63,3 +66,62 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "tiny-sd35.safetensors"
     save_file({f"model.diffusion_model.{name}": value for name, value in model.state_dict().items()}, path)
     return path
+
+
+class Bench:
+    """FlowMatchingSampler on the tiny model, with usual inputs that a test changes by name."""
+
+    USUAL = dict(seed=5, steps=6, cfg=3.0, solver="euler", schedule="linear", shift=0.0, denoise=1.0)
+
+    def __init__(self, pack: ModuleType, model):
+        import torch
+
+        self.pack, self.model = pack, model
+        source = torch.Generator().manual_seed(1)
+        self.positive, self.negative = (
+            [[torch.randn(1, 20, 4096, generator=source), {"pooled_output": torch.randn(1, 2048, generator=source)}]]
+            for _ in range(2)
+        )
+        self.picture = torch.randn(1, 16, 8, 8, generator=source)
+
+    def module(self, name: str) -> ModuleType:
+        """A module of the pack's nodes: "sampling", "host.controls", ..."""
+        return importlib.import_module(f"{self.pack.__name__}.nodes.{name}")
+
+    def empty(self, batch: int = 1, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:
+        import torch
+
+        return {"samples": torch.zeros(batch, 16, *size)}
+
+    def all(self, latent=None, *, model=None, positive=None, negative=None, node=None, **changed):
+        """The node's outputs: latent, curve, summary."""
+        node = node or self.module("sampling").FlowMatchingSampler()
+        texts = positive or self.positive, negative or self.negative
+        given = {**self.USUAL, **changed}
+        return node.sample(model or self.model, *texts, latent if latent is not None else self.empty(), **given)
+
+    def run(self, latent=None, **changed):
+        """The samples of the latent."""
+        return self.all(latent, **changed)[0]["samples"]
+
+    def facts(self, latent=None, **changed) -> dict[str, Any]:
+        """What goes into the PNG."""
+        written: dict[str, Any] = {}
+        self.all(latent, unique_id="7", extra_pnginfo=written, **changed)
+        return written["mmdit_sampler"]["7"]
+
+    @contextmanager
+    def rows(self, model=None):
+        """The rows of each call of the model while it is open."""
+        seen: list[int] = []
+        core = (model or self.model).model.diffusion_model
+        handle = core.x_embedder.register_forward_hook(lambda _, args, out: seen.append(len(out)))
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+
+@pytest.fixture(scope="session")
+def bench(pack: ModuleType, tiny_file: Path) -> Bench:
+    return Bench(pack, importlib.import_module(f"{pack.__name__}.nodes.host.models").load_model(str(tiny_file)))
