@@ -14,8 +14,8 @@ from .errors import InputError
 from .host import reuse, ui
 from .host import sampling as host
 from .host.guider import FlowGuider
+from .host.kept import Kept
 from .host.models import core_config
-from .host.reuse import Kept
 from .host.steps import Walk
 from .sampler_inputs import (
     APPENDED,

@@ -17,7 +17,7 @@ from ...mmdit_core.solvers import SOLVERS, solve_part
 from ...mmdit_core.trajectory import History
 from . import guard
 from .handover import Unfinished
-from .reuse import Kept
+from .kept import Kept
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,20 @@ class Route:
         """The steps, as indices of levels; of a solver that chooses its own steps, all that it does at one go."""
         cuts = sorted({0, min(self.resting, self.steps), self.steps}) if self.is_adaptive else range(self.steps + 1)
         return tuple(zip(cuts, cuts[1:], strict=False))
+
+    def asked(self, a: int, b: int) -> list[float]:
+        """The noise levels at which a solver that is not adaptive asks the model between two of its levels."""
+        if b <= self.resting:
+            return []
+        seen: list[float] = []
+
+        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+            seen.append(float(sigma))
+            return torch.zeros_like(x)
+
+        levels, source = self.levels[a : b + 1], torch.Generator()
+        solve_part(velocity, torch.zeros(1, 1), levels, self.solver, generator=source, **self.options)
+        return seen
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,6 @@ def holds(sigma: float, start: float, end: float, to_sigma: ToSigma) -> bool:
     return begun and not ended
 
 
-def share_of(high: float, low: float, start: float, end: float, to_sigma: ToSigma) -> str:
-    """How much of a step from one noise level down to another a window holds: "none", "part" or "all".
-
-    A model call may fall on either level, and anywhere between them.
-    """
-    first, last = (holds(sigma, start, end, to_sigma) for sigma in (high, low))
-    if first and last:
-        return "all"
-    inside = start < end and holds(low, start, 1.0, to_sigma) and holds(high, 0.0, end, to_sigma)
-    return "part" if first or last or inside else "none"
-
-
 def percent_at(sigma: float, to_sigma: ToSigma) -> float:
     """The percent that `percent_to_sigma` turns into this sigma: it only ever falls, so halving finds it."""
     low, high = 0.0, 1.0
