@@ -54,6 +54,7 @@ def main() -> None:
             small_pictures_until=options.steps,
             density=density,
             shift=shift,
+            layout_steps=(0, 0),
             ema=0.995,  # a shorter memory for a shorter run
         )
         train(folder, settings, tokenizer)

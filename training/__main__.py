@@ -24,7 +24,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stage", choices=("all", "decoder", "model"), default="all")
     for name in ("seed", "steps", "decay_steps", "batch", "decoder_steps", "small_pictures_until"):
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Settings, name))
-    for name in ("rate", "shift", "no_t5_share"):
+    for name in ("rate", "shift", "layout_shift"):
         parser.add_argument("--" + name.replace("_", "-"), type=float, default=getattr(Settings, name))
     return parser.parse_args()
 

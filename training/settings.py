@@ -23,6 +23,8 @@ def small_model() -> MMDiTConfig:
 class Settings:
     """One run. `steps` and `decay_steps` may change when a run goes on: the learning rate is constant before the decay.
 
+    `shift` becomes the model's own. Between the two steps of `layout_steps` training draws its noise levels with
+    `layout_shift` instead: shapes are learned by then, and where and how many is settled above sigma 0.9.
     Shares are of all steps (full_text_share, no_t5_share, no_clip_share) or of all samples (the others).
     """
 
@@ -38,6 +40,8 @@ class Settings:
     ema: float = 0.999
     density: str = "logit_normal"
     shift: float = 4.0
+    layout_shift: float = 8.0
+    layout_steps: tuple[int, int] = (5250, 9500)
     small_pictures_until: int = 2000
     standard_size_share: float = 0.6
     text_lengths: tuple[int, ...] = (12, 12, 16, 22)
@@ -49,8 +53,13 @@ class Settings:
     noise_words: float = 0.12
     reading_steps: int = 1200
     reading_rate: float = 2e-3
-    decoder_steps: int = 2000
+    decoder_steps: int = 4500
     model: MMDiTConfig = field(default_factory=small_model)
+
+    def shift_at(self, step: int) -> float:
+        """Shift of the noise levels that a step trains on."""
+        first, last = self.layout_steps
+        return self.layout_shift if first <= step < last else self.shift
 
     def rate_at(self, step: int) -> float:
         """Learning rate: linear warm-up, constant, then down to zero as 1 - sqrt."""

@@ -61,11 +61,11 @@ def vocabularies(run: Path, tokenizer: Tokenizer, captions: int = 20000) -> tupl
     return Vocabulary(known["clip"], CLIP_VOCABULARY), Vocabulary(known["t5"], T5_VOCABULARY)
 
 
-def loss_of(trainee: Trainee, batch: Batch, settings: Settings) -> Tensor:
-    """Rectified flow's loss of one batch."""
+def loss_of(trainee: Trainee, batch: Batch, density: str, shift: float) -> Tensor:
+    """Rectified flow's loss of one batch, at noise levels drawn from a density with a shift."""
     device = next(trainee.parameters()).device
     latent = batch.latent.to(device)
-    sigma = sample_timesteps(len(latent), settings.density, shift=settings.shift, generator=batch.generator).to(device)
+    sigma = sample_timesteps(len(latent), density, shift=shift, generator=batch.generator).to(device)
     noise = torch.randn(latent.shape, generator=batch.generator).to(device)
     with torch.no_grad():
         context, pooled = trainee.text(batch.text.to(str(device)), batch.keep.to(device))
@@ -103,7 +103,7 @@ def train(
     progress = Progress(settings.steps, step)
     while step < settings.steps:
         batch = draw(settings, step, trainee.text, tokenizer, projection, bias)
-        loss = loss_of(trainee, batch, settings)
+        loss = loss_of(trainee, batch, settings.density, settings.shift_at(step))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
