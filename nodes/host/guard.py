@@ -40,16 +40,10 @@ def is_finite(values: Tensor) -> bool:
 
 @dataclass
 class _Seen:
-    """What a watched call showed first. block None: no block was seen to give it."""
+    """What a watched call showed first. block: what a block did, in words; branches: whose rows those were."""
 
-    double: int
-    block: str | None = None
-    branch: int | None = None
-    branches: list[int] = field(default_factory=list)
-
-    def name(self, kind: str, index: int) -> str:
-        number = index if kind == "double_block" else self.double + index
-        return f"block {number}"
+    block: str = ""
+    branches: set[int] = field(default_factory=set)
 
 
 def explain(
@@ -63,21 +57,15 @@ def explain(
     if call is None:
         return "the solver's own arithmetic left the range of numbers, the predictions were finite"
     counts = controls.counts_of(base.diffusion_model)
-    seen = _Seen(double=counts[0] if counts else 0)
+    seen = _Seen()
     again(call, _watched(model_options, counts, seen))
-    return _words(seen, watched=counts is not None)
-
-
-def _words(seen: _Seen, watched: bool) -> str:
-    branch = seen.branch if seen.branch is not None else next(iter(seen.branches), None)
-    if branch is None:
+    if not seen.branches:
         return "the predictions were finite: guidance, or another node's patch after the model, made it"
-    who = f"the {BRANCHES.get(branch, 'extra')} prediction"
-    if seen.block is not None:
-        return f"{who}: {seen.block}"
-    if not watched:
+    names = " and the ".join(BRANCHES.get(branch, "extra") for branch in sorted(seen.branches))
+    who = f"the {names} prediction"
+    if counts is None:
         return f"{who}; this model's blocks cannot be watched"
-    return f"{who}: after its last block"
+    return f"{who}: {seen.block or 'after the last block'}"
 
 
 def _watched(model_options: dict[str, Any], counts: tuple[int, int] | None, seen: _Seen) -> dict[str, Any]:
@@ -86,15 +74,16 @@ def _watched(model_options: dict[str, Any], counts: tuple[int, int] | None, seen
     inner = options.setdefault("transformer_options", {})
     replaced = inner.setdefault("patches_replace", {})
     hooks = replaced["dit"] = dict(replaced.get("dit", {}))
-    for kind, count in zip(("double_block", "single_block"), counts or (0, 0), strict=True):
-        for index in range(count):
-            hooks[kind, index] = _hook(seen, seen.name(kind, index), hooks.get((kind, index)))
+    double, single = counts or (0, 0)
+    keys = [("double_block", index) for index in range(double)] + [("single_block", index) for index in range(single)]
+    for number, key in enumerate(keys):
+        hooks[key] = _hook(seen, f"block {number}", hooks.get(key))
 
     def around_conditions(executor, model, conds, *args):
         out = executor(model, conds, *args)
-        seen.branches += [
-            branch for branch, value in enumerate(out) if conds[branch] is not None and not is_finite(value)
-        ]
+        if not seen.branches:
+            asked = [branch for branch, cond in enumerate(conds) if cond is not None]
+            seen.branches.update(branch for branch in asked if not is_finite(out[branch]))
         return out
 
     comfy.patcher_extension.add_wrapper_with_key(
@@ -106,28 +95,27 @@ def _watched(model_options: dict[str, Any], counts: tuple[int, int] | None, seen
 def _hook(seen: _Seen, name: str, previous):
     """A block hook that notes the first block whose streams are not finite, and whose rows they are."""
 
+    def note(branches: set[int], words: str) -> None:
+        if branches and not seen.block:
+            seen.block, seen.branches = words, branches
+
     def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        # Before the block: some of the host's blocks write into what they are given.
-        ill = None if seen.block else _branch_of(args, ("img", "txt", "vec"), args)
+        # Its text, its latent, or a control that scales them; some of the host's blocks write into what they are given.
+        note(_ill(args, ("img", "txt", "vec"), args), f"what enters {name} already holds it")
         out = extra["original_block"](args) if previous is None else previous(args, extra)
-        if seen.block is None and ill is not None:
-            # Its text, its latent, or a control that scales them.
-            seen.block, seen.branch = f"what enters {name} already holds it", ill
-        if seen.block is None and (ill := _branch_of(out, ("img", "txt"), args)) is not None:
-            seen.block, seen.branch = f"{name} gives it", ill
+        note(_ill(out, ("img", "txt"), args), f"{name} gives it")
         return out
 
     return hook
 
 
-def _branch_of(streams: dict[str, Any], names: tuple[str, ...], args: dict[str, Any]) -> int | None:
-    """The branch of the first rows that are not finite; None where all are."""
+def _ill(streams: dict[str, Any], names: tuple[str, ...], args: dict[str, Any]) -> set[int]:
+    """The branches of the rows that are not finite."""
     branches = args["transformer_options"].get("cond_or_uncond") or [0]
+    ill: set[int] = set()
     for name in names:
         stream = streams.get(name)
         if isinstance(stream, Tensor) and not is_finite(stream):
-            if stream.shape[0] % len(branches):
-                return branches[0]
-            chunks = stream.chunk(len(branches))
-            return next(branch for branch, rows in zip(branches, chunks, strict=True) if not is_finite(rows))
-    return None
+            rows = stream.chunk(len(branches)) if stream.shape[0] % len(branches) == 0 else [stream] * len(branches)
+            ill.update(branch for branch, part in zip(branches, rows, strict=True) if not is_finite(part))
+    return ill
