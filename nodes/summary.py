@@ -169,7 +169,7 @@ def _skipped(facts: dict[str, Any]) -> list[str]:
         share = calls["without_negative"] / (2 * calls["predictions"])
         lines.append(
             f"the negative prompt in {calls['without_negative']} of {calls['predictions']} predictions, "
-            f"{share:.0%} of the work with it"
+            f"which saves {share:.0%} of the model's work"
         )
     if facts["block_calls"] is not None and facts["block_calls"]["total"]:
         lines.append(facts["block_calls"]["words"].removeprefix("skipped "))

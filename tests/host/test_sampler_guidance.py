@@ -39,7 +39,7 @@ def test_outside_its_window_the_negative_is_not_computed(bench, start, end, rows
 
 def test_the_saving_is_said(bench):
     summary = bench.all(steps=4, cfg_end=0.5)[2]
-    assert "Skipped: the negative prompt in 2 of 4 predictions, 25% of the work with it" in summary
+    assert "Skipped: the negative prompt in 2 of 4 predictions, which saves 25% of the model's work" in summary
     assert "Model calls: 4; pictures in them: 4 positive, 2 negative" in summary
     assert "Skipped" not in bench.all(steps=4)[2]
 
@@ -47,7 +47,7 @@ def test_the_saving_is_said(bench):
 def test_at_cfg_1_the_negative_is_skipped_and_said(bench):
     summary = bench.all(steps=4, cfg=1.0)[2]
     assert "Guidance: none: at cfg 1 the negative prompt is not computed" in summary
-    assert "4 positive, 0 negative" in summary and "50% of the work with it" in summary
+    assert "4 positive, 0 negative" in summary and "saves 50% of the model's work" in summary
 
 
 def test_two_windows_of_one_run_are_the_hosts_guider_with_two_scales(bench):
