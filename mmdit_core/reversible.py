@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .runge_kutta import LOWEST
 from .trajectory import Course, History, OwnCourse, Point
 
 
@@ -28,10 +27,7 @@ class AsynchronousLeapfrog(OwnCourse):
 
     def follow(self, course: Course) -> tuple[Tensor, History]:
         x, levels = course.x, course.levels
-        if course.history:
-            v = course.history[-1].velocity
-        else:  # no network is trained at sigma 0, where an inversion begins
-            v = course.evaluate(x, max(levels[0], min(LOWEST, levels[1])))
+        v = course.history[-1].velocity if course.history else course.evaluate(x, levels[0])
         for step, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
             start, half_step = Point(sigma, x, v), (following - sigma) / 2
             half = x + half_step * v

@@ -1,11 +1,11 @@
 """The pack's nodes. Each module lists its own; this is the registry that ComfyUI reads."""
 
-from . import analysis, blocks, loader, sampling, text
+from . import analysis, blocks, invert, loader, sampling, text
 from .host import folders
 
 folders.register()
 
-_NODES = {**loader.NODES, **text.NODES, **sampling.NODES, **blocks.NODES, **analysis.NODES}
+_NODES = {**loader.NODES, **text.NODES, **sampling.NODES, **invert.NODES, **blocks.NODES, **analysis.NODES}
 
 NODE_CLASS_MAPPINGS = {name: node for name, (node, _) in _NODES.items()}
 NODE_DISPLAY_NAME_MAPPINGS = {name: title for name, (_, title) in _NODES.items()}

@@ -59,7 +59,7 @@ def make_plan(model, positive, latent: dict[str, Any], samples: Tensor, dials: S
     prepared = sampling.prepare(model, latent, seeds, add_noise=start is None and dials.add_noise != "disable")
     if start is not None:
         prepared = sampling.resumed(prepared, start)
-        start = _with_fit_history(start, model, positive, levels[first : last + 1], dials)
+        start = _with_fit_history(start, model, positive, levels, latent.get("noise_mask"), dials)
     route = Route(
         dials.solver,
         levels[first : last + 1],
@@ -200,12 +200,15 @@ def _start(latent: dict[str, Any], levels: Tensor, first: int, dials: SimpleName
 
 
 def _with_fit_history(
-    start: handover.Unfinished, model, positive, levels: Tensor, dials: SimpleNamespace
+    start: handover.Unfinished, model, positive, levels: Tensor, mask: Tensor | None, dials: SimpleNamespace
 ) -> handover.Unfinished:
-    """Less what the solver remembers, where that was seen in another flow: an inversion's, for another prompt."""
+    """Less what the solver remembers, where that was seen in another flow: an inversion's, for another prompt.
+
+    Args: levels, all of the schedule, of which this run may follow a part.
+    """
     if start.flow is None:
         return start
-    same = dials.cfg == 1 and start.flow == handover.flow_of(model, positive, levels)
+    same = dials.cfg == 1 and start.flow == handover.flow_of(model, positive, levels, mask)
     return start if same and SOLVERS[dials.solver].carries else handover.without_history(start)
 
 

@@ -54,6 +54,7 @@ def facts_of(plan: Plan, walk: Walk, guider: FlowGuider, notes: Sequence[str]) -
             "variation_strength": seeds.variation,
             "step_noise_seed": seeds.steps,
             "goes_on": plan.start is not None,
+            "turns_back": plan.start is not None and plan.start.flow is not None and bool(plan.start.history),
             "left": float(route.levels[-1]) > 0,
         },
         "calls": {
@@ -152,7 +153,9 @@ def _noise(noise: dict[str, Any]) -> str:
         parts.append(f"{noise['variation_strength']:.0%} of the way to seed {noise['variation_seed']}")
     if noise["step_noise_seed"] is not None:
         parts.append(f"of the steps {noise['step_noise_seed']}")
-    if noise["goes_on"]:
+    if noise["turns_back"]:
+        parts.append("none added: the latent goes back the way that FlowInvert came, exactly")
+    elif noise["goes_on"]:
         parts.append("none added: the latent goes on where an earlier run ended")
     if noise["left"]:
         parts.append("what is left stays in the latent")

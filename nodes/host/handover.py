@@ -12,6 +12,7 @@ from ...mmdit_core.trajectory import History
 from .fingerprint import fingerprint, of_model
 
 KEY = "mmdit_unfinished"
+LEVEL_DIGITS = 6  # of noise levels that are the same; the host's SIGMAS are float32
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ def without_history(start: Unfinished) -> Unfinished:
     return replace(start, history=())
 
 
-def flow_of(model, positive, levels: Tensor) -> Any:
+def flow_of(model, positive, levels: Tensor, mask: Tensor | None = None) -> Any:
     """What decides where a run at cfg 1 leads, whichever way it goes, compared with ==.
 
-    Args: model and positive as they came into the node; levels [steps + 1], rising or falling.
+    Args: model, positive and the noise mask as they came into the node; levels [steps + 1], rising or falling.
     """
-    return of_model(model), fingerprint(positive), tuple(sorted(levels.tolist()))
+    rounded = tuple(sorted(round(level, LEVEL_DIGITS) for level in levels.tolist()))
+    return of_model(model), fingerprint(positive), fingerprint(mask), rounded
