@@ -7,7 +7,7 @@ from ..mmdit_core.solvers import SOLVERS
 from .errors import InputError
 from .host import handover, inversion, ui
 from .host import sampling as host
-from .sampler_inputs import MODEL, SHIFT, check_values, steps_widget
+from .sampler_inputs import SHIFT, check_values, steps_widget
 from .sampling import check_finite, check_inputs
 
 NODE = "FlowInvert"
@@ -42,7 +42,7 @@ class FlowInvert:
         calls = "; ".join(f"{name} {SOLVERS[name].calls_per_step}" for name in SOLVER_NAMES)
         return {
             "required": {
-                "model": MODEL,
+                "model": ("MODEL", {"tooltip": "The model whose flow is followed: SD3, SD3.5, FLUX, Qwen-Image."}),
                 "positive": (
                     "CONDITIONING",
                     {"tooltip": "What the picture shows. The better it says so, the better an edit keeps the rest."},

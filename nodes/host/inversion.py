@@ -102,6 +102,7 @@ class _Climb(comfy.samplers.Sampler):
     ) -> Tensor:
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
+            _turn_keyframes(model, float(sigma))
             return self._finite(model, x, sigma, extra_args)
 
         def report(step: int, steps: int, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
@@ -130,6 +131,27 @@ class _Climb(comfy.samplers.Sampler):
         raise guard.NotFiniteError(
             f"{self.guarded_by}: sigma {float(sigma):.4g} gives a value that is not finite: {said}. {guard.REMEDY}"
         )
+
+
+def _turn_keyframes(guider, sigma: float) -> None:
+    """Set the hooks in a guider's conditioning to their keyframes of a noise level.
+
+    The host only ever turns them forward, from noise to data, where it meets a level that it did not see last.
+    """
+    conds = [cond for part in guider.conds.values() for cond in part if "hooks" in cond]
+    groups = [hook.hook_keyframe for cond in conds for hook in cond["hooks"].hooks]
+    turned = False
+    for group in groups:
+        if group.is_empty():
+            continue
+        begun = [index for index, frame in enumerate(group.keyframes) if frame.start_t >= sigma]
+        index = max(begun, default=0)
+        turned = turned or index != group._current_index
+        group._current_index, group._current_keyframe = index, group.keyframes[index]
+        group._current_strength, group._curr_t = group.keyframes[index].strength, sigma
+    if turned:  # the weights with these hooks are to be made anew
+        guider.model_patcher.patch_hooks(None)
+        guider.model_patcher.cached_hook_patches.clear()
 
 
 Velocity = Callable[[Tensor, Tensor], Tensor]

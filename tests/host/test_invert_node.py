@@ -172,6 +172,15 @@ def lora_hooks():
     return comfy.hooks.create_hook_lora(weights, 1.0, 0.0)
 
 
+def with_timed_lora(bench):
+    """Twice the LoRA at first, none after 40%, half of it from 80% on."""
+    hooks, frames = lora_hooks(), comfy.hooks.HookKeyframeGroup()
+    for strength, start in ((2.0, 0.0), (0.0, 0.4), (0.5, 0.8)):
+        frames.add(comfy.hooks.HookKeyframe(strength, start_percent=start))
+    hooks.set_keyframes_on_hooks(frames)
+    return comfy.hooks.set_hooks_for_conditioning(bench.positive, hooks)
+
+
 def with_area(bench):
     (left,) = host_nodes.ConditioningSetArea().append(bench.positive, 32, 64, 0, 0, 1.0)
     (late,) = host_nodes.ConditioningSetTimestepRange().set_range(bench.negative, 0.3, 1.0)
@@ -180,8 +189,8 @@ def with_area(bench):
 
 @pytest.mark.parametrize(
     "conditioning",
-    [with_area, lambda bench: comfy.hooks.set_hooks_for_conditioning(bench.positive, lora_hooks())],
-    ids=["areas and times", "a LoRA as a hook"],
+    [with_area, lambda bench: comfy.hooks.set_hooks_for_conditioning(bench.positive, lora_hooks()), with_timed_lora],
+    ids=["areas and times", "a LoRA as a hook", "a LoRA that changes over time"],
 )
 def test_what_conditioning_carries_acts_on_both_ways(inversion, conditioning):
     positive = conditioning(inversion.bench)
