@@ -119,8 +119,9 @@ class FlowGuider(comfy.samplers.CFGGuider):
 
     def outer_sample(self, *args, **kwargs):
         # Here the wrappers of all other nodes are in: ours come last, next to the model, and see what reaches it.
+        wrappers = self.model_options["transformer_options"].setdefault("wrappers", {})
         for kind, wrapper in ((KINDS.APPLY_MODEL, self._around_call), (KINDS.DIFFUSION_MODEL, self._around_model)):
-            comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, self.model_options, is_model_options=True)
+            wrappers.setdefault(kind, {})[KEY] = [wrapper]
         return super().outer_sample(*args, **kwargs)
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):

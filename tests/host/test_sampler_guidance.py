@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import comfy.samplers
+import comfy_extras.nodes_easycache
 import comfy_extras.nodes_model_advanced
 import comfy_extras.nodes_slg
 import pytest
@@ -143,6 +144,14 @@ def test_guidance_of_other_nodes_still_acts(bench):
         assert error(bench.run(model=skipping, **changed), bench.run(**changed)) > 1e-2
     facts = bench.facts(model=skipping, steps=4)
     assert facts["calls"]["positive_rows"] == 8 and facts["calls"]["negative_rows"] == 4
+
+
+def test_what_a_cache_answers_is_not_counted_as_computed(bench):
+    (cached,) = comfy_extras.nodes_easycache.EasyCacheNode.execute(bench.model, 3.0, 0.0, 1.0, False).result
+    with bench.rows() as rows:
+        calls = bench.facts(model=cached, steps=12)["calls"]
+    assert len(rows) < 12 and (calls["model"], calls["positive_rows"]) == (len(rows), len(rows))
+    assert calls["positive_rows"] + calls["negative_rows"] == sum(rows)
 
 
 def test_another_nodes_cfg_function_is_used_and_never_replaced_in_silence(bench):
