@@ -28,10 +28,10 @@ SHAPES = ("circle", "square", "triangle", "star")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 RELATIONS = tuple(OPPOSITE)
 SIZES = {"": 24, "small": 20, "large": 28}  # side in pixels
-SIDES = (96, 112, 128, 144, 160)
-# Objects lie on a grid as wide as one image token, so that each covers 2 x 2 tokens and no two share one: a shape is
-# then one of few patterns rather than one of hundreds, and a model of this size learns it in an hour.
-GRID, CELL = 16, 2
+SIDES = (96, 128, 160)
+# Objects lie in the cells of a grid, each cell 2 x 2 image tokens: a shape is then one of few patterns rather than one
+# of hundreds, and a model of this size learns it in an hour.
+CELL = 32
 
 HELD_OUT_PAIRS = frozenset({("yellow", "star"), ("purple", "circle"), ("orange", "square"), ("cyan", "triangle")})
 HELD_OUT_TRIPLES = frozenset(
@@ -55,12 +55,11 @@ HELD_OUT_TRIPLES = frozenset(
     }
 )
 
-# Where a group's objects lie, in units of one object's cell, like the faces of dice.
-ROW3, COLUMN3, TENT = ((0, 0), (1, 0), (2, 0)), ((0, 0), (0, 1), (0, 2)), ((0.5, 0), (0, 1), (1, 1))
+# The cells that a group's objects lie in, from its top left corner.
 LAYOUTS = {
     1: (((0, 0),),),
     2: (((0, 0), (1, 0)), ((0, 0), (0, 1))),
-    3: (ROW3, COLUMN3, TENT),
+    3: (((0, 0), (1, 0), (2, 0)), ((0, 0), (0, 1), (0, 2))),
     4: (((0, 0), (1, 0), (0, 1), (1, 1)),),
 }
 
@@ -130,14 +129,14 @@ def draw_scene(rng: random.Random, *, groups: int | None = None, held_out: bool 
 def place(scene: Scene, rng: random.Random, width: int = 128, height: int = 128) -> list[Item]:
     """Lay the scene's objects out on the grid, each group wholly on its side of the other.
 
-    Args: width, height = the picture's size, multiples of GRID; one of 96 x 96 holds every scene.
+    Args: width, height = the picture's size, multiples of CELL; one of 96 x 96 holds every scene.
     """
-    room = (width // GRID, height // GRID)
+    room = (width // CELL, height // CELL)
     axis = 0 if scene.relation in ("left", "right") else 1
     order = [1, 0] if scene.relation in ("right", "below") else list(range(len(scene.groups)))
     for _ in range(100):
         layouts = [rng.choice(LAYOUTS[group.count]) for group in scene.groups]
-        boxes = [tuple(int(CELL * (1 + max(cell[side] for cell in layout))) for side in (0, 1)) for layout in layouts]
+        boxes = [tuple(1 + max(cell[side] for cell in layout) for side in (0, 1)) for layout in layouts]
         slack = room[axis] - sum(box[axis] for box in boxes)
         if slack >= 0 and all(box[1 - axis] <= room[1 - axis] for box in boxes):
             break
@@ -151,9 +150,9 @@ def place(scene: Scene, rng: random.Random, width: int = 128, height: int = 128)
         corner[axis] = used + shift
         corner[1 - axis] = rng.randint(0, room[1 - axis] - box[1 - axis])
         used += box[axis]
-        inset = (CELL * GRID - side) // 2
+        inset = (CELL - side) // 2
         for x, y in layouts[index]:
-            left, top = (int(GRID * (corner[k] + CELL * (x, y)[k])) + inset for k in (0, 1))
+            left, top = (CELL * (corner[k] + (x, y)[k]) + inset for k in (0, 1))
             items.append(Item(index, left, top, side))
     return sorted(items, key=lambda item: item.group)
 

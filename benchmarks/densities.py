@@ -3,8 +3,8 @@
     python -m benchmarks.densities [--steps 1500] [--number 128] [--run runs/ship] [--json FILE]
 
 Every training draws the same pictures, captions and noise in the same order; only the density of noise levels and its
-shift differ. Small pictures alone (96 and 112 pixels wide), encoders and VAE of a run that has them, sampled at
-112 x 112 with 28 steps and the shift it was trained with. The question is that of Esser et al. 2024, table 1.
+shift differ. Small pictures alone (96 x 96), encoders and VAE of a run that has them, sampled at
+96 x 96 with 28 steps and the shift it was trained with. The question is that of Esser et al. 2024, table 1.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
         train(folder, settings, tokenizer)
         export(folder, tokenizer, folder / "model.safetensors")
         renderer = Renderer(folder / "model.safetensors", options.host, torch.bfloat16)
-        scores, _ = score_prompts(renderer, Sampling(steps=28, cfg=3.0, width=112, height=112), prompts)
+        scores, _ = score_prompts(renderer, Sampling(steps=28, cfg=3.0, width=96, height=96), prompts)
         figures.append({"density": density, "shift": shift, "scores": summarise(scores)})
         cells = "  ".join(
             f"{name} {v['percent']:.1f} [{v['low']:.0f}, {v['high']:.0f}]" for name, v in figures[-1]["scores"].items()
@@ -68,7 +68,7 @@ def main() -> None:
         print(f"{density}, shift {shift:g}: {cells}", flush=True)
     if options.json:
         about = {"steps": options.steps, "batch": Settings.batch, "prompts": options.number}
-        about |= {"sampling": dataclasses.asdict(Sampling(steps=28, cfg=3.0, width=112, height=112))}
+        about |= {"sampling": dataclasses.asdict(Sampling(steps=28, cfg=3.0, width=96, height=96))}
         options.json.write_text(json.dumps({"about": about, "cases": figures}, indent=1) + "\n")
 
 

@@ -172,8 +172,8 @@ def test_picture_sizes_start_small_and_then_vary():
     settings = dataclasses.replace(TINY, small_pictures_until=10)
     early = {picture_size(settings, random.Random(seed), 3) for seed in range(50)}
     late = {picture_size(settings, random.Random(seed), 30) for seed in range(300)}
-    assert max(max(size) for size in early) == 112
-    assert (128, 128) in late and max(max(size) for size in late) == 160 and len(late) > 15
+    assert early == {(96, 96)}
+    assert (128, 128) in late and max(max(size) for size in late) == 160 and len(late) == 9
 
 
 def test_rate_warms_up_stays_and_falls_to_zero():
