@@ -20,6 +20,10 @@ TOLERANCE = Option("tolerance", default=1e-3, low=1e-8, high=1.0)
 MAX_CALLS = Option("max_calls", default=1000, low=8, high=100_000)
 
 
+class UnreachedError(ValueError):
+    """An adaptive run would take more model calls than it may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RungeKutta(Method):
     """Explicit Runge-Kutta method from its tableau.
@@ -79,7 +83,7 @@ class EmbeddedPair(OwnCourse):
         h = FIRST_STEP * (stop - point.sigma)
         while point.sigma != stop:
             if calls + self.calls_per_step > options["max_calls"]:
-                raise ValueError(
+                raise UnreachedError(
                     f"solve: {calls} model calls led from sigma {levels[0]:g} to {point.sigma:g}, and {end:g} is not "
                     f"reached; max_calls is {options['max_calls']:g} and tolerance {options['tolerance']:g}: raise one"
                 )

@@ -136,11 +136,10 @@ class FlowMatchingSampler:
 
     def _open_kept(self, wanted: bool, model, positive, negative, plan: Plan) -> tuple[Kept | None, list[str]]:
         """What this run may take from the last one and leave for the next, and what is to be said about it."""
-        if not wanted:
+        reason = reuse.memory_of(model, positive, negative) if wanted else None
+        if not wanted or reason is not None:
             self._kept = Kept()
-            return None, []
-        if (reason := reuse.memory_of(model, positive, negative)) is not None:
-            return None, [f"Reuse: not possible, {reason}"]
+            return None, [f"Reuse: not possible, {reason}"] if wanted else []
         route, prepared = plan.route, plan.prepared
         decided_by = (positive, negative, prepared.samples, prepared.noise, prepared.mask, plan.seeds.seed, plan.shift)
         key = reuse.key_of(

@@ -37,7 +37,7 @@ def memory_of(model, *conditionings) -> str | None:
 def key_of(model, *rest: Any) -> Any:
     """All that decides every step: the model but for the block controls, and what else is given."""
     options, wrappers = _without_controls(model)
-    return of_model(model, model_options=options, wrappers=wrappers), fingerprint(rest)
+    return of_model(model, model_options=options, wrappers=wrappers), fingerprint([model.load_device, *rest])
 
 
 def pieces_of(model, route: Route, guidance: Guidance) -> list[Any]:

@@ -12,7 +12,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...mmdit_core.runge_kutta import EmbeddedPair
+from ...mmdit_core.runge_kutta import EmbeddedPair, UnreachedError
 from ...mmdit_core.solvers import SOLVERS, solve_part
 from ...mmdit_core.trajectory import History
 from . import guard
@@ -120,6 +120,8 @@ class Walk:
                 )
                 if self.guarded_by and not guard.is_finite(end):
                     raise _NotFinite
+            except UnreachedError as error:
+                raise UnreachedError(f"{self.guarded_by}: tolerance: set it higher: {error}") from error
             except _NotFinite:
                 raise guard.NotFiniteError(self._what_went_wrong(predictions, a, b)) from None
             state = State(end, history, tuple(generator.get_state() for generator in generators))

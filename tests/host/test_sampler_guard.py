@@ -118,6 +118,11 @@ def test_the_guard_asks_the_device_once_a_step(bench, monkeypatch):
     assert len(asked) == 6 and len(rows) > 20
 
 
+def test_a_tolerance_that_takes_too_many_calls_is_named(bench):
+    with pytest.raises(ValueError, match="FlowMatchingSampler: tolerance: set it higher: .* is not reached"):
+        bench.run(solver="bosh3", tolerance=1e-6, shift=100.0, cfg=1.0, positive=bench.negative)
+
+
 def test_a_sweep_may_go_on_past_a_broken_picture(bench, broken):
     """BlockAnalysis shows what breaks: its runs are not guarded."""
     host = bench.module("host.sampling")
