@@ -30,6 +30,7 @@ def facts_of(plan: Plan, walk: Walk, guider: FlowGuider, notes: Sequence[str]) -
     return {
         "model": progress.name_of(plan.model),
         "blocks": None if blocks is None else {"double": blocks[0], "single": blocks[1]},
+        "controls": [f"{control_label(item)[0]}{_window(item)}" for item in controls.items_of(plan.model)],
         "solver": route.solver,
         "calls_per_step": None if route.is_adaptive else SOLVERS[route.solver].calls_per_step,
         "options": dict(route.options),
@@ -84,6 +85,7 @@ def words_of(facts: dict[str, Any]) -> str:
     """The facts in short lines."""
     lines = [
         f"Model: {facts['model']}{_blocks(facts['blocks'])}",
+        *(f"Control: {control}" for control in facts["controls"]),
         f"Solver: {_solver(facts)}",
         f"Noise levels: {facts['levels_from']}, shift {facts['shift']:g} ({facts['shift_from']})",
         f"Sigmas: {_sigmas(facts['sigmas'])}",
@@ -140,8 +142,7 @@ def _guidance(guidance: dict[str, Any]) -> str:
     form = "" if guidance["form"] == "cfg" else f" as {guidance['form']}"
     if "rescale" in guidance:
         form += f" {guidance['rescale']:g}"
-    whole = guidance["start"] <= 0 and guidance["end"] >= 1
-    window = "" if whole else f", from {guidance['start']:.0%} to {guidance['end']:.0%} of the sampling"
+    window = _from_to(guidance["start"], guidance["end"])
     curve = "" if guidance["curve"] == "constant" else f", {guidance['curve'].replace('_', ' ')}"
     rest = f", at rest in the first {guidance['resting_steps']} steps" if "resting_steps" in guidance else ""
     return f"cfg {guidance['cfg']:g}{form}{window}{curve}{rest}"
@@ -215,6 +216,15 @@ def control_label(item: BlockControl | AttachedPrompt) -> tuple[str, str]:
     words = f", {', '.join(item.phrases)!r}" if item.phrases else ""
     branch = "" if item.branch == "both" or item.phrases else f", {item.branch}"
     return f"{what}, blocks {blocks_text(item.blocks)}{branch}{words}", COLOURS[item.action]
+
+
+def _window(item: BlockControl | AttachedPrompt) -> str:
+    fade = "" if item.fade == "constant" else f", fading {item.fade}"
+    return _from_to(item.start_percent, item.end_percent) + fade
+
+
+def _from_to(start: float, end: float) -> str:
+    return "" if start <= 0 and end >= 1 else f", from {start:.0%} to {end:.0%} of the sampling"
 
 
 def blocks_text(blocks: Sequence[int]) -> str:

@@ -112,6 +112,8 @@ def test_the_summary_tells_what_ran(bench):
     summary = bench.all(model=model, steps=4, solver="heun", guidance="rescale", cfg_end=0.75, shift=2.0)[2]
     for line in (
         "Model: tiny-sd35.safetensors (MMDiTBase), 2 blocks",
+        "Control: skip, blocks 1, negative, from 0% to 50% of the sampling",
+        "Control: boost x1.5 (residual), blocks 0\n",
         "Solver: heun, 2 model calls a step",
         "Noise levels: linear, shift 2 (as set)",
         "Sigmas: 1, 0.8571, 0.6667, 0.4, 0",
