@@ -1,0 +1,245 @@
+"""Make the help pages' pictures anew: each node's dial turned, on the model that ships, in a live ComfyUI.
+
+    python -m scripts.pictures [Node ...]
+
+A picture is a row of tiles, each one run of the simplest graph with a few inputs changed, labelled with the change.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from scripts import host
+from scripts.client import Client, Prompt
+from scripts.environment import ROOT
+from scripts.progress import say
+from scripts.server import Server
+
+TARGET = ROOT / "web" / "docs"
+TILE, GAP, LABEL, FONT = 176, 8, 40, 13
+PROMPT = "three red circles to the left of a blue star on a white background"
+OTHER = "three green squares to the left of a yellow triangle on a white background"
+SEED = 7
+Change = Callable[[Prompt], None]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One run: its label (a line break is kept) and what it changes in the graph."""
+
+    label: str
+    change: Change = lambda prompt: None
+
+
+def graph() -> Prompt:
+    """Loader, prompts, sampler, decoder and picture, in API form."""
+    return {
+        "model": {
+            "class_type": "MMDiTLoader",
+            "inputs": {"checkpoint": "mmdit-small.safetensors", "weight_dtype": "default"},
+        },
+        "text": {
+            "class_type": "TripleTextEncode",
+            "inputs": {
+                "clip": ["model", 1], "prompt": PROMPT, "negative": "", "clip_l": "", "clip_g": "", "t5xxl": "",
+                "clip_l_strength": 1.0, "clip_g_strength": 1.0, "t5_strength": 1.0, "t5_length": "auto",
+                "empty": "encode",
+            },
+        },
+        "latent": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "sampler": {
+            "class_type": "FlowMatchingSampler",
+            "inputs": {
+                "model": ["model", 0], "positive": ["text", 0], "negative": ["text", 1],
+                "latent_image": ["latent", 0], "seed": SEED, "steps": 28, "cfg": 3.0, "solver": "euler",
+                "schedule": "linear", "shift": 0.0, "denoise": 1.0,
+            },
+        },
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sampler", 0], "vae": ["model", 2]}},
+        "picture": {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}},
+    }  # fmt: skip
+
+
+def setting(node: str, **inputs: Any) -> Change:
+    """Other inputs for one node of the graph."""
+    return lambda prompt: prompt[node]["inputs"].update(inputs)
+
+
+def control(class_type: str, **inputs: Any) -> Change:
+    """A node between the loader and the sampler."""
+
+    def change(prompt: Prompt) -> None:
+        window = {"start_percent": 0.0, "end_percent": 1.0}
+        prompt["control"] = {"class_type": class_type, "inputs": {"model": ["model", 0], **window, **inputs}}
+        prompt["sampler"]["inputs"]["model"] = ["control", 0]
+
+    return change
+
+
+def boost(blocks: str, strength: float, mode: str, phrase: str = "") -> Change:
+    return control(
+        "TextBoost", blocks=blocks, strength=strength, mode=mode, phrase=phrase, part="all", branch="both",
+        fade="constant",
+    )  # fmt: skip
+
+
+def second_prompt(blocks: str) -> Change:
+    def change(prompt: Prompt) -> None:
+        prompt["other"] = copy.deepcopy(prompt["text"])
+        prompt["other"]["inputs"]["prompt"] = OTHER
+        control("BlockPrompt", blocks=blocks, conditioning=["other", 0])(prompt)
+
+    return change
+
+
+def host_sampler(sampler_name: str, scheduler: str) -> Change:
+    def change(prompt: Prompt) -> None:
+        kept = {k: v for k, v in prompt["sampler"]["inputs"].items() if k not in ("solver", "schedule", "shift")}
+        prompt["sampler"] = {
+            "class_type": "MMDiTSampler",
+            "inputs": {**kept, "sampler_name": sampler_name, "scheduler": scheduler},
+        }
+
+    return change
+
+
+def inverted(text: str) -> Change:
+    """The picture inverted with its own prompt, and sampled again with another."""
+
+    def change(prompt: Prompt) -> None:
+        prompt["first"] = copy.deepcopy(prompt["sampler"])
+        prompt["edit"] = copy.deepcopy(prompt["text"])
+        prompt["edit"]["inputs"]["prompt"] = text
+        prompt["invert"] = {
+            "class_type": "FlowInvert",
+            "inputs": {
+                "model": ["model", 0], "positive": ["text", 0], "latent_image": ["first", 0], "steps": 28,
+                "solver": "leapfrog", "shift": 0.0,
+            },
+        }  # fmt: skip
+        prompt["sampler"]["inputs"].update(latent_image=["invert", 0], positive=["edit", 0], solver="leapfrog", cfg=1.0)
+
+    return change
+
+
+def analysis(prompt: Prompt) -> None:
+    """The sheet of a sweep in the place of a picture."""
+    prompt["sampler"] = {
+        "class_type": "BlockAnalysis",
+        "inputs": {
+            "model": ["model", 0], "positive": ["text", 0], "negative": ["text", 1], "latent_image": ["latent", 0],
+            "vae": ["model", 2], "operations": "all", "blocks": "all", "strength": 2.0, "seed": SEED, "seeds": 1,
+            "steps": 12, "cfg": 3.0, "speedup": 1.3, "early_late": False,
+        },
+    }  # fmt: skip
+    del prompt["decode"]
+    prompt["picture"]["inputs"]["images"] = ["sampler", 0]
+
+
+PICTURES: dict[str, tuple[Tile, ...]] = {
+    "MMDiTLoader": (
+        Tile("default"),
+        Tile("bf16", setting("model", weight_dtype="bf16")),
+        Tile("fp8_e4m3fn", setting("model", weight_dtype="fp8_e4m3fn")),
+        Tile("fp8_e5m2", setting("model", weight_dtype="fp8_e5m2")),
+    ),
+    "TripleTextEncode": (
+        Tile("all three encoders"),
+        Tile("t5_strength 0", setting("text", t5_strength=0.0)),
+        Tile("clip_l, clip_g strength 0", setting("text", clip_l_strength=0.0, clip_g_strength=0.0)),
+        Tile("all strengths 0:\nno prompt", setting("text", clip_l_strength=0.0, clip_g_strength=0.0, t5_strength=0.0)),
+    ),
+    "FlowMatchingSampler": (
+        Tile("4 steps", setting("sampler", steps=4)),
+        Tile("8 steps", setting("sampler", steps=8)),
+        Tile("28 steps, cfg 3"),
+        Tile("28 steps, cfg 1", setting("sampler", cfg=1.0)),
+        Tile("28 steps, cfg 10", setting("sampler", cfg=10.0)),
+    ),
+    "MMDiTSampler": (
+        Tile("euler, simple", host_sampler("euler", "simple")),
+        Tile("dpmpp_2m, simple", host_sampler("dpmpp_2m", "simple")),
+        Tile("euler_ancestral, simple", host_sampler("euler_ancestral", "simple")),
+    ),
+    "BlockSkip": (
+        Tile("no block skipped"),
+        Tile("3-5, negative", control("BlockSkip", blocks="3-5", branch="negative")),
+        Tile("3-5, both", control("BlockSkip", blocks="3-5", branch="both")),
+        Tile("0, both", control("BlockSkip", blocks="0", branch="both")),
+    ),
+    "TextBoost": (
+        Tile("strength 1"),
+        Tile("all blocks, value,\nstrength 2", boost("all", 2.0, "value")),
+        Tile("all blocks, attention,\nstrength 3", boost("all", 3.0, "attention")),
+        Tile('"blue star", attention,\nstrength 0', boost("all", 0.0, "attention", "blue star")),
+    ),
+    "TextDisable": (
+        Tile("text in all blocks"),
+        Tile("block 0, onward", control("TextDisable", blocks="0", scope="onward", branch="both")),
+        Tile("last 25%, onward", control("TextDisable", blocks="last 25%", scope="onward", branch="both")),
+        Tile("early, block", control("TextDisable", blocks="early", scope="block", branch="both")),
+    ),
+    "BlockPrompt": (
+        Tile("the sampler's prompt alone"),
+        Tile("the other prompt in 0-3", second_prompt("0-3")),
+        Tile("the other prompt in 4-7", second_prompt("4-7")),
+        Tile("the other prompt in all", second_prompt("all")),
+    ),
+    "FlowInvert": (
+        Tile("the picture"),
+        Tile("inverted, and sampled\nwith the same prompt", inverted(PROMPT)),
+        Tile("with green circles", inverted(PROMPT.replace("red", "green"))),
+        Tile("with red triangles", inverted(PROMPT.replace("circles", "triangles"))),
+    ),
+    "BlockAnalysis": (Tile("", analysis),),
+}
+WHOLE = {"BlockAnalysis"}  # shown as they come, without labels
+
+
+def render(client: Client, tile: Tile) -> Image.Image:
+    prompt = graph()
+    tile.change(prompt)
+    (content,) = client.images(client.run(prompt))
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def drawn(name: str, client: Client) -> Image.Image:
+    tiles = [(tile.label, render(client, tile)) for tile in PICTURES[name]]
+    if name in WHOLE:
+        return tiles[0][1]
+    return row([(label, picture.resize((TILE, TILE), Image.Resampling.LANCZOS)) for label, picture in tiles])
+
+
+def row(tiles: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Labelled tiles side by side, readable on light and dark pages."""
+    canvas = Image.new("RGB", (len(tiles) * (TILE + GAP) + GAP, LABEL + TILE + GAP), (238, 238, 238))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
+    for index, (label, picture) in enumerate(tiles):
+        left = GAP + index * (TILE + GAP)
+        top = (LABEL - (FONT + 3) * (label.count("\n") + 1)) // 2
+        draw.multiline_text((left, top), label, fill=(30, 30, 30), font=font, spacing=3)
+        canvas.paste(picture, (left, LABEL))
+    return canvas
+
+
+def main(names: list[str]) -> None:
+    wanted = names or list(PICTURES)
+    host.HOST_FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=host.HOST_FOLDER, prefix="pictures-", ignore_cleanup_errors=True) as base:
+        with Server(host.find(), Path(base)) as server:
+            for name in wanted:
+                drawn(name, server.client).save(TARGET / f"{name}.png", optimize=True)
+                say(f"{TARGET / name}.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
