@@ -108,12 +108,12 @@ def scale_parts(
     return context, pooled
 
 
-def cut_t5(tokens: list[Any], limit: int) -> tuple[list[Any], int]:
+def cut_t5(tokens: list[Any], limit: int) -> tuple[list[Any], list[Any]]:
     """Keep at most `limit` of T5's tokens, the last of them the end token that the tokenizer put last.
 
     Args: tokens, one prompt's tokens as the tokenizer gave them, padding included; limit >= 1.
-    Returns: (tokens kept, number cut).
+    Returns: (tokens kept, tokens cut).
     """
     if len(tokens) <= limit:
-        return tokens, 0
-    return tokens[: limit - 1] + tokens[-1:], len(tokens) - limit
+        return tokens, []
+    return tokens[: limit - 1] + tokens[-1:], tokens[limit - 1 : -1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
+import comfy.controlnet
 import pytest
 import torch
 from comfy_extras.nodes_sd3 import CLIPTextEncodeSD3
@@ -76,12 +78,30 @@ def test_a_strength_scales_its_encoders_part_and_nothing_else(node, clip, dial, 
     assert torch.equal(context(scaled), expected) and torch.equal(pooled(scaled), expected_pooled)
 
 
-@pytest.mark.parametrize("prompt", ["red (circle:1.5)", "red (circle:0.3)"])
+PARTS = {  # of the small encoders' context
+    "clip_l": (slice(None), slice(0, 77), slice(0, 32)),
+    "clip_g": (slice(None), slice(0, 77), slice(32, 64)),
+    "t5xxl": (slice(None), slice(77, 154), slice(0, 64)),
+}
+
+
+def moved_parts(weighted, plain) -> set[str]:
+    """The parts in which some token is elsewhere by a twentieth of what tokens differ by."""
+    moved = (weighted - plain).abs()
+    return {name for name, part in PARTS.items() if moved[part].max() > 0.05 * plain[part].std()}
+
+
+@pytest.mark.parametrize("prompt", ["red (circle:1.3)", "red (circle:0.3)"])
 def test_a_weight_moves_all_three_parts(node, clip, prompt):
     weighted, plain = (context(encode(node, clip, prompt=p)[0]) for p in (prompt, "red circle"))
-    moved = (weighted - plain).abs()
-    for rows, channels in ((slice(0, 77), slice(0, 32)), (slice(0, 77), slice(32, 64)), (slice(77, 154), slice(0, 64))):
-        assert moved[:, rows, channels].max() > 0.05 * plain[:, rows, channels].std()
+    assert moved_parts(weighted, plain) == set(PARTS)
+
+
+@pytest.mark.parametrize("encoder", PARTS)
+def test_a_weight_in_an_encoders_own_prompt_moves_its_part_alone(node, clip, encoder):
+    plain = context(encode(node, clip, prompt="red circle")[0])
+    weighted = context(encode(node, clip, prompt="red circle", **{encoder: "red (circle:1.3)"})[0])
+    assert moved_parts(weighted, plain) == {encoder}
 
 
 def test_empty_prompts_become_zeros_or_the_encoding_of_nothing(node, clip):
@@ -91,29 +111,80 @@ def test_empty_prompts_become_zeros_or_the_encoding_of_nothing(node, clip):
     assert context(encode(node, clip)[1]).abs().max() > 0
 
 
-def test_t5_can_be_capped_and_the_info_says_what_was_cut(node, clip):
-    whole, _, info = encode(node, clip, prompt=LONG)
-    capped, _, capped_info = encode(node, clip, prompt=LONG, t5_length="77")
-    clip_rows = context(whole).shape[1] - (context(capped).shape[1] - 77)
-    assert context(capped).shape[1] < context(whole).shape[1] and clip_rows > 77
-    assert "more cut by t5_length" in capped_info and "more cut" not in info
-    assert "trained with up to 154" in info
+@pytest.mark.parametrize("encoder", PARTS)
+def test_an_encoder_whose_text_is_empty_is_dropped_by_itself(node, clip, encoder):
+    positive, _, info = encode(node, clip, prompt=" ", empty="zeros", **{encoder: "red"})
+    plain, _, _ = encode(node, clip, prompt="red")
+    for name, part in PARTS.items():
+        assert torch.equal(context(positive)[part], context(plain)[part] * (name == encoder))
+    labels = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5xxl": "T5"}
+    assert info.count("empty, all zeros") == 5 and f"{labels[encoder]}: 1 tokens" in info
+    here = {e.name for e in positive[0][1]["mmdit_tokens"].encoders if e.present}
+    assert here == {labels[encoder]}
+
+
+def lines_of(info: str, title: str) -> dict[str, str]:
+    """What the info says of the prompt or the negative, by what stands before the colon."""
+    part = info.split("prompt\n")[1].split("negative\n")[title == "negative"]
+    return dict(line.strip().split(": ", 1) for line in part.strip().splitlines())
 
 
 def test_the_info_counts_tokens_of_each_encoder(node, clip):
     info = encode(node, clip)[2]
-    assert "CLIP-L: 7 tokens" in info and "CLIP-G: 7 tokens" in info and "T5: " in info and "missing" not in info
+    seven = dict.fromkeys(("CLIP-L", "CLIP-G", "T5"), "7 tokens")
+    assert lines_of(info, "prompt") == {**seven, "T5": "9 tokens"}
+    assert lines_of(info, "negative") == dict.fromkeys(seven, "0 tokens") and "missing" not in info
 
 
-def test_a_missing_encoder_is_told_with_the_file_that_provides_it(node, clip):
-    kept = clip.cond_stage_model.clip_g
-    clip.cond_stage_model.clip_g = None
-    try:
-        positive, _, info = encode(node, clip)
-    finally:
-        clip.cond_stage_model.clip_g = kept
-    assert "missing: CLIP-G" in info and "clip_g.safetensors" in info
-    assert context(positive)[:, :77, 32:].abs().max() == 0 and pooled(positive)[:, 32:].abs().max() == 0
+@pytest.mark.parametrize("length", ["77", "154", "256", "512"])
+def test_t5_can_be_capped_and_the_info_lists_what_was_cut(node, clip, length):
+    limit, whole = int(length), context(encode(node, clip, prompt=LONG)[0])
+    capped, _, info = encode(node, clip, prompt=LONG, t5_length=length)
+    clips, t5 = 4 * 77, len(clip.tokenize(LONG)["t5xxl"][0])
+    assert whole.shape[1] == clips + t5 and context(capped).shape[1] == clips + min(limit, t5)
+    assert torch.equal(context(capped)[:, :clips], whole[:, :clips])
+    said, vocabulary = lines_of(info, "prompt"), clip.tokenizer.t5xxl.inv_vocab
+    assert said["CLIP-L"] == said["CLIP-G"] == "269 tokens in 4 chunks"
+    if t5 <= limit:
+        assert said["T5"] == f"{t5 - 1} tokens" and "T5 cut" not in said
+        return
+    cut = [vocabulary[token].lstrip("\u2581") for token, _ in clip.tokenize(LONG)["t5xxl"][0][limit - 1 : -1]]
+    assert said["T5"] == f"{limit - 1} tokens, {len(cut)} more cut by t5_length"
+    assert said["T5 cut"].split(" | ") == cut and "square" in cut
+
+
+@pytest.mark.parametrize(
+    ("words", "length", "warns"), [(150, "auto", False), (160, "auto", True), (400, "256", True), (400, "154", False)]
+)
+def test_more_than_154_t5_tokens_are_warned_of_with_the_reason(node, clip, words, length, warns):
+    said = lines_of(encode(node, clip, prompt="red " * words, t5_length=length)[2], "prompt")
+    assert ("T5 warning" in said) == warns
+    if warns:
+        assert said["T5 warning"].startswith("more than 154: SD3 and SD3.5 were trained on 77 T5 tokens")
+
+
+STRENGTHS = ("clip_l_strength", "clip_g_strength", "t5_strength")
+
+
+@pytest.mark.parametrize(
+    ("dial", "value", "words"),
+    [
+        *((name, bad, f"{bad}. Set a number from 0 to 10") for name in STRENGTHS for bad in (math.nan, math.inf)),
+        ("t5_strength", -1.0, "-1. Set a number from 0 to 10"),
+        ("t5_length", "100", "'100' is unknown. Choose one of auto, 77, 154, 256, 512"),
+        ("empty", "nothing", "'nothing' is unknown. Choose one of encode, zeros"),
+    ],
+)
+def test_values_that_no_widget_would_give_are_named(node, clip, dial, value, words):
+    with pytest.raises(ValueError, match=f"TripleTextEncode: {dial}: {words}"):
+        encode(node, clip, **{dial: value})
+
+
+def test_an_empty_prompt_is_tokenized_once(node, clip, monkeypatch):
+    asked, tokenize = [], clip.tokenize
+    monkeypatch.setattr(clip, "tokenize", lambda text: (asked.append(text), tokenize(text))[1])
+    encode(node, clip, negative="blurry", clip_g="red")
+    assert sorted(asked) == sorted(["", PROMPT, "red", "blurry"])
 
 
 def test_small_encoders_without_the_metadata_that_describes_them_say_what_to_connect(pack, tmp_path):
@@ -156,5 +227,10 @@ def test_the_token_map_survives_the_hosts_conditioning_nodes(node, clip):
     assert positive[0][1]["mmdit_tokens"].positions(["green"], "t5")
     (area,) = host_nodes.ConditioningSetArea().append(positive, 64, 64, 0, 0, 1.0)
     (timed,) = host_nodes.ConditioningSetTimestepRange().set_range(area, 0.0, 0.5)
-    (both,) = host_nodes.ConditioningCombine().combine(timed, positive)
+    control = comfy.controlnet.ControlNet(torch.nn.Identity())
+    controlled, _ = host_nodes.ControlNetApplyAdvanced().apply_controlnet(
+        timed, positive, control, torch.zeros(1, 64, 64, 3), 1.0, 0.0, 1.0
+    )
+    assert controlled[0][1]["control"] is not None
+    (both,) = host_nodes.ConditioningCombine().combine(controlled, positive)
     assert all(options["mmdit_tokens"] is positive[0][1]["mmdit_tokens"] for _, options in both)

@@ -61,10 +61,11 @@ class Encoded:
     """A prompt's context and token map, and the text of the tokens at its places."""
 
     def __init__(self, text, clip, prompt: str, t5_limit: int | None = None, dropped=(), **own: str):
-        prompts = {key: own.get(key, prompt) for key in text.encoder_names(clip)}
-        self.tokens, self.counts = text.tokenize(clip, prompts, t5_limit)
+        encoders = text.Encoders(clip)
+        prompts = {key: own.get(key, prompt) for key in encoders.names}
+        self.tokens, self.counts = encoders.tokenize(prompts, t5_limit)
         self.context = clip.encode_from_tokens(self.tokens)
-        self.map = text.token_map(clip, self.tokens, self.context, dropped)
+        self.map = encoders.token_map(self.tokens, self.context, dropped)
         self.tokenizers = {
             label: getattr(clip.tokenizer, text.ENCODERS[key][0] if key in text.ENCODERS else key).tokenizer
             for label, key in KEYS.items()
@@ -193,6 +194,15 @@ def test_words_that_t5_length_cut_off_are_not_found_in_t5(text, sd3, phrase_erro
         encoded.said("red", "t5")
 
 
+def test_a_cap_on_flux_takes_padding_before_words(text, flux_clip):
+    """FLUX's T5 pads to 256: a short prompt under a cap loses padding alone, a long one keeps its end token."""
+    short, capped = Encoded(text, flux_clip, "a red circle", t5_limit=77), Encoded(text, flux_clip, "red " * 90, 77)
+    assert short.context.shape[1] == capped.context.shape[1] == 77
+    assert [count.cut for count in short.counts] == [(), ()] and short.said("red circle") == {"T5": "red circle"}
+    assert [count.cut for count in capped.counts] == [(), ("red",) * 14]
+    assert capped.tokens["t5xxl"][0][-1][0] == 1  # T5's end token
+
+
 def test_own_prompts_of_the_encoders(text, sd3, phrase_error):
     encoded = Encoded(text, sd3, "a red circle", g="a blue square", t5xxl="a green star, red")
     assert encoded.said("red") == {"CLIP-L": "red", "CLIP-G": "blue", "T5": "red"}  # L and G lie side by side
@@ -231,6 +241,6 @@ def test_a_dropped_encoder_holds_nothing(text, sd3, phrase_error):
 
 def test_counts_hold_what_the_prompt_says_and_nothing_else(text, sd3, flux_clip, qwen):
     for clip in (sd3, flux_clip, qwen):
-        assert [count.used for count in Encoded(text, clip, "").counts] == [0] * len(text.encoder_names(clip))
+        assert [count.used for count in Encoded(text, clip, "").counts] == [0] * len(clip.tokenize(""))
     used = {count.label: count.used for count in Encoded(text, sd3, "red red, !").counts}
     assert used == {"CLIP-L": 4, "CLIP-G": 4, "T5": 5}
