@@ -3,8 +3,8 @@
     python -m benchmarks.inversion [--model FILE] [--pictures 8] [--steps 8 28 50] [--markdown FILE]
 
 Scenes of the small model's world with their captions; PSNR in dB over pixels in [0, 1] against the VAE's own
-reconstruction, mean and lowest over the pictures. "leapfrog, anew" is sampled without the velocity that FlowInvert hands
-on, as after a change of prompt. Calls are the model's, up and down together.
+reconstruction, mean and lowest over the pictures. "leapfrog, anew" is sampled without the velocity that FlowInvert
+hands on, as after a change of prompt. Calls are the model's, up and down together.
 """
 
 from __future__ import annotations
