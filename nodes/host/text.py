@@ -88,7 +88,7 @@ class Encoders:
         Args: prompts, token key -> text; t5_limit, the most T5 tokens, or None.
         Returns: the host's tokens, CLIP-L and CLIP-G brought to one length; a Count for each encoder.
         """
-        cache = {text: self.clip.tokenize(text) for text in dict.fromkeys(prompts.values())}
+        cache = {"": self.empty, **{text: self.clip.tokenize(text) for text in set(prompts.values()) if text}}
         tokens: Tokens = {key: cache[text][key] for key, text in prompts.items()}
         cut: dict[str, tuple[str, ...]] = {}
         if "t5xxl" in tokens and t5_limit is not None:

@@ -183,8 +183,8 @@ def test_values_that_no_widget_would_give_are_named(node, clip, dial, value, wor
 def test_an_empty_prompt_is_tokenized_once(node, clip, monkeypatch):
     asked, tokenize = [], clip.tokenize
     monkeypatch.setattr(clip, "tokenize", lambda text: (asked.append(text), tokenize(text))[1])
-    encode(node, clip, negative="blurry", clip_g="red")
-    assert sorted(asked) == sorted(["", PROMPT, "red", "blurry"])
+    encode(node, clip, negative="", clip_g="red")
+    assert sorted(asked) == sorted(["", PROMPT, "red"])
 
 
 def test_small_encoders_without_the_metadata_that_describes_them_say_what_to_connect(pack, tmp_path):
