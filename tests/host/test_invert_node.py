@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import comfy.hooks
 import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
 import pytest
 import torch
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
@@ -266,3 +268,33 @@ def test_a_value_that_is_not_finite_ends_it_with_where_it_arose(inversion, tiny_
         model.model.diffusion_model.joint_blocks[1].x_block.mlp.fc2.weight.fill_(1e38)
     with pytest.raises(ValueError, match=r"FlowInvert: sigma 0 gives a value that is not finite: .*block 1"):
         inversion.up(model=model)
+
+
+FLUX = dict(
+    image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=20, context_in_dim=24,
+    hidden_size=64, num_heads=2, mlp_ratio=4.0, depth=1, depth_single_blocks=1, axes_dim=[8, 12, 12], theta=10000,
+    qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
+)  # fmt: skip
+QWEN = dict(
+    image_model="qwen_image", in_channels=64, out_channels=16, num_layers=2, attention_head_dim=32,
+    num_attention_heads=2, joint_attention_dim=24, axes_dims_rope=(8, 12, 12),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [(comfy.supported_models.Flux, FLUX), (comfy.supported_models.QwenImage, QWEN)]
+)
+def test_the_hosts_own_models_find_back_too(inversion, kind, sizes):
+    described = kind(sizes)
+    described.set_inference_dtype(torch.float32, None)
+    made = described.get_model({}, device="cpu")
+    torch.manual_seed(0)
+    for parameter in made.diffusion_model.requires_grad_(False).parameters():
+        parameter.normal_(std=0.05)
+    model = comfy.model_patcher.ModelPatcher(made, torch.device("cpu"), torch.device("cpu"))
+    options = {"pooled_output": torch.randn(1, 20), "guidance": 3.5}
+    positive = [[torch.randn(1, 7, 24), options]]
+    up = inversion.up(model=model, positive=positive)
+    back = inversion.down(up, model=model, positive=positive, negative=positive)
+    picture = inversion.bench.picture.reshape(back.shape)
+    assert error(up["samples"], picture) > 0.1 and error(back, picture) <= BACK
