@@ -1,0 +1,116 @@
+"""The shared workflows: those that the small model can run are run, the others are held to the node definitions."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.make_workflows import build
+from scripts.workflow import AFTER_RUN, SEEDS, inputs_in_order, is_widget, to_prompt
+from scripts.workflow_texts import WORKFLOWS
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "workflows").glob("*.json"))
+FROZEN = sorted((ROOT / "tests" / "workflows").glob("*.json"))
+LARGE = {sheet.name for sheet in WORKFLOWS if not sheet.small}
+SHEETS = {sheet.name: sheet for sheet in WORKFLOWS}
+
+
+def read(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def pictures(host, record) -> list[np.ndarray]:
+    return [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(float) for image in host.images(record)]
+
+
+def each(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
+
+
+def runs(paths):
+    return each([path for path in paths if path.stem not in LARGE])
+
+
+def test_there_is_a_frozen_copy_of_every_workflow():
+    assert {path.name for path in SHIPPED} <= {path.name for path in FROZEN} and len(SHIPPED) > 10
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_a_file_is_what_its_description_says(host, name):
+    assert read(ROOT / "workflows" / f"{name}.json") == build(SHEETS[name], host.object_info())
+
+
+@each(SHIPPED)
+def test_links_widgets_and_choices_fit_the_node_definitions(host, path):
+    workflow, info = read(path), host.object_info()
+    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] != "MarkdownNote"}
+    for link, source, output, target, slot, kind in workflow["links"]:
+        given = info[nodes[source]["type"]]["output"][output]
+        wanted = nodes[target]["inputs"][slot]
+        assert kind == wanted["type"] and (given == kind or "*" in (given, kind)), (link, given, kind)
+        assert wanted["link"] == link and link in nodes[source]["outputs"][output]["links"]
+    for node in nodes.values():
+        definition = info[node["type"]]
+        widgets = [(name, kind, o) for name, kind, o in inputs_in_order(definition) if is_widget(kind, o)]
+        controlled = sum(bool(o.get("control_after_generate")) or name in SEEDS for name, _, o in widgets)
+        values = node["widgets_values"]
+        # quickstart was saved before the sampler had more inputs: files with fewer values stay valid.
+        assert len(values) == len(widgets) + controlled or path.stem == "quickstart", node["type"]
+        assert len([value for value in values if value in AFTER_RUN]) >= controlled
+        linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
+        for name in definition["input"].get("required", {}):
+            assert name in linked or name in {widget for widget, _, _ in widgets}, (node["type"], name)
+        for name, value in to_prompt(workflow, info)[str(node["id"])]["inputs"].items():
+            kind = dict((n, k) for n, k, _ in widgets).get(name)
+            is_file = name in ("checkpoint", "unet_name", "vae_name") or name.startswith("clip_name")
+            if isinstance(kind, list) and not is_file:
+                assert value in kind, (node["type"], name, value)
+
+
+@each(SHIPPED)
+def test_a_note_explains_and_nodes_do_not_overlap(path):
+    workflow = read(path)
+    (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    assert len(note["widgets_values"][0]) > 100
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    for index, (x, y, width, height) in enumerate(boxes):
+        for other_x, other_y, other_width, other_height in boxes[:index]:
+            apart = x + width <= other_x or other_x + other_width <= x
+            assert apart or y + height <= other_y or other_y + other_height <= y
+
+
+@runs(SHIPPED)
+def test_the_small_model_runs_it(host, path):
+    found = pictures(host, host.run(to_prompt(read(path), host.object_info())))
+    assert found and all(np.isfinite(image).all() and image.std() > 1 for image in found)
+    if len(found) == 2 and path.stem != "analysis":  # without and with what the workflow is about
+        assert found[0].shape != found[1].shape or np.abs(found[0] - found[1]).mean() > 0.1
+
+
+@each(FROZEN)
+def test_a_frozen_copy_still_loads(host, path):
+    workflow, info = read(path), host.object_info()
+    prompt = to_prompt(workflow, info)
+    assert prompt
+    for node in prompt.values():
+        known = {name for name, _, _ in inputs_in_order(info[node["class_type"]])}
+        assert set(node["inputs"]) <= known
+
+
+def test_a_frozen_copy_of_every_node_still_runs(host):
+    """The fewest frozen files that hold every node of the pack that any of them holds."""
+    info = host.object_info()
+    ours = {name for name, entry in info.items() if entry["python_module"].startswith("custom_nodes")}
+    held = {path: {n["type"] for n in read(path)["nodes"]} & ours for path in FROZEN if path.stem not in LARGE}
+    left = set().union(*held.values())
+    assert {"MMDiTLoader", "FlowMatchingSampler", "BlockSkip", "TextBoost", "BlockAnalysis"} <= left
+    while left:
+        path = max(held, key=lambda candidate: len(held[candidate] & left))
+        assert pictures(host, host.run(to_prompt(read(path), info)))
+        left -= held[path]
