@@ -11,6 +11,7 @@ import torch
 from .decoder import train_decoder
 from .report import reporter
 from .settings import Settings
+from .start import unpack
 from .tokens import Tokenizer
 from .train import train
 
@@ -21,6 +22,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "ship", help="folder of the run's working files")
     parser.add_argument("--host", type=Path, default=ROOT / ".host" / "ComfyUI", help="a ComfyUI, for its tokenizers")
+    parser.add_argument("--start", type=Path, help="a finished file to begin from, such as the shipped one")
     parser.add_argument("--stage", choices=("all", "decoder", "model"), default="all")
     for name in ("seed", "steps", "decay_steps", "batch", "decoder_steps", "small_pictures_until"):
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Settings, name))
@@ -36,11 +38,14 @@ def main() -> None:
     # The step is far too small for several threads to pay, and a second job beside it would slow both.
     torch.set_num_threads(1)
     options.run.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(options.host / "comfy")
+    if options.start:
+        unpack(options.start, options.run, tokenizer)
     if options.stage in ("all", "decoder"):
         train_decoder(options.run, steps=settings.decoder_steps, seed=settings.seed)
     if options.stage in ("all", "model"):
         report = reporter(options.run, options.host, settings.steps)
-        train(options.run, settings, Tokenizer(options.host / "comfy"), after_save=report)
+        train(options.run, settings, tokenizer, after_save=report)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,11 @@ class Vocabulary:
         full[torch.tensor(self.known)] = table[1:]
         return full
 
+    def compact(self, full: Tensor) -> Tensor:
+        """Inverse of `expand`: [size, D] -> [len(self), D]."""
+        unknown = next(token for token in range(self.size) if token not in self._row)
+        return torch.cat((full[unknown : unknown + 1], full[torch.tensor(self.known)]))
+
 
 class FullVocabulary(Vocabulary):
     """The tokenizer's own numbering, for the tables of the shipped file."""

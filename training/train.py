@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import sys
 import time
 from collections.abc import Callable
@@ -13,19 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from attributes.world import draw_scene
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.flow import flow_loss, interpolate, sample_timesteps
 
 from .attention import plain_attention
 from .batches import Batch, draw
-from .captions import describe
 from .decoder import projection_for
 from .reader import read_or_teach
 from .settings import Settings
+from .start import START
 from .state import load_run, read_tensors, save_run
 from .text import TextEncoders
-from .tokens import CLIP_END, CLIP_START, CLIP_VOCABULARY, T5_END, T5_VOCABULARY, Tokenizer, Vocabulary
+from .tokens import Tokenizer, Vocabulary
+from .vocabulary import vocabularies
 
 AfterSave = Callable[["Trainee", int, list[float]], None]
 
@@ -43,22 +42,6 @@ class Trainee(nn.Module):
                 nn.init.normal_(layer.weight, std=0.1)
         self.text = TextEncoders(clip, t5)
         self.text.requires_grad_(False)
-
-
-def vocabularies(run: Path, tokenizer: Tokenizer, captions: int = 20000) -> tuple[Vocabulary, Vocabulary]:
-    """The tokens that captions can contain: read from the run's folder, or found by drawing many and stored there."""
-    path = run / "vocabulary.json"
-    if not path.exists():
-        rng = random.Random("vocabulary")
-        clip, t5 = {CLIP_START, CLIP_END, 0}, {T5_END, 0}
-        for index in range(captions):
-            words = describe(draw_scene(rng, held_out=index % 2 == 1), rng, complete=index % 4 == 1)
-            first, second = tokenizer.caption(words)
-            clip.update(first)
-            t5.update(second)
-        path.write_text(json.dumps({"clip": sorted(clip), "t5": sorted(t5)}))
-    known = json.loads(path.read_text())
-    return Vocabulary(known["clip"], CLIP_VOCABULARY), Vocabulary(known["t5"], T5_VOCABULARY)
 
 
 def loss_of(trainee: Trainee, batch: Batch, density: str, shift: float) -> Tensor:
@@ -90,6 +73,8 @@ def train(
     path, step, losses = run / "state.safetensors", 0, []
     if not path.exists():
         read_or_teach(trainee.text, tokenizer, settings, run)
+        if (run / START).exists():
+            trainee.model.load_state_dict(read_tensors(run / START)[0])
     trainee.to("cuda" if torch.cuda.is_available() else "cpu")
     trained = {name: tensor for name, tensor in trainee.named_parameters() if tensor.requires_grad}
     parameters = list(trained.values())

@@ -17,6 +17,7 @@ from training.batches import draw, picture_size
 from training.export import export
 from training.reader import ANSWERS, answers
 from training.settings import Settings
+from training.start import unpack
 from training.state import read_tensors, write_tensors
 from training.text import TextEncoders, relative_buckets
 from training.tokens import UNKNOWN_WORD, FullVocabulary, Vocabulary
@@ -114,6 +115,31 @@ def test_exported_file_loads_with_the_core_and_holds_the_averaged_weights(run):
     assert float(metadata["mmdit.shift"]) == TINY.shift
     assert len(json.loads(metadata["mmdit.latent_rgb_factors"])["factors"]) == 16
     assert table.shape == (49408, 32)
+
+
+def test_a_run_can_begin_from_a_finished_file(run, tmp_path):
+    first = train(run, TINY, WordTokenizer(), save_every=6)
+    write_tensors(
+        run / "decoder.safetensors",
+        {f"ema.{name}": tensor for name, tensor in build_decoder().state_dict().items()},
+        {"record": json.dumps({"step": 1, "psnr": 20.0})},
+    )
+    file, again = run / "model.safetensors", tmp_path / "again"
+    export(run, WordTokenizer(), file)
+    again.mkdir()
+    shutil.copy(run / "vocabulary.json", again)
+    unpack(file, again, WordTokenizer())
+    nothing_learned = dataclasses.replace(TINY, steps=1, rate=0.0, weight_decay=0.0)
+    second = train(again, nothing_learned, WordTokenizer())
+    own = dict(second.named_parameters())
+    for name, tensor in first.named_parameters():
+        assert torch.equal(own[name].half(), tensor.half()), name
+    export(again, WordTokenizer(), again / "model.safetensors")
+    with safe_open(file, "pt") as one, safe_open(again / "model.safetensors", "pt") as two:
+        assert set(one.keys()) == set(two.keys())
+        assert all(torch.equal(one.get_tensor(name), two.get_tensor(name)) for name in one.keys())
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        unpack(file, again, WordTokenizer())
 
 
 def test_checkpoint_keeps_the_settings(run):

@@ -1,0 +1,74 @@
+"""Begin a run where a finished file stands: its VAE, encoders and transformer become the new run's first ones.
+
+For teaching the small model something new, or more of the same, without beginning from nothing. The optimizer begins
+anew, so a run that begins here is another run than one that was never interrupted; `train` goes on from a checkpoint of
+its own where that matters.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmdit_core import load_checkpoint
+from mmdit_core.checkpoint import load_component
+from mmdit_core.header import read_header
+
+from .state import write_tensors
+from .text import TextEncoders
+from .tokens import Tokenizer, Vocabulary
+from .vae import CHANNELS, PATCH
+from .vocabulary import vocabularies
+
+START = "start.safetensors"
+ENCODERS = ("clip_l", "clip_g", "t5xxl")
+
+
+def unpack(file: Path, run: Path, tokenizer: Tokenizer) -> None:
+    """Write the parts of a file that `training.export` made into a new run's folder.
+
+    Raises: FileExistsError where the run has a checkpoint already; CheckpointError for a file of another kind.
+    """
+    if (run / "state.safetensors").exists():
+        raise FileExistsError(f"{run} holds a run already: give another folder with --run, or leave --start out")
+    run.mkdir(parents=True, exist_ok=True)
+    record = json.loads(read_header(file).metadata["mmdit.training"])
+    encoder = _part(file, "first_stage_model.taesd_encoder.")
+    write_tensors(run / "projection.safetensors", {"projection": linear_part(encoder), "bias": encoder["14.bias"]})
+    decoder = _part(file, "first_stage_model.taesd_decoder.")
+    both = {f"{kind}.{name}": tensor.clone() for kind in ("model", "ema") for name, tensor in decoder.items()}
+    about = {"step": record["decoder_steps"], "psnr": record["decoder_psnr"]}
+    write_tensors(run / "decoder.safetensors", both, {"record": json.dumps(about)})
+    write_tensors(run / "reader.safetensors", _text(file, *vocabularies(run, tokenizer)))
+    write_tensors(run / START, load_checkpoint(file, dtype=torch.float32)[1])
+
+
+def _part(file: Path, prefix: str) -> dict[str, Tensor]:
+    return dict(load_component(file, prefix, dtype=torch.float32))
+
+
+def linear_part(encoder: dict[str, Tensor]) -> Tensor:
+    """The projection [16, 192] that `vae.encoder_state` wrote into an encoder's convolutions."""
+    weights = torch.empty(CHANNELS, 2, 2, 2, 2, 2, 2, 3)  # [z, row bits 4 2 1, column bits 4 2 1, colour]
+    for row in range(2):
+        for column in range(2):
+            part = encoder["10.weight"][:CHANNELS, :48, row + 1, column + 1]
+            weights[:, row, :, :, column] = part.reshape(CHANNELS, 2, 2, 2, 2, 3).permute(0, 1, 3, 2, 4, 5)
+    return weights.reshape(CHANNELS, PATCH)
+
+
+def _text(file: Path, clip: Vocabulary, t5: Vocabulary) -> dict[str, Tensor]:
+    """The encoders' tensors under the names of `TextEncoders`, their tables cut down to the known tokens."""
+    text = TextEncoders(clip, t5, json.loads(read_header(file).metadata["mmdit.text"]))
+    for name in ENCODERS:
+        state = _part(file, f"text_encoders.{name}.transformer.")
+        for key, tensor in state.items():
+            if key.endswith("token_embedding.weight"):
+                state[key] = clip.compact(tensor)
+            elif key == "shared.weight":
+                state[key] = t5.compact(tensor)
+        getattr(text, name).load_state_dict(state)
+    return dict(text.state_dict())
