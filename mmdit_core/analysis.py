@@ -180,6 +180,20 @@ def report(
     }
 
 
+def effects(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A report in short, for strips of blocks: operation -> each block's distance in latents, None where not measured.
+
+    Args: found, what `report` returned. Only sweeps over all steps count.
+    """
+    blocks = found["blocks"]
+    measured: dict[str, list[float | None]] = {}
+    for cell in found["cells"]:
+        if cell["window"] == "whole":
+            row = measured.setdefault(cell["operation"], [None] * blocks["total"])
+            row[cell["block"]] = cell["latent"]
+    return {"model": found["model"], "double": blocks["double"], "single": blocks["single"], "effects": measured}
+
+
 def _whole(cell: Cell) -> bool:
     return cell.window == "whole"
 

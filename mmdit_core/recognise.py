@@ -61,6 +61,15 @@ ALONE: tuple[tuple[str, str], ...] = (
     ),
 )
 
+# Where the models that block controls reach keep their blocks: (double or joint, single).
+BLOCK_LISTS: tuple[tuple[str, str], ...] = (
+    (OUR_BLOCKS, ""),  # SD3
+    ("double_blocks", "single_blocks"),  # FLUX, Chroma
+    ("double_layers", "single_layers"),  # AuraFlow
+    ("joint_transformer_blocks", "single_transformer_blocks"),  # AuraFlow in diffusers' layout
+    (THEIR_BLOCKS, "single_transformer_blocks"),  # Qwen-Image; SD3 and FLUX in diffusers' layout
+)
+
 # Weights that mean nothing without their scales, as fp8-scaled, int8 and 4-bit files store them.
 QUANTISED = (
     r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale(_2)?|input_scale|comfy_quant|absmax|quant_map"
@@ -143,6 +152,22 @@ def describe_unknown(names: Iterable[str]) -> str:
     if label is not None:
         return f"this looks like {label}"
     return f"unknown architecture ({len(names)} tensors: {listing(sorted(names))})"
+
+
+def count_blocks(names: Iterable[str]) -> tuple[int, int] | None:
+    """How many double (joint) and single blocks the transformer in a file has; None where there is none.
+
+    Args: names of its tensors, with or without the single file's prefix. Also of models that are not loaded here.
+    """
+    numbers: dict[str, set[str]] = {}
+    for name in names:
+        match = re.match(r"(?:model\.diffusion_model\.)?(\w+)\.(\d+)\.", name)
+        if match:
+            numbers.setdefault(match[1], set()).add(match[2])
+    for double, single in BLOCK_LISTS:
+        if double in numbers:
+            return len(numbers[double]), len(numbers.get(single, ()))
+    return None
 
 
 def _matching(table: tuple[tuple[str, str], ...], names: list[str]) -> str | None:

@@ -1,9 +1,10 @@
 """The pack's nodes. Each module lists its own; this is the registry that ComfyUI reads."""
 
-from . import analysis, blocks, invert, loader, sampling, text
+from . import analysis, blocks, invert, loader, routes, sampling, text
 from .host import folders
 
 folders.register()
+routes.register()
 
 _NODES = {**loader.NODES, **text.NODES, **sampling.NODES, **invert.NODES, **blocks.NODES, **analysis.NODES}
 

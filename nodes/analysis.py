@@ -190,6 +190,7 @@ class BlockAnalysis:
         if scores:
             found["untouched"] = scores.report(None)
         ui.show_text(unique_id, " ".join([*notes, _summary(found)]))
+        ui.tell(unique_id, "mmdit.report", analysis.effects(found))
         return _image(run.sheet()), _image(run.plot()), json.dumps(found, indent=1, allow_nan=False)
 
 

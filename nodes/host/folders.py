@@ -30,3 +30,12 @@ def checkpoint_path(name: str) -> str | None:
         if path is not None:
             return path
     return None
+
+
+def listed_path(name: str, folder: str = "") -> Path | None:
+    """The file of that name that the host lists in one of FOLDERS, or in any of them; no other file can be named."""
+    for place in (folder,) if folder else FOLDERS:
+        if place in FOLDERS and name in folder_paths.get_filename_list(place):
+            path = folder_paths.get_full_path(place, name)
+            return Path(path) if path is not None else None
+    return None

@@ -121,14 +121,19 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, host: Any, renderer: str) -> Iterator[ComfyPage]:
-    """ComfyUI's page with our settings, ready to use, in a browser context of its own."""
+def opened(browser: Browser, host: Any, renderer: str, *, blocked: str | None = None) -> Iterator[ComfyPage]:
+    """ComfyUI's page with our settings, ready to use, in a browser context of its own.
+
+    Args: blocked, a pattern of addresses that the browser does not get.
+    """
     version = host.get("/system_stats")["system"]["required_frontend_version"]
     chosen = {"Comfy.InstalledVersion": version, "Comfy.VueNodes.Enabled": RENDERERS[renderer]}
     host.post("/settings", SETTINGS | chosen)
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     try:
         page = context.new_page()
+        if blocked:
+            page.route(blocked, lambda route: route.abort())
         comfy = ComfyPage(page, host, renderer)
         page.on("console", comfy.hear)
         page.on("pageerror", lambda error: comfy.complaints.append(f"uncaught: {error} {error.stack or ''}"))
@@ -148,6 +153,20 @@ def renderer(request: pytest.FixtureRequest) -> str:
 def comfy(chromium: Browser, host, renderer: str) -> Iterator[ComfyPage]:
     """An open page of ComfyUI, once in each renderer."""
     with opened(chromium, host, renderer) as page:
+        yield page
+
+
+@pytest.fixture(scope="module", params=RENDERERS)
+def shared(request: pytest.FixtureRequest, chromium: Browser, host) -> Iterator[ComfyPage]:
+    """One open page for all tests of a module, once in each renderer: opening it is what takes the time."""
+    with opened(chromium, host, request.param) as page:
+        yield page
+
+
+@pytest.fixture
+def without_scripts(chromium: Browser, host) -> Iterator[ComfyPage]:
+    """An open page in which the pack's own scripts did not load."""
+    with opened(chromium, host, "nodes2", blocked=f"**/extensions/{ROOT.name}/**") as page:
         yield page
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from mmdit_core.analysis import Cell, Distances, mean, plan, relative_l2, report, suggest_skips
+from mmdit_core.analysis import Cell, Distances, effects, mean, plan, relative_l2, report, suggest_skips
 from mmdit_core.control import BlockControl
 
 
@@ -115,3 +115,13 @@ def test_a_report_without_skip_suggests_nothing_and_a_broken_picture_is_null():
     found = made({Cell("disable", 0): Distances([math.nan], [0.1])})
     assert found["skip_list"] is None and found["cells"][0]["latent"] is None and found["cells"][0]["image"] == 0.1
     assert any("null" in note for note in found["notes"])
+
+
+def test_effects_are_the_whole_runs_distances_by_block():
+    cells = plan(("skip", "boost"), (0, 2), early_late=True)
+    found = made({cell: Distances([0.1 + cell.block], [0.5]) for cell in cells if cell != cells[0]})
+    short = effects(found)
+    total = found["blocks"]["total"]
+    assert short["effects"]["skip"] == [None, None, 2.1] + [None] * (total - 3)
+    assert short["effects"]["boost"] == [0.1, None, 2.1] + [None] * (total - 3)
+    assert (short["model"], short["double"], short["single"]) == (found["model"], total, 0)

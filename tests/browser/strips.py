@@ -1,0 +1,152 @@
+"""A block strip in the page, as a person meets it; and graphs with strips in them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+SMALL = "mmdit-small.safetensors"  # 8 blocks
+MEDIUM, FLUX = "strip-medium.safetensors", "strip-flux.safetensors"  # headers alone: 24, and 19 + 38
+
+FIND = """([type, block]) => {
+    const graphs = [app.graph, ...app.graph.subgraphs?.values() ?? []];
+    const node = graphs.flatMap((graph) => graph._nodes).find((each) => each.type === type);
+    const element = node.widgets.find((widget) => widget.element?.matches(".mmdit-blocks")).element;
+    const cells = [...element.querySelectorAll(".mmdit-cell")];
+    const place = (box) => [box.left + box.width / 2, box.top + box.height / 2, box.width, box.height];
+    return {
+        text: element.querySelector(".mmdit-text").value,
+        value: node.widgets.find((widget) => widget.element === element).value,
+        cells: cells.length,
+        chosen: cells.flatMap((cell, i) => cell.ariaSelected === "true" ? [i] : []),
+        label: cells[block]?.ariaLabel,
+        at: cells[block] && place(cells[block].getBoundingClientRect()),
+        field: place(element.querySelector(".mmdit-text").getBoundingClientRect()),
+        rows: [...element.querySelectorAll(".mmdit-row")].map((row) => row.children.length),
+        foot: element.querySelector(".mmdit-foot").textContent,
+        focused: element.contains(document.activeElement),
+        inert: element.inert,
+        height: element.getBoundingClientRect().height,
+        measured: cells.filter((cell) => cell.matches(".measured")).length,
+        size: [...node.size],
+    };
+}"""
+
+STILL = f"""async (args) => {{
+    const frame = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 30)));
+    for (let still = 0, last = "", frames = 0; still < 3; ) {{
+        if ((frames += 1) > 300) throw Error("the strip is not drawn, or never at rest: " + last);
+        app.canvas.draw(true, true);
+        await frame();
+        const now = String(({FIND})(args).at);
+        still = now === last && !now.endsWith(",0") ? still + 1 : 0;
+        last = now;
+    }}
+}}"""
+
+
+class Strip:
+    """The strip of a graph's only node of a type, as a person meets it."""
+
+    def __init__(self, comfy, node: str):
+        self.comfy, self.node = comfy, node
+        self.page, self.mouse = comfy.page, comfy.page.mouse
+
+    def look(self, block: int = 0) -> dict[str, Any]:
+        return self.comfy.run(FIND, [self.node, block])
+
+    def value(self) -> str:
+        """The text, which the field, the widget, the saved workflow and the prompt must agree on."""
+        seen = self.look()
+        saved = next(node for node in self.comfy.graph()["nodes"] if node["type"] == self.node)["widgets_values"]
+        assert seen["text"] == seen["value"] == saved[self.position()]
+        return seen["value"]
+
+    def position(self) -> int:
+        return 0 if self.node != "BlockAnalysis" else 1
+
+    def set(self, text: str) -> None:
+        script = "([t, v]) => app.graph._nodes.find((n) => n.type === t).widgets.find((w) => w.name === 'blocks')"
+        self.comfy.run(script + ".value = v", [self.node, text])
+
+    def place(self, block: int, up: float = 0.0) -> tuple[float, float]:
+        """A cell's middle on screen, or a share of its height above that."""
+        x, y, _, height = self.look(block)["at"]
+        return x, y - up * height
+
+    def click(self, block: int, **options: Any) -> None:
+        self.mouse.click(*self.place(block), **options)
+
+    def drag(self, *blocks: int) -> None:
+        self.mouse.move(*self.place(blocks[0]))
+        self.mouse.down()
+        for block in blocks[1:]:
+            self.mouse.move(*self.place(block), steps=3)
+        self.mouse.up()
+
+    def settle(self) -> None:
+        """Wait until the page has drawn it and it stays where it is: the canvas moves it a frame or more later."""
+        self.comfy.run(STILL, [self.node, 0])
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def menu(self, block: int) -> list[str]:
+        self.click(block, button="right")
+        self.page.wait_for_selector(".mmdit-menu")
+        return self.page.locator(".mmdit-menu button:not(:disabled)").all_inner_texts()
+
+    def choose(self, text: str) -> None:
+        self.menu(0)
+        self.page.get_by_role("menu").get_by_text(text, exact=True).click()
+
+    def until(self, condition: str, block: int = 0) -> None:
+        """Wait until something that `look` tells is so."""
+        self.page.wait_for_function(f"(args) => {{ const s = ({FIND})(args); return {condition}; }}",
+                                    arg=[self.node, block], timeout=10_000)  # fmt: skip
+
+
+def graph(*nodes: str, loader: str = "UNETLoader", file: str = MEDIUM) -> dict[str, Any]:
+    """A loader and nodes one after the other, as a saved workflow that knows plain text fields only."""
+    name = {"UNETLoader": [file, "default"], "MMDiTLoader": [file, "default"], "CheckpointLoaderSimple": [file]}
+    made: list[dict[str, Any]] = [
+        {"id": 1, "type": loader, "pos": [60, 120], "size": [260, 100], "widgets_values": name[loader],
+         "outputs": [{"name": "MODEL", "type": "MODEL", "links": [1]}]},
+    ]  # fmt: skip
+    links = []
+    for number, node in enumerate(nodes, start=1):
+        links.append([number, number, 0, number + 1, 0, "MODEL"])
+        made.append(
+            {"id": number + 1, "type": node, "pos": [60 + 360 * (number - 0.1), 120], "size": [330, 220],
+             "inputs": [{"name": "model", "type": "MODEL", "link": number}],
+             "outputs": [{"name": "MODEL", "type": "MODEL", "links": [number + 1] if number < len(nodes) else []}]}
+        )  # fmt: skip
+    return {"last_node_id": len(made), "last_link_id": len(links), "nodes": made, "links": links, "version": 0.4}
+
+
+def opened(comfy, *nodes: str, cells: int = 24, **loader: str) -> Strip:
+    """A graph with such nodes, at normal zoom; the strip of the first one."""
+    comfy.load(graph(*nodes, **loader))
+    comfy.run("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); }")
+    strip = Strip(comfy, nodes[0])
+    strip.until(f"s.cells === {cells}")
+    strip.settle()
+    return strip
+
+
+def write_headers(folder: Path) -> list[Path]:
+    """MEDIUM and FLUX: checkpoints of which there is only the header; they can be looked at, not loaded."""
+    names = {
+        MEDIUM: [f"model.diffusion_model.joint_blocks.{i}.x_block.attn.qkv.weight" for i in range(24)],
+        FLUX: [f"double_blocks.{i}.img_attn.qkv.weight" for i in range(19)]
+        + [f"single_blocks.{i}.linear1.weight" for i in range(38)],
+    }
+    folder.mkdir(exist_ok=True)
+    for name, tensors in names.items():
+        entries = {tensor: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for tensor in tensors}
+        text = json.dumps(entries).encode()
+        (folder / name).write_bytes(struct.pack("<Q", len(text)) + text)
+    return [folder / name for name in names]

@@ -1,0 +1,125 @@
+"""The page's scripts: the same grammar as the server's, quick to load, and not missed where they do not load."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from mmdit_core.control import BlockTextError, parse_block_strengths
+
+PACK = Path(__file__).parents[2].name
+MODELS = ((24, 0), (19, 38), (38, 0), (60, 0), (8, 0), (5, 3), (1, 0))
+SPELLED = (
+    "", " , ;\n", "0-5, 9, 12-", "3;1\n2", "5, 5, 4-6", "last", "first", "first 25%", "last 12.5 %", "middle 50%",
+    "all", "none", "EVEN", "odd", "early", "middle", "late", "!3", "!0-21", "0-5, !3, 3", "0 - 2", "d3, s7", "d17-", "s36-",
+    "middle 50%", "d17-s1", "s0-2", "19", "single, !s1-", "double", "40", "3-40", "2, frog", "5-3", "-3", "1.5", "first 101%", "s1",
+    "3:2", "!", "!40", "s38", "3:1.5, 7-9:2, 1", "3:x", "3:-1", "3:inf", "3:", "first 12.5%", "middle 33.3%", "3 :2",
+    "!3:2", "7-9:0", "3:1e1", "3:1_0", "3:.5", "3:5.", "3: 1.5 ", "99999999999999999999", "007",
+    "٣", "３-５",
+    "constructor", "it's", 'say "x"', "\ufeff3", "3\u3000", "first\u00a025%", "0-5\t", "late:2, 23:3",
+)  # fmt: skip
+PIECES = (
+    "0", "3", "7", "23", "24", "40", "-", " - ", "–", ":", ":1.5", ":2", ":x", ":1e3", "!", "! ", "all", "even", "last",
+    "early", "late", "double", "single", "d3", "s7", "D2", "first 25%", "middle 50%", "first 101%", " ", ",", ",", ";",
+    "\n", "٣", "\u3000", "frog", "'", '"', "%", "0-5", "12-", "5-3", "d1-s1", "s0-2",
+)  # fmt: skip
+
+
+def texts() -> list[str]:
+    """What people write, and a few thousand things that they do not."""
+    draw = random.Random(0)
+    return [*SPELLED, *("".join(draw.choices(PIECES, k=draw.randint(1, 6))) for _ in range(4000))]
+
+
+def cases() -> list[tuple[str, int, int, bool]]:
+    found = [(text, *MODELS[i % len(MODELS)], i // 7 % 2 == 0) for i, text in enumerate(texts())]
+    return found + [(text, *model, strengths) for text in SPELLED for model in MODELS for strengths in (True, False)]
+
+
+def in_python(text: str, double: int, single: int, strengths: bool):
+    """[[block, strength or None], ...], or the error's words."""
+    try:
+        return [list(pair) for pair in parse_block_strengths(text, double, single, 1.25 if strengths else None).items()]
+    except BlockTextError as error:
+        return str(error)
+
+
+@pytest.fixture
+def plain(chromium, host):
+    """A page of the server's that is not ComfyUI's, so that a module can be imported by itself."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(f"{host.url}/system_stats")
+    yield page
+    context.close()
+
+
+READ = """async ([path, cases]) => {
+    const { read, write, Blocks } = await import(path);
+    return cases.map(([text, double, single, strengths]) => {
+        const blocks = new Blocks(double, single);
+        const { chosen, errors } = read(text, blocks, { strengths });
+        const again = read(write(chosen, blocks), blocks, { strengths });
+        return {
+            found: errors.length ? errors[0].message : [...chosen],
+            kept: JSON.stringify([...chosen]) === JSON.stringify([...again.chosen]) && !again.errors.length,
+        };
+    });
+}"""
+
+
+def test_the_page_reads_every_text_as_the_server_does(plain):
+    given = cases()
+    told = plain.evaluate(READ, [f"/extensions/{PACK}/js/grammar.js", given])
+    expected = [in_python(*case) for case in given]
+    for case, page, server in zip(given, told, expected, strict=True):
+        found = page["found"]
+        if isinstance(found, list) and case[3]:
+            found = [[block, 1.25 if own is None else own] for block, own in found]
+        assert found == server, case
+        assert page["kept"], f"{case}: what was read is written differently"
+    readable = sum(isinstance(found, list) for found in expected)
+    assert 300 < readable < len(expected) - 300, "both kinds must be there"
+
+
+def test_the_scripts_load_quickly(shared, plain):
+    """The sizes are held by tests/core/test_web.py; a time depends on the machine, so it is told and not judged."""
+    entries = shared.run(
+        "(pack) => performance.getEntriesByType('resource').filter((e) => e.name.includes(`/extensions/${pack}/`))"
+        ".map((e) => [e.name, e.startTime, e.responseEnd, e.decodedBodySize])",
+        PACK,
+    )
+    names = {entry[0].rpartition("/")[2] for entry in entries}
+    assert {"blocks.js", "grammar.js", "strip.css"} <= names
+    # By themselves: all modules, fetched and run, with nothing of the host but the two names that they register with.
+    alone = plain.evaluate(
+        """async (path) => {
+            const app = { registerExtension() {} };
+            globalThis.comfyAPI = { app: { app, ANIM_PREVIEW_WIDGET: "" }, api: { api: new EventTarget() } };
+            await Promise.all([import("/scripts/app.js"), import("/scripts/api.js")]);
+            const start = performance.now();
+            await import(path);
+            return performance.now() - start;
+        }""",
+        f"/extensions/{PACK}/js/blocks.js",
+    )
+    size = sum(entry[3] for entry in entries)
+    span = max(entry[2] for entry in entries) - min(entry[1] for entry in entries)
+    print(
+        f"\\n{shared.renderer}: {size} bytes in {len(entries)} files; alone {alone:.0f} ms, in the page {span:.0f} ms"
+    )
+
+
+def test_without_the_scripts_the_blocks_are_a_plain_text(without_scripts):
+    comfy = without_scripts
+    node = {"id": 1, "type": "TextBoost", "pos": [100, 100], "widgets_values": ["2:1.5, 7", 2.0]}
+    comfy.load({"last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4})
+    field = comfy.page.locator("[data-node-id] input[type=text]").first
+    assert field.input_value() == "2:1.5, 7"
+    field.fill("3")
+    time.sleep(0.2)
+    assert comfy.prompt()["1"]["inputs"]["blocks"] == "3"
+    assert comfy.graph()["nodes"][0]["widgets_values"][:3] == ["3", 2.0, "residual"]

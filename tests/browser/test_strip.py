@@ -1,0 +1,248 @@
+"""The block strip under a real mouse and keyboard, in both renderers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.strips import FLUX, opened, write_headers
+
+ALIGNMENT = "FLUX.1-dev: text alignment"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(host):
+    """There for as long as this module's page is open: its loaders list them."""
+    paths = write_headers(host.base / "models" / "diffusion_models")
+    yield
+    for path in paths:
+        path.unlink()
+
+
+@pytest.fixture
+def comfy(shared):
+    shared.complaints.clear()
+    shared.page.set_default_timeout(15_000)
+    yield shared
+    assert shared.pack_complaints() == []
+
+
+def test_click_drag_and_shift_click_write_the_text(comfy):
+    strip = opened(comfy, "BlockSkip")
+    assert strip.value() == ""
+    strip.click(9)
+    assert strip.value() == "9"
+    strip.drag(0, 2, 5)
+    assert strip.value() == "0-5, 9"
+    strip.drag(4, 3)  # begins on a chosen block: takes away
+    assert strip.value() == "0-2, 5, 9"
+    strip.click(9)
+    assert strip.value() == "0-2, 5"
+    strip.click(12)
+    strip.page.keyboard.down("Shift")
+    strip.click(15)
+    strip.page.keyboard.up("Shift")
+    assert strip.value() == "0-2, 5, 12-15" and strip.look()["chosen"] == [0, 1, 2, 5, 12, 13, 14, 15]
+    (prompt,) = [node for node in comfy.prompt().values() if node["class_type"] == "BlockSkip"]
+    assert prompt["inputs"]["blocks"] == "0-2, 5, 12-15"
+
+
+def test_a_fast_drag_leaves_no_gaps_and_may_leave_the_strip(comfy):
+    strip = opened(comfy, "TextDisable")
+    strip.mouse.move(*strip.place(3))
+    strip.mouse.down()
+    x, y = strip.place(20)
+    strip.mouse.move(x, y + 60)
+    strip.mouse.move(x + 500, y + 60)
+    strip.mouse.up()
+    assert strip.value() == "3-23"
+    strip.mouse.move(*strip.place(8))
+    strip.mouse.down()
+    strip.mouse.move(*strip.place(10), steps=3)
+    strip.press("Escape")
+    strip.mouse.up()
+    assert strip.value() == "3-23", "Escape takes a drag back"
+
+
+def test_a_drag_up_or_down_and_the_wheel_set_a_strength(comfy):
+    strip = opened(comfy, "TextBoost")
+    strip.mouse.move(*strip.place(3))
+    strip.mouse.wheel(0, -100)
+    assert strip.value() == "", "without the focus the wheel belongs to the canvas"
+    comfy.run("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); }")
+    strip.settle()
+    strip.click(3)
+    assert strip.value() == "3" and "boost × 1.5" in strip.look(3)["label"]
+    strip.mouse.wheel(0, -100)
+    strip.mouse.wheel(0, -100)
+    strip.until("s.text === '3:1.7'")
+    for up, text in ((0.2, "3:1.7, 7:2"), (-3.0, "3:1.7, 7:0")):
+        strip.mouse.move(*strip.place(7))
+        strip.mouse.down()
+        strip.mouse.move(*strip.place(7, up), steps=4)
+        strip.mouse.up()
+        assert strip.value() == text
+    strip.drag(7, 5)
+    assert strip.value() == "3:1.7", "a drag across paints"
+    strip.drag(20, 22)
+    assert strip.value() == "3:1.7, 20-22"
+
+
+def test_a_plain_block_has_the_nodes_own_strength(comfy):
+    strip = opened(comfy, "TextBoost")
+    strip.set("4, 5:3")
+    script = "(v) => { const w = app.graph._nodes[1].widgets.find((w) => w.name === 'strength'); w.value = v; "
+    comfy.run(script + "w.callback?.(v); }", 2.5)
+    strip.until("s.label.includes('boost × 2.5')", 4)
+    assert "boost × 3" in strip.look(5)["label"]
+
+
+def test_the_keyboard_alone_reaches_everything(comfy):
+    strip = opened(comfy, "TextBoost")
+    strip.mouse.click(*strip.look()["field"][:2])
+    strip.press("Tab")
+    assert strip.look()["focused"]
+    strip.press("ArrowRight", "ArrowRight", "Space")
+    assert strip.value() == "2"
+    strip.press("Shift+ArrowRight", "Shift+ArrowRight")
+    assert strip.value() == "2-4"
+    strip.press("ArrowUp", "ArrowUp")
+    assert strip.value() == "2-3, 4:1.7"
+    strip.press("End", "Enter", "ArrowDown")
+    assert strip.value() == "2-3, 4:1.7, 23:1.4"
+    strip.press("Home", "Space", "Space")
+    assert strip.value() == "2-3, 4:1.7, 23:1.4"
+    assert strip.look(4)["foot"] == "block 0", "the block under the cursor is described"
+    strip.press("End", "Delete", "Delete")
+    assert strip.value() == "2-3, 4:1.7"
+    assert comfy.run("() => app.graph._nodes.length") == 2, "the node is still there"
+
+
+def test_it_is_labelled_for_screen_readers(comfy):
+    strip = opened(comfy, "TextBoost")
+    strip.set("4:2")
+    strip.page.wait_for_timeout(100)
+    listbox = strip.page.get_by_role("listbox", name="blocks: 1 of 24 chosen")
+    assert listbox.get_attribute("aria-multiselectable") == "true"
+    options = listbox.get_by_role("option")
+    assert options.count() == 24
+    assert options.nth(4).get_attribute("aria-selected") == "true"
+    assert options.nth(4).get_attribute("aria-label") == "block 4 · boost × 2"
+    assert listbox.get_attribute("aria-activedescendant") == options.nth(0).get_attribute("id")
+    assert strip.page.get_by_label("blocks", exact=True).input_value() == "4:2"
+
+
+def test_each_change_is_undone_and_redone_as_one_step(comfy):
+    strip = opened(comfy, "TextBoost")
+    strip.click(2)
+    strip.drag(5, 8)
+    strip.press("ArrowUp")
+    strip.mouse.wheel(0, -100)
+    strip.page.wait_for_timeout(600)  # the turn of the wheel is over
+    history = ["", "2", "2, 5-8", "2, 5-7, 8:1.6", "2, 5-7, 8:1.7"]
+    assert strip.value() == history[-1]
+    for text in reversed(history[:-1]):
+        strip.press("Control+z")
+        strip.until(f"s.text === '{text}'")
+        strip.settle()  # it is there to be seen, too
+    strip.press("Control+y")
+    strip.until(f"s.text === '{history[1]}'")
+    strip.settle()
+    strip.click(0)
+    assert strip.value() == "0, 2"
+
+
+def test_typed_text_is_drawn_and_what_is_wrong_with_it_is_said(comfy):
+    strip = opened(comfy, "BlockSkip")
+    strip.mouse.click(*strip.look()["field"][:2])
+    strip.page.keyboard.type("late, !20")
+    assert strip.value() == "late, !20" and strip.look()["chosen"] == [16, 17, 18, 19, 21, 22, 23]
+    strip.page.keyboard.type(", frog")
+    seen = strip.look()
+    assert seen["foot"].startswith("'frog' cannot be read as blocks") and len(seen["chosen"]) == 7
+    strip.press("Control+a")
+    strip.page.keyboard.type("3:2")
+    assert "a strength cannot be given here" in strip.look()["foot"]
+    strip.press("Control+a", "Backspace", "Tab")
+    assert strip.value() == "" and strip.look()["foot"] == "block 0" or strip.look()["foot"].startswith("0")
+
+
+def test_a_copy_of_the_node_carries_the_text_and_goes_its_own_way(comfy):
+    strip = opened(comfy, "BlockSkip")
+    strip.drag(1, 3)
+    comfy.run("() => { document.activeElement.blur(); app.canvas.selectNode(app.graph._nodes[1]); }")
+    strip.mouse.move(700, 600)
+    strip.press("Control+c", "Control+v")
+    strip.page.wait_for_function("app.graph._nodes.length === 3")
+    by_id = "app.graph._nodes.filter((n) => n.type === 'BlockSkip').sort((a, b) => a.id - b.id)"
+    values = f"() => {by_id}.map((n) => n.widgets[0].value)"
+    assert comfy.run(values) == ["1-3", "1-3"]
+    comfy.run("() => { app.graph._nodes.find((node) => node.id > 2).pos = [420, 520]; }")
+    strip.settle()
+    strip.click(6)
+    assert comfy.run(values) == ["1-3, 6", "1-3"]
+
+
+def test_a_linked_strip_rests_until_it_is_unlinked(comfy):
+    strip = opened(comfy, "BlockSkip")
+    strip.click(4)
+    link = """() => {
+        const text = LiteGraph.createNode("PrimitiveString");
+        app.graph.add(text);
+        text.widgets[0].value = "0-2";
+        const skip = app.graph._nodes.find((node) => node.type === "BlockSkip");
+        text.connect(0, skip, skip.inputs.findIndex((input) => input.name === "blocks"));
+    }"""
+    comfy.run(link)
+    strip.until("s.inert && !s.chosen.length")
+    strip.click(7)
+    seen = strip.look()
+    assert seen["value"] == "4" and seen["inert"]
+    prompt = next(node for node in comfy.prompt().values() if node["class_type"] == "BlockSkip")
+    assert isinstance(prompt["inputs"]["blocks"], list)
+    comfy.run("""() => {
+        const skip = app.graph._nodes.find((node) => node.type === "BlockSkip");
+        skip.disconnectInput(skip.inputs.findIndex((input) => input.name === "blocks"));
+    }""")
+    strip.until("!s.inert && s.chosen.length === 1")
+    strip.settle()
+    strip.click(5)
+    assert strip.value() == "4-5"
+
+
+def test_the_menu_chooses_whole_parts(comfy):
+    strip = opened(comfy, "BlockSkip")
+    strip.drag(0, 5)
+    for entry, text in (
+        ("Invert", "6-23"), ("All", "all"), ("None", ""), ("Early third", "early"), ("Middle third", "middle"),
+        ("Late third", "late"),
+    ):  # fmt: skip
+        strip.choose(entry)
+        assert strip.value() == text
+        assert strip.page.locator(".mmdit-menu").count() == 0
+    strip.page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=comfy.host.url)
+    comfy.run("() => navigator.clipboard.writeText('1, 3')")
+    strip.choose("Paste text")
+    strip.until("s.text === '1, 3'")
+    assert strip.look()["focused"]
+    strip.press("Shift+F10")  # and by the keyboard alone
+    strip.page.wait_for_selector(".mmdit-menu")
+    strip.press("ArrowDown", "Enter")
+    assert strip.value() == ""
+    strip.menu(3)
+    strip.press("Escape")
+    assert strip.page.locator(".mmdit-menu").count() == 0 and strip.look()["focused"]
+
+
+def test_presets_are_for_their_own_model_and_lock_the_strip(comfy):
+    strip = opened(comfy, "TextBoost")
+    assert ALIGNMENT not in strip.menu(0), "published for another model"
+    strip.press("Escape")
+    strip = opened(comfy, "TextBoost", cells=57, file=FLUX)
+    strip.click(0)
+    strip.choose(ALIGNMENT)
+    strip.until("s.chosen.join() === '2,7,12,17,22'")
+    assert comfy.graph()["nodes"][1]["widgets_values"][-1] == ALIGNMENT
+    strip.click(30)
+    assert strip.look()["value"] == "0", "the preset takes the place of the text, which waits unchanged"
+    strip.choose("No preset")
+    strip.until("s.chosen.join() === '0'")

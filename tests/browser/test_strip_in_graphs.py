@@ -1,0 +1,220 @@
+"""The block strip in its graph, in both renderers: the model upstream, files, pictures, subgraphs, analyses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.browser.strips import FLUX, MEDIUM, SMALL, Strip, graph, opened, write_headers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(host):
+    """There for as long as this module's page is open: its loaders list them."""
+    paths = write_headers(host.base / "models" / "diffusion_models")
+    yield
+    for path in paths:
+        path.unlink()
+
+
+@pytest.fixture
+def comfy(shared):
+    shared.complaints.clear()
+    shared.page.set_default_timeout(15_000)
+    yield shared
+    assert shared.pack_complaints() == []
+
+
+def test_a_saved_workflow_comes_back_and_the_values_keep_their_places(comfy):
+    strip = opened(comfy, "TextBoost", "BlockSkip", "TextDisable")
+    strip.set("2:1.5, 7-9:2")
+    Strip(comfy, "BlockSkip").set("even")
+    saved = comfy.graph()
+    values = {node["type"]: node["widgets_values"] for node in saved["nodes"]}
+    assert values["TextBoost"] == [
+        "2:1.5, 7-9:2", 1.5, "residual", "", "all", "both", 0, 1, "constant", "none"
+    ]  # fmt: skip
+    assert values["BlockSkip"] == ["even", "negative", 0, 1, "none"]
+    assert values["TextDisable"] == ["", "onward", "both", 0, 1]
+    comfy.load(graph("BlockPrompt"))
+    comfy.load(json.loads(json.dumps(saved)))
+    strip.until("s.cells === 24 && s.chosen.length === 4")
+    assert strip.value() == "2:1.5, 7-9:2" and Strip(comfy, "BlockSkip").value() == "even"
+    assert comfy.graph()["nodes"][1]["widgets_values"] == values["TextBoost"]
+
+
+def test_a_picture_brings_its_strips_back(comfy, tmp_path):
+    picture = [
+        {"id": 8, "type": "EmptyImage", "pos": [60, 420], "widgets_values": [64, 48, 1, 255],
+         "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [9]}]},
+        {"id": 9, "type": "SaveImage", "pos": [400, 420], "widgets_values": ["strip"],
+         "inputs": [{"name": "images", "type": "IMAGE", "link": 9}]},
+    ]  # fmt: skip
+    made = graph("BlockSkip")
+    made = {**made, "last_node_id": 9, "last_link_id": 9, "nodes": made["nodes"] + picture}
+    comfy.load({**made, "links": [*made["links"], [9, 8, 0, 9, 0, "IMAGE"]]})
+    strip = Strip(comfy, "BlockSkip")
+    strip.set("3-5, 11")
+    (image,) = comfy.host.images(comfy.queue())
+    comfy.load(graph("TextDisable"))
+    drop = """(bytes) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "strip.png", { type: "image/png" }));
+        const canvas = app.canvas.canvas;
+        canvas.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+    }"""
+    comfy.run(drop, list(image))
+    comfy.page.wait_for_function("app.graph._nodes.some((node) => node.type === 'BlockSkip')")
+    strip.until("s.chosen.length === 4")
+    assert strip.value() == "3-5, 11"
+
+
+def test_it_has_a_cell_for_each_block_of_the_model_upstream(comfy):
+    strip = opened(comfy, "BlockSkip", cells=57, file=FLUX)
+    assert strip.look()["rows"] == [19, 38]
+    height, size = strip.look()["height"], strip.look()["size"]
+    strip.click(22)
+    assert strip.value() == "22" and strip.look(22)["label"] == "block 22 (single s3) · skip"
+    choose = "(name) => { const w = app.graph._nodes[0].widgets[0]; w.value = name; w.callback?.(name); }"
+    comfy.run(choose, MEDIUM)
+    strip.mouse.move(*strip.place(0))
+    strip.until("s.cells === 24")
+    comfy.run(choose, "nowhere.safetensors")
+    strip.mouse.move(600, 700)
+    strip.mouse.move(*strip.place(0))
+    strip.until("s.foot.startsWith('block 0') || s.cells === 24")
+    assert strip.look()["cells"] == 24 and strip.look()["chosen"] == [22]
+    assert strip.look()["height"] == height and strip.look()["size"] == size, "the node keeps its size"
+
+
+def test_the_model_is_found_through_other_nodes_and_loaders(comfy):
+    strip = opened(comfy, "BlockSkip", cells=8, loader="MMDiTLoader", file=SMALL)
+    insert = """() => {
+        const [loader, skip] = app.graph._nodes;
+        const shift = LiteGraph.createNode("ModelSamplingSD3");
+        const reroute = LiteGraph.createNode("Reroute");
+        for (const node of [shift, reroute]) app.graph.add(node);
+        loader.connect(0, reroute, 0);
+        reroute.connect(0, shift, 0);
+        shift.connect(0, skip, 0);
+    }"""
+    comfy.run(insert)
+    strip.page.wait_for_timeout(200)
+    assert strip.look()["cells"] == 8
+    comfy.run("() => app.graph._nodes.find((n) => n.type === 'Reroute').disconnectInput(0)")
+    strip.mouse.move(*strip.place(3))
+    strip.until("s.cells === 24")
+    assert strip.value() == ""
+
+
+def test_blocks_beyond_an_unknown_model_are_kept(comfy):
+    strip = opened(comfy, "BlockSkip", file="nowhere.safetensors")
+    strip.set("0-2, 30, s7")
+    assert strip.look()["chosen"] == [0, 1, 2] and not strip.look()["foot"].startswith("block")
+    strip.click(1)
+    assert strip.value() == "0, 2, 30, s7"
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+def test_it_works_in_a_subgraph_and_promoted_out_of_it(comfy, promoted):
+    strip = opened(comfy, "BlockSkip", cells=8, loader="MMDiTLoader", file=SMALL)
+    strip.set("0-2")
+    enclose = """(promoted) => {
+        const skip = app.graph._nodes.find((node) => node.type === "BlockSkip");
+        const { node, subgraph } = app.graph.convertToSubgraph(new Set([skip]));
+        node.pos = [420, 120];
+        node.size = [330, 200];
+        const inner = subgraph._nodes[0];
+        const slot = inner.inputs.find((input) => input.name === "blocks");
+        if (promoted) subgraph.addInput("blocks", "STRING").connect(slot, inner);
+        else app.canvas.setGraph(subgraph);
+        app.canvas.ds.scale = 1;
+        app.canvas.ds.offset = promoted ? [0, 0] : [-inner.pos[0] + 400, -inner.pos[1] + 200];
+        return node.type;
+    }"""
+    outer = comfy.run(enclose, promoted)
+    comfy.page.wait_for_timeout(500)
+    strip = Strip(comfy, outer if promoted else "BlockSkip")
+    find = "(t) => { for (const g of [app.rootGraph, ...app.rootGraph.subgraphs.values()]) for (const n of g._nodes)"
+    value = find + " if (n.type === t) return n.widgets.find((w) => w.name === 'blocks').value; }"
+    if not promoted:
+        comfy.run("() => { globalThis.__found = app.graph; }")
+    strip.until("s.cells === 8")
+    strip.settle()
+    strip.drag(5, 6)
+    assert comfy.run(value, strip.node) == "0-2, 5-6"
+    (prompt,) = [node for node in comfy.prompt().values() if node["class_type"] == "BlockSkip"]
+    assert prompt["inputs"]["blocks"] == "0-2, 5-6"
+    saved = comfy.run("() => app.rootGraph.serialize()")
+    comfy.run("() => app.canvas.setGraph(app.rootGraph)")
+    comfy.load(saved)
+    comfy.page.wait_for_timeout(300)
+    assert comfy.run(value, outer if promoted else "BlockSkip") == "0-2, 5-6"
+
+
+def test_a_finished_analysis_colours_the_blocks(comfy):
+    made = graph("BlockSkip", loader="MMDiTLoader", file=SMALL)
+    comfy.load(made)
+    analyse = """() => {
+        const make = (type, values) => {
+            const node = LiteGraph.createNode(type);
+            app.graph.add(node);
+            for (const [name, value] of Object.entries(values))
+                node.widgets.find((widget) => widget.name === name).value = value;
+            return node;
+        };
+        const loader = app.graph._nodes[0];
+        const text = make("TripleTextEncode", { prompt: "a red circle" });
+        const latent = make("EmptySD3LatentImage", { width: 64, height: 64 });
+        const settings = { operations: "skip", blocks: "0-1", steps: 1, cfg: 1 };
+        const analysis = make("BlockAnalysis", settings);
+        const preview = make("PreviewImage", {});
+        loader.connect(1, text, 0);
+        loader.connect(0, analysis, 0);
+        text.connect(0, analysis, 1);
+        text.connect(1, analysis, 2);
+        latent.connect(0, analysis, 3);
+        loader.connect(2, analysis, 4);
+        analysis.connect(1, preview, 0);
+    }"""
+    comfy.run(analyse)
+    strip = Strip(comfy, "BlockSkip")
+    assert strip.look()["measured"] == 0
+    comfy.queue()
+    strip.until("s.measured === 2")
+    label = strip.look(1)["label"]
+    assert label.startswith("block 1 · effect 0.")
+    saved = comfy.graph()
+    comfy.load(graph("TextBoost"))
+    comfy.load(saved)
+    strip.until("s.measured === 2", 1)
+    assert strip.look(1)["label"] == label, "it is kept in the workflow"
+
+
+def test_it_is_drawn(comfy, test_output):
+    strip = opened(comfy, "TextBoost", "BlockSkip", "TextDisable")
+    strip.set("2:1.5, 3:2, 4:0.5, 5, 7-8:3, 20:6")
+    Strip(comfy, "BlockSkip").set("0-5, 9")
+    Strip(comfy, "TextDisable").set("late, frog")
+    strip.mouse.move(*strip.place(3))
+    strip.page.wait_for_timeout(200)
+    comfy.page.screenshot(path=test_output / f"strip-{comfy.renderer}.png")
+    # Within its node, above the next widget.
+    box = comfy.run(
+        """() => {
+            const node = app.graph._nodes.find((each) => each.type === "BlockSkip");
+            const [widget, below] = node.widgets;
+            const strip = widget.element.getBoundingClientRect();
+            const [x, y] = app.canvasPosToClientPos([node.pos[0], node.pos[1]]);
+            const html = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+            const left = html?.left ?? x;
+            const right = html?.right ?? x + node.size[0];
+            const under = html
+                ? strip.bottom
+                : app.canvasPosToClientPos([0, node.pos[1] + below.y])[1];
+            return { strip: [strip.left, strip.right, strip.bottom], node: [left, right, under] };
+        }"""
+    )
+    assert box["node"][0] < box["strip"][0] < box["strip"][1] < box["node"][1]
+    assert box["strip"][2] <= box["node"][2]
