@@ -1,0 +1,80 @@
+"""Write `locales/en/` from the nodes' own definitions: ComfyUI shows these words, and translators start from them.
+
+    python -m scripts.make_locales
+
+The other languages are written by hand; `tests/host/test_locales.py` says what one of them still lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from scripts import host
+from scripts.environment import ROOT
+from scripts.progress import say
+from scripts.server import Server
+
+TARGET = ROOT / "locales" / "en"
+
+
+def definitions(info: dict[str, Any]) -> dict[str, Any]:
+    """What `nodeDefs.json` says in English.
+
+    Args: info, the pack's nodes as `/object_info` gives them.
+    Returns: node -> display_name, description, inputs by name, outputs by position; each with a name and a tooltip.
+    """
+    return {
+        name: {
+            "display_name": node["display_name"],
+            "description": node["description"],
+            "inputs": {given: _words(options.get("display_name", given), options) for given, options in _inputs(node)},
+            "outputs": {
+                str(place): {"name": output, "tooltip": tooltip}
+                for place, (output, tooltip) in enumerate(
+                    zip(node["output_name"], node["output_tooltips"], strict=True)
+                )
+            },
+        }
+        for name, node in info.items()
+    }
+
+
+def categories(info: dict[str, Any]) -> list[str]:
+    """The parts of the nodes' places in the menu, each translated by itself."""
+    return sorted({part for node in info.values() for part in node["category"].split("/")})
+
+
+def of_pack(info: dict[str, Any]) -> dict[str, Any]:
+    """This pack's nodes among all that a host has."""
+    return {name: node for name, node in info.items() if node["python_module"] == f"custom_nodes.{ROOT.name}"}
+
+
+def _inputs(node: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    shown = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    return [(name, form[1] if len(form) > 1 else {}) for name, form in shown.items()]
+
+
+def _words(name: str, options: dict[str, Any]) -> dict[str, str]:
+    return {"name": name, "tooltip": options["tooltip"]}
+
+
+def main() -> None:
+    host.HOST_FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=host.HOST_FOLDER, prefix="locales-", ignore_cleanup_errors=True) as base:
+        with Server(host.find(), Path(base)) as server:
+            info = of_pack(server.client.object_info())
+    files = {
+        "nodeDefs.json": definitions(info),
+        "main.json": {"nodeCategories": {part: part for part in categories(info)}},
+    }
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for name, words in files.items():
+        (TARGET / name).write_text(json.dumps(words, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        say(str(TARGET / name))
+
+
+if __name__ == "__main__":
+    main()
