@@ -1,17 +1,22 @@
-"""What the web page asks the server: how many blocks a checkpoint has, and which presets there are."""
+"""What the web page asks the server: a checkpoint's blocks, the presets, how many tokens a prompt has."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from aiohttp import web
 
 from ..mmdit_core.header import CheckpointError, read_header
 from ..mmdit_core.presets import PRESETS, Preset
 from ..mmdit_core.recognise import count_blocks
-from .host import folders
+from .host import counting, folders
+from .text import T5_LENGTHS, TRAINED_T5_TOKENS, WIDGETS
+
+LONGEST_TEXT = 50_000  # characters that are counted while somebody types
 
 
 def register() -> None:
@@ -22,6 +27,7 @@ def register() -> None:
     if instance is not None:
         instance.routes.get("/mmdit/blocks")(blocks)
         instance.routes.get("/mmdit/presets")(presets)
+        instance.routes.post("/mmdit/tokens")(tokens)
 
 
 async def blocks(request: web.Request) -> web.Response:
@@ -41,6 +47,43 @@ async def blocks(request: web.Request) -> web.Response:
 async def presets(request: web.Request) -> web.Response:
     """GET: every preset, as the menu of a block strip shows it."""
     return web.json_response([_described(preset) for preset in PRESETS])
+
+
+async def tokens(request: web.Request) -> web.Response:
+    """POST the texts of TripleTextEncode by their inputs' names, and t5_length.
+
+    Returns: {"prompt": [...], "negative": [...]} with label, used, chunks, cut and too_long of each encoder; {} for
+    texts that are too long to be counted at every key.
+    """
+    try:
+        given = await request.json()
+        texts = {name: given.get(name, "") for name in ("prompt", "negative", *WIDGETS.values())}
+        limit = T5_LENGTHS[given.get("t5_length") or "auto"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return web.Response(status=400, text="texts by name, and a t5_length of the node's")
+    if not all(isinstance(text, str) for text in texts.values()):
+        return web.Response(status=400, text="every text must be one")
+    if sum(map(len, texts.values())) > LONGEST_TEXT:
+        return web.json_response({})
+    return web.json_response(await asyncio.to_thread(_counts, texts, limit))
+
+
+def _counts(texts: Mapping[str, str], limit: int | None) -> dict[str, list[dict[str, Any]]]:
+    own = {key: texts[widget] for key, widget in WIDGETS.items()}
+    both = {"prompt": own, "negative": {}}
+    return {
+        title: [
+            {
+                "label": found.label,
+                "used": found.used,
+                "chunks": found.chunks,
+                "cut": list(found.cut),
+                "too_long": found.key == "t5xxl" and found.used > TRAINED_T5_TOKENS,
+            }
+            for found in counting.count(texts[title], prompts, limit)
+        ]
+        for title, prompts in both.items()
+    }
 
 
 @lru_cache(maxsize=64)

@@ -127,3 +127,34 @@ def test_the_server_tells_the_presets(host):
     assert [preset["name"] for preset in told] == [preset.name for preset in PRESETS]
     assert told[0]["strengths"] == [[2, 1.5], [7, 1.5], [12, 1.5], [17, 1.5], [22, 1.5]]
     assert told[1]["action"] == "skip" and [block for block, _ in told[1]["strengths"]] == [*range(5, 56, 5)]
+
+
+def test_the_server_counts_tokens_as_the_node_does(host):
+    text = "a red circle and " * 40
+    told = host.post("/mmdit/tokens", {"prompt": text, "clip_g": "a star", "t5_length": "77"})
+    encode = {"clip": ["1", 1], "prompt": text, "negative": "", "clip_l": "", "clip_g": "a star", "t5xxl": ""}
+    encode |= {"clip_l_strength": 1.0, "clip_g_strength": 1.0, "t5_strength": 1.0, "t5_length": "77", "empty": "encode"}
+    record = host.run(
+        {
+            "1": {
+                "class_type": "MMDiTLoader",
+                "inputs": {"checkpoint": "mmdit-small.safetensors", "weight_dtype": "default"},
+            },
+            "2": {"class_type": "TripleTextEncode", "inputs": encode},
+            "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 2]}},
+        }
+    )
+    (info,) = record["outputs"]["3"]["text"]
+    for found in told["prompt"]:
+        chunks = f" in {found['chunks']} chunks" if found["chunks"] > 1 else ""
+        assert f"{found['label']}: {found['used']} tokens{chunks}" in info
+    t5 = told["prompt"][2]
+    assert t5["cut"] and f"T5 cut: {' | '.join(t5['cut'])}" in info
+    assert [found["used"] for found in told["negative"]] == [0, 0, 0]
+
+
+def test_what_cannot_be_counted_is_refused_or_left_alone(host):
+    assert host.post("/mmdit/tokens", {"prompt": "a" * 60_000}) == {}
+    for body in ([], {"prompt": 3}, {"t5_length": "many"}, "text", None):
+        with pytest.raises(HostError, match="400"):
+            host.post("/mmdit/tokens", body)

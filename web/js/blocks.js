@@ -12,11 +12,11 @@ const TYPE = "MMDIT_BLOCKS";
 const INPUT = "blocks";
 // Node -> what it does to a block, in a word; levels: its blocks may have strengths.
 const NODES = {
-    BlockSkip: { action: "skip" },
-    TextBoost: { action: "boost", levels: true },
-    TextDisable: { action: "disable" },
-    BlockPrompt: { action: "prompt" },
-    BlockAnalysis: { action: "analyse" },
+  BlockSkip: { action: "skip" },
+  TextBoost: { action: "boost", levels: true },
+  TextDisable: { action: "disable" },
+  BlockPrompt: { action: "prompt" },
+  BlockAnalysis: { action: "analyse" },
 };
 const HEIGHT = { plain: 78, levels: 94 }; // pixels in the classic renderer: that of strip.css and both margins
 const MARGIN = 5;
@@ -24,28 +24,28 @@ const MARGIN = 5;
 addStyles(new URL("../css/strip.css", import.meta.url));
 
 app.registerExtension({
-    name: "mmdit.blocks",
-    getCustomWidgets: () => ({ [TYPE]: blocksWidget }),
-    beforeRegisterNodeDef(_, definition) {
-        const input = NODES[definition.name] && definition.input?.required?.[INPUT];
-        if (input) input[1] = { ...input[1], widgetType: TYPE };
-    },
-    nodeCreated(node) {
-        if (node.subgraph) drawPromoted(node);
-    },
-    refreshComboInNodes: forget,
-    afterConfigureGraph: watched,
-    setup() {
-        api.addEventListener("graphChanged", watched);
-        listenForReports(watched);
-    },
+  name: "mmdit.blocks",
+  getCustomWidgets: () => ({ [TYPE]: blocksWidget }),
+  beforeRegisterNodeDef(_, definition) {
+    const input = NODES[definition.name] && definition.input?.required?.[INPUT];
+    if (input) input[1] = { ...input[1], widgetType: TYPE };
+  },
+  nodeCreated(node) {
+    if (node.subgraph) drawPromoted(node);
+  },
+  refreshComboInNodes: forget,
+  afterConfigureGraph: watched,
+  setup() {
+    api.addEventListener("graphChanged", watched);
+    listenForReports(watched);
+  },
 });
 
 function blocksWidget(node, name, [, options]) {
-    let text = String(options?.default ?? "");
-    const value = { get: () => text, set: (now) => (text = now) };
-    const widget = addStrip({ node, about: node, name, value });
-    return { widget, minWidth: 320, minHeight: widget.computeSize(320)[1] };
+  let text = String(options?.default ?? "");
+  const value = { get: () => text, set: (now) => (text = now) };
+  const widget = addStrip({ node, about: node, name, value });
+  return { widget, minWidth: 320, minHeight: widget.computeSize(320)[1] };
 }
 
 /**
@@ -53,36 +53,36 @@ function blocksWidget(node, name, [, options]) {
  * of a subgraph; value, { get, set } of the text.
  */
 function addStrip({ node, about, name, value }) {
-    const kind = NODES[about.comfyClass];
-    const strip = new BlockStrip({
-        ...kind,
-        label: name,
-        changed(text, done) {
-            widget.value = text;
-            if (done) remember();
-        },
-        menu: (x, y) => void showMenu(about, strip, x, y),
-    });
-    const widget = node.addDOMWidget(name, TYPE, strip.element, {
-        getValue: value.get,
-        setValue(now) {
-            const text = String(now ?? "");
-            value.set(text);
-            if (text !== strip.text) strip.setText(text);
-        },
-        hideOnZoom: false,
-        margin: MARGIN,
-    });
-    const height = kind.levels ? HEIGHT.levels : HEIGHT.plain;
-    widget.computeSize = (width) => [width, height];
-    // It would take all spare height in Nodes 2.0.
-    widget.computeLayoutSize = undefined;
-    // An open side panel would shrink it in the middle of a click.
-    Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
-    passToCanvas(strip.element);
-    strip.setText(value.get());
-    watch({ node, about, widget, strip }, refresh);
-    return widget;
+  const kind = NODES[about.comfyClass];
+  const strip = new BlockStrip({
+    ...kind,
+    label: name,
+    changed(text, done) {
+      widget.value = text;
+      if (done) remember();
+    },
+    menu: (x, y) => void showMenu(about, strip, x, y),
+  });
+  const widget = node.addDOMWidget(name, TYPE, strip.element, {
+    getValue: value.get,
+    setValue(now) {
+      const text = String(now ?? "");
+      value.set(text);
+      if (text !== strip.text) strip.setText(text);
+    },
+    hideOnZoom: false,
+    margin: MARGIN,
+  });
+  const height = kind.levels ? HEIGHT.levels : HEIGHT.plain;
+  widget.computeSize = (width) => [width, height];
+  // It would take all spare height in Nodes 2.0.
+  widget.computeLayoutSize = undefined;
+  // An open side panel would shrink it in the middle of a click.
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
+  passToCanvas(strip.element);
+  strip.setText(value.get());
+  watch({ node, about, widget, strip }, refresh);
+  return widget;
 }
 
 /**
@@ -90,12 +90,12 @@ function addStrip({ node, about, name, value }) {
  * leaves other widgets that are HTML blank.
  */
 function drawPromoted(node) {
-    const before = node.createPromotedHostWidget;
-    node.createPromotedHostWidget = function (input, id, source) {
-        const settled = this.graph?.getNodeById(this.id) === this; // before that its id is another
-        const stored = source.type === TYPE && settled ? this._projectPromotedWidget?.(input) : null;
-        if (!stored) return before?.call(this, input, id, source);
-        const value = { get: () => String(stored.value ?? ""), set: (now) => (stored.value = now) };
-        return addStrip({ node: this, about: source.node, name: input.name, value });
-    };
+  const before = node.createPromotedHostWidget;
+  node.createPromotedHostWidget = function (input, id, source) {
+    const settled = this.graph?.getNodeById(this.id) === this; // before that its id is another
+    const stored = source.type === TYPE && settled ? this._projectPromotedWidget?.(input) : null;
+    if (!stored) return before?.call(this, input, id, source);
+    const value = { get: () => String(stored.value ?? ""), set: (now) => (stored.value = now) };
+    return addStrip({ node: this, about: source.node, name: input.name, value });
+  };
 }

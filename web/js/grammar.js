@@ -15,42 +15,42 @@ const FLOAT = new RegExp(`^[+-]?(?:${DIGITS}(?:\\.(?:${DIGITS})?)?|\\.${DIGITS})
 
 /** How many blocks a model has: double (joint) ones first, then single ones, numbered through. */
 export class Blocks {
-    constructor(double, single = 0) {
-        this.double = double;
-        this.single = single;
-        this.total = double + single;
-    }
+  constructor(double, single = 0) {
+    this.double = double;
+    this.single = single;
+    this.total = double + single;
+  }
 
-    describe() {
-        const { double, single, total } = this;
-        if (!single) return `this model has blocks 0 to ${total - 1}`;
-        return (
-            `this model has blocks 0 to ${total - 1}: double d0 to d${double - 1} (0 to ${double - 1}) ` +
-            `and single s0 to s${single - 1} (${double} to ${total - 1})`
-        );
-    }
+  describe() {
+    const { double, single, total } = this;
+    if (!single) return `this model has blocks 0 to ${total - 1}`;
+    return (
+      `this model has blocks 0 to ${total - 1}: double d0 to d${double - 1} (0 to ${double - 1}) ` +
+      `and single s0 to s${single - 1} (${double} to ${total - 1})`
+    );
+  }
 }
 
 // Each gives [first, end), numbers of blocks.
 const WORDS = new Map(
-    Object.entries({
-        all: (b) => [0, b.total],
-        none: () => [0, 0],
-        even: (b) => [0, b.total, 2],
-        odd: (b) => [1, b.total, 2],
-        first: (b) => [0, Math.min(1, b.total)],
-        last: (b) => [b.total - 1, b.total],
-        early: (b) => [0, roundHalfEven(b.total / 3)],
-        middle: (b) => [roundHalfEven(b.total / 3), roundHalfEven((2 * b.total) / 3)],
-        late: (b) => [roundHalfEven((2 * b.total) / 3), b.total],
-        double: (b) => [0, b.double],
-        single: (b) => [b.double, b.total],
-    }),
+  Object.entries({
+    all: (b) => [0, b.total],
+    none: () => [0, 0],
+    even: (b) => [0, b.total, 2],
+    odd: (b) => [1, b.total, 2],
+    first: (b) => [0, Math.min(1, b.total)],
+    last: (b) => [b.total - 1, b.total],
+    early: (b) => [0, roundHalfEven(b.total / 3)],
+    middle: (b) => [roundHalfEven(b.total / 3), roundHalfEven((2 * b.total) / 3)],
+    late: (b) => [roundHalfEven((2 * b.total) / 3), b.total],
+    double: (b) => [0, b.double],
+    single: (b) => [b.double, b.total],
+  }),
 );
 const SHARES = {
-    first: (b, n) => [0, n],
-    last: (b, n) => [b.total - n, b.total],
-    middle: (b, n) => [Math.floor((b.total - n) / 2), Math.floor((b.total - n) / 2) + n],
+  first: (b, n) => [0, n],
+  last: (b, n) => [b.total - n, b.total],
+  middle: (b, n) => [Math.floor((b.total - n) / 2), Math.floor((b.total - n) / 2) + n],
 };
 
 /**
@@ -59,140 +59,140 @@ const SHARES = {
  * this model lacks the block.
  */
 export function read(text, blocks, { strengths = false } = {}) {
-    const parts = text.split(/[,;\n]/).map((part) => strip(part).toLowerCase()).filter(Boolean);
-    const chosen = new Map();
-    const errors = [];
-    const onlyExceptions = parts.length && parts.every((part) => part.startsWith("!"));
-    if (onlyExceptions) each(WORDS.get("all")(blocks), (block) => chosen.set(block, null));
-    for (const part of parts) {
-        try {
-            if (part.startsWith("!")) {
-                each(blocksOf(strip(part.slice(1)), part, blocks), (block) => chosen.delete(block));
-                continue;
-            }
-            const colon = part.indexOf(":");
-            const strength = colon < 0 ? null : strengthOf(part.slice(colon + 1), part, strengths);
-            const body = colon < 0 ? part : part.slice(0, colon);
-            each(blocksOf(strip(body), part, blocks), (block) => chosen.set(block, strength));
-        } catch (error) {
-            if (!(error instanceof Unreadable)) throw error;
-            errors.push({ part, message: error.message, beyond: error.beyond });
-        }
+  const parts = text.split(/[,;\n]/).map((part) => strip(part).toLowerCase()).filter(Boolean);
+  const chosen = new Map();
+  const errors = [];
+  const onlyExceptions = parts.length && parts.every((part) => part.startsWith("!"));
+  if (onlyExceptions) each(WORDS.get("all")(blocks), (block) => chosen.set(block, null));
+  for (const part of parts) {
+    try {
+      if (part.startsWith("!")) {
+        each(blocksOf(strip(part.slice(1)), part, blocks), (block) => chosen.delete(block));
+        continue;
+      }
+      const colon = part.indexOf(":");
+      const strength = colon < 0 ? null : strengthOf(part.slice(colon + 1), part, strengths);
+      const body = colon < 0 ? part : part.slice(0, colon);
+      each(blocksOf(strip(body), part, blocks), (block) => chosen.set(block, strength));
+    } catch (error) {
+      if (!(error instanceof Unreadable)) throw error;
+      errors.push({ part, message: error.message, beyond: error.beyond });
     }
-    return { chosen: sorted(chosen), errors };
+  }
+  return { chosen: sorted(chosen), errors };
 }
 
 /** The text of a choice, Map of block -> own strength or null; `all` where every block of the model is in it. */
 export function write(chosen, blocks) {
-    const entries = [...sorted(chosen)];
-    if (blocks && entries.length === blocks.total && entries.every(([, own]) => own === null)) return "all";
-    const runs = [];
-    for (const [block, own] of entries) {
-        const run = runs.at(-1);
-        if (run && run.last === block - 1 && run.own === own) run.last = block;
-        else runs.push({ first: block, last: block, own });
-    }
-    return runs
-        .map(({ first, last, own }) => (first === last ? `${first}` : `${first}-${last}`) + suffix(own))
-        .join(", ");
+  const entries = [...sorted(chosen)];
+  if (blocks && entries.length === blocks.total && entries.every(([, own]) => own === null)) return "all";
+  const runs = [];
+  for (const [block, own] of entries) {
+    const run = runs.at(-1);
+    if (run && run.last === block - 1 && run.own === own) run.last = block;
+    else runs.push({ first: block, last: block, own });
+  }
+  return runs
+    .map(({ first, last, own }) => (first === last ? `${first}` : `${first}-${last}`) + suffix(own))
+    .join(", ");
 }
 
 class Unreadable extends Error {
-    beyond = false; // whether it names a block that the model does not have
+  beyond = false; // whether it names a block that the model does not have
 }
 
 class Beyond extends Unreadable {
-    beyond = true;
+  beyond = true;
 }
 
 function suffix(own) {
-    return own === null ? "" : `:${own}`;
+  return own === null ? "" : `:${own}`;
 }
 
 function sorted(chosen) {
-    return new Map([...chosen].sort(([a], [b]) => a - b));
+  return new Map([...chosen].sort(([a], [b]) => a - b));
 }
 
 function each([first, end, step = 1], visit) {
-    for (let block = first; block < end; block += step) visit(block);
+  for (let block = first; block < end; block += step) visit(block);
 }
 
 function strip(text) {
-    return text.replace(OUTER_SPACE, "");
+  return text.replace(OUTER_SPACE, "");
 }
 
 /** As Python rounds. */
 function roundHalfEven(value) {
-    const floor = Math.floor(value);
-    if (value - floor !== 0.5) return Math.round(value);
-    return floor % 2 ? floor + 1 : floor;
+  const floor = Math.floor(value);
+  if (value - floor !== 0.5) return Math.round(value);
+  return floor % 2 ? floor + 1 : floor;
 }
 
 function strengthOf(text, part, allowed) {
-    if (!allowed) throw new Unreadable(`${quoted(part)}: a strength cannot be given here; write the block alone`);
-    const plain = ascii(strip(text));
-    const strength = FLOAT.test(plain) ? Number(plain.replaceAll("_", "")) : NaN;
-    if (!(strength >= 0 && strength < Infinity))
-        throw new Unreadable(
-            `${quoted(part)}: the strength after the colon must be a number of at least 0, as in 3:1.5`,
-        );
-    return strength;
+  if (!allowed) throw new Unreadable(`${quoted(part)}: a strength cannot be given here; write the block alone`);
+  const plain = ascii(strip(text));
+  const strength = FLOAT.test(plain) ? Number(plain.replaceAll("_", "")) : NaN;
+  if (!(strength >= 0 && strength < Infinity))
+    throw new Unreadable(
+      `${quoted(part)}: the strength after the colon must be a number of at least 0, as in 3:1.5`,
+    );
+  return strength;
 }
 
 /** The blocks of one part, without its sign and strength. */
 function blocksOf(body, part, blocks) {
-    if (WORDS.has(body)) return WORDS.get(body)(blocks);
-    const share = SHARE.exec(body);
-    if (share) {
-        const percent = Number(ascii(share[2]));
-        if (percent > 100) throw new Unreadable(`${quoted(part)}: ${share[2]}% is more than all blocks`);
-        return SHARES[share[1]](blocks, roundHalfEven((blocks.total * percent) / 100));
-    }
-    const span = SPAN.exec(body);
-    if (!span)
-        throw new Unreadable(`${quoted(part)} cannot be read as blocks; ${blocks.describe()}. ${GRAMMAR}`);
-    const [, kind, start, dash, endKind, end] = span;
-    if ((kind === "s" || endKind === "s") && !blocks.single)
-        throw new Beyond(`${quoted(part)}: this model has no single blocks; ${blocks.describe()}`);
-    const first = numberOf(kind, start, part, blocks);
-    if (!dash) return [first, first + 1];
-    if (end === undefined) return [first, kind === "d" ? blocks.double : blocks.total];
-    const last = numberOf(endKind || kind, end, part, blocks);
-    if (last < first) throw new Unreadable(`${quoted(part)} runs backwards; write the smaller block first`);
-    return [first, last + 1];
+  if (WORDS.has(body)) return WORDS.get(body)(blocks);
+  const share = SHARE.exec(body);
+  if (share) {
+    const percent = Number(ascii(share[2]));
+    if (percent > 100) throw new Unreadable(`${quoted(part)}: ${share[2]}% is more than all blocks`);
+    return SHARES[share[1]](blocks, roundHalfEven((blocks.total * percent) / 100));
+  }
+  const span = SPAN.exec(body);
+  if (!span)
+    throw new Unreadable(`${quoted(part)} cannot be read as blocks; ${blocks.describe()}. ${GRAMMAR}`);
+  const [, kind, start, dash, endKind, end] = span;
+  if ((kind === "s" || endKind === "s") && !blocks.single)
+    throw new Beyond(`${quoted(part)}: this model has no single blocks; ${blocks.describe()}`);
+  const first = numberOf(kind, start, part, blocks);
+  if (!dash) return [first, first + 1];
+  if (end === undefined) return [first, kind === "d" ? blocks.double : blocks.total];
+  const last = numberOf(endKind || kind, end, part, blocks);
+  if (last < first) throw new Unreadable(`${quoted(part)} runs backwards; write the smaller block first`);
+  return [first, last + 1];
 }
 
 /** A block's number in the whole model. */
 function numberOf(kind, digits, part, blocks) {
-    const most = { d: blocks.double, s: blocks.single, "": blocks.total }[kind];
-    const value = BigInt(ascii(digits));
-    if (value >= most) {
-        const where = part === kind + digits ? "" : ` (in ${quoted(part)})`;
-        throw new Beyond(`block ${kind}${value} does not exist${where}: ${blocks.describe()}`);
-    }
-    return Number(value) + (kind === "s" ? blocks.double : 0);
+  const most = { d: blocks.double, s: blocks.single, "": blocks.total }[kind];
+  const value = BigInt(ascii(digits));
+  if (value >= most) {
+    const where = part === kind + digits ? "" : ` (in ${quoted(part)})`;
+    throw new Beyond(`block ${kind}${value} does not exist${where}: ${blocks.describe()}`);
+  }
+  return Number(value) + (kind === "s" ? blocks.double : 0);
 }
 
 /** Every script's decimal digits as ASCII, as Python's int and float take them: they come in runs of ten. */
 function ascii(text) {
-    return text.replace(/\p{Nd}/gu, (digit) => {
-        let start = digit.codePointAt(0);
-        if (start < 128) return digit;
-        while (/\p{Nd}/u.test(String.fromCodePoint(start - 1))) start -= 1;
-        return String((digit.codePointAt(0) - start) % 10);
-    });
+  return text.replace(/\p{Nd}/gu, (digit) => {
+    let start = digit.codePointAt(0);
+    if (start < 128) return digit;
+    while (/\p{Nd}/u.test(String.fromCodePoint(start - 1))) start -= 1;
+    return String((digit.codePointAt(0) - start) % 10);
+  });
 }
 
 /** As Python quotes a text. */
 function quoted(text) {
-    const mark = text.includes("'") && !text.includes('"') ? '"' : "'";
-    const inner = text.replaceAll("\\", "\\\\").replace(/(?! )[\p{C}\p{Z}]/gu, escaped);
-    return mark + (mark === "'" ? inner.replaceAll("'", "\\'") : inner) + mark;
+  const mark = text.includes("'") && !text.includes('"') ? '"' : "'";
+  const inner = text.replaceAll("\\", "\\\\").replace(/(?! )[\p{C}\p{Z}]/gu, escaped);
+  return mark + (mark === "'" ? inner.replaceAll("'", "\\'") : inner) + mark;
 }
 
 function escaped(sign) {
-    const named = { "\t": "\\t", "\r": "\\r" }[sign];
-    const code = sign.codePointAt(0);
-    const [letter, digits] = code < 256 ? ["x", 2] : code < 65536 ? ["u", 4] : ["U", 8];
-    return named ?? `\\${letter}${code.toString(16).padStart(digits, "0")}`;
+  const named = { "\t": "\\t", "\r": "\\r" }[sign];
+  const code = sign.codePointAt(0);
+  const [letter, digits] = code < 256 ? ["x", 2] : code < 65536 ? ["u", 4] : ["U", 8];
+  return named ?? `\\${letter}${code.toString(16).padStart(digits, "0")}`;
 }

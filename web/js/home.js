@@ -1,34 +1,18 @@
-// Where a strip lies in the page, in Nodes 2.0. The host puts a widget's element into its node once and keeps the place
-// when the node is made anew, as by undo: then the old node's strip would stay there. And a side panel that shows the
-// widget takes the element along, for good.
+// Where a strip lies in the page, in Nodes 2.0: the host puts a widget's element into its node when it first draws the
+// node, and keeps what it has drawn when the node is made anew, as by undo. Then the old node's strip would stay there.
 
 import { app, drawnAsHtml } from "./host.js";
 
-const FRAMES = 20; // to wait for the page to draw a node that was just made
+const FRAMES = 20; // to wait for a node that was just made to be drawn
 
-/** Put a strip's element back where it belongs whenever it is nowhere; the function returned looks at once. */
+/** Returns a function that puts the strip's element into the place of an old one, where there is one. */
 export function keepAtHome(node, name, element) {
-    element.dataset.widget = name;
-    let home = null;
-    let left = 0;
-
-    const look = () => {
-        if (!drawnAsHtml() || app.canvas?.graph?.getNodeById(node.id) !== node) return;
-        const place = `[data-node-id="${node.id}"]`;
-        if (element.isConnected) {
-            if (element.closest(place)) home = element.parentElement;
-            return;
-        }
-        const strips = [...document.querySelectorAll(`${place} .mmdit-blocks`)];
-        const stale = strips.find((other) => other.dataset.widget === name);
-        const free = home?.isConnected && !home.firstElementChild ? home : stale?.parentElement;
-        if (free) free.replaceChildren(element);
-        else if ((left -= 1) > 0) requestAnimationFrame(look);
-    };
-    const begin = () => {
-        left = FRAMES;
-        look();
-    };
-    new ResizeObserver(begin).observe(element); // tells when it is taken away
-    return begin;
+  element.dataset.widget = name;
+  return function look(frames = FRAMES) {
+    if (element.isConnected || !drawnAsHtml() || app.canvas?.graph?.getNodeById(node.id) !== node) return;
+    const strips = [...document.querySelectorAll(`[data-node-id="${node.id}"] .mmdit-blocks`)];
+    const old = strips.find((other) => other.dataset.widget === name);
+    if (old) old.replaceWith(element);
+    else if (frames > 0) requestAnimationFrame(() => look(frames - 1));
+  };
 }

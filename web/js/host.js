@@ -7,70 +7,81 @@ export { api, app };
 
 /** Make the graph as it is now a step that Ctrl+Z goes back to. */
 export function remember() {
-    const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
-    (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
 /** Whether nodes are drawn as HTML (Nodes 2.0) and not on the canvas. */
 export function drawnAsHtml() {
-    return Boolean(globalThis.LiteGraph?.vueNodesMode);
+  return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
 
 /** Give the canvas what an element above it does not use: wheel to zoom, middle button to pan. */
 export function passToCanvas(element) {
-    element.addEventListener(
-        "wheel",
-        (event) => {
-            if (drawnAsHtml()) return; // it gets there by itself
-            event.preventDefault();
-            app.canvas.processMouseWheel(event);
-        },
-        { passive: false },
-    );
-    const whileMiddle = (kind, handle, held) =>
-        element.addEventListener(kind, (event) => {
-            if (held(event)) app.canvas[handle](event);
-        });
-    whileMiddle("pointerdown", "processMouseDown", (event) => event.button === 1);
-    whileMiddle("pointermove", "processMouseMove", (event) => event.buttons & 4);
-    whileMiddle("pointerup", "processMouseUp", (event) => event.button === 1);
+  element.addEventListener(
+    "wheel",
+    (event) => {
+      if (drawnAsHtml()) return; // it gets there by itself
+      event.preventDefault();
+      app.canvas.processMouseWheel(event);
+    },
+    { passive: false },
+  );
+  const whileMiddle = (kind, handle, held) =>
+    element.addEventListener(kind, (event) => {
+      if (held(event)) app.canvas[handle](event);
+    });
+  whileMiddle("pointerdown", "processMouseDown", (event) => event.button === 1);
+  whileMiddle("pointermove", "processMouseMove", (event) => event.buttons & 4);
+  whileMiddle("pointerup", "processMouseUp", (event) => event.button === 1);
 }
 
 /** Do something more after a method of a host's object. */
 export function after(object, method, more) {
-    const before = object[method];
-    object[method] = function (...values) {
-        const result = before?.apply(this, values);
-        more.apply(this, values);
-        return result;
-    };
+  const before = object[method];
+  object[method] = function (...values) {
+    const result = before?.apply(this, values);
+    more.apply(this, values);
+    return result;
+  };
+}
+
+/** The node of an execution: "5", or "12:5" for node 5 in the subgraph that is node 12. */
+export function nodeOfExecution(execution) {
+  let graph = app.rootGraph ?? app.graph;
+  let node = null;
+  for (const id of String(execution).split(":")) {
+    node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id)) ?? null;
+    graph = node?.subgraph;
+  }
+  return node;
 }
 
 /** Load a style sheet that lies beside the scripts, once. */
 export function addStyles(url) {
-    const link = document.createElement("link");
-    link.rel = "stylesheet";
-    link.href = url;
-    document.head.append(link);
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = url;
+  document.head.append(link);
 }
 
 const answers = new Map(); // address -> promise of its answer
 
 /** A route of this pack, asked once for each address; null where the server does not know it or cannot be reached. */
 export function ask(address) {
-    if (!answers.has(address)) {
-        const answer = api
-            .fetchApi(address)
-            .then((response) => (response.ok ? response.json() : null))
-            .catch(() => null);
-        answers.set(address, answer);
-        // A server that was away may be back.
-        answer.then((found) => found === null && answers.delete(address));
-    }
-    return answers.get(address);
+  if (!answers.has(address)) {
+    const answer = api
+      .fetchApi(address)
+      .then((response) => (response.ok ? response.json() : null))
+      .catch(() => null);
+    answers.set(address, answer);
+    // A server that was away may be back.
+    answer.then((found) => found === null && answers.delete(address));
+  }
+  return answers.get(address);
 }
 
 /** Forget the answers: the files may be others now. */
 export function forget() {
-    answers.clear();
+  answers.clear();
 }

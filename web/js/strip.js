@@ -15,262 +15,262 @@ const MOST_MARKS = 8;
 let strips = 0;
 
 export class BlockStrip {
-    /**
-     * Options: label; action, what the node does to a block ("skip", "boost", ...), for colour and words; levels,
-     * whether blocks have strengths; changed(text, done), after each change, done when it is complete; menu(x, y).
-     */
-    constructor({ label, action, levels = false, changed, menu }) {
-        Object.assign(this, { label, action, levels, changed, menu });
-        this.text = "";
-        this.blocks = UNKNOWN;
-        this.known = false;
-        this.chosen = new Map();
-        this.errors = [];
-        this.beyond = []; // parts of the text that name blocks which are not drawn, while the model is unknown
-        this.usual = 1.5; // the strength of a block that has none of its own
-        this.effects = null; // block -> measured effect
-        this.preset = null; // { name, chosen }: shown in place of the text
-        this.linked = false;
-        this.cursor = 0;
-        this.anchor = null;
-        this.hovered = null;
-        this.id = `mmdit-strip-${(strips += 1)}`;
-        this._build();
-        listenToPointer(this);
-        listenToKeys(this);
-        this._layOut();
+  /**
+   * Options: label; action, what the node does to a block ("skip", "boost", ...), for colour and words; levels,
+   * whether blocks have strengths; changed(text, done), after each change, done when it is complete; menu(x, y).
+   */
+  constructor({ label, action, levels = false, changed, menu }) {
+    Object.assign(this, { label, action, levels, changed, menu });
+    this.text = "";
+    this.blocks = UNKNOWN;
+    this.known = false;
+    this.chosen = new Map();
+    this.errors = [];
+    this.beyond = []; // parts of the text that name blocks which are not drawn, while the model is unknown
+    this.usual = 1.5; // the strength of a block that has none of its own
+    this.effects = null; // block -> measured effect
+    this.preset = null; // { name, chosen }: shown in place of the text
+    this.linked = false;
+    this.cursor = 0;
+    this.anchor = null;
+    this.hovered = null;
+    this.id = `mmdit-strip-${(strips += 1)}`;
+    this._build();
+    listenToPointer(this);
+    listenToKeys(this);
+    this._layOut();
+  }
+
+  // What it shows
+
+  setText(text) {
+    this.text = text;
+    if (this.field.value !== text) this.field.value = text;
+    this._read();
+    this.draw();
+  }
+
+  /** Args: blocks, a Blocks, or null where the model is not known. */
+  setBlocks(blocks) {
+    const now = blocks ?? UNKNOWN;
+    const same = now.double === this.blocks.double && now.single === this.blocks.single;
+    if (same && Boolean(blocks) === this.known) return;
+    this.blocks = now;
+    this.known = Boolean(blocks);
+    this.cursor = Math.min(this.cursor, now.total - 1);
+    this.anchor = null;
+    this._layOut();
+    this._read();
+    this.draw();
+  }
+
+  /** Any of label, usual, effects, preset, linked. */
+  show(state) {
+    Object.assign(this, state);
+    this.name.textContent = this.label;
+    this.draw();
+  }
+
+  get editable() {
+    return !this.linked && !this.preset;
+  }
+
+  /** The choice that is drawn: block -> own strength or null. */
+  get shown() {
+    return this.preset?.chosen ?? this.chosen;
+  }
+
+  // What a person does
+
+  /** Take a text as it is, such as a typed one. */
+  write(text, done = true) {
+    this.setText(text);
+    this.changed(text, done);
+  }
+
+  /** Choose exactly these blocks; parts of the text about blocks that cannot be drawn yet stay. */
+  choose(chosen, done = true) {
+    const text = [write(chosen, this.blocks), ...this.beyond].filter(Boolean).join(", ");
+    if (text !== this.text) this.write(text, done);
+    else if (done) this.changed(text, true);
+  }
+
+  /** Switch the blocks between two, both included, on or off. */
+  paint(from, to, on, done = true) {
+    const chosen = new Map(this.chosen);
+    for (let block = Math.min(from, to); block <= Math.max(from, to); block += 1) {
+      if (!on) chosen.delete(block);
+      else if (!chosen.has(block)) chosen.set(block, null);
     }
+    this.choose(chosen, done);
+  }
 
-    // What it shows
+  toggle(block, done = true) {
+    this.paint(block, block, !this.chosen.has(block), done);
+  }
 
-    setText(text) {
-        this.text = text;
-        if (this.field.value !== text) this.field.value = text;
-        this._read();
-        this.draw();
+  strengthOf(block) {
+    return this.shown.get(block) ?? this.usual;
+  }
+
+  /** Give a block a strength of its own. */
+  setStrength(block, strength, done = true) {
+    this.choose(new Map(this.chosen).set(block, held(strength)), done);
+  }
+
+  invert() {
+    const rest = Array.from({ length: this.blocks.total }, (_, block) => block);
+    this.choose(new Map(rest.filter((block) => !this.chosen.has(block)).map((block) => [block, null])));
+  }
+
+  moveTo(block) {
+    this.cursor = Math.max(0, Math.min(this.blocks.total - 1, block));
+    this.hovered = this.cursor;
+    this.draw();
+  }
+
+  hover(block) {
+    if (block === this.hovered) return;
+    this.hovered = block;
+    this._drawFoot();
+  }
+
+  // Drawing
+
+  /** Bring everything that is seen or read aloud up to date. */
+  draw() {
+    const { element, shown } = this;
+    element.classList.toggle("unknown", !this.known);
+    element.classList.toggle("locked", !this.editable);
+    element.classList.toggle("wrong", this.errors.length > 0 && !this.linked && !this.preset);
+    element.inert = this.linked;
+    this.field.readOnly = Boolean(this.preset);
+    this.field.placeholder = this.linked ? "from the link" : this.preset ? "from the preset" : "none";
+    this.field.setAttribute("aria-invalid", String(this.errors.length > 0));
+    this.list.setAttribute("aria-readonly", String(!this.editable));
+    this.list.setAttribute("aria-label", `${this.label}: ${shown.size} of ${this.blocks.total} chosen`);
+    this.list.setAttribute("aria-activedescendant", this._cellId(this.cursor));
+    const most = this.effects ? Math.max(...this.effects.filter(Number.isFinite), 0) : 0;
+    this.cells.forEach((cell, block) => {
+      const on = !this.linked && shown.has(block);
+      cell.setAttribute("aria-selected", String(on));
+      cell.setAttribute("aria-label", this.describe(block));
+      cell.classList.toggle("cursor", block === this.cursor);
+      cell.style.setProperty("--level", on ? (this.levels ? height(this.strengthOf(block)) : 1) : 0);
+      const effect = this.effects?.[block];
+      cell.classList.toggle("measured", Number.isFinite(effect));
+      // The square root: one block with a large effect would leave the others without any colour.
+      if (most > 0 && Number.isFinite(effect)) cell.style.setProperty("--heat", Math.sqrt(effect / most));
+    });
+    this._drawFoot();
+  }
+
+  /** A block in words: its number, whether it is chosen, its strength, its measured effect. */
+  describe(block) {
+    const { double, single } = this.blocks;
+    const kind = !single ? "" : block < double ? ` (double d${block})` : ` (single s${block - double})`;
+    const words = [`block ${block}${kind}`];
+    if (this.shown.has(block)) words.push(this.levels ? `${this.action} × ${this.strengthOf(block)}` : this.action);
+    const effect = this.effects?.[block];
+    if (Number.isFinite(effect)) words.push(`effect ${Number(effect.toPrecision(3))}`);
+    return words.join(" · ");
+  }
+
+  _read() {
+    const found = read(this.text, this.blocks, { strengths: this.levels });
+    const waiting = this.known ? [] : found.errors.filter((error) => error.beyond);
+    this.chosen = found.chosen;
+    this.beyond = waiting.map((error) => error.part);
+    this.errors = found.errors.filter((error) => !waiting.includes(error));
+  }
+
+  _drawFoot() {
+    const { foot } = this;
+    const wrong = this.element.classList.contains("wrong");
+    const words =
+      this.hovered !== null && this.hovered < this.blocks.total
+        ? this.describe(this.hovered)
+        : this.preset
+          ? `preset: ${this.preset.name}`
+          : wrong
+          ? this.errors[0].message
+          : null;
+    foot.classList.toggle("words", words !== null);
+    foot.classList.toggle("error", wrong && words === this.errors[0]?.message);
+    foot.title = words ?? "";
+    if (words !== null) foot.textContent = words;
+    else foot.replaceChildren(...this._ruler());
+  }
+
+  /** Numbers under some cells of a single row; of two rows, what they are. */
+  _ruler() {
+    if (this.rows.length > 1) {
+      const { double, single, total } = this.blocks;
+      return [single ? `double 0–${double - 1}, single ${double}–${total - 1}` : `0–${total - 1}`];
     }
+    const step = RULER_STEPS.find((each) => this.blocks.total / each <= MOST_MARKS) ?? 10;
+    return this.cells.flatMap((_, block) => {
+      if (block % step) return [];
+      const mark = make("span", "", String(block));
+      mark.style.left = `${((block + 0.5) / this.blocks.total) * 100}%`;
+      return [mark];
+    });
+  }
 
-    /** Args: blocks, a Blocks, or null where the model is not known. */
-    setBlocks(blocks) {
-        const now = blocks ?? UNKNOWN;
-        const same = now.double === this.blocks.double && now.single === this.blocks.single;
-        if (same && Boolean(blocks) === this.known) return;
-        this.blocks = now;
-        this.known = Boolean(blocks);
-        this.cursor = Math.min(this.cursor, now.total - 1);
-        this.anchor = null;
-        this._layOut();
-        this._read();
-        this.draw();
-    }
+  _build() {
+    this.element = make("div", `mmdit-blocks ${this.action}`);
+    this.element.classList.toggle("levels", this.levels);
+    this.name = make("label", "mmdit-name", this.label);
+    this.field = make("input", "mmdit-text");
+    Object.assign(this.field, { type: "text", id: `${this.id}-text`, spellcheck: false, autocomplete: "off" });
+    this.name.htmlFor = this.field.id;
+    this.field.addEventListener("input", () => this.write(this.field.value, false));
+    this.field.addEventListener("change", () => this.changed(this.text, true));
+    this.list = make("div", "mmdit-strip");
+    this.list.setAttribute("role", "listbox");
+    this.list.setAttribute("aria-multiselectable", "true");
+    this.list.setAttribute("aria-orientation", "horizontal");
+    this.list.dataset.captureWheel = "true"; // Nodes 2.0 then leaves it the wheel while it has the focus
+    this.list.tabIndex = 0;
+    this.list.title = ""; // or the text field's tooltip would lie over the cells
+    this.foot = make("div", "mmdit-foot");
+    this.element.append(this.name, this.field, this.list, this.foot);
+  }
 
-    /** Any of label, usual, effects, preset, linked. */
-    show(state) {
-        Object.assign(this, state);
-        this.name.textContent = this.label;
-        this.draw();
-    }
+  /** New cells: double and single blocks apart, and no row too long to hit a cell. */
+  _layOut() {
+    const { double, single, total } = this.blocks;
+    const half = Math.ceil(total / 2);
+    const spans = single ? [[0, double, "d"], [double, total, "s"]] // prettier-ignore
+      : total > LONGEST_ROW ? [[0, half, "0"], [half, total, String(half)]] // prettier-ignore
+        : [[0, total, ""]];
+    this.cells = [];
+    this.rows = spans.map(([first, end, title]) => {
+      const row = make("div", "mmdit-row");
+      row.setAttribute("role", "group");
+      row.setAttribute("aria-label", `blocks ${first} to ${end - 1}`);
+      row.dataset.title = title;
+      for (let block = first; block < end; block += 1) {
+        const cell = make("div", "mmdit-cell");
+        cell.id = this._cellId(block);
+        cell.setAttribute("role", "option");
+        row.append(cell);
+        this.cells.push(cell);
+      }
+      return { row, first, end };
+    });
+    this.list.replaceChildren(...this.rows.map(({ row }) => row));
+    this.element.classList.toggle("two", this.rows.length > 1);
+  }
 
-    get editable() {
-        return !this.linked && !this.preset;
-    }
-
-    /** The choice that is drawn: block -> own strength or null. */
-    get shown() {
-        return this.preset?.chosen ?? this.chosen;
-    }
-
-    // What a person does
-
-    /** Take a text as it is, such as a typed one. */
-    write(text, done = true) {
-        this.setText(text);
-        this.changed(text, done);
-    }
-
-    /** Choose exactly these blocks; parts of the text about blocks that cannot be drawn yet stay. */
-    choose(chosen, done = true) {
-        const text = [write(chosen, this.blocks), ...this.beyond].filter(Boolean).join(", ");
-        if (text !== this.text) this.write(text, done);
-        else if (done) this.changed(text, true);
-    }
-
-    /** Switch the blocks between two, both included, on or off. */
-    paint(from, to, on, done = true) {
-        const chosen = new Map(this.chosen);
-        for (let block = Math.min(from, to); block <= Math.max(from, to); block += 1) {
-            if (!on) chosen.delete(block);
-            else if (!chosen.has(block)) chosen.set(block, null);
-        }
-        this.choose(chosen, done);
-    }
-
-    toggle(block, done = true) {
-        this.paint(block, block, !this.chosen.has(block), done);
-    }
-
-    strengthOf(block) {
-        return this.shown.get(block) ?? this.usual;
-    }
-
-    /** Give a block a strength of its own. */
-    setStrength(block, strength, done = true) {
-        this.choose(new Map(this.chosen).set(block, held(strength)), done);
-    }
-
-    invert() {
-        const rest = Array.from({ length: this.blocks.total }, (_, block) => block);
-        this.choose(new Map(rest.filter((block) => !this.chosen.has(block)).map((block) => [block, null])));
-    }
-
-    moveTo(block) {
-        this.cursor = Math.max(0, Math.min(this.blocks.total - 1, block));
-        this.hovered = this.cursor;
-        this.draw();
-    }
-
-    hover(block) {
-        if (block === this.hovered) return;
-        this.hovered = block;
-        this._drawFoot();
-    }
-
-    // Drawing
-
-    /** Bring everything that is seen or read aloud up to date. */
-    draw() {
-        const { element, shown } = this;
-        element.classList.toggle("unknown", !this.known);
-        element.classList.toggle("locked", !this.editable);
-        element.classList.toggle("wrong", this.errors.length > 0 && !this.linked && !this.preset);
-        element.inert = this.linked;
-        this.field.readOnly = Boolean(this.preset);
-        this.field.placeholder = this.linked ? "from the link" : this.preset ? "from the preset" : "none";
-        this.field.setAttribute("aria-invalid", String(this.errors.length > 0));
-        this.list.setAttribute("aria-readonly", String(!this.editable));
-        this.list.setAttribute("aria-label", `${this.label}: ${shown.size} of ${this.blocks.total} chosen`);
-        this.list.setAttribute("aria-activedescendant", this._cellId(this.cursor));
-        const most = this.effects ? Math.max(...this.effects.filter(Number.isFinite), 0) : 0;
-        this.cells.forEach((cell, block) => {
-            const on = !this.linked && shown.has(block);
-            cell.setAttribute("aria-selected", String(on));
-            cell.setAttribute("aria-label", this.describe(block));
-            cell.classList.toggle("cursor", block === this.cursor);
-            cell.style.setProperty("--level", on ? (this.levels ? height(this.strengthOf(block)) : 1) : 0);
-            const effect = this.effects?.[block];
-            cell.classList.toggle("measured", Number.isFinite(effect));
-            // The square root: one block with a large effect would leave the others without any colour.
-            if (most > 0 && Number.isFinite(effect)) cell.style.setProperty("--heat", Math.sqrt(effect / most));
-        });
-        this._drawFoot();
-    }
-
-    /** A block in words: its number, whether it is chosen, its strength, its measured effect. */
-    describe(block) {
-        const { double, single } = this.blocks;
-        const kind = !single ? "" : block < double ? ` (double d${block})` : ` (single s${block - double})`;
-        const words = [`block ${block}${kind}`];
-        if (this.shown.has(block)) words.push(this.levels ? `${this.action} × ${this.strengthOf(block)}` : this.action);
-        const effect = this.effects?.[block];
-        if (Number.isFinite(effect)) words.push(`effect ${Number(effect.toPrecision(3))}`);
-        return words.join(" · ");
-    }
-
-    _read() {
-        const found = read(this.text, this.blocks, { strengths: this.levels });
-        const waiting = this.known ? [] : found.errors.filter((error) => error.beyond);
-        this.chosen = found.chosen;
-        this.beyond = waiting.map((error) => error.part);
-        this.errors = found.errors.filter((error) => !waiting.includes(error));
-    }
-
-    _drawFoot() {
-        const { foot } = this;
-        const wrong = this.element.classList.contains("wrong");
-        const words =
-            this.hovered !== null && this.hovered < this.blocks.total
-                ? this.describe(this.hovered)
-                : this.preset
-                  ? `preset: ${this.preset.name}`
-                  : wrong
-                    ? this.errors[0].message
-                    : null;
-        foot.classList.toggle("words", words !== null);
-        foot.classList.toggle("error", wrong && words === this.errors[0]?.message);
-        foot.title = words ?? "";
-        if (words !== null) foot.textContent = words;
-        else foot.replaceChildren(...this._ruler());
-    }
-
-    /** Numbers under some cells of a single row; of two rows, what they are. */
-    _ruler() {
-        if (this.rows.length > 1) {
-            const { double, single, total } = this.blocks;
-            return [single ? `double 0–${double - 1}, single ${double}–${total - 1}` : `0–${total - 1}`];
-        }
-        const step = RULER_STEPS.find((each) => this.blocks.total / each <= MOST_MARKS) ?? 10;
-        return this.cells.flatMap((_, block) => {
-            if (block % step) return [];
-            const mark = make("span", "", String(block));
-            mark.style.left = `${((block + 0.5) / this.blocks.total) * 100}%`;
-            return [mark];
-        });
-    }
-
-    _build() {
-        this.element = make("div", `mmdit-blocks ${this.action}`);
-        this.element.classList.toggle("levels", this.levels);
-        this.name = make("label", "mmdit-name", this.label);
-        this.field = make("input", "mmdit-text");
-        Object.assign(this.field, { type: "text", id: `${this.id}-text`, spellcheck: false, autocomplete: "off" });
-        this.name.htmlFor = this.field.id;
-        this.field.addEventListener("input", () => this.write(this.field.value, false));
-        this.field.addEventListener("change", () => this.changed(this.text, true));
-        this.list = make("div", "mmdit-strip");
-        this.list.setAttribute("role", "listbox");
-        this.list.setAttribute("aria-multiselectable", "true");
-        this.list.setAttribute("aria-orientation", "horizontal");
-        this.list.dataset.captureWheel = "true"; // Nodes 2.0 then leaves it the wheel while it has the focus
-        this.list.tabIndex = 0;
-        this.list.title = ""; // or the text field's tooltip would lie over the cells
-        this.foot = make("div", "mmdit-foot");
-        this.element.append(this.name, this.field, this.list, this.foot);
-    }
-
-    /** New cells: double and single blocks apart, and no row too long to hit a cell. */
-    _layOut() {
-        const { double, single, total } = this.blocks;
-        const half = Math.ceil(total / 2);
-        const spans = single ? [[0, double, "d"], [double, total, "s"]] // prettier-ignore
-            : total > LONGEST_ROW ? [[0, half, "0"], [half, total, String(half)]] // prettier-ignore
-              : [[0, total, ""]];
-        this.cells = [];
-        this.rows = spans.map(([first, end, title]) => {
-            const row = make("div", "mmdit-row");
-            row.setAttribute("role", "group");
-            row.setAttribute("aria-label", `blocks ${first} to ${end - 1}`);
-            row.dataset.title = title;
-            for (let block = first; block < end; block += 1) {
-                const cell = make("div", "mmdit-cell");
-                cell.id = this._cellId(block);
-                cell.setAttribute("role", "option");
-                row.append(cell);
-                this.cells.push(cell);
-            }
-            return { row, first, end };
-        });
-        this.list.replaceChildren(...this.rows.map(({ row }) => row));
-        this.element.classList.toggle("two", this.rows.length > 1);
-    }
-
-    _cellId(block) {
-        return `${this.id}-${block}`;
-    }
+  _cellId(block) {
+    return `${this.id}-${block}`;
+  }
 }
 
 function make(tag, className, text = "") {
-    const element = document.createElement(tag);
-    element.className = className;
-    element.textContent = text;
-    return element;
+  const element = document.createElement(tag);
+  element.className = className;
+  element.textContent = text;
+  return element;
 }

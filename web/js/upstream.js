@@ -14,69 +14,69 @@ const FARTHEST = 200; // nodes; a graph that is being rewired may hold a ring fo
  * Args: pass, called with each node on the way and, of the loader, the widget that names the file.
  */
 export function modelFile(node, pass = () => {}, input = "model") {
-    let here = { node, slot: node.inputs?.findIndex((slot) => slot.name === input) ?? -1 };
-    for (let step = 0; here.slot >= 0 && step < FARTHEST; step += 1) {
-        const source = behind(here.node, here.slot);
-        if (!source) return null;
-        const slot = passing(source.node);
-        const widget = slot < 0 ? fileWidget(source.node) : null;
-        pass(source.node, widget);
-        if (source.node.mode === MUTED) return null;
-        if (slot < 0) return widget?.value ? { name: widget.value, folder: FILE_WIDGETS[widget.name] } : null;
-        here = { node: source.node, slot };
-    }
-    return null;
+  let here = { node, slot: node.inputs?.findIndex((slot) => slot.name === input) ?? -1 };
+  for (let step = 0; here.slot >= 0 && step < FARTHEST; step += 1) {
+    const source = behind(here.node, here.slot);
+    if (!source) return null;
+    const slot = passing(source.node);
+    const widget = slot < 0 ? fileWidget(source.node) : null;
+    pass(source.node, widget);
+    if (source.node.mode === MUTED) return null;
+    if (slot < 0) return widget?.value ? { name: widget.value, folder: FILE_WIDGETS[widget.name] } : null;
+    here = { node: source.node, slot };
+  }
+  return null;
 }
 
 /** The blocks of a model in a file as above; null where they are not known. */
 export async function blocksIn(file) {
-    if (!file) return null;
-    const query = new URLSearchParams({ name: file.name, folder: file.folder });
-    const found = await ask(`/mmdit/blocks?${query}`);
-    return found?.double ? new Blocks(found.double, found.single) : null;
+  if (!file) return null;
+  const query = new URLSearchParams({ name: file.name, folder: file.folder });
+  const found = await ask(`/mmdit/blocks?${query}`);
+  return found?.double ? new Blocks(found.double, found.single) : null;
 }
 
 /** The node whose output feeds an input, subgraphs opened: { node } or null. */
-function behind(node, slot) {
-    const link = linkOf(node.graph, node.inputs[slot]?.link);
-    if (!link) return null;
-    if (Number(link.origin_id) === SUBGRAPH_INPUT) {
-        const outer = holderOf(node.graph);
-        return outer ? behind(outer, link.origin_slot) : null;
-    }
-    return opened(node.graph.getNodeById(link.origin_id), link.origin_slot);
+export function behind(node, slot) {
+  const link = linkOf(node.graph, node.inputs[slot]?.link);
+  if (!link) return null;
+  if (Number(link.origin_id) === SUBGRAPH_INPUT) {
+    const outer = holderOf(node.graph);
+    return outer ? behind(outer, link.origin_slot) : null;
+  }
+  return opened(node.graph.getNodeById(link.origin_id), link.origin_slot);
 }
 
 /** The node that makes an output: of a subgraph, the one inside it. */
 function opened(node, slot) {
-    if (!node?.subgraph) return node ? { node } : null;
-    const link = linkOf(node.subgraph, node.subgraph.outputs?.[slot]?.linkIds?.[0]);
-    return link ? opened(node.subgraph.getNodeById(link.origin_id), link.origin_slot) : null;
+  if (!node?.subgraph) return node ? { node } : null;
+  const link = linkOf(node.subgraph, node.subgraph.outputs?.[slot]?.linkIds?.[0]);
+  return link ? opened(node.subgraph.getNodeById(link.origin_id), link.origin_slot) : null;
 }
 
 /** The node that stands for a subgraph in the graph around it. */
 function holderOf(graph, within = app.rootGraph ?? app.graph) {
-    for (const node of within._nodes ?? []) {
-        if (!node.subgraph) continue;
-        if (node.subgraph === graph) return node;
-        const deeper = holderOf(graph, node.subgraph);
-        if (deeper) return deeper;
-    }
-    return null;
+  for (const node of within._nodes ?? []) {
+    if (!node.subgraph) continue;
+    if (node.subgraph === graph) return node;
+    const deeper = holderOf(graph, node.subgraph);
+    if (deeper) return deeper;
+  }
+  return null;
 }
 
 function linkOf(graph, id) {
-    if (id === null || id === undefined || !graph) return null;
-    return graph.getLink?.(id) ?? graph.links?.[id] ?? null;
+  if (id === null || id === undefined || !graph) return null;
+  return graph.getLink?.(id) ?? graph.links?.[id] ?? null;
 }
 
 function fileWidget(node) {
-    return node.widgets?.find((widget) => Object.hasOwn(FILE_WIDGETS, widget.name));
+  return node.widgets?.find((widget) => Object.hasOwn(FILE_WIDGETS, widget.name));
 }
 
 /** The input that a node hands on as its model: the first of that type, or a reroute's only one; -1 for none. */
 function passing(node) {
-    const inputs = (node.inputs ?? []).filter((slot) => !slot.widget);
-    const model = inputs.find((slot) => slot.type === "MODEL") ?? (inputs.length === 1 ? inputs[0] : null);
-    return model ? node.inputs.indexOf(model) : -1;
+  const inputs = (node.inputs ?? []).filter((slot) => !slot.widget);
+  const model = inputs.find((slot) => slot.type === "MODEL") ?? (inputs.length === 1 ? inputs[0] : null);
+  return model ? node.inputs.indexOf(model) : -1;
 }

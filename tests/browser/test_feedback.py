@@ -1,0 +1,104 @@
+"""What nodes tell while somebody types and while they run, in both renderers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+WORKFLOW = Path(__file__).parents[2] / "workflows" / "quickstart.json"
+
+NOTE = """(type) => {
+    const node = app.graph._nodes.find((each) => each.type === type);
+    const element = node.widgets.find((widget) => widget.type === "MMDIT_NOTE")?.element;
+    return element?.isConnected ? element.innerText.replaceAll("\\n", " ") : null;
+}"""
+SET = """([type, values]) => {
+    const node = app.graph._nodes.find((each) => each.type === type);
+    for (const [name, value] of Object.entries(values)) {
+        const widget = node.widgets.find((each) => each.name === name);
+        widget.value = value;
+        widget.callback?.(value);
+    }
+}"""
+BOOST = """(phrase) => {
+    const of = (type) => app.graph._nodes.find((node) => node.type === type);
+    const boost = LiteGraph.createNode("TextBoost");
+    boost.pos = [40, 960];
+    app.graph.add(boost);
+    of("MMDiTLoader").connect(0, boost, 0);
+    boost.connect(0, of("FlowMatchingSampler"), 0);
+    for (const [name, value] of Object.entries({ blocks: "1-3", mode: "attention", phrase }))
+        boost.widgets.find((widget) => widget.name === name).value = value;
+}"""
+
+
+@pytest.fixture
+def comfy(shared):
+    shared.complaints.clear()
+    shared.page.set_default_timeout(15_000)
+    shared.load(WORKFLOW)
+    shared.run(SET, ["FlowMatchingSampler", {"steps": 4}])
+    yield shared
+    assert shared.pack_complaints() == []
+
+
+def until(comfy, node: str, condition: str, seconds: int = 20) -> str:
+    """Wait until a node's note is so; returns it."""
+    script = f"(type) => {{ const note = ({NOTE})(type); return {condition}; }}"
+    comfy.page.wait_for_function(script, arg=node, timeout=seconds * 1000)
+    return comfy.run(NOTE, node)
+
+
+def test_prompts_tell_their_tokens_while_they_are_typed(comfy, test_output):
+    before = next(node for node in comfy.graph()["nodes"] if node["type"] == "TripleTextEncode")
+    until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L 14\\s*CLIP-G 14\\s*T5 16/.test(note)")
+    field = comfy.page.locator("textarea:visible").first
+    field.fill("")
+    until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L 0/.test(note)")
+    field.press_sequentially("a red circle")
+    until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L 3\\s*CLIP-G 3\\s*T5 [345]\\b/.test(note)")
+    comfy.run(SET, ["TripleTextEncode", {"t5_length": "77", "prompt": "a red circle and " * 40}])
+    until(comfy, "TripleTextEncode", "/CLIP-L 160 in 3.*T5 76 \\+\\d+ cut/.test(note)")
+    cut = comfy.page.locator(".mmdit-note .bad")
+    assert cut.count() == 1 and cut.get_attribute("title").startswith("Not read: ")
+    comfy.run(SET, ["TripleTextEncode", {"t5_length": "auto"}])
+    until(comfy, "TripleTextEncode", "/T5 \\d{3}\\b(?! \\+)/.test(note)")
+    assert comfy.page.locator(".mmdit-note .warn").count() == 1
+    comfy.screenshot(test_output / f"tokens-{comfy.renderer}.png")
+    after = next(node for node in comfy.graph()["nodes"] if node["type"] == "TripleTextEncode")
+    assert len(after["widgets_values"]) == len(before["widgets_values"]) and after["size"] == before["size"]
+    (prompt,) = [node for node in comfy.prompt().values() if node["class_type"] == "TripleTextEncode"]
+    assert not {"tokens", "error"} & set(prompt["inputs"])
+
+
+def test_the_sampler_tells_its_steps_and_then_what_ran(comfy):
+    comfy.run("""() => {
+        globalThis.told = [];
+        app.api.addEventListener("progress_text", (event) => told.push(event.detail.text));
+    }""")
+    comfy.queue()
+    told = comfy.run("() => told")
+    steps = [text for text in told if text.startswith("step ")]
+    numbers = [int(text.split()[1]) for text in steps]
+    assert numbers == sorted(set(numbers)) and numbers[-1] == 4, "the server leaves out some where steps are quick"
+    assert len(steps) > 1 and all(text.split(",")[0].endswith(" of 4") for text in steps)
+    assert all(" s a step, " in text for text in steps[1:])
+    shown = comfy.run("""() => app.graph._nodes.find((node) => node.type === "FlowMatchingSampler")
+        .widgets.find((widget) => widget.name === "$$node-text-preview")?.value""")
+    assert shown and not shown.startswith("step "), "after the run, the summary stands there"
+    encode = """() => app.graph._nodes.find((node) => node.type === "TripleTextEncode").widgets.map((w) => w.name)"""
+    assert "$$node-text-preview" not in comfy.run(encode), "its counts are there once"
+
+
+def test_an_error_is_shown_on_the_node_that_it_names(comfy, test_output):
+    comfy.run(BOOST, "purple elephant")
+    comfy.run("() => void app.queuePrompt(0, 1)")
+    words = until(comfy, "TextBoost", "note?.includes('purple elephant')", 60)
+    assert words.startswith("phrase: "), "the node is named by where the words stand"
+    comfy.page.keyboard.press("Escape")
+    comfy.screenshot(test_output / f"error-{comfy.renderer}.png")
+    comfy.run(SET, ["TextBoost", {"phrase": "red circles"}])
+    comfy.queue()
+    assert comfy.run(NOTE, "TextBoost") is None
+    assert len(next(n for n in comfy.graph()["nodes"] if n["type"] == "TextBoost")["widgets_values"]) == 10

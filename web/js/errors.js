@@ -1,0 +1,42 @@
+// An error of this pack names the node whose dial is wrong; often another one meets it, such as the sampler. Here the
+// words are shown on the node that they name.
+
+import { api, nodeOfExecution } from "./host.js";
+import { Note } from "./note.js";
+import { behind } from "./upstream.js";
+
+const NAMED = /^([A-Z]\w+): (.+)/s;
+const LETTERS = 48; // of a line
+const MOST_LINES = 6;
+
+const notes = [];
+
+api.addEventListener("execution_start", clear);
+api.addEventListener("graphCleared", clear);
+api.addEventListener("execution_error", ({ detail }) => {
+  const named = NAMED.exec(detail.exception_message ?? "");
+  const failed = nodeOfExecution(detail.node_id);
+  const node = named && failed ? nearest(failed, named[1]) : null;
+  if (!node) return;
+  const note = new Note(node, "error");
+  const text = named[2].trim();
+  note.show([text], Math.min(MOST_LINES, Math.ceil(text.length / LETTERS)), "bad");
+  notes.push(note);
+});
+
+function clear() {
+  for (const note of notes.splice(0)) note.hide();
+}
+
+/** The nearest node of a kind that feeds a node, or that node itself. */
+function nearest(node, kind) {
+  const seen = new Set();
+  for (let row = [node]; row.length; ) {
+    const found = row.find((each) => each.comfyClass === kind);
+    if (found) return found;
+    for (const each of row) seen.add(each);
+    const next = row.flatMap((each) => each.inputs?.map((_, slot) => behind(each, slot)?.node) ?? []);
+    row = [...new Set(next)].filter((each) => each && !seen.has(each));
+  }
+  return null;
+}

@@ -1,0 +1,21 @@
+// While a node of this pack samples, it tells the step and the seconds that a step takes, where its summary will stand.
+
+import { api, nodeOfExecution } from "./host.js";
+
+const SAMPLERS = new Set(["FlowMatchingSampler", "MMDiTSampler", "FlowInvert"]);
+const LATELY = 8; // tellings that the time of a step is averaged over
+
+let told = []; // the last ones, { value, at }
+let running = "";
+
+api.addEventListener("progress", ({ detail: { node, prompt_id, value, max } }) => {
+  if (!SAMPLERS.has(nodeOfExecution(node)?.comfyClass)) return;
+  const run = `${prompt_id} ${node}`;
+  if (run !== running || value <= told.at(-1)?.value) told = [];
+  running = run;
+  told = [...told, { value, at: performance.now() }].slice(-LATELY - 1);
+  const [first, last] = [told[0], told.at(-1)];
+  const each = (last.at - first.at) / (last.value - first.value) / 1000; // some steps are not told of
+  const pace = told.length < 2 ? "" : `, ${each.toPrecision(2)} s a step, ${Math.round((max - value) * each)} s to go`;
+  api.dispatchCustomEvent("progress_text", { nodeId: node, text: `step ${value} of ${max}${pace}`, prompt_id });
+});
