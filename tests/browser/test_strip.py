@@ -196,7 +196,7 @@ def test_a_linked_strip_rests_until_it_is_unlinked(comfy):
     strip.until("s.inert && !s.chosen.length")
     strip.click(7)
     seen = strip.look()
-    assert seen["value"] == "4" and seen["inert"]
+    assert seen["value"] == "4" and seen["inert"] and seen["text"] == "", "the link decides, not the text"
     prompt = next(node for node in comfy.prompt().values() if node["class_type"] == "BlockSkip")
     assert isinstance(prompt["inputs"]["blocks"], list)
     comfy.run("""() => {

@@ -4,7 +4,7 @@
 
 import { showMenu } from "./actions.js";
 import { refresh, watch, watched } from "./context.js";
-import { addStyles, api, app, forget, passToCanvas, remember } from "./host.js";
+import { addHtml, addStyles, api, app, forget, remember } from "./host.js";
 import { listenForReports } from "./reports.js";
 import { BlockStrip } from "./strip.js";
 
@@ -63,23 +63,16 @@ function addStrip({ node, about, name, value }) {
     },
     menu: (x, y) => void showMenu(about, strip, x, y),
   });
-  const widget = node.addDOMWidget(name, TYPE, strip.element, {
+  const height = kind.levels ? HEIGHT.levels : HEIGHT.plain;
+  const widget = addHtml(node, name, TYPE, strip.element, () => height, {
     getValue: value.get,
     setValue(now) {
       const text = String(now ?? "");
       value.set(text);
       if (text !== strip.text) strip.setText(text);
     },
-    hideOnZoom: false,
     margin: MARGIN,
   });
-  const height = kind.levels ? HEIGHT.levels : HEIGHT.plain;
-  widget.computeSize = (width) => [width, height];
-  // It would take all spare height in Nodes 2.0.
-  widget.computeLayoutSize = undefined;
-  // An open side panel would shrink it in the middle of a click.
-  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
-  passToCanvas(strip.element);
   strip.setText(value.get());
   watch({ node, about, widget, strip }, refresh);
   return widget;

@@ -16,8 +16,27 @@ export function drawnAsHtml() {
   return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
 
+export function make(tag, className, text = "") {
+  const element = document.createElement(tag);
+  element.className = className;
+  element.textContent = text;
+  return element;
+}
+
+/** Put a widget of HTML on a node, as high as `height()` says in both renderers. */
+export function addHtml(node, name, type, element, height, options) {
+  const widget = node.addDOMWidget(name, type, element, { hideOnZoom: false, ...options });
+  widget.computeSize = (width) => [width, height()];
+  // It would take all spare height in Nodes 2.0.
+  widget.computeLayoutSize = undefined;
+  // An open side panel would shrink it in the middle of a click.
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
+  passToCanvas(element);
+  return widget;
+}
+
 /** Give the canvas what an element above it does not use: wheel to zoom, middle button to pan. */
-export function passToCanvas(element) {
+function passToCanvas(element) {
   element.addEventListener(
     "wheel",
     (event) => {

@@ -1,5 +1,7 @@
 // A small menu at a place on screen, for mouse and keyboard.
 
+import { make } from "./host.js";
+
 let open = null;
 
 /**
@@ -8,8 +10,7 @@ let open = null;
  */
 export function openMenu(x, y, items, back) {
   closeMenu();
-  const menu = document.createElement("div");
-  menu.className = "mmdit-menu";
+  const menu = make("div", "mmdit-menu");
   menu.setAttribute("role", "menu");
   menu.append(...items.map((item) => (item ? entry(item) : line())));
   document.body.append(menu);
@@ -41,9 +42,8 @@ export function closeMenu() {
 }
 
 function entry({ text, run, checked, disabled = false, hint = "" }) {
-  const item = document.createElement("button");
+  const item = make("button", "", text);
   item.type = "button";
-  item.textContent = text;
   item.title = hint;
   item.disabled = disabled;
   item.setAttribute("role", checked === undefined ? "menuitem" : "menuitemradio");

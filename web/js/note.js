@@ -1,6 +1,6 @@
 // Words at the end of a node, in both renderers; they are never saved.
 
-import { passToCanvas } from "./host.js";
+import { addHtml, make } from "./host.js";
 
 const LINE = 15; // pixels
 const MARGIN = 4;
@@ -45,21 +45,17 @@ export class Note {
   }
 
   _add() {
-    const element = document.createElement("div");
+    const element = make("div", "");
     element.setAttribute("role", "note");
+    const height = () => this.lines * LINE + 2 * MARGIN;
     // The last of the widgets: one that is not saved would shift those behind it.
-    const widget = this.node.addDOMWidget(this.name, "MMDIT_NOTE", element, {
+    const widget = addHtml(this.node, this.name, "MMDIT_NOTE", element, height, {
       getValue: () => "",
       setValue: () => {},
       serialize: false,
-      hideOnZoom: false,
       margin: MARGIN,
     });
     widget.serialize = false;
-    widget.computeSize = (width) => [width, this.lines * LINE + 2 * MARGIN];
-    widget.computeLayoutSize = undefined;
-    Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
-    passToCanvas(element);
     return widget;
   }
 }

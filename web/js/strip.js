@@ -1,8 +1,9 @@
 // The strip: one cell for each block of a model, a text field beside it, a line of words below.
 //
-// It knows nothing of ComfyUI: what it shows is set, what a person does is told through `changed`.
+// It knows nothing of nodes: what it shows is set, what a person does is told through `changed`.
 
 import { Blocks, read, write } from "./grammar.js";
+import { make } from "./host.js";
 import { listenToKeys } from "./keys.js";
 import { height, held } from "./level.js";
 import { listenToPointer } from "./pointer.js";
@@ -45,7 +46,6 @@ export class BlockStrip {
 
   setText(text) {
     this.text = text;
-    if (this.field.value !== text) this.field.value = text;
     this._read();
     this.draw();
   }
@@ -144,7 +144,9 @@ export class BlockStrip {
     element.classList.toggle("locked", !this.editable);
     element.classList.toggle("wrong", this.errors.length > 0 && !this.linked && !this.preset);
     element.inert = this.linked;
-    this.field.readOnly = Boolean(this.preset);
+    const words = this.editable ? this.text : "";
+    if (this.field.value !== words) this.field.value = words;
+    this.field.readOnly = !this.editable;
     this.field.placeholder = this.linked ? "from the link" : this.preset ? "from the preset" : "none";
     this.field.setAttribute("aria-invalid", String(this.errors.length > 0));
     this.list.setAttribute("aria-readonly", String(!this.editable));
@@ -184,21 +186,19 @@ export class BlockStrip {
     this.errors = found.errors.filter((error) => !waiting.includes(error));
   }
 
+  /** The line below: the block under the pointer, else the preset, else what is wrong, else the ruler. */
   _drawFoot() {
     const { foot } = this;
-    const wrong = this.element.classList.contains("wrong");
+    const pointed = this.hovered !== null && this.hovered < this.blocks.total;
+    const wrong = !pointed && this.element.classList.contains("wrong");
     const words =
-      this.hovered !== null && this.hovered < this.blocks.total
-        ? this.describe(this.hovered)
-        : this.preset
-          ? `preset: ${this.preset.name}`
-          : wrong
-          ? this.errors[0].message
-          : null;
-    foot.classList.toggle("words", words !== null);
-    foot.classList.toggle("error", wrong && words === this.errors[0]?.message);
-    foot.title = words ?? "";
-    if (words !== null) foot.textContent = words;
+      (pointed && this.describe(this.hovered)) ||
+      (this.preset && `preset: ${this.preset.name}`) ||
+      (wrong && this.errors[0].message);
+    foot.classList.toggle("words", Boolean(words));
+    foot.classList.toggle("error", wrong);
+    foot.title = words || "";
+    if (words) foot.textContent = words;
     else foot.replaceChildren(...this._ruler());
   }
 
@@ -241,9 +241,9 @@ export class BlockStrip {
   _layOut() {
     const { double, single, total } = this.blocks;
     const half = Math.ceil(total / 2);
-    const spans = single ? [[0, double, "d"], [double, total, "s"]] // prettier-ignore
-      : total > LONGEST_ROW ? [[0, half, "0"], [half, total, String(half)]] // prettier-ignore
-        : [[0, total, ""]];
+    let spans = [[0, total, ""]]; // first, end, title
+    if (single) spans = [[0, double, "d"], [double, total, "s"]];
+    else if (total > LONGEST_ROW) spans = [[0, half, "0"], [half, total, String(half)]];
     this.cells = [];
     this.rows = spans.map(([first, end, title]) => {
       const row = make("div", "mmdit-row");
@@ -266,11 +266,4 @@ export class BlockStrip {
   _cellId(block) {
     return `${this.id}-${block}`;
   }
-}
-
-function make(tag, className, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  return element;
 }

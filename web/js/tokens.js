@@ -1,6 +1,6 @@
 // TripleTextEncode tells how many tokens its prompts have while they are typed.
 
-import { after, api, app, nodeOfExecution } from "./host.js";
+import { after, api, app, make, nodeOfExecution } from "./host.js";
 import { Note } from "./note.js";
 
 const NODE = "TripleTextEncode";
@@ -60,22 +60,15 @@ async function ask(texts) {
 
 /** "prompt  CLIP-L 14  CLIP-G 14  T5 17"; what is cut is red, what is longer than in training is amber. */
 function line(title, counts) {
-  const row = element("div", "", "");
-  row.append(element("b", "", title));
+  const row = make("div", "");
+  row.append(make("b", "", title));
   if (counts === null) row.append(" from the link");
   for (const { label, used, chunks, cut, too_long } of counts ?? []) {
     const more = cut.length ? ` +${cut.length} cut` : chunks > 1 ? ` in ${chunks}` : "";
-    const count = element("span", cut.length ? "bad" : too_long ? "warn" : "", `${label} ${used}${more}`);
+    const count = make("span", cut.length ? "bad" : too_long ? "warn" : "", `${label} ${used}${more}`);
     if (cut.length) count.title = `Not read: ${cut.join(" ")}`;
     else if (too_long) count.title = "Longer than any text in SD3's training: expect artefacts at the edges.";
     row.append(count);
   }
   return row;
-}
-
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = text;
-  return made;
 }
