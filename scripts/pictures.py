@@ -28,7 +28,7 @@ TARGET = ROOT / "web" / "docs"
 TILE, GAP, LABEL, FONT = 176, 8, 40, 13
 PROMPT = "three red circles to the left of a blue star on a white background"
 OTHER = "three green squares to the left of a yellow triangle on a white background"
-SEED = 7
+SEED = 4
 Change = Callable[[Prompt], None]
 
 
@@ -60,7 +60,7 @@ def graph() -> Prompt:
             "class_type": "FlowMatchingSampler",
             "inputs": {
                 "model": ["model", 0], "positive": ["text", 0], "negative": ["text", 1],
-                "latent_image": ["latent", 0], "seed": SEED, "steps": 28, "cfg": 3.0, "solver": "euler",
+                "latent_image": ["latent", 0], "seed": SEED, "steps": 28, "cfg": 4.5, "solver": "euler",
                 "schedule": "linear", "shift": 0.0, "denoise": 1.0,
             },
         },
@@ -138,7 +138,7 @@ def analysis(prompt: Prompt) -> None:
         "inputs": {
             "model": ["model", 0], "positive": ["text", 0], "negative": ["text", 1], "latent_image": ["latent", 0],
             "vae": ["model", 2], "operations": "all", "blocks": "all", "strength": 2.0, "seed": SEED, "seeds": 1,
-            "steps": 12, "cfg": 3.0, "speedup": 1.3, "early_late": False,
+            "steps": 12, "cfg": 4.5, "speedup": 1.3, "early_late": False,
         },
     }  # fmt: skip
     del prompt["decode"]
@@ -161,7 +161,7 @@ PICTURES: dict[str, tuple[Tile, ...]] = {
     "FlowMatchingSampler": (
         Tile("4 steps", setting("sampler", steps=4)),
         Tile("8 steps", setting("sampler", steps=8)),
-        Tile("28 steps, cfg 3"),
+        Tile("28 steps, cfg 4.5"),
         Tile("28 steps, cfg 1", setting("sampler", cfg=1.0)),
         Tile("28 steps, cfg 10", setting("sampler", cfg=10.0)),
     ),
@@ -172,8 +172,8 @@ PICTURES: dict[str, tuple[Tile, ...]] = {
     ),
     "BlockSkip": (
         Tile("no block skipped"),
-        Tile("3-5, negative", control("BlockSkip", blocks="3-5", branch="negative")),
-        Tile("3-5, both", control("BlockSkip", blocks="3-5", branch="both")),
+        Tile("4, negative", control("BlockSkip", blocks="4", branch="negative")),
+        Tile("4, both", control("BlockSkip", blocks="4", branch="both")),
         Tile("0, both", control("BlockSkip", blocks="0", branch="both")),
     ),
     "TextBoost": (

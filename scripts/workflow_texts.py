@@ -56,7 +56,7 @@ def sampler(
     **values: Any,
 ) -> Node:
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
-    return Node(key, "FlowMatchingSampler", {"seed": 1, "cfg": 3.0, **values}, links, title)
+    return Node(key, "FlowMatchingSampler", {"seed": 4, "cfg": 4.5, **values}, links, title)
 
 
 def decode(source: str = "sampler", key: str = "decode", vae: Link = ("model", 2)) -> Node:
@@ -161,7 +161,7 @@ STEER = (
         "After the run **Block Skip** shows how many block calls were saved. Which blocks matter least differs from "
         "model to model: the workflow *analysis* finds out.",
         beside_untouched(
-            Node("skip", "BlockSkip", {"blocks": "3-5", "branch": "negative"}, {"model": ("model", 0)}), model="skip"
+            Node("skip", "BlockSkip", {"blocks": "4", "branch": "negative"}, {"model": ("model", 0)}), model="skip"
         ),
     ),
     Sheet(
@@ -220,7 +220,7 @@ STEER = (
             Node(
                 "analysis",
                 "BlockAnalysis",
-                {"cfg": 3.0, "seed": 1},
+                {"cfg": 4.5, "seed": 4},
                 {
                     "model": ("model", 0),
                     "positive": ("text", 0),

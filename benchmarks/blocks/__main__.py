@@ -31,7 +31,7 @@ from .drawing import draw_map, draw_skips
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "mmdit-small.safetensors"
-SETTING = Sampling(steps=12, cfg=3.0)
+SETTING = Sampling(steps=12, cfg=4.5)
 CHOOSE_SEED, TEST_SEED = 50, 90
 SET_SIZE, RANDOM_SETS = 3, 4
 STRENGTHS = (0.5, 1.5, 2.0, 3.0)
