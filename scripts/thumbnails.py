@@ -1,0 +1,58 @@
+"""Make the thumbnails that the template browser shows: each workflow that the small model can run, run.
+
+    python -m scripts.thumbnails [name ...]
+
+A thumbnail is the last two pictures of the run side by side ("before" and "after", "without" and "with"), or the one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from scripts import host
+from scripts.client import Client
+from scripts.environment import ROOT
+from scripts.progress import say
+from scripts.server import Server
+from scripts.workflow import to_prompt
+from scripts.workflow_texts import WORKFLOWS
+
+FOLDER = ROOT / "workflows"
+SIDE, GAP, QUALITY = 256, 4, 88
+LARGE = {sheet.name for sheet in WORKFLOWS if not sheet.small}
+ONE = {"analysis", "cfg-window"}  # their other pictures are plots
+
+
+def thumbnail(client: Client, path: Path) -> Image.Image:
+    prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
+    found = [Image.open(io.BytesIO(image)).convert("RGB") for image in client.images(client.run(prompt))]
+    squares = [image for image in found if image.width == image.height]
+    chosen = found[:1] if path.stem in ONE else (squares or found)[-2:]
+    scaled = [image.resize((round(SIDE * image.width / image.height), SIDE)) for image in chosen]
+    canvas = Image.new("RGB", (sum(image.width + GAP for image in scaled) - GAP, SIDE), (128, 128, 128))
+    left = 0
+    for image in scaled:
+        canvas.paste(image, (left, 0))
+        left += image.width + GAP
+    return canvas
+
+
+def main(names: list[str]) -> None:
+    chosen = [path for path in sorted(FOLDER.glob("*.json")) if path.stem not in LARGE]
+    host.HOST_FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=host.HOST_FOLDER, prefix="thumbnails-", ignore_cleanup_errors=True) as base:
+        with Server(host.find(), Path(base)) as server:
+            for path in chosen:
+                if not names or path.stem in names:
+                    thumbnail(server.client, path).save(path.with_suffix(".jpg"), quality=QUALITY)
+                    say(str(path.with_suffix(".jpg")))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
