@@ -65,7 +65,7 @@ def slg(source):
 
 def easy_cache(source):
     inputs = {
-        "model": source, "reuse_threshold": 0.5, "start_percent": 0.1, "end_percent": 0.95, "verbose": False,
+        "model": source, "reuse_threshold": 2.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False,
     }  # fmt: skip
     return {"class_type": "EasyCache", "inputs": inputs}
 
@@ -92,7 +92,8 @@ def picture(host, prompt) -> np.ndarray:
 
 
 def differ(a: np.ndarray, b: np.ndarray) -> bool:
-    return np.abs(a - b).mean() > 0.1
+    """Whether anything changed: two runs of one graph are the same to the bit, so any pixel tells."""
+    return not np.array_equal(a, b)
 
 
 @pytest.fixture(scope="module")

@@ -186,7 +186,7 @@ def test_a_phrase_is_found_behind_the_tokens_that_the_model_puts_before_the_prom
 
 def test_the_pack_knows_how_many_those_are_and_how_many_blocks_there_are(case, pack):
     controls = sys.modules[f"{pack.__name__}.nodes.host.controls"]
-    assert controls._registers(case.model) == case.registers and controls._counts(case.model) == (DOUBLE, SINGLE)
+    assert controls._registers(case.model) == case.registers and controls.counts_of(case.model) == (DOUBLE, SINGLE)
 
 
 def dense(factors: dict[str, Tensor], text: int):

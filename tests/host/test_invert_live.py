@@ -127,7 +127,7 @@ def test_another_prompt_with_a_block_control_edits_it(live, control):
     prompt["10"] = control
     edited = picture(live, prompt)
     assert edited.shape == (128, 128, 3)  # a value that is not finite would have ended the run
-    assert np.abs(edited - source(live)).mean() > 0.5
+    assert np.abs(edited - source(live)).max() > 30  # somewhere in the picture it shows
 
 
 def test_progress_and_previews_come_step_by_step(live):
