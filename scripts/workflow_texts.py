@@ -241,7 +241,8 @@ STEER = (
         f"stays, what the prompts differ in changes. {SMALL_NOTE}\n\n"
         "Describe the picture to **Flow Invert** and the picture that you want to the sampler. With the same prompt in "
         "both the picture comes back. A higher cfg follows the new prompt more strongly and keeps less. For a picture "
-        "of your own put **Load Image** in the place of the first sampler.",
+        "of your own put **Load Image** and **VAE Encode** in the place of the first sampler; with the small model "
+        "such a picture hardly lets itself be changed, because the VAE's traces in it are inverted along with it.",
         (
             loader(),
             text(key="first text", title="What the picture shows"),
@@ -250,12 +251,11 @@ STEER = (
             sampler("first", positive=("first text", 0), negative=("first text", 1), title="The picture to edit"),
             decode("first", "first decoded"),
             preview("first decoded", "before", "Before"),
-            Node("encoded", "VAEEncode", links={"pixels": ("first decoded", 0), "vae": ("model", 2)}),
             Node(
                 "inverted",
                 "FlowInvert",
                 {"steps": 28},
-                {"model": ("model", 0), "positive": ("first text", 0), "latent_image": ("encoded", 0)},
+                {"model": ("model", 0), "positive": ("first text", 0), "latent_image": ("first", 0)},
             ),
             sampler(latent=("inverted", 0), solver="leapfrog", cfg=1.0, title="The edit"),
             *shown(title="After"),
