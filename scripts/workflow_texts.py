@@ -242,7 +242,7 @@ STEER = (
         "Describe the picture to **Flow Invert** and the picture that you want to the sampler. With the same prompt in "
         "both the picture comes back. A higher cfg follows the new prompt more strongly and keeps less. For a picture "
         "of your own put **Load Image** and **VAE Encode** in the place of the first sampler; with the small model "
-        "such a picture hardly lets itself be changed, because the VAE's traces in it are inverted along with it.",
+        "such a picture hardly lets itself be changed.",
         (
             loader(),
             text(key="first text", title="What the picture shows"),
