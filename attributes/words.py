@@ -74,7 +74,7 @@ def _group(before: list[str], noun: str, after: list[str], caption: str) -> Grou
     # After the noun a colour is this group's only where it stands before any other count.
     tail = after[: next((i for i, word in enumerate(after) if word in _COUNTS), len(after))]
     late = next((word for word in tail if word in COLOURS), "")
-    if before and not _adjacent_colour(before):
+    if before and before[-1] not in COLOURS:
         colour = late or colour
     count = next((_COUNTS[word] for word in reversed(before) if word in _COUNTS), 0)
     size = next((_SIZES[word] for word in reversed(before) if word in _SIZES), "")
@@ -82,10 +82,6 @@ def _group(before: list[str], noun: str, after: list[str], caption: str) -> Grou
         if not value:
             raise CaptionError(f"{caption!r} does not say {what} for its {noun}")
     return Group(count, colour, _SHAPES[noun], size)
-
-
-def _adjacent_colour(before: list[str]) -> bool:
-    return before[-1] in COLOURS
 
 
 def _relation(text: str, nouns: list[re.Match[str]], caption: str) -> str:

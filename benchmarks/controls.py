@@ -10,7 +10,6 @@ without any, taken within a round and the median over rounds. The ideal saving o
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import statistics
 import sys
@@ -31,18 +30,6 @@ from scripts import inprocess  # noqa: E402
 
 TEXT_TOKENS, STEPS = 154, 3
 Row = tuple[str, list, float]  # name, controls, share of a step that a perfect skip would save
-
-
-def load_pack() -> ModuleType:
-    """This repository as ComfyUI imports it."""
-    spec = importlib.util.spec_from_file_location(
-        "mmdit_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mmdit_pack"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def random_model(pack: ModuleType, blocks: int, dtype: torch.dtype):
@@ -90,7 +77,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     given = parser.parse_args()
     inprocess.prepare("--cpu")
-    pack = load_pack()
+    pack = inprocess.load_pack()
     sampling, controls = (sys.modules[f"{pack.__name__}.nodes.host.{name}"] for name in ("sampling", "controls"))
     control = sys.modules[f"{pack.__name__}.mmdit_core.control"].BlockControl
     model = random_model(pack, given.blocks, getattr(torch, given.dtype))

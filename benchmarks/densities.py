@@ -19,7 +19,7 @@ import torch
 
 from attributes.judge import summarise
 from benchmarks.attributes.prompts import read_prompts
-from benchmarks.attributes.run import score_prompts
+from benchmarks.attributes.run import score_prompts, table
 from training.export import export
 from training.render import Renderer, Sampling
 from training.settings import Settings
@@ -62,10 +62,7 @@ def main() -> None:
         renderer = Renderer(folder / "model.safetensors", options.host, torch.bfloat16)
         scores, _ = score_prompts(renderer, Sampling(steps=28, cfg=3.0, width=96, height=96), prompts)
         figures.append({"density": density, "shift": shift, "scores": summarise(scores)})
-        cells = "  ".join(
-            f"{name} {v['percent']:.1f} [{v['low']:.0f}, {v['high']:.0f}]" for name, v in figures[-1]["scores"].items()
-        )
-        print(f"{density}, shift {shift:g}: {cells}", flush=True)
+        print(f"{density}, shift {shift:g}: {table(figures[-1]['scores'])}", flush=True)
     if options.json:
         about = {"steps": options.steps, "batch": Settings.batch, "prompts": options.number}
         about |= {"sampling": dataclasses.asdict(Sampling(steps=28, cfg=3.0, width=96, height=96))}

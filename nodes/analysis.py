@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
 from ..mmdit_core import analysis
 from .attributes import NOTE, scores_for
 from .blocks import CATEGORY, HIDDEN, MODEL, NUMBERS, counts, read_blocks
+from .drawing import as_image
 from .errors import InputError
 from .host import controls, sampling, ui
 from .host.fingerprint import fingerprint, of_model
@@ -191,7 +188,7 @@ class BlockAnalysis:
             found["untouched"] = scores.report(None)
         ui.show_text(unique_id, " ".join([*notes, _summary(found)]))
         ui.tell(unique_id, "mmdit.report", analysis.effects(found))
-        return _image(run.sheet()), _image(run.plot()), json.dumps(found, indent=1, allow_nan=False)
+        return as_image(run.sheet()), as_image(run.plot()), json.dumps(found, indent=1, allow_nan=False)
 
 
 def _checked(model, operations, text, seeds, steps, speedup, early_late) -> tuple[int, ...]:
@@ -238,11 +235,6 @@ def _summary(found: dict[str, Any]) -> str:
         f"{skips['block_calls_saved']:,} of {skips['block_calls']:,} block calls saved). Measured one block at a time: "
         "look before you rely on it."
     )
-
-
-def _image(drawn: Image.Image) -> torch.Tensor:
-    """A host IMAGE: [1, H, W, 3] in [0, 1]."""
-    return torch.from_numpy(np.asarray(drawn).astype(np.float32) / 255)[None]
 
 
 NODES = {"BlockAnalysis": (BlockAnalysis, "Block Analysis")}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, FAINT, LINES, EMPTY = "#ffffff", "#1d2129", "#6b7280", "#dfe3e8", "#f1f3f5"
@@ -245,3 +247,8 @@ def font(size: int):
 
 def _width(face, text: str) -> int:
     return math.ceil(face.getlength(text))
+
+
+def as_image(drawn: Image.Image) -> torch.Tensor:
+    """A drawing as a host IMAGE: [1, H, W, 3] in [0, 1]."""
+    return torch.from_numpy(np.asarray(drawn).astype(np.float32) / 255)[None]

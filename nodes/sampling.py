@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import torch
-from PIL import Image
 
 from ..mmdit_core.model import VAE_FACTOR
 from .curve import draw_curve
+from .drawing import as_image
 from .errors import InputError
 from .host import reuse, ui
 from .host import sampling as host
@@ -162,11 +161,7 @@ def _curve(plan: Plan, about: str) -> torch.Tensor:
     """The drawing of a run as a host IMAGE: [1, H, W, 3] in [0, 1]."""
     levels = plan.levels[plan.first : plan.last + 1].tolist()
     steps = f"{max(0, len(levels) - 1)} steps of {plan.source}, shift {plan.shift:.3g}"
-    return _image(draw_curve(steps, about, levels, plan.first, bands_of(plan)))
-
-
-def _image(drawn: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(drawn).astype(np.float32) / 255)[None]
+    return as_image(draw_curve(steps, about, levels, plan.first, bands_of(plan)))
 
 
 class MMDiTSampler:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from scripts.environment import ROOT
 from scripts.host import HOST_FOLDER, installed
 from scripts.progress import Trouble
 
 BASE = ROOT / ".test-output" / "in-process"
+PACK = "mmdit_pack"
 ARGUMENTS = ("--use-pytorch-cross-attention", "--base-directory", str(BASE))
 
 
@@ -35,3 +38,23 @@ def prepare(*arguments: str) -> Path:
         sys.argv = before
         comfy.options.enable_args_parsing(parsing)
     return folder
+
+
+def load_pack() -> ModuleType:
+    """This repository imported as ComfyUI imports it: a package of its own, here named `mmdit_pack`.
+
+    Its core is `mmdit_pack.mmdit_core`, another module object than a plain `import mmdit_core`.
+    """
+    if PACK not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[PACK] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[PACK]
+            raise
+    return sys.modules[PACK]

@@ -8,14 +8,11 @@ The other languages are written by hand; `tests/host/test_locales.py` says what 
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from scripts import host
 from scripts.environment import ROOT
 from scripts.progress import say
-from scripts.server import Server
+from scripts.server import passing
 
 TARGET = ROOT / "locales" / "en"
 
@@ -62,10 +59,8 @@ def _words(name: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    host.HOST_FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=host.HOST_FOLDER, prefix="locales-", ignore_cleanup_errors=True) as base:
-        with Server(host.find(), Path(base)) as server:
-            info = of_pack(server.client.object_info())
+    with passing("locales") as server:
+        info = of_pack(server.client.object_info())
     files = {
         "nodeDefs.json": definitions(info),
         "main.json": {"nodeCategories": {part: part for part in categories(info)}},

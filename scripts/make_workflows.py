@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from scripts import host
 from scripts.environment import ROOT
 from scripts.progress import say
-from scripts.server import Server
-from scripts.workflow import SEEDS, inputs_in_order, is_widget
+from scripts.server import passing
+from scripts.workflow import has_control, inputs_in_order, is_widget
 from scripts.workflow_texts import WORKFLOWS, Node, Sheet
 
 TARGET = ROOT / "workflows"
@@ -52,17 +49,13 @@ class Placed:
         widgets = [(name, kind, options) for name, kind, options in self.inputs if is_widget(kind, options)]
         slots = max(len(self.links), len(self.info["output"]))
         long = sum(bool(options.get("multiline")) for _, _, options in widgets)
-        seeds = sum(_has_control(name, options) for name, _, options in widgets)
+        seeds = sum(has_control(*widget) for widget in widgets)
         picture = PICTURE if self.node.type in PICTURES else 0
         return TITLE + ROW * (slots + len(widgets) - long + seeds) + TEXT * long + picture
 
     @property
     def inputs(self) -> list[tuple[str, Any, dict[str, Any]]]:
         return list(inputs_in_order(self.info))
-
-
-def _has_control(name: str, options: dict[str, Any]) -> bool:
-    return bool(options.get("control_after_generate")) or name in SEEDS
 
 
 def build(sheet: Sheet, info: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +137,7 @@ def _values(one: Placed) -> list[Any]:
             continue
         first = kind[0] if isinstance(kind, list) and kind else None
         values.append(one.node.values.get(name, options.get("default", first)))
-        if _has_control(name, options):
+        if has_control(name, kind, options):
             values.append("fixed")
     return values
 
@@ -187,10 +180,8 @@ def _note(sheet: Sheet, number: int, nodes: list[dict[str, Any]]) -> dict[str, A
 
 def main(names: list[str]) -> None:
     chosen = [sheet for sheet in WORKFLOWS if not names or sheet.name in names]
-    host.HOST_FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=host.HOST_FOLDER, prefix="workflows-", ignore_cleanup_errors=True) as base:
-        with Server(host.find(), Path(base)) as server:
-            info = server.client.object_info()
+    with passing("workflows") as server:
+        info = server.client.object_info()
     for sheet in chosen:
         path = TARGET / f"{sheet.name}.json"
         path.write_text(json.dumps(build(sheet, info), indent=2) + "\n", encoding="utf-8")

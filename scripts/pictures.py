@@ -10,19 +10,16 @@ from __future__ import annotations
 import copy
 import io
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from scripts import host
 from scripts.client import Client, Prompt
 from scripts.environment import ROOT
 from scripts.progress import say
-from scripts.server import Server
+from scripts.server import passing
 
 TARGET = ROOT / "web" / "docs"
 TILE, GAP, LABEL, FONT = 176, 8, 40, 13
@@ -233,12 +230,10 @@ def row(tiles: list[tuple[str, Image.Image]]) -> Image.Image:
 
 def main(names: list[str]) -> None:
     wanted = names or list(PICTURES)
-    host.HOST_FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=host.HOST_FOLDER, prefix="pictures-", ignore_cleanup_errors=True) as base:
-        with Server(host.find(), Path(base)) as server:
-            for name in wanted:
-                drawn(name, server.client).save(TARGET / f"{name}.png", optimize=True)
-                say(f"{TARGET / name}.png")
+    with passing("pictures") as server:
+        for name in wanted:
+            drawn(name, server.client).save(TARGET / f"{name}.png", optimize=True)
+            say(f"{TARGET / name}.png")
 
 
 if __name__ == "__main__":

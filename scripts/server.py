@@ -8,12 +8,15 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.client import Client
 from scripts.environment import ROOT, site_packages
-from scripts.host import Host
+from scripts.host import HOST_FOLDER, Host, find
 from scripts.progress import Trouble
 
 START_LIMIT = 300  # seconds; a first start on a slow disk compiles every module
@@ -138,6 +141,15 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@contextmanager
+def passing(name: str) -> Iterator[Server]:
+    """A server for one job, in folders that go with it."""
+    HOST_FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=HOST_FOLDER, prefix=f"{name}-", ignore_cleanup_errors=True) as base:
+        with Server(find(), Path(base)) as server:
+            yield server
 
 
 def environment() -> dict[str, str]:

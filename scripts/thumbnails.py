@@ -10,16 +10,14 @@ from __future__ import annotations
 import io
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 from PIL import Image
 
-from scripts import host
 from scripts.client import Client
 from scripts.environment import ROOT
 from scripts.progress import say
-from scripts.server import Server
+from scripts.server import passing
 from scripts.workflow import to_prompt
 from scripts.workflow_texts import WORKFLOWS
 
@@ -45,13 +43,11 @@ def thumbnail(client: Client, path: Path) -> Image.Image:
 
 def main(names: list[str]) -> None:
     chosen = [path for path in sorted(FOLDER.glob("*.json")) if path.stem not in LARGE]
-    host.HOST_FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=host.HOST_FOLDER, prefix="thumbnails-", ignore_cleanup_errors=True) as base:
-        with Server(host.find(), Path(base)) as server:
-            for path in chosen:
-                if not names or path.stem in names:
-                    thumbnail(server.client, path).save(path.with_suffix(".jpg"), quality=QUALITY)
-                    say(str(path.with_suffix(".jpg")))
+    with passing("thumbnails") as server:
+        for path in chosen:
+            if not names or path.stem in names:
+                thumbnail(server.client, path).save(path.with_suffix(".jpg"), quality=QUALITY)
+                say(str(path.with_suffix(".jpg")))
 
 
 if __name__ == "__main__":

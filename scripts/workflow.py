@@ -106,9 +106,13 @@ def widget_inputs(node: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[
         elif "default" in options:
             yield name, options["default"]
         place += 1
-        controlled = options.get("control_after_generate") or (kind == "INT" and name in SEEDS)
-        if controlled and place < len(values) and values[place] in AFTER_RUN:
+        if has_control(name, kind, options) and place < len(values) and values[place] in AFTER_RUN:
             place += 1
+
+
+def has_control(name: str, kind: Any, options: dict[str, Any]) -> bool:
+    """Whether the page adds its "after each run" widget behind an input."""
+    return bool(options.get("control_after_generate")) or (kind == "INT" and name in SEEDS)
 
 
 def inputs_in_order(info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -20,13 +20,12 @@ from mmdit_core.schedule import sigmas
 from mmdit_core.solvers import solve
 
 from .attention import plain_attention
-from .text import TextEncoders
+from .text import ENCODERS, TextEncoders
 from .tokens import CLIP_VOCABULARY, LENGTH, T5_VOCABULARY, FullVocabulary, Tokenizer
 from .vae import CHANNELS, FACTOR, build_decoder, build_encoder
 
 BATCH = 32
 STEP_NOISE = 0x5DE0  # parts a stochastic solver's noise from the noise that a picture grows from
-ENCODERS = ("clip_l", "clip_g", "t5xxl")
 
 
 @dataclass(frozen=True)

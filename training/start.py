@@ -18,13 +18,12 @@ from mmdit_core.checkpoint import load_component
 from mmdit_core.header import read_header
 
 from .state import write_tensors
-from .text import TextEncoders
+from .text import ENCODERS, TextEncoders
 from .tokens import Tokenizer, Vocabulary
 from .vae import CHANNELS, PATCH
 from .vocabulary import vocabularies
 
 START = "start.safetensors"
-ENCODERS = ("clip_l", "clip_g", "t5xxl")
 
 
 def unpack(file: Path, run: Path, tokenizer: Tokenizer) -> None:

@@ -24,6 +24,7 @@ CONFIGS = {
     "clip_g": {**CLIP_BASE, "hidden_act": "gelu", "projection_dim": 32},
     "t5xxl": {"d_model": 64, "d_ff": 128, "d_kv": 32, "num_heads": 2, "num_layers": 4},
 }
+ENCODERS = tuple(CONFIGS)
 
 
 class ClipLayer(nn.Module):

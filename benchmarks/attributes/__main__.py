@@ -18,7 +18,7 @@ from training.render import BATCH, Renderer, Sampling, sheet
 
 from .drawing import draw_sweep
 from .prompts import SETS, read_prompts
-from .run import Counted, score_prompts
+from .run import Counted, score_prompts, table
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "mmdit-small.safetensors"
@@ -50,11 +50,6 @@ def evaluate(
     """Scores over `number` prompts and `seeds` seeds, and the first seed's pictures."""
     scores, pictures = score_prompts(renderer, sampling, read_prompts(prompts, number), seeds=seeds)
     return summarise(scores), pictures
-
-
-def table(summary: dict) -> str:
-    """One line of a summary: percent and 95% interval by column."""
-    return "  ".join(f"{name} {v['percent']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" for name, v in summary.items())
 
 
 def parse() -> argparse.Namespace:

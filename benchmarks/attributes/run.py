@@ -50,3 +50,8 @@ def score_prompts(
                 first.append(pictures)
             clock.tick(len(part))
     return scores, np.concatenate(first)
+
+
+def table(summary: dict) -> str:
+    """One line of a summary: percent and 95% interval by column."""
+    return "  ".join(f"{name} {v['percent']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" for name, v in summary.items())

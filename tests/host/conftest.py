@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 
 from scripts import inprocess
-from scripts.environment import ROOT
 
 COMFY = inprocess.prepare("--cpu")
 
@@ -29,23 +27,8 @@ def comfy_path() -> Path:
 
 @pytest.fixture(scope="session")
 def pack(comfy_path: Path) -> ModuleType:
-    """This repository imported as ComfyUI imports it: a package of its own, here named `mmdit_pack`.
-
-    Its core is `mmdit_pack.mmdit_core`, another module object than a plain `import mmdit_core`.
-    """
-    if "mmdit_pack" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "mmdit_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["mmdit_pack"] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules["mmdit_pack"]
-            raise
-    return sys.modules["mmdit_pack"]
+    """This repository as ComfyUI imports it, see `inprocess.load_pack`."""
+    return inprocess.load_pack()
 
 
 @pytest.fixture(scope="session")

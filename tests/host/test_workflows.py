@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from scripts.make_workflows import build
-from scripts.workflow import AFTER_RUN, SEEDS, inputs_in_order, is_widget, to_prompt
+from scripts.workflow import AFTER_RUN, has_control, inputs_in_order, is_widget, to_prompt
 from scripts.workflow_texts import WORKFLOWS
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_links_widgets_and_choices_fit_the_node_definitions(host, path):
     for node in nodes.values():
         definition = info[node["type"]]
         widgets = [(name, kind, o) for name, kind, o in inputs_in_order(definition) if is_widget(kind, o)]
-        controlled = sum(bool(o.get("control_after_generate")) or name in SEEDS for name, _, o in widgets)
+        controlled = sum(has_control(*widget) for widget in widgets)
         values = node["widgets_values"]
         # quickstart was saved before the sampler had more inputs: files with fewer values stay valid.
         assert len(values) == len(widgets) + controlled or path.stem == "quickstart", node["type"]
