@@ -7,7 +7,10 @@ training picture, so prompts on them show whether the model composes what it kno
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
+import math
 import random
 from dataclasses import dataclass
 
@@ -29,6 +32,13 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 RELATIONS = tuple(OPPOSITE)
 SIZES = {"": 24, "small": 20, "large": 28}  # side in pixels
 SIDES = (96, 128, 160)
+# Shapes and colours that training shows and no caption names. With eight inks and four outlines alone, a model learns
+# that a star is never yellow, and paints the asked one orange; among inks and outlines of every kind it has no such
+# rule.
+UNNAMED_SHAPES = ("diamond", "hexagon", "cross")
+UNNAMED_SHAPE_SHARE, UNNAMED_COLOUR_SHARE = 0.12, 0.2
+INK_SPREAD = 24  # of 255: how far a named colour strays in each channel; the two closest inks are 90 apart
+LEAST_CONTRAST = 70  # of 255, RGB distance of an unnamed colour from the background
 # Objects lie in the cells of a grid, each cell 2 x 2 image tokens: a shape is then one of few patterns rather than one
 # of hundreds, and a model of this size learns it in an hour.
 CELL = 32
@@ -55,23 +65,24 @@ HELD_OUT_TRIPLES = frozenset(
     }
 )
 
-# The cells that a group's objects lie in, from its top left corner.
-LAYOUTS = {
-    1: (((0, 0),),),
-    2: (((0, 0), (1, 0)), ((0, 0), (0, 1))),
-    3: (((0, 0), (1, 0), (2, 0)), ((0, 0), (0, 1), (0, 2))),
-    4: (((0, 0), (1, 0), (0, 1), (1, 1)),),
-}
+# How many cells a group of so many takes along the relation's axis and across it: a line across it, four in a square.
+FORMATIONS = {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2)}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Objects of one kind: `count` of them, one colour, one shape, one size word ("" says nothing)."""
+    """Objects of one kind: `count` of them, one colour, one shape, one size word ("" says nothing).
+
+    `ink` is the very RGB, 0 to 255, where it is not the colour's own; `named` is false for an ink that `colour` only
+    comes closest to.
+    """
 
     count: int
     colour: str
     shape: str
     size: str = ""
+    ink: tuple[int, int, int] | None = None
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,34 +137,56 @@ def draw_scene(rng: random.Random, *, groups: int | None = None, held_out: bool 
             return scene
 
 
+def vary(scene: Scene, rng: random.Random) -> Scene:
+    """A scene for training: inks around the colours' own, and now and then an ink or a shape that has no name here."""
+    while True:
+        members = tuple(_vary_group(group, scene.background, rng) for group in scene.groups)
+        varied = dataclasses.replace(scene, groups=members)
+        if len({group.colour for group in members}) == len(members) and not is_held_out(varied):
+            return varied
+
+
+def _vary_group(group: Group, background: str, rng: random.Random) -> Group:
+    shape = rng.choice(UNNAMED_SHAPES) if rng.random() < UNNAMED_SHAPE_SHARE else group.shape
+    if rng.random() >= UNNAMED_COLOUR_SHARE:
+        ink = [min(255, max(0, value + rng.randint(-INK_SPREAD, INK_SPREAD))) for value in COLOURS[group.colour]]
+        return dataclasses.replace(group, shape=shape, ink=tuple(ink))
+    while True:
+        red, green, blue = (rng.randint(0, 255) for _ in range(3))
+        ink = (red, green, blue)
+        if math.dist(ink, BACKGROUNDS[background]) >= LEAST_CONTRAST:
+            nearest = min(COLOURS, key=lambda name: math.dist(ink, COLOURS[name]))
+            return dataclasses.replace(group, shape=shape, colour=nearest, ink=ink, named=False)
+
+
 def place(scene: Scene, rng: random.Random, width: int = 128, height: int = 128) -> list[Item]:
-    """Lay the scene's objects out on the grid, each group wholly on its side of the other.
+    """Lay the scene's objects out on the grid, each group in its formation, wholly on its side of the other.
+
+    Few places are open to a scene (two or four as a rule): how many objects stand there is then easy to tell at noise
+    levels where nothing else is to be seen, and a small model learns to count.
 
     Args: width, height = the picture's size, multiples of CELL; one of 96 x 96 holds every scene.
     """
     room = (width // CELL, height // CELL)
-    axis = 0 if scene.relation in ("left", "right") else 1
+    axis = (0 if scene.relation in ("left", "right") else 1) if scene.relation else rng.randint(0, 1)
     order = [1, 0] if scene.relation in ("right", "below") else list(range(len(scene.groups)))
-    for _ in range(100):
-        layouts = [rng.choice(LAYOUTS[group.count]) for group in scene.groups]
-        boxes = [tuple(1 + max(cell[side] for cell in layout) for side in (0, 1)) for layout in layouts]
-        slack = room[axis] - sum(box[axis] for box in boxes)
-        if slack >= 0 and all(box[1 - axis] <= room[1 - axis] for box in boxes):
-            break
-    else:
+    boxes = {index: FORMATIONS[scene.groups[index].count] for index in order}
+    slack = room[axis] - sum(along for along, _ in boxes.values())
+    if slack < 0 or any(across > room[1 - axis] for _, across in boxes.values()):
         raise ValueError(f"scene does not fit {width} x {height}: {scene}")
-    shifts = sorted(rng.randint(0, slack) for _ in boxes)
-    items, used = [], 0
-    for index, shift in zip(order, shifts, strict=True):
-        box, side = boxes[index], SIZES[scene.groups[index].size]
-        corner = [0, 0]
-        corner[axis] = used + shift
-        corner[1 - axis] = rng.randint(0, room[1 - axis] - box[1 - axis])
-        used += box[axis]
+    # Two groups stand together in the middle or as far apart as they can.
+    gap = rng.choice((0, slack)) if len(order) == 2 else 0
+    start, aside = (slack - gap + rng.randint(0, 1)) // 2 if len(order) == 1 else (slack - gap) // 2, rng.randint(0, 1)
+    items = []
+    for index in order:
+        along, across = boxes[index]
+        side = SIZES[scene.groups[index].size]
         inset = (CELL - side) // 2
-        for x, y in layouts[index]:
-            left, top = (CELL * (corner[k] + (x, y)[k]) + inset for k in (0, 1))
-            items.append(Item(index, left, top, side))
+        first = (room[1 - axis] - across + aside) // 2
+        for i, j in itertools.product(range(along), range(across)):
+            cell = (start + i, first + j) if axis == 0 else (first + j, start + i)
+            items.append(Item(index, CELL * cell[0] + inset, CELL * cell[1] + inset, side))
+        start += along + gap
     return sorted(items, key=lambda item: item.group)
 
 
@@ -171,8 +204,14 @@ def mask(shape: str, side: int) -> np.ndarray:
         inside = (abs(x) <= (y + 0.95) / 1.9) & (y <= 0.95)
     elif shape == "star":
         inside = _inside_star(x, y + 0.05)
+    elif shape == "diamond":
+        inside = abs(x) / 0.7 + abs(y) <= 0.98
+    elif shape == "hexagon":
+        inside = (abs(y) <= 0.8) & (abs(x) + abs(y) / 3**0.5 <= 0.95)
+    elif shape == "cross":
+        inside = (np.minimum(abs(x), abs(y)) <= 0.3) & (np.maximum(abs(x), abs(y)) <= 0.9)
     else:
-        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES + UNNAMED_SHAPES)}")
     return inside.reshape(side, fine, side, fine).mean((1, 3), dtype=np.float32)
 
 
@@ -185,10 +224,11 @@ def _inside_star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (px - 1) * iy - py * (ix - 1) <= 0
 
 
-@functools.cache
-def _sprite(shape: str, side: int, colour: str, background: str) -> np.ndarray:
-    cover = mask(shape, side)[..., None]
-    ink, paper = (np.array(rgb, np.float32) / 255 for rgb in (COLOURS[colour], BACKGROUNDS[background]))
+def _sprite(group: Group, side: int, background: str) -> np.ndarray:
+    cover = mask(group.shape, side)[..., None]
+    ink, paper = (
+        np.array(rgb, np.float32) / 255 for rgb in (group.ink or COLOURS[group.colour], BACKGROUNDS[background])
+    )
     return paper + cover * (ink - paper)
 
 
@@ -201,18 +241,21 @@ def paint(
     for item in items:
         group = scene.groups[item.group]
         # Boxes never overlap and the background is flat, so a blended sprite can simply be copied.
-        picture[item.y : item.y + item.side, item.x : item.x + item.side] = _sprite(
-            group.shape, item.side, group.colour, scene.background
-        )
+        picture[item.y : item.y + item.side, item.x : item.x + item.side] = _sprite(group, item.side, scene.background)
     return picture
 
 
-def draw_batch(rng: random.Random, batch: int, width: int, height: int) -> tuple[list[Scene], np.ndarray]:
-    """Fresh training scenes and their pictures: [batch, height, width, 3] float32 in [0, 1]."""
+def draw_batch(
+    rng: random.Random, batch: int, width: int, height: int, *, varied: bool = False
+) -> tuple[list[Scene], np.ndarray]:
+    """Fresh scenes of what training may show, and their pictures: [batch, height, width, 3] float32 in [0, 1].
+
+    Args: varied = with inks and shapes beside the named ones (see `vary`).
+    """
     pictures = np.empty((batch, height, width, 3), np.float32)
     scenes = []
     for picture in pictures:
-        scene = draw_scene(rng)
+        scene = vary(draw_scene(rng), rng) if varied else draw_scene(rng)
         paint(scene, place(scene, rng, width, height), width, height, out=picture)
         scenes.append(scene)
     return scenes, pictures

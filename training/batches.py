@@ -12,6 +12,7 @@ from attributes.world import SIDES, Scene, draw_batch
 
 from .captions import describe
 from .settings import Settings
+from .team import SOLO, Team
 from .text import TextBatch, TextEncoders
 from .tokens import LENGTH, Tokenizer, add_noise_words
 from .vae import encode
@@ -57,26 +58,35 @@ def draw_captions(
 
 
 def draw(
-    settings: Settings, step: int, encoders: TextEncoders, tokenizer: Tokenizer, projection: Tensor, bias: Tensor
+    settings: Settings,
+    step: int,
+    encoders: TextEncoders,
+    tokenizer: Tokenizer,
+    projection: Tensor,
+    bias: Tensor,
+    team: Team = SOLO,
 ) -> Batch:
-    """The batch of one step."""
+    """A team member's share of the batch of one step; sizes and lengths are the same for all, so that none waits."""
     rng = random.Random(f"{settings.seed}/step/{step}")
-    generator = torch.Generator().manual_seed(rng.getrandbits(60))
     width, height = picture_size(settings, rng, step)
     length = LENGTH if rng.random() < settings.full_text_share else rng.choice(settings.text_lengths)
-    scenes, pictures = draw_batch(rng, settings.batch, width, height)
+    # Half a text costs half the tokens, and each half must do alone.
+    absent = rng.random()
+    clip_length = 0 if absent < settings.no_clip_share else length
+    t5_length = 0 if absent > 1 - settings.no_t5_share else length
+    if not team.leads:
+        rng = random.Random(f"{settings.seed}/step/{step}/{team.rank}")
+    generator = torch.Generator().manual_seed(rng.getrandbits(60))
+    batch = settings.batch // team.size
+    scenes, pictures = draw_batch(rng, batch, width, height, varied=True)
     captions = draw_captions(scenes, settings, rng, tokenizer, length)
-    keep = (torch.rand(settings.batch, 3, generator=generator) >= settings.drop_encoder).float()
-    for index in range(settings.batch):
+    keep = (torch.rand(batch, 3, generator=generator) >= settings.drop_encoder).float()
+    for index in range(batch):
         if rng.random() < settings.empty_caption:
             if rng.random() < 0.5:
                 keep[index] = 0
             else:
                 captions[index] = ([], [])
-    # Half a text costs half the tokens, and each half must do alone.
-    absent = rng.random()
-    clip_length = 0 if absent < settings.no_clip_share else length
-    t5_length = 0 if absent > 1 - settings.no_t5_share else length
     text = encoders.batch(captions, clip_length, t5_length)
     latent = encode(torch.from_numpy(pictures), projection, bias).contiguous()
     return Batch(latent, text, keep, generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from attributes.words import BACKGROUND_WORDS, NUMBERS, RELATION_WORDS, SIDE_WORDS, SIZE_WORDS
-from attributes.world import OPPOSITE, Group, Scene
+from attributes.world import OPPOSITE, SHAPES, Group, Scene
 
 OPENINGS = ("a picture of", "an image of", "a photo of", "there is", "a drawing of", "picture:", "we see")
 GROUNDS = ("on a {} background", "against a {} background", "with a {} background", "on {}", "{} background")
@@ -16,6 +16,7 @@ def describe_group(group: Group, rng: random.Random, *, complete: bool = False) 
     say_count, say_colour, say_shape = True, True, True
     if not complete:
         say_count, say_colour, say_shape = rng.random() > 0.06, rng.random() > 0.06, rng.random() > 0.06
+    say_colour, say_shape = say_colour and group.named, say_shape and group.shape in SHAPES
     plural = "s" if group.count > 1 else ""
     noun = (group.shape if say_shape else rng.choice(("shape", "object"))) + plural
     size = rng.choice(SIZE_WORDS[group.size]) if group.size and rng.random() < 0.75 else ""

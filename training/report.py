@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .export import export
 from .render import Renderer, Sampling, sheet
+from .settings import Settings
+from .team import Team
 from .tokens import Tokenizer
-from .train import AfterSave
+from .train import AfterSave, train
 
 SHEET_EVERY = 1000  # steps
 TEXTS = (
@@ -56,3 +59,9 @@ def reporter(run: Path, host: Path, steps: int) -> AfterSave:
         Image.fromarray(sheet(pictures, columns=4)).save(run / f"sheet-{step:06d}.png")
 
     return report
+
+
+def work(run: Path, host: Path, settings: Settings, threads: int, team: Team) -> None:
+    """One process's part in training the transformer, with reports; the run is prepared already."""
+    torch.set_num_threads(threads)
+    train(run, settings, Tokenizer(host / "comfy"), team=team, after_save=reporter(run, host, settings.steps))

@@ -22,6 +22,7 @@ from .reader import read_or_teach
 from .settings import Settings
 from .start import START
 from .state import load_run, read_tensors, save_run
+from .team import SOLO, Team
 from .text import TextEncoders
 from .tokens import Tokenizer, Vocabulary
 from .vocabulary import vocabularies
@@ -58,13 +59,27 @@ def loss_of(trainee: Trainee, batch: Batch, density: str, shift: float) -> Tenso
     return flow_loss(velocity, latent, noise)
 
 
+def prepare(run: Path, settings: Settings, tokenizer: Tokenizer) -> TextEncoders:
+    """What a run stands on, made and stored in its folder unless it is there: projection and reading encoders."""
+    projection_for(run, settings.seed)
+    text = TextEncoders(*vocabularies(run, tokenizer))
+    read_or_teach(text, tokenizer, settings, run)
+    return text
+
+
 def train(
-    run: Path, settings: Settings, tokenizer: Tokenizer, *, save_every: int = 250, after_save: AfterSave | None = None
+    run: Path,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    *,
+    team: Team = SOLO,
+    save_every: int = 250,
+    after_save: AfterSave | None = None,
 ) -> Trainee:
     """Train until `settings.steps`, going on from the run's last checkpoint if there is one.
 
     Args: run = the run's folder; after_save(trainee, step, losses) is called after every checkpoint, with averaged
-        weights in place, for sheets and plots.
+        weights in place, for sheets and plots; team = this process's place among those that train together.
     Returns: the trainee with averaged weights.
     """
     projection, bias = projection_for(run, settings.seed)
@@ -87,10 +102,12 @@ def train(
         step, losses = record["step"], record["losses"]
     progress = Progress(settings.steps, step)
     while step < settings.steps:
-        batch = draw(settings, step, trainee.text, tokenizer, projection, bias)
+        batch = draw(settings, step, trainee.text, tokenizer, projection, bias, team)
         loss = loss_of(trainee, batch, settings.density, settings.shift_at(step))
         optimizer.zero_grad()
         loss.backward()
+        loss = loss.detach()
+        team.average([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
         nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(step)
@@ -100,8 +117,9 @@ def train(
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.values()), parameters, 1 - decay)
         losses.append(round(loss.item(), 5))
-        progress.update(step, losses, settings.batch)
-        if step % save_every == 0 or step == settings.steps:
+        if team.leads:
+            progress.update(step, losses, settings.batch)
+        if team.leads and (step % save_every == 0 or step == settings.steps):
             save_run(path, trainee, ema, optimizer, step=step, losses=losses, settings=settings.to_dict())
             if after_save is not None:
                 with swapped(trainee, ema):
