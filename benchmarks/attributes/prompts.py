@@ -16,6 +16,7 @@ from training.captions import describe
 FILE = Path(__file__).with_name("prompts.json")
 NUMBER, TWO_GROUPS = 512, 0.6
 SETS = {"held_out": True, "seen": False}
+SAID = ("count", "colour", "shape", "size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ def write_prompts() -> None:
             json.dumps(
                 {
                     "text": prompt.text,
-                    "groups": [dataclasses.asdict(group) for group in prompt.scene.groups],
+                    "groups": [{name: getattr(group, name) for name in SAID} for group in prompt.scene.groups],
                     "scene": [prompt.scene.relation, prompt.scene.background],
                 }
             )

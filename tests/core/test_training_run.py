@@ -14,15 +14,18 @@ from safetensors import safe_open
 from attributes.world import Group, Scene
 from mmdit_core import MMDiTConfig, load_checkpoint
 from training.batches import draw, picture_size
+from training.decoder import projection_for
 from training.export import export
-from training.reader import ANSWERS, answers
+from training.reader import ANSWERS, answers, read_or_teach
 from training.settings import Settings
 from training.start import unpack
 from training.state import read_tensors, write_tensors
+from training.team import Team, gather
 from training.text import TextEncoders, relative_buckets
 from training.tokens import UNKNOWN_WORD, FullVocabulary, Vocabulary
-from training.train import load_trainee, read_settings, train
+from training.train import Trainee, load_trainee, loss_of, prepare, read_settings, train
 from training.vae import build_decoder
+from training.vocabulary import vocabularies
 
 TINY = Settings(
     steps=6,
@@ -79,6 +82,33 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(run, tmp_path):
     assert all(torch.equal(result[name], tensor) for name, tensor in expected.items())
     records = [json.loads(read_tensors(folder / "state.safetensors")[1]["record"]) for folder in (whole, killed)]
     assert records[0]["losses"] == records[1]["losses"] and len(records[0]["losses"]) == 6
+
+
+def _member(folder, together, team):
+    """One of several processes that train together."""
+    torch.set_num_threads(1)
+    trainee = train(folder, together, WordTokenizer(), save_every=2, team=team)
+    write_tensors(folder / f"weights-{team.rank}.safetensors", _weights(trainee))
+
+
+def test_processes_that_train_together_agree_and_their_mean_is_the_step(run):
+    together = dataclasses.replace(TINY, steps=2)
+    prepare(run, together, WordTokenizer())
+    gather(2, _member, run, together)
+    first, second = (read_tensors(run / f"weights-{rank}.safetensors")[0] for rank in (0, 1))
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    torch.manual_seed(together.seed)
+    trainee = Trainee(together, *vocabularies(run, WordTokenizer()))
+    read_or_teach(trainee.text, WordTokenizer(), together, run)
+    projection = projection_for(run, together.seed)
+    losses = []
+    for rank in (0, 1):  # of the first step, in one process: each member's loss on its own half of the batch
+        batch = draw(together, 0, trainee.text, WordTokenizer(), *projection, Team(rank, 2))
+        assert len(batch.latent) == together.batch // 2
+        losses.append(loss_of(trainee, batch, together.density, together.shift_at(0)).item())
+    record = json.loads(read_tensors(run / "state.safetensors")[1]["record"])
+    assert losses[0] != losses[1]
+    assert record["losses"][0] == pytest.approx(sum(losses) / 2, abs=2e-5)
 
 
 def test_a_torn_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from attributes.world import (
     HELD_OUT_PAIRS,
     HELD_OUT_TRIPLES,
     OPPOSITE,
+    SHAPES,
     SIDES,
+    UNNAMED_SHAPES,
     Group,
     Scene,
     draw_scene,
@@ -22,6 +26,7 @@ from attributes.world import (
     paint,
     place,
     triples,
+    vary,
 )
 from benchmarks.attributes.prompts import SETS, draw_prompts, read_prompts
 from training.captions import describe
@@ -33,6 +38,28 @@ def test_training_never_draws_a_held_out_combination():
         scene = draw_scene(rng)
         assert not {(group.colour, group.shape) for group in scene.groups} & HELD_OUT_PAIRS
         assert not triples(scene) & HELD_OUT_TRIPLES
+
+
+def test_varied_scenes_keep_to_their_names_and_off_the_held_out_ones():
+    rng = random.Random(4)
+    unnamed = Counter()
+    for _ in range(3000):
+        scene = vary(draw_scene(rng), rng)
+        assert not is_held_out(scene)
+        caption = describe(scene, rng, complete=True).lower()
+        for group in scene.groups:
+            # What the judge calls the ink is what the caption may call it.
+            assert group.colour == min(COLOURS, key=lambda name: math.dist(group.ink, COLOURS[name]))
+            assert group.named == (group.colour in caption)
+            unnamed.update(colours=not group.named, shapes=group.shape not in SHAPES)
+            assert not any(shape in caption for shape in UNNAMED_SHAPES)
+    assert unnamed["colours"] > 600 and unnamed["shapes"] > 400
+
+
+def test_a_scene_has_few_places():
+    scene = Scene((Group(3, "red", "circle"), Group(1, "blue", "star")), "left")
+    rng = random.Random(5)
+    assert 2 <= len({tuple(place(scene, rng)) for _ in range(100)}) <= 4
 
 
 def test_held_out_scenes_hold_a_held_out_combination():
