@@ -1,4 +1,4 @@
-"""What the web page asks the server: a checkpoint's blocks, the presets, how many tokens a prompt has."""
+"""What the web page asks the server: a file's blocks, the presets, a prompt's tokens, the curve of noise levels."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..mmdit_core.header import CheckpointError, read_header
 from ..mmdit_core.presets import PRESETS, Preset
 from ..mmdit_core.recognise import count_blocks
 from .host import counting, folders
+from .live_curve import live_curve
 from .text import T5_LENGTHS, TRAINED_T5_TOKENS, WIDGETS
 
 LONGEST_TEXT = 50_000  # characters that are counted while somebody types
@@ -28,6 +29,7 @@ def register() -> None:
         instance.routes.get("/mmdit/blocks")(blocks)
         instance.routes.get("/mmdit/presets")(presets)
         instance.routes.post("/mmdit/tokens")(tokens)
+        instance.routes.post("/mmdit/curve")(curve)
 
 
 async def blocks(request: web.Request) -> web.Response:
@@ -66,6 +68,21 @@ async def tokens(request: web.Request) -> web.Response:
     if sum(map(len, texts.values())) > LONGEST_TEXT:
         return web.json_response({})
     return web.json_response(await asyncio.to_thread(_counts, texts, limit))
+
+
+async def curve(request: web.Request) -> web.Response:
+    """POST FlowMatchingSampler's dials and what is known of its model, its picture and its block controls.
+
+    Asks and returns as `live_curve`; of the model {"name", "folder"} as for /mmdit/blocks, or null.
+    """
+    try:
+        given = await request.json()
+        file = given.get("model") or {}
+        path = folders.listed_path(file.get("name", ""), file.get("folder", ""))
+        known = {**given, "by_us": not file.get("folder")}
+        return web.json_response(await asyncio.to_thread(live_curve, known, path))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return web.Response(status=400, text="the node's dials by name, and windows with a start and an end")
 
 
 def _counts(texts: Mapping[str, str], limit: int | None) -> dict[str, list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -47,13 +48,13 @@ class Plan:
 
 def make_plan(model, positive, latent: dict[str, Any], samples: Tensor, dials: SimpleNamespace) -> Plan:
     """Args: samples, the latent's as they fit the model; dials, the node's inputs by name. Raises: InputError."""
-    guidance = _guidance(model, dials)
+    guidance = guidance_of(dials)
+    _check_form(model, dials)
     seeds = _seeds(dials)
     _check_latent(latent, seeds)
     shift, shift_from = _shift(model, samples, dials)
-    levels, source = _levels(dials, shift)
-    last = min(dials.end_step, max(0, len(levels) - 1))
-    first = min(dials.start_step, last)
+    levels, source = levels_of(dials, shift)
+    first, last = part_of(dials, levels)
     runs = first < last and dials.denoise >= MIN_DENOISE
     start = _start(latent, levels, first, dials) if runs else None
     prepared = sampling.prepare(model, latent, seeds, add_noise=start is None and dials.add_noise != "disable")
@@ -94,7 +95,14 @@ def _seeds(dials: SimpleNamespace) -> Seeds:
     )
 
 
-def _guidance(model, dials: SimpleNamespace) -> Guidance:
+def part_of(dials: SimpleNamespace, levels: Tensor) -> tuple[int, int]:
+    """The first step to run, and the one to stop before."""
+    last = min(dials.end_step, max(0, len(levels) - 1))
+    return min(dials.start_step, last), last
+
+
+def guidance_of(dials: SimpleNamespace) -> Guidance:
+    """Raises: InputError for a window that ends before it starts."""
     if dials.cfg_end < dials.cfg_start:
         raise InputError(
             NODE,
@@ -102,6 +110,10 @@ def _guidance(model, dials: SimpleNamespace) -> Guidance:
             f"{dials.cfg_end:g} lies before cfg_start, {dials.cfg_start:g}",
             "Set it to cfg_start or later",
         )
+    return Guidance(dials.cfg, dials.guidance, dials.cfg_start, dials.cfg_end, dials.cfg_curve, dials.rescale)
+
+
+def _check_form(model, dials: SimpleNamespace) -> None:
     if FORMS[dials.guidance] is not None and CFG_FUNCTION in model.model_options:
         raise InputError(
             NODE,
@@ -109,7 +121,6 @@ def _guidance(model, dials: SimpleNamespace) -> Guidance:
             f"{dials.guidance!r} would take the place of another node's guidance on this model",
             "Set cfg to use that node's, or take that node away",
         )
-    return Guidance(dials.cfg, dials.guidance, dials.cfg_start, dials.cfg_end, dials.cfg_curve, dials.rescale)
 
 
 def _check_latent(latent: dict[str, Any], seeds: Seeds) -> None:
@@ -137,19 +148,29 @@ def _check_latent(latent: dict[str, Any], seeds: Seeds) -> None:
 
 
 def _shift(model, samples: Tensor, dials: SimpleNamespace) -> tuple[float, str]:
-    """The shift to sample with, and where it comes from."""
+    return shift_by(
+        dials,
+        sampling.shift_of(model),
+        lambda: sampling.tokens_of(model, samples),
+        lambda: sampling.pixels_of(model, samples),
+    )
+
+
+def shift_by(
+    dials: SimpleNamespace, own: float, tokens: Callable[[], int], pixels: Callable[[], int]
+) -> tuple[float, str]:
+    """The shift to sample with, and where it comes from. Args: own, the model's; tokens and pixels of the picture."""
     if dials.size_shift == "flux":
-        tokens = sampling.tokens_of(model, samples)
-        return schedule.mu_to_shift(schedule.flux_mu(tokens)), f"FLUX's rule for {tokens} image tokens"
-    base, said = (dials.shift, "as set") if dials.shift else (sampling.shift_of(model), OWN)
+        count = tokens()
+        return schedule.mu_to_shift(schedule.flux_mu(count)), f"FLUX's rule for {count} image tokens"
+    base, said = (dials.shift, "as set") if dials.shift else (own, OWN)
     if dials.size_shift == "off":
         return base, said
-    pixels = sampling.pixels_of(model, samples)
-    return base * schedule.resolution_shift(pixels), f"{base:g} ({said}) at 1024 x 1024, by the root of the pixels"
+    return base * schedule.resolution_shift(pixels()), f"{base:g} ({said}) at 1024 x 1024, by the root of the pixels"
 
 
-def _levels(dials: SimpleNamespace, shift: float) -> tuple[Tensor, str]:
-    """All noise levels [steps + 1], and where they come from."""
+def levels_of(dials: SimpleNamespace, shift: float) -> tuple[Tensor, str]:
+    """All noise levels [steps + 1], and where they come from. Raises: InputError for levels that cannot be."""
     text = dials.custom_sigmas.strip()
     if dials.sigmas is not None:
         if text:

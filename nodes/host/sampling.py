@@ -42,7 +42,11 @@ def is_flow(model) -> bool:
 
 def shift_of(model) -> float:
     """The MODEL's own schedule shift, after any ModelSamplingSD3 or ModelSamplingFlux node."""
-    sampling = model.get_model_object("model_sampling")
+    return shift_in(model.get_model_object("model_sampling"))
+
+
+def shift_in(sampling) -> float:
+    """The shift of a host model_sampling."""
     shift = float(getattr(sampling, "shift", 1.0))
     # FLUX states its shift as mu, the logarithm of the factor.
     return math.exp(shift) if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux) else shift
@@ -53,17 +57,22 @@ def with_shift(model, shift: float):
 
     The shift is set on model_sampling, not only on the schedule: every window given in percent is read from there.
     """
+    clone = model.clone()
     original = model.get_model_object("model_sampling")
-    patched = type(original)(model.model.model_config)
+    clone.add_object_patch("model_sampling", shifted(original, model.model.model_config, shift))
+    return clone
+
+
+def shifted(original, model_config, shift: float):
+    """A host model_sampling with another shift."""
+    patched = type(original)(model_config)
     if isinstance(original, comfy.model_sampling.ModelSamplingFlux):
         patched.set_parameters(shift=math.log(shift))
     else:
         patched.set_parameters(shift=shift, multiplier=original.multiplier)
     if hasattr(original, "noise_scale"):
         patched.set_noise_scale(original.noise_scale)
-    clone = model.clone()
-    clone.add_object_patch("model_sampling", patched)
-    return clone
+    return patched
 
 
 def tokens_of(model, samples: Tensor) -> int:

@@ -19,6 +19,7 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, SD3Tr
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.presets import PRESETS
 from mmdit_core.recognise import count_blocks
+from mmdit_core.schedule import sigmas
 from scripts.client import HostError
 
 OPERATIONS = comfy.ops.disable_weight_init
@@ -158,3 +159,43 @@ def test_what_cannot_be_counted_is_refused_or_left_alone(host):
     for body in ([], {"prompt": 3}, {"t5_length": "many"}, "text", None):
         with pytest.raises(HostError, match="400"):
             host.post("/mmdit/tokens", body)
+
+
+DIALS = {
+    "steps": 5, "cfg": 4.5, "solver": "euler", "schedule": "linear", "shift": 0.0, "denoise": 1, "cfg_start": 0.0,
+    "cfg_end": 0.5, "start_step": 0, "end_step": 10_000, "custom_sigmas": "", "cfg_curve": "constant",
+    "size_shift": "off",
+}  # fmt: skip
+
+
+def test_the_server_tells_the_curve_of_the_connected_model(host):
+    window = {"start": 0.5, "end": 1.0, "fade": "constant"}
+    model = {"name": "mmdit-small.safetensors", "folder": ""}
+    told = host.post("/mmdit/curve", {"dials": DIALS, "model": model, "windows": [window]})
+    assert [step for step, _ in told["points"]] == [0, 1, 2, 3, 4, 5] and told["own"] and not told["adaptive"]
+    levels = sigmas(5, "linear", told["shift"]).tolist()
+    assert [level for _, level in told["points"]] == pytest.approx(levels, abs=1e-5)
+    assert told["cfg"] == [1, 1, 1, 0, 0] and told["windows"] == [[0, 0, 0, 1, 1]]
+    assert host.post("/mmdit/curve", {"dials": DIALS, "model": None}) == {"missing": "shift"}
+    outside = {"name": "../../outside.safetensors", "folder": "diffusion_models"}
+    assert host.post("/mmdit/curve", {"dials": DIALS, "model": outside}) == {"missing": "shift"}
+
+
+def test_what_is_no_question_about_a_curve_is_refused(host):
+    for body in (
+        {},
+        [],
+        None,
+        {"dials": {}},
+        {"dials": {**DIALS, "steps": "5"}},
+        {"dials": {**DIALS, "steps": True}},
+        {"dials": {**DIALS, "solver": 3}},
+        {"dials": DIALS, "model": "file"},
+        {"dials": DIALS, "windows": [{"start": 0.5}]},
+        {"dials": DIALS, "windows": [{"start": -1, "end": 2}]},
+        {"dials": DIALS, "model_shift": "high"},
+        {"dials": DIALS, "model_shift": -3},
+        {"dials": DIALS, "width": 0, "height": 64},
+    ):
+        with pytest.raises(HostError, match="400"):
+            host.post("/mmdit/curve", body)
