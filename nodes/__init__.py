@@ -1,9 +1,10 @@
 """The pack's nodes. Each module lists its own; this is the registry that ComfyUI reads."""
 
 from . import analysis, blocks, invert, loader, routes, sampling, text
-from .host import folders
+from .host import folders, page
 
 folders.register()
+page.register()
 routes.register()
 
 _NODES = {**loader.NODES, **text.NODES, **sampling.NODES, **invert.NODES, **blocks.NODES, **analysis.NODES}

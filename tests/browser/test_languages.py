@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 from scripts.environment import ROOT
+from tests.browser.strips import opened
 
 NODE = "FlowMatchingSampler"
 SHOWN = """(type) => {
@@ -43,7 +45,10 @@ def test_a_node_and_its_help_speak_the_language_of_the_settings(comfy):
             assert shown["widgets"].get(name, text["name"]) == text["name"]
         sent[language] = comfy.prompt()
         if language == "zh":
+            look_at_tokens(comfy)
             look_at_help(comfy)
+            look_at_strip(comfy)
+            look_at_settings(comfy)
     without_titles = [
         {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()} for prompt in sent.values()
     ]
@@ -61,3 +66,80 @@ def look_at_help(comfy) -> None:
     assert picture.get_attribute("src") == f"/extensions/{ROOT.name}/docs/{NODE}.png"
     width = picture.evaluate("async (image) => { await image.decode(); return image.naturalWidth; }")
     assert width > 300
+
+
+def look_at_tokens(comfy) -> None:
+    note = comfy.page.locator(".mmdit-note")
+    comfy.page.wait_for_function("document.querySelector('.mmdit-note')?.innerText.includes('CLIP-L 14')")
+    assert [line.split("CLIP-L")[0].strip() for line in note.inner_text().splitlines() if line.strip()][:1] == [
+        "提示词"
+    ]
+    comfy.run("""() => {
+        globalThis.told = [];
+        app.api.addEventListener("progress_text", (event) => told.push(event.detail.text));
+    }""")
+    sampler = "app.graph._nodes.find((node) => node.type === 'FlowMatchingSampler').id"
+    comfy.run(f"""() => [1, 2].forEach((value) => app.api.dispatchCustomEvent("progress",
+        {{ node: String({sampler}), prompt_id: "x", value, max: 28 }}))""")
+    first, second = comfy.run("() => told")
+    assert first == "第 1 / 28 步" and re.fullmatch(r"第 2 / 28 步，每步 [\d.e-]+ 秒，还需 \d+ 秒", second)
+
+
+def look_at_strip(comfy) -> None:
+    strip = opened(comfy, "TextBoost")
+    strip.set("3:2")
+    strip.mouse.move(*strip.place(3))
+    strip.until("s.foot === '块 3 · 增强 × 2'", 3)
+    assert comfy.page.get_by_role("listbox", name="块：已选 1 / 24").count() == 1
+    menu = strip.menu(3)
+    assert menu == [
+        "全选",
+        "全不选",
+        "反选",
+        "前三分之一",
+        "中三分之一",
+        "后三分之一",
+        "复制文本",
+        "粘贴文本",
+        "不用预设",
+    ]
+    strip.press("Escape", "Escape")
+    strip.mouse.move(700, 700)
+    for text, expected in (
+        ("frog", "“frog”：无法识别。"),
+        ("3:x", "“3:x”：冒号后的强度"),
+        ("40", "“40”：该模型没有这个块"),
+    ):
+        strip.set(text)
+        strip.until(f"s.foot.startsWith('{expected}')")
+
+
+def look_at_settings(comfy) -> None:
+    told = json.loads((ROOT / "locales" / "zh" / "settings.json").read_text(encoding="utf-8"))
+    comfy.run("() => void app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
+    dialog = comfy.page.get_by_role("dialog")
+    dialog.get_by_text("MMDiT", exact=True).first.click()
+    for entry in told.values():
+        dialog.get_by_text(entry["name"], exact=True).first.wait_for()
+    for group in ("MMDiT 节点", "新建的流匹配采样器"):
+        dialog.get_by_text(group, exact=True).first.wait_for()
+    comfy.page.keyboard.press("Escape")
+
+
+SAME = """async (path) => {
+    const { LANGUAGES } = await import(path);
+    return Object.fromEntries(Object.entries(LANGUAGES).map(([language, table]) => [
+        language,
+        Object.fromEntries(Object.entries(table).map(([key, word]) => [key, word.call ? word.length : word])),
+    ]));
+}"""
+
+
+def test_each_language_has_all_words_of_the_page(shared):
+    tables = shared.run(SAME, f"/extensions/{ROOT.name}/js/words.mjs")
+    english, chinese = tables["en"], tables["zh"]
+    assert list(english) == list(chinese) and len(english) > 30
+    for key, word in english.items():
+        assert isinstance(word, str) == isinstance(chinese[key], str)
+        if isinstance(word, str) and key != "colon":
+            assert re.search("[\u4e00-\u9fff]", chinese[key]), key

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +74,7 @@ READ = """async ([path, cases]) => {
 
 def test_the_page_reads_every_text_as_the_server_does(plain):
     given = cases()
-    told = plain.evaluate(READ, [f"/extensions/{PACK}/js/grammar.js", given])
+    told = plain.evaluate(READ, [f"/extensions/{PACK}/js/grammar.mjs", given])
     expected = [in_python(*case) for case in given]
     for case, page, server in zip(given, told, expected, strict=True):
         found = page["found"]
@@ -84,32 +86,85 @@ def test_the_page_reads_every_text_as_the_server_does(plain):
     assert 300 < readable < len(expected) - 300, "both kinds must be there"
 
 
-def test_the_scripts_load_quickly(shared, plain):
-    """The sizes are held by tests/core/test_web.py; a time depends on the machine, so it is told and not judged."""
-    entries = shared.run(
-        "(pack) => performance.getEntriesByType('resource').filter((e) => e.name.includes(`/extensions/${pack}/`))"
-        ".map((e) => [e.name, e.startTime, e.responseEnd, e.decodedBodySize])",
-        PACK,
-    )
-    names = {entry[0].rpartition("/")[2] for entry in entries}
-    assert {"blocks.js", "grammar.js", "strip.css"} <= names
-    # By themselves: all modules, fetched and run, with nothing of the host but the two names that they register with.
-    alone = plain.evaluate(
-        """async (path) => {
-            const app = { registerExtension() {} };
-            globalThis.comfyAPI = { app: { app, ANIM_PREVIEW_WIDGET: "" }, api: { api: new EventTarget() } };
-            await Promise.all([import("/scripts/app.js"), import("/scripts/api.js")]);
-            const start = performance.now();
-            await import(path);
-            return performance.now() - start;
-        }""",
-        f"/extensions/{PACK}/js/blocks.js",
-    )
-    size = sum(entry[3] for entry in entries)
-    span = max(entry[2] for entry in entries) - min(entry[1] for entry in entries)
+LOADED = """(pack) => performance.getEntriesByType("resource")
+    .filter((each) => each.name.includes(`/extensions/${pack}/`))
+    .map((each) => [each.name.split("/").at(-1), each.startTime, each.responseEnd, each.decodedBodySize])"""
+# All that it needs of the host are the two names that it registers with.
+ALONE = """async ([path, tries]) => {
+    const app = { registerExtension() {} };
+    globalThis.comfyAPI = { app: { app, ANIM_PREVIEW_WIDGET: "" }, api: { api: new EventTarget() } };
+    await Promise.all([import("/scripts/app.js"), import("/scripts/api.js")]);
+    const times = [];
+    for (let i = 0; i < tries; i += 1) {
+        const start = performance.now();
+        await import(`${path}?${i}`); // another address: fetched and run anew
+        times.push(performance.now() - start);
+    }
+    return times;
+}"""
+MOST_MS = 50
+
+
+def test_the_page_opens_with_one_script_and_the_first_node_brings_the_rest(comfy, plain):
+    comfy.run("() => performance.setResourceTimingBufferSize(5000)")  # the host's own files fill the usual one
+    assert [name for name, *_ in comfy.run(LOADED, PACK)] == ["mmdit.js"]
+    comfy.load({"last_node_id": 1, "nodes": [{"id": 1, "type": "EmptyImage", "pos": [0, 0]}], "links": []})
+    assert len(comfy.run(LOADED, PACK)) == 1, "other packs' nodes do not need it"
+    (entry,) = comfy.run(LOADED, PACK)
+    comfy.load({"last_node_id": 1, "nodes": [{"id": 1, "type": "MMDiTLoader", "pos": [0, 0]}], "links": []})
+    rest = comfy.run(LOADED, PACK)[1:]
+    assert {"parts.mjs", "grammar.mjs", "strip.css"} <= {name for name, *_ in rest}
+    # The quickest of a few: what else the machine does is not this script's.
+    quickest = min(plain.evaluate(ALONE, [f"/extensions/{PACK}/js/mmdit.js", 8]))
+    span = max(end for _, _, end, _ in rest) - min(start for _, start, _, _ in rest)
     print(
-        f"\\n{shared.renderer}: {size} bytes in {len(entries)} files; alone {alone:.0f} ms, in the page {span:.0f} ms"
+        f"\n{comfy.renderer}: {entry[3]} bytes at once, {quickest:.0f} ms alone, {entry[2] - entry[1]:.0f} in the page;"
+        f" then {sum(size for *_, size in rest)} bytes in {len(rest)} files, {span:.0f} ms"
     )
+    assert quickest < MOST_MS
+
+
+def test_a_browser_asks_whether_a_module_is_still_the_same(host):
+    """An update must not leave old modules beside new ones."""
+    for name, kept in (("mmdit.js", "no-store"), ("parts.mjs", "no-cache")):
+        with urllib.request.urlopen(f"{host.url}/extensions/{PACK}/js/{name}") as answer:
+            assert answer.headers["Cache-Control"] == kept
+            assert answer.headers.get_content_type() in ("text/javascript", "application/javascript")
+
+
+def test_the_first_strip_is_there_before_its_script_and_keeps_what_is_typed(comfy):
+    """A node that is dragged in, in a page that has not fetched the rest yet, and takes its time to."""
+    routes: list[Any] = []
+    comfy.page.route("**/js/parts.mjs", lambda route: routes.append(route))
+    comfy.load({"last_node_id": 0, "nodes": [], "links": []})
+    comfy.run("""() => {
+        const node = LiteGraph.createNode("TextBoost");
+        node.pos = [100, 100];
+        app.graph.add(node);
+    }""")
+    field = comfy.page.get_by_role("textbox", name="blocks")
+    field.fill("2, 5")
+    assert comfy.graph()["nodes"][0]["widgets_values"][0] == "2, 5"
+    size = comfy.graph()["nodes"][0]["size"]
+    while not routes:
+        comfy.page.wait_for_timeout(20)
+    routes[0].continue_()
+    comfy.page.wait_for_selector(".mmdit-cell")
+    assert comfy.page.locator('.mmdit-cell[aria-selected="true"]').count() == 2
+    assert comfy.graph()["nodes"][0]["widgets_values"][0] == "2, 5" and comfy.graph()["nodes"][0]["size"] == size
+    assert comfy.pack_complaints() == []
+
+
+def test_where_the_rest_does_not_come_the_text_field_stays(comfy):
+    comfy.page.route("**/js/parts.mjs", lambda route: route.abort())
+    comfy.load({"last_node_id": 1, "nodes": [
+        {"id": 1, "type": "BlockSkip", "pos": [100, 100], "widgets_values": ["0-5", "negative", 0, 1]}
+    ], "links": [], "version": 0.4})  # fmt: skip
+    field = comfy.page.get_by_role("textbox", name="blocks")
+    assert field.input_value() == "0-5"
+    field.fill("7")
+    assert comfy.graph()["nodes"][0]["widgets_values"][0] == "7"
+    assert any("MMDiT: its nodes stay plain" in text for text in comfy.complaints)
 
 
 def test_without_the_scripts_the_blocks_are_a_plain_text(without_scripts):

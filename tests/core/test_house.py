@@ -18,7 +18,7 @@ ATTRIBUTES = sorted((ROOT / "attributes").rglob("*.py"))
 PACK = [ROOT / "__init__.py", *NODES, *CORE, *ATTRIBUTES]
 OWN_FOLDERS = ("mmdit_core", "nodes", "attributes", "scripts", "tests", "training", "benchmarks", "web")
 SOURCES = [ROOT / "__init__.py"] + [
-    path for folder in OWN_FOLDERS for kind in ("*.py", "*.js") for path in (ROOT / folder).rglob(kind)
+    path for folder in OWN_FOLDERS for kind in ("*.py", "*.js", "*.mjs") for path in (ROOT / folder).rglob(kind)
 ]
 
 LONGEST = 450  # lines; what can be read in one sitting
@@ -45,7 +45,8 @@ LEAVES: dict[str, set[str]] = {
     "config": set(),
     "layers": {"config"},
     "blocks": {"config", "layers"},
-    "model": {"config", "layers", "blocks"},
+    "modulation": {"blocks"},
+    "model": {"config", "layers", "blocks", "modulation"},
     "flow": set(),
     "schedule": set(),
     "guidance": set(),

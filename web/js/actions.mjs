@@ -1,24 +1,26 @@
 // The strip's menu: whole choices, thirds, the clipboard, published presets.
 
-import { NO_PRESET } from "./context.js";
-import { ask, remember } from "./host.js";
-import { openMenu } from "./menu.js";
+import { NO_PRESET } from "./context.mjs";
+import { ask, remember } from "./host.mjs";
+import { openMenu } from "./menu.mjs";
+import { words } from "./words.mjs";
 
 export async function showMenu(node, strip, x, y) {
   const disabled = !strip.editable;
+  const say = words();
   const text = (label, value) => ({ text: label, disabled, run: () => strip.write(value) });
   const presets = await presetItems(node, strip);
   const items = [
-    text("All", "all"),
-    text("None", ""),
-    { text: "Invert", disabled, run: () => strip.invert() },
+    text(say.all, "all"),
+    text(say.none, ""),
+    { text: say.invert, disabled, run: () => strip.invert() },
     null,
-    text("Early third", "early"),
-    text("Middle third", "middle"),
-    text("Late third", "late"),
+    text(say.early, "early"),
+    text(say.middle, "middle"),
+    text(say.late, "late"),
     null,
-    { text: "Copy text", run: () => navigator.clipboard?.writeText(strip.text).catch(() => {}) },
-    { text: "Paste text", disabled, run: () => paste(strip) },
+    { text: say.copy, run: () => navigator.clipboard?.writeText(strip.text).catch(() => {}) },
+    { text: say.paste, disabled, run: () => paste(strip) },
     ...(presets.length ? [null, ...presets] : []),
   ];
   openMenu(x, y, items, strip.list);
@@ -43,10 +45,10 @@ async function presetItems(node, strip) {
     .filter(({ action }) => action === strip.action)
     .map(({ name, model, note, double, single }) => {
       const other = strip.known && (double !== strip.blocks.double || single !== strip.blocks.single);
-      const hint = other ? `It was published for ${model}; this is another model.` : note;
+      const hint = other ? words().otherModel(model) : note;
       return item(name, name, { hint, disabled: other || strip.linked });
     });
-  return items.length ? [...items, item(NO_PRESET, "No preset")] : [];
+  return items.length ? [...items, item(NO_PRESET, words().noPreset)] : [];
 }
 
 /** The clipboard's text; where the page may not read it, the text field is ready for Ctrl+V. */

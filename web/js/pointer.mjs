@@ -1,7 +1,7 @@
 // The strip under a pointer: click toggles, drag paints, shift-click takes a range; where blocks have strengths, the
 // wheel and a drag up or down set one.
 
-import { height, STEP, strengthAt } from "./level.js";
+import { height, STEP, strengthAt } from "./level.mjs";
 
 const SLACK = 4; // pixels on screen before a click is a drag
 const WHEEL_REST = 400; // ms without a notch, then the turn of the wheel is over

@@ -1,9 +1,9 @@
 // What a strip depends on besides its text: links, the model upstream, other widgets of its node, measured effects.
 
-import { keepAtHome } from "./home.js";
-import { after, ask } from "./host.js";
-import { effectsFor } from "./reports.js";
-import { blocksIn, modelFile } from "./upstream.js";
+import { keepAtHome } from "./home.mjs";
+import { after, ask } from "./host.mjs";
+import { effectsFor } from "./reports.mjs";
+import { blocksIn, modelFile } from "./upstream.mjs";
 
 export const NO_PRESET = "none";
 

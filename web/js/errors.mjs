@@ -1,9 +1,10 @@
 // An error of this pack names the node whose dial is wrong; often another one meets it, such as the sampler. Here the
 // words are shown on the node that they name.
 
-import { api, nodeOfExecution } from "./host.js";
-import { Note } from "./note.js";
-import { behind } from "./upstream.js";
+import { api, nodeOfExecution } from "./host.mjs";
+import { Note } from "./note.mjs";
+import { behind } from "./upstream.mjs";
+import { words } from "./words.mjs";
 
 const NAMED = /^([A-Z]\w+): (.+)/s;
 const LETTERS = 48; // of a line
@@ -19,13 +20,20 @@ api.addEventListener("execution_error", ({ detail }) => {
   const node = named && failed ? nearest(failed, named[1]) : null;
   if (!node) return;
   const note = new Note(node, "error");
-  const text = named[2].trim();
+  const text = inWords(node, named[2].trim());
   note.show([text], Math.min(MOST_LINES, Math.ceil(text.length / LETTERS)), "bad");
   notes.push(note);
 });
 
 function clear() {
   for (const note of notes.splice(0)) note.hide();
+}
+
+/** An error begins with its input's name, which stands on the node in the page's language. */
+function inWords(node, text) {
+  const [all, name, rest] = /^(\w+): (.+)/s.exec(text) ?? [];
+  const input = all && node.inputs?.find((each) => each.name === name);
+  return input ? (input.label ?? input.localized_name ?? name) + words().colon + rest : text;
 }
 
 /** The nearest node of a kind that feeds a node, or that node itself. */

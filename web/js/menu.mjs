@@ -1,6 +1,6 @@
 // A small menu at a place on screen, for mouse and keyboard.
 
-import { make } from "./host.js";
+import { make } from "./host.mjs";
 
 let open = null;
 

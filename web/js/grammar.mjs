@@ -55,8 +55,8 @@ const SHARES = {
 
 /**
  * What a text says: `chosen`, Map of block -> own strength or null, sorted by block; `errors`,
- * [{ part, message, beyond }] for the parts that cannot be read, which are left out of `chosen`; beyond, whether only
- * this model lacks the block.
+ * [{ part, message, kind }] for the parts that cannot be read, which are left out of `chosen`; kind, in a word what is
+ * wrong with it: "beyond" where only this model lacks the block.
  */
 export function read(text, blocks, { strengths = false } = {}) {
   const parts = text.split(/[,;\n]/).map((part) => strip(part).toLowerCase()).filter(Boolean);
@@ -76,7 +76,7 @@ export function read(text, blocks, { strengths = false } = {}) {
       each(blocksOf(strip(body), part, blocks), (block) => chosen.set(block, strength));
     } catch (error) {
       if (!(error instanceof Unreadable)) throw error;
-      errors.push({ part, message: error.message, beyond: error.beyond });
+      errors.push({ part, message: error.message, kind: error.kind });
     }
   }
   return { chosen: sorted(chosen), errors };
@@ -98,11 +98,10 @@ export function write(chosen, blocks) {
 }
 
 class Unreadable extends Error {
-  beyond = false; // whether it names a block that the model does not have
-}
-
-class Beyond extends Unreadable {
-  beyond = true;
+  constructor(kind, message) {
+    super(message);
+    this.kind = kind;
+  }
 }
 
 function suffix(own) {
@@ -129,11 +128,12 @@ function roundHalfEven(value) {
 }
 
 function strengthOf(text, part, allowed) {
-  if (!allowed) throw new Unreadable(`${quoted(part)}: a strength cannot be given here; write the block alone`);
+  if (!allowed) throw new Unreadable("noStrength", `${quoted(part)}: a strength cannot be given here; write the block alone`);
   const plain = ascii(strip(text));
   const strength = FLOAT.test(plain) ? Number(plain.replaceAll("_", "")) : NaN;
   if (!(strength >= 0 && strength < Infinity))
     throw new Unreadable(
+      "strength",
       `${quoted(part)}: the strength after the colon must be a number of at least 0, as in 3:1.5`,
     );
   return strength;
@@ -145,20 +145,20 @@ function blocksOf(body, part, blocks) {
   const share = SHARE.exec(body);
   if (share) {
     const percent = Number(ascii(share[2]));
-    if (percent > 100) throw new Unreadable(`${quoted(part)}: ${share[2]}% is more than all blocks`);
+    if (percent > 100) throw new Unreadable("share", `${quoted(part)}: ${share[2]}% is more than all blocks`);
     return SHARES[share[1]](blocks, roundHalfEven((blocks.total * percent) / 100));
   }
   const span = SPAN.exec(body);
   if (!span)
-    throw new Unreadable(`${quoted(part)} cannot be read as blocks; ${blocks.describe()}. ${GRAMMAR}`);
+    throw new Unreadable("grammar", `${quoted(part)} cannot be read as blocks; ${blocks.describe()}. ${GRAMMAR}`);
   const [, kind, start, dash, endKind, end] = span;
   if ((kind === "s" || endKind === "s") && !blocks.single)
-    throw new Beyond(`${quoted(part)}: this model has no single blocks; ${blocks.describe()}`);
+    throw new Unreadable("beyond", `${quoted(part)}: this model has no single blocks; ${blocks.describe()}`);
   const first = numberOf(kind, start, part, blocks);
   if (!dash) return [first, first + 1];
   if (end === undefined) return [first, kind === "d" ? blocks.double : blocks.total];
   const last = numberOf(endKind || kind, end, part, blocks);
-  if (last < first) throw new Unreadable(`${quoted(part)} runs backwards; write the smaller block first`);
+  if (last < first) throw new Unreadable("backwards", `${quoted(part)} runs backwards; write the smaller block first`);
   return [first, last + 1];
 }
 
@@ -168,7 +168,7 @@ function numberOf(kind, digits, part, blocks) {
   const value = BigInt(ascii(digits));
   if (value >= most) {
     const where = part === kind + digits ? "" : ` (in ${quoted(part)})`;
-    throw new Beyond(`block ${kind}${value} does not exist${where}: ${blocks.describe()}`);
+    throw new Unreadable("beyond", `block ${kind}${value} does not exist${where}: ${blocks.describe()}`);
   }
   return Number(value) + (kind === "s" ? blocks.double : 0);
 }

@@ -2,11 +2,12 @@
 //
 // It knows nothing of nodes: what it shows is set, what a person does is told through `changed`.
 
-import { Blocks, read, write } from "./grammar.js";
-import { make } from "./host.js";
-import { listenToKeys } from "./keys.js";
-import { height, held } from "./level.js";
-import { listenToPointer } from "./pointer.js";
+import { Blocks, read, write } from "./grammar.mjs";
+import { make } from "./host.mjs";
+import { listenToKeys } from "./keys.mjs";
+import { height, held } from "./level.mjs";
+import { listenToPointer } from "./pointer.mjs";
+import { words } from "./words.mjs";
 
 const UNKNOWN = new Blocks(24); // drawn until the model is known
 const LONGEST_ROW = 40; // cells
@@ -17,11 +18,11 @@ let strips = 0;
 
 export class BlockStrip {
   /**
-   * Options: label; action, what the node does to a block ("skip", "boost", ...), for colour and words; levels,
+   * Options: element, to draw in; label; action, what the node does to a block ("skip", "boost", ...), for colour and words; levels,
    * whether blocks have strengths; changed(text, done), after each change, done when it is complete; menu(x, y).
    */
-  constructor({ label, action, levels = false, changed, menu }) {
-    Object.assign(this, { label, action, levels, changed, menu });
+  constructor({ element, label, action, levels = false, changed, menu }) {
+    Object.assign(this, { element, label, action, levels, changed, menu });
     this.text = "";
     this.blocks = UNKNOWN;
     this.known = false;
@@ -144,13 +145,14 @@ export class BlockStrip {
     element.classList.toggle("locked", !this.editable);
     element.classList.toggle("wrong", this.errors.length > 0 && !this.linked && !this.preset);
     element.inert = this.linked;
-    const words = this.editable ? this.text : "";
-    if (this.field.value !== words) this.field.value = words;
+    const say = words();
+    const text = this.editable ? this.text : "";
+    if (this.field.value !== text) this.field.value = text;
     this.field.readOnly = !this.editable;
-    this.field.placeholder = this.linked ? "from the link" : this.preset ? "from the preset" : "none";
+    this.field.placeholder = this.linked ? say.fromLink : this.preset ? say.fromPreset : say.nothing;
     this.field.setAttribute("aria-invalid", String(this.errors.length > 0));
     this.list.setAttribute("aria-readonly", String(!this.editable));
-    this.list.setAttribute("aria-label", `${this.label}: ${shown.size} of ${this.blocks.total} chosen`);
+    this.list.setAttribute("aria-label", say.chosen(this.label, shown.size, this.blocks.total));
     this.list.setAttribute("aria-activedescendant", this._cellId(this.cursor));
     const most = this.effects ? Math.max(...this.effects.filter(Number.isFinite), 0) : 0;
     this.cells.forEach((cell, block) => {
@@ -170,17 +172,20 @@ export class BlockStrip {
   /** A block in words: its number, whether it is chosen, its strength, its measured effect. */
   describe(block) {
     const { double, single } = this.blocks;
-    const kind = !single ? "" : block < double ? ` (double d${block})` : ` (single s${block - double})`;
-    const words = [`block ${block}${kind}`];
-    if (this.shown.has(block)) words.push(this.levels ? `${this.action} × ${this.strengthOf(block)}` : this.action);
+    const say = words();
+    const action = say[this.action];
+    const parts = [
+      !single ? say.block(block) : block < double ? say.doubleBlock(block, block) : say.singleBlock(block, block - double),
+    ];
+    if (this.shown.has(block)) parts.push(this.levels ? say.strength(action, this.strengthOf(block)) : action);
     const effect = this.effects?.[block];
-    if (Number.isFinite(effect)) words.push(`effect ${Number(effect.toPrecision(3))}`);
-    return words.join(" · ");
+    if (Number.isFinite(effect)) parts.push(say.effect(Number(effect.toPrecision(3))));
+    return parts.join(" · ");
   }
 
   _read() {
     const found = read(this.text, this.blocks, { strengths: this.levels });
-    const waiting = this.known ? [] : found.errors.filter((error) => error.beyond);
+    const waiting = this.known ? [] : found.errors.filter((error) => error.kind === "beyond");
     this.chosen = found.chosen;
     this.beyond = waiting.map((error) => error.part);
     this.errors = found.errors.filter((error) => !waiting.includes(error));
@@ -191,14 +196,14 @@ export class BlockStrip {
     const { foot } = this;
     const pointed = this.hovered !== null && this.hovered < this.blocks.total;
     const wrong = !pointed && this.element.classList.contains("wrong");
-    const words =
+    const text =
       (pointed && this.describe(this.hovered)) ||
-      (this.preset && `preset: ${this.preset.name}`) ||
-      (wrong && this.errors[0].message);
-    foot.classList.toggle("words", Boolean(words));
+      (this.preset && words().preset(this.preset.name)) ||
+      (wrong && words().wrong(this.errors[0], this.blocks));
+    foot.classList.toggle("words", Boolean(text));
     foot.classList.toggle("error", wrong);
-    foot.title = words || "";
-    if (words) foot.textContent = words;
+    foot.title = text || "";
+    if (text) foot.textContent = text;
     else foot.replaceChildren(...this._ruler());
   }
 
@@ -206,7 +211,7 @@ export class BlockStrip {
   _ruler() {
     if (this.rows.length > 1) {
       const { double, single, total } = this.blocks;
-      return [single ? `double 0–${double - 1}, single ${double}–${total - 1}` : `0–${total - 1}`];
+      return [single ? words().kinds(double, total) : `0–${total - 1}`];
     }
     const step = RULER_STEPS.find((each) => this.blocks.total / each <= MOST_MARKS) ?? 10;
     return this.cells.flatMap((_, block) => {
@@ -218,7 +223,7 @@ export class BlockStrip {
   }
 
   _build() {
-    this.element = make("div", `mmdit-blocks ${this.action}`);
+    this.element.className = `mmdit-blocks ${this.action}`;
     this.element.classList.toggle("levels", this.levels);
     this.name = make("label", "mmdit-name", this.label);
     this.field = make("input", "mmdit-text");
@@ -234,7 +239,7 @@ export class BlockStrip {
     this.list.tabIndex = 0;
     this.list.title = ""; // or the text field's tooltip would lie over the cells
     this.foot = make("div", "mmdit-foot");
-    this.element.append(this.name, this.field, this.list, this.foot);
+    this.element.replaceChildren(this.name, this.field, this.list, this.foot);
   }
 
   /** New cells: double and single blocks apart, and no row too long to hit a cell. */
@@ -248,7 +253,7 @@ export class BlockStrip {
     this.rows = spans.map(([first, end, title]) => {
       const row = make("div", "mmdit-row");
       row.setAttribute("role", "group");
-      row.setAttribute("aria-label", `blocks ${first} to ${end - 1}`);
+      row.setAttribute("aria-label", words().row(first, end - 1));
       row.dataset.title = title;
       for (let block = first; block < end; block += 1) {
         const cell = make("div", "mmdit-cell");

@@ -1,6 +1,6 @@
 // Words at the end of a node, in both renderers; they are never saved.
 
-import { addHtml, make } from "./host.js";
+import { addHtml, make } from "./host.mjs";
 
 const LINE = 15; // pixels
 const MARGIN = 4;

@@ -2,8 +2,9 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { addElement, setting } from "./mmdit.js";
 
-export { api, app };
+export { api, app, setting };
 
 /** Make the graph as it is now a step that Ctrl+Z goes back to. */
 export function remember() {
@@ -23,20 +24,14 @@ export function make(tag, className, text = "") {
   return element;
 }
 
-/** Put a widget of HTML on a node, as high as `height()` says in both renderers. */
+/** As addElement, for an element that leaves to the canvas what it does not use. */
 export function addHtml(node, name, type, element, height, options) {
-  const widget = node.addDOMWidget(name, type, element, { hideOnZoom: false, ...options });
-  widget.computeSize = (width) => [width, height()];
-  // It would take all spare height in Nodes 2.0.
-  widget.computeLayoutSize = undefined;
-  // An open side panel would shrink it in the middle of a click.
-  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
   passToCanvas(element);
-  return widget;
+  return addElement(node, name, type, element, height, options);
 }
 
 /** Give the canvas what an element above it does not use: wheel to zoom, middle button to pan. */
-function passToCanvas(element) {
+export function passToCanvas(element) {
   element.addEventListener(
     "wheel",
     (event) => {
@@ -74,14 +69,6 @@ export function nodeOfExecution(execution) {
     graph = node?.subgraph;
   }
   return node;
-}
-
-/** Load a style sheet that lies beside the scripts, once. */
-export function addStyles(url) {
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = url;
-  document.head.append(link);
 }
 
 const answers = new Map(); // address -> promise of its answer

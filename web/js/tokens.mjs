@@ -1,0 +1,87 @@
+// TripleTextEncode tells how many tokens its prompts have while they are typed.
+
+import { after, api, make, nodeOfExecution, setting } from "./host.mjs";
+import { Note } from "./note.mjs";
+import { words } from "./words.mjs";
+
+const NODE = "TripleTextEncode";
+const TITLES = ["prompt", "negative"];
+const INPUTS = [...TITLES, "clip_l", "clip_g", "t5xxl", "t5_length"];
+const REST = 250; // ms without a key before the server is asked
+
+const counted = new Set(); // functions that count a node's tokens anew, soon
+
+export function nodeCreated(node) {
+  if (node.comfyClass !== NODE) return;
+  const note = new Note(node, "tokens");
+  let timer = 0;
+  const soon = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => void count(node, note), REST);
+  };
+  for (const widget of node.widgets) if (INPUTS.includes(widget.name)) after(widget, "callback", soon);
+  for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, soon);
+  after(node, "onAdded", () => counted.add(soon));
+  after(node, "onRemoved", () => counted.delete(soon));
+  if (node.graph) counted.add(soon);
+  if (wanted()) note.show(TITLES.map((title) => line(node, title, [])), TITLES.length);
+  soon();
+}
+
+export function settingsChanged() {
+  for (const soon of counted) soon();
+}
+
+function wanted() {
+  return setting("MMDiT.Nodes.Tokens");
+}
+
+// After a run the server tells the same once more, for pages without scripts; here only what is new is worth a place.
+api.addEventListener("progress_text", ({ detail }) => {
+  const node = nodeOfExecution(detail?.nodeId);
+  if (node?.comfyClass !== NODE || detail.text.includes("missing:") || !wanted()) return;
+  const told = node.widgets.findIndex((widget) => widget.name === "$$node-text-preview");
+  if (told < 0) return;
+  node.widgets[told].onRemove?.();
+  node.widgets.splice(told, 1);
+});
+
+async function count(node, note) {
+  if (!wanted()) return note.hide();
+  const linked = (name) => (node.inputs.find((slot) => slot.widget?.name === name)?.link ?? null) !== null;
+  const value = (name) => (linked(name) ? "" : (node.widgets.find((widget) => widget.name === name)?.value ?? ""));
+  const texts = () => JSON.stringify(Object.fromEntries(INPUTS.map((name) => [name, value(name)])));
+  const asked = texts();
+  const found = await ask(asked);
+  if (asked !== texts()) return; // typed on meanwhile: another answer is on its way
+  note.show(
+    TITLES.map((title) => line(node, title, linked(title) ? null : (found?.[title] ?? []))),
+    TITLES.length,
+  );
+}
+
+async function ask(texts) {
+  try {
+    const response = await api.fetchApi("/mmdit/tokens", { method: "POST", body: texts });
+    return response.ok ? await response.json() : null;
+  } catch {
+    return null;
+  }
+}
+
+/** "prompt  CLIP-L 14  CLIP-G 14  T5 17"; what is cut is red, what is longer than in training is amber. */
+function line(node, title, counts) {
+  const say = words();
+  const row = make("div", "");
+  const widget = node.widgets.find((each) => each.name === title);
+  row.append(make("b", "", widget?.label ?? title));
+  if (counts === null) row.append(` ${say.fromLink}`);
+  for (const { label, used, chunks, cut, too_long } of counts ?? []) {
+    const more = cut.length ? say.cut(cut.length) : chunks > 1 ? say.chunks(chunks) : "";
+    const count = make("span", cut.length ? "bad" : too_long ? "warn" : "", say.count(label, used) + more);
+    if (cut.length) count.title = say.notRead(cut.join(" "));
+    else if (too_long) count.title = say.tooLong;
+    row.append(count);
+  }
+  return row;
+}

@@ -1,0 +1,103 @@
+// The page's own words in each language that it speaks; the server's, such as names of inputs, come from locales/.
+
+import { app } from "./host.mjs";
+
+const en = {
+  all: "All",
+  none: "None",
+  invert: "Invert",
+  early: "Early third",
+  middle: "Middle third",
+  late: "Late third",
+  copy: "Copy text",
+  paste: "Paste text",
+  noPreset: "No preset",
+  otherModel: (model) => `It was published for ${model}; this is another model.`,
+
+  skip: "skip",
+  boost: "boost",
+  disable: "disable",
+  prompt: "prompt",
+  analyse: "analyse",
+  block: (number) => `block ${number}`,
+  doubleBlock: (number, own) => `block ${number} (double d${own})`,
+  singleBlock: (number, own) => `block ${number} (single s${own})`,
+  strength: (action, strength) => `${action} × ${strength}`,
+  effect: (effect) => `effect ${effect}`,
+  chosen: (name, count, total) => `${name}: ${count} of ${total} chosen`,
+  row: (first, last) => `blocks ${first} to ${last}`,
+  kinds: (double, total) => `double 0–${double - 1}, single ${double}–${total - 1}`,
+  nothing: "none",
+  fromLink: "from the link",
+  fromPreset: "from the preset",
+  preset: (name) => `preset: ${name}`,
+  wrong: ({ message }) => message, // as the server says it
+
+  count: (label, used) => `${label} ${used}`,
+  cut: (count) => ` +${count} cut`,
+  chunks: (count) => ` in ${count}`,
+  notRead: (texts) => `Not read: ${texts}`,
+  tooLong: "Longer than any text in SD3's training: expect artefacts at the edges.",
+  step: (step, of) => `step ${step} of ${of}`,
+  pace: (each, left) => `, ${each} s a step, ${left} s to go`,
+  colon: ": ",
+};
+
+const WRONG = {
+  grammar: () => "无法识别。可以写：0-5, 9, 12-、all、even、odd、early、middle、late、first 25%、!3",
+  beyond: ({ double, single, total }) =>
+    `该模型没有这个块：共 ${total} 块，编号 0 到 ${total - 1}` +
+    (single ? `（双流 d0 到 d${double - 1}，单流 s0 到 s${single - 1}）` : ""),
+  noStrength: () => "这里不能写强度，只写块号即可",
+  strength: () => "冒号后的强度须为不小于 0 的数，如 3:1.5",
+  share: () => "百分比不能超过 100%",
+  backwards: () => "范围写反了，请把较小的块号写在前面",
+};
+
+const zh = {
+  all: "全选",
+  none: "全不选",
+  invert: "反选",
+  early: "前三分之一",
+  middle: "中三分之一",
+  late: "后三分之一",
+  copy: "复制文本",
+  paste: "粘贴文本",
+  noPreset: "不用预设",
+  otherModel: (model) => `该预设为 ${model} 发布，当前是另一个模型。`,
+
+  skip: "跳过",
+  boost: "增强",
+  disable: "屏蔽文本",
+  prompt: "换提示词",
+  analyse: "分析",
+  block: (number) => `块 ${number}`,
+  doubleBlock: (number, own) => `块 ${number}（双流 d${own}）`,
+  singleBlock: (number, own) => `块 ${number}（单流 s${own}）`,
+  strength: (action, strength) => `${action} × ${strength}`,
+  effect: (effect) => `影响 ${effect}`,
+  chosen: (name, count, total) => `${name}：已选 ${count} / ${total}`,
+  row: (first, last) => `块 ${first} 到 ${last}`,
+  kinds: (double, total) => `双流 0–${double - 1}，单流 ${double}–${total - 1}`,
+  nothing: "未选",
+  fromLink: "由连线给出",
+  fromPreset: "由预设给出",
+  preset: (name) => `预设：${name}`,
+  wrong: ({ part, kind }, blocks) => `“${part}”：${WRONG[kind](blocks)}`,
+
+  count: (label, used) => `${label} ${used}`,
+  cut: (count) => ` 截去 ${count}`,
+  chunks: (count) => ` 分 ${count} 段`,
+  notRead: (texts) => `未读入：${texts}`,
+  tooLong: "比 SD3 训练时的任何文本都长：画面边缘可能出现瑕疵。",
+  step: (step, of) => `第 ${step} / ${of} 步`,
+  pace: (each, left) => `，每步 ${each} 秒，还需 ${left} 秒`,
+  colon: "：",
+};
+
+export const LANGUAGES = { en, zh };
+
+/** The words of the language that the host's settings name; English for one that is not here. */
+export function words(languages = LANGUAGES) {
+  return languages[app.extensionManager?.setting?.get("Comfy.Locale")] ?? languages.en;
+}
