@@ -1,0 +1,210 @@
+"""The noise levels on FlowMatchingSampler while its dials are turned, in both renderers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+WORKFLOW = Path(__file__).parents[2] / "workflows" / "quickstart.json"
+FILE = "mmdit-small.safetensors"
+
+FIND = """() => {
+    const node = app.graph._nodes.find((each) => each.type === "FlowMatchingSampler");
+    const element = node.widgets.find((widget) => widget.name === "curve")?.element;
+    const figure = element?.querySelector(".mmdit-figure");
+    const bands = [...element?.querySelectorAll(".mmdit-band") ?? []];
+    return {
+        there: Boolean(element?.isConnected),
+        said: element?.innerText ?? "",
+        label: figure?.ariaLabel ?? "",
+        run: figure?.querySelector(".run").getAttribute("d") ?? "",
+        rest: figure?.querySelector(".rest").getAttribute("d") ?? "",
+        bands: bands.map((band) => [band.innerText, band.querySelector("path").getAttribute("d")]),
+        at: figure && (({ left, top, width, height }) => [left, top, width, height])(figure.getBoundingClientRect()),
+        high: element?.offsetHeight,
+    };
+}"""
+SET = """([type, values]) => {
+    const node = app.graph._nodes.find((each) => each.type === type);
+    for (const [name, value] of Object.entries(values)) {
+        const widget = node.widgets.find((each) => each.name === name);
+        widget.value = value;
+        widget.callback?.(value);
+    }
+}"""
+ADD = """([type, values]) => {
+    const of = (type) => app.graph._nodes.find((node) => node.type === type);
+    const sampler = of("FlowMatchingSampler");
+    const [source] = [app.graph.links.get?.(sampler.inputs[0].link) ?? app.graph.links[sampler.inputs[0].link]];
+    const added = LiteGraph.createNode(type);
+    added.pos = [40, 760 + 40 * app.graph._nodes.length];
+    app.graph.add(added);
+    app.graph.getNodeById(source.origin_id).connect(source.origin_slot, added, 0);
+    added.connect(0, sampler, 0);
+    for (const [name, value] of Object.entries(values))
+        added.widgets.find((widget) => widget.name === name).value = value;
+    app.api.dispatchCustomEvent("graphChanged", {});
+}"""
+
+
+@pytest.fixture
+def comfy(shared):
+    shared.complaints.clear()
+    shared.page.set_default_timeout(15_000)
+    shared.load(WORKFLOW)
+    shared.run(SET, ["FlowMatchingSampler", {"steps": 4}])
+    yield shared
+    assert shared.pack_complaints() == []
+
+
+def until(comfy, condition: str):
+    """Wait until the curve is so; returns what it shows."""
+    comfy.page.wait_for_function(f"() => {{ const c = ({FIND})(); return {condition}; }}", timeout=20_000)
+    return comfy.run(FIND)
+
+
+def close(comfy, path) -> None:
+    """A picture of the sampler's curve from near."""
+    comfy.run("""() => {
+        const node = app.graph._nodes.find((each) => each.type === "FlowMatchingSampler");
+        app.canvas.ds.scale = 1.5;
+        app.canvas.ds.offset = [200 - node.pos[0], 540 - node.pos[1] - node.size[1]];
+        app.canvas.setDirty(true, true);
+    }""")
+    comfy.page.wait_for_timeout(700)
+    comfy.page.screenshot(path=path)
+
+
+def levels(path: str) -> list[float]:
+    return [1 - float(point.split(",")[1]) for point in path.removeprefix("M").split("L")]
+
+
+def sampler(comfy):
+    return next(node for node in comfy.graph()["nodes"] if node["type"] == "FlowMatchingSampler")
+
+
+def test_the_curve_follows_the_dials_and_is_what_then_runs(comfy, test_output):
+    before = sampler(comfy)
+    seen = until(comfy, "/^Noise levels: 4 steps, shift/.test(c.label)")
+    assert seen["there"] and len(levels(seen["run"])) == 5 and seen["bands"][0][0] == "cfg 4.5"
+    comfy.run(SET, ["FlowMatchingSampler", {"schedule": "karras", "shift": 5, "cfg_end": 0.5, "end_step": 3}])
+    seen = until(comfy, "c.said.includes('shift 5') && c.said.includes('runs 0 to 3 of 4')")
+    drawn = levels(seen["run"])
+    assert len(drawn) == 4 and len(levels(seen["rest"])) == 5, "what does not run is drawn apart"
+    record = comfy.queue()
+    (extra,) = [value for key, value in pnginfo(comfy, record).items() if key == "mmdit_sampler"]
+    (facts,) = extra.values()
+    assert drawn == pytest.approx(facts["sigmas"], abs=1e-4)
+    comfy.screenshot(test_output / f"curve-{comfy.renderer}.png")
+    after = sampler(comfy)
+    assert len(after["widgets_values"]) == len(before["widgets_values"]), "it is not saved"
+    assert not {"curve"} & set(next(n for n in comfy.prompt().values() if n["class_type"] == after["type"])["inputs"])
+
+
+def pnginfo(comfy, record):
+    """The texts in the picture that a run saved."""
+    import io
+    import json
+
+    from PIL import Image
+
+    (image,) = comfy.host.images(record)
+    return {key: json.loads(text) for key, text in Image.open(io.BytesIO(image)).text.items()}
+
+
+def test_dials_are_followed_while_a_person_types_them(comfy):
+    until(comfy, "/^Noise levels: 4 steps/.test(c.label)")
+    comfy.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    comfy.page.wait_for_timeout(700)
+    if comfy.renderer == "nodes2":
+        box = comfy.page.locator("[data-node-id] input[aria-valuemax='10000']").first.bounding_box()
+        comfy.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        comfy.page.keyboard.press("Control+A")
+        comfy.page.keyboard.type("9")
+        comfy.page.keyboard.press("Enter")
+    else:
+        place = comfy.run("""() => {
+            const node = app.graph._nodes.find((each) => each.type === "FlowMatchingSampler");
+            const widget = node.widgets.find((each) => each.name === "steps");
+            const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10];
+            const { left, top } = app.canvas.canvas.getBoundingClientRect();
+            return [left + (x + app.canvas.ds.offset[0]) * app.canvas.ds.scale,
+                    top + (y + app.canvas.ds.offset[1]) * app.canvas.ds.scale];
+        }""")
+        comfy.page.mouse.dblclick(*place)
+        field = comfy.page.locator(".graphdialog input")
+        field.fill("9")
+        field.press("Enter")
+    seen = until(comfy, "/^Noise levels: 9 steps/.test(c.label)")
+    assert len(levels(seen["run"])) == 10
+
+
+def test_block_controls_upstream_are_drawn_in(comfy, test_output):
+    comfy.run(ADD, ["BlockSkip", {"blocks": "2-4", "start_percent": 0.25}])
+    comfy.run(ADD, ["TextBoost", {"blocks": "0-5", "end_percent": 0.5, "fade": "out"}])
+    comfy.run(ADD, ["TextDisable", {"blocks": ""}])
+    comfy.run(SET, ["FlowMatchingSampler", {"steps": 12}])
+    seen = until(comfy, "c.bands.length === 3 && c.run.split('L').length === 13")
+    assert [name for name, _ in seen["bands"]] == ["cfg 4.5", "skip 2-4", "boost 0-5"], "in the model's order"
+    full, skip, boost = (path.count("M") for _, path in seen["bands"])
+    assert full == 12 and 0 < skip < 12 and 0 < boost < 12
+    assert "skip 2-4 in steps" in seen["label"] and "cfg 4.5 in steps 0 to 11" in seen["label"]
+    close(comfy, test_output / f"curve-controls-{comfy.renderer}.png")
+    high = seen["high"]
+    comfy.run(SET, ["BlockSkip", {"start_percent": 0.9}])  # a dial of another node
+    seen = until(comfy, f"c.bands[1][1].split('M').length - 1 < {skip}")
+    comfy.run("() => (app.graph._nodes.find((n) => n.type === 'BlockSkip').mode = 4)")  # bypassed
+    comfy.run("() => app.api.dispatchCustomEvent('graphChanged', {})")
+    seen = until(comfy, "c.bands.length === 2")
+    assert seen["high"] < high, "and the place it took is free again"
+
+
+def test_the_pointer_reads_a_level(comfy):
+    comfy.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    comfy.page.wait_for_timeout(700)
+    left, top, width, height = until(comfy, "c.at?.[2] > 0")["at"]
+    comfy.page.mouse.move(left + width / 2, top + height / 2, steps=3)
+    seen = until(comfy, "c.said.includes('step 2: sigma ')")
+    assert f"sigma {round(levels(seen['run'])[2], 4):g}" in seen["said"]
+    comfy.page.mouse.move(5, 400)
+    until(comfy, "c.said.includes('4 steps, shift')")
+
+
+def test_what_is_not_known_here_is_said(comfy):
+    until(comfy, "c.run")
+    comfy.run("""() => {
+        const node = app.graph._nodes.find((each) => each.type === "FlowMatchingSampler");
+        node.disconnectInput(0);
+    }""")
+    until(comfy, "!c.run && c.said.includes('model is not known')")
+    comfy.run(SET, ["FlowMatchingSampler", {"shift": 3}])
+    until(comfy, "c.said.includes('4 steps, shift 3')")
+    comfy.run(SET, ["FlowMatchingSampler", {"size_shift": "sd3"}])
+    until(comfy, "/shift 1\\.\\d+|shift 0\\.\\d+/.test(c.said)")
+    comfy.run(SET, ["FlowMatchingSampler", {"size_shift": "off", "custom_sigmas": "1, 0.5, 0.6"}])
+    until(comfy, "!c.run && c.said.includes('level 1 is 0.5 and level 2 is 0.6')")
+    comfy.run(SET, ["FlowMatchingSampler", {"custom_sigmas": "1, 0.5, 0"}])
+    assert levels(until(comfy, "c.run")["run"]) == [1, 0.5, 0]
+    comfy.run("""() => {
+        const sigmas = LiteGraph.createNode("BasicScheduler");
+        app.graph.add(sigmas);
+        const node = app.graph._nodes.find((each) => each.type === "FlowMatchingSampler");
+        sigmas.connect(0, node, node.inputs.findIndex((slot) => slot.name === "sigmas"));
+    }""")
+    until(comfy, "!c.run && c.said.includes('sigmas comes from a link')")
+
+
+def test_where_the_server_cannot_tell_there_is_no_curve(comfy):
+    until(comfy, "c.there")
+    high = sampler(comfy)["size"][1]
+    comfy.page.route("**/mmdit/curve", lambda route: route.fulfill(status=404))
+    try:
+        comfy.run(SET, ["FlowMatchingSampler", {"steps": 7}])
+        until(comfy, "!c.there")
+        assert sampler(comfy)["size"][1] <= high
+    finally:
+        comfy.page.unroute("**/mmdit/curve")
+    comfy.complaints[:] = [text for text in comfy.complaints if "/mmdit/curve" not in text]
+    comfy.run(SET, ["FlowMatchingSampler", {"steps": 8}])
+    until(comfy, "c.there && c.run.split('L').length === 9")
