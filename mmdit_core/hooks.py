@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .control import BlockControl
+from .modulation import ROWS
 from .tokens import PhraseError, TokenMap
 
 POSITIVE, NEGATIVE = 0, 1
@@ -187,6 +188,12 @@ def chunk_args(args: dict[str, Any], chunks: Sequence[int], call: Call) -> dict[
 
     some = {name: value if name == "transformer_options" else pick(value) for name, value in args.items()}
     options = dict(args["transformer_options"])
+    known = options.get(ROWS)
+    if known is not None and isinstance(args.get("vec"), Tensor):
+        # So that what was prepared for these rows is found again.
+        rows = [row for chunk in chunks for row in range(call.batch)[chunk_rows(chunk, call)]]
+        part = known.part(args["vec"], rows)
+        some["vec"] = some["vec"] if part is None else part
     for name in ("cond_or_uncond", "uuids"):
         if len(options.get(name) or ()) == len(call.branches):
             options[name] = [options[name][chunk] for chunk in chunks]

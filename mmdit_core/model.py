@@ -7,16 +7,17 @@ dictionary, so nothing of ComfyUI is needed here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Attention, JointBlock
+from .blocks import Attention, BlockModulation, JointBlock
 from .config import MMDiTConfig
 from .layers import NORM_EPS, Embedder, PatchEmbed, attention, modulate, sincos_positions, timestep_embedding
+from .modulation import ROWS, RUN, Prepared, Rows
 
 TIME_FEATURES = 256
 VAE_FACTOR = 8  # picture pixels per latent pixel, in every model of the family
@@ -34,8 +35,12 @@ class FinalLayer(nn.Module):
         self.linear = operations.Linear(size, config.patch_size**2 * config.channels_out, **factory)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, 2 * size, **factory))
 
-    def forward(self, x: Tensor, vec: Tensor) -> Tensor:  # [B, L, D] -> [B, L, patch * patch * C]
-        shift, scale = self.adaLN_modulation(vec).unsqueeze(1).chunk(2, dim=-1)
+    def modulation(self, vec: Tensor) -> tuple[Tensor, ...]:  # [B, D] -> shift and scale [B, 1, D]
+        return self.adaLN_modulation(vec).unsqueeze(1).chunk(2, dim=-1)
+
+    def forward(self, x: Tensor, vec: Tensor, mod: tuple[Tensor, ...] | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, patch * patch * C]; mod, the modulation of vec, where it is known already."""
+        shift, scale = self.modulation(vec) if mod is None else mod
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
@@ -115,7 +120,8 @@ class MMDiT(nn.Module):
         Args: x [B, C, H, W] latent of any size the position grid covers; timesteps [B] in 0..1000 (sigma * 1000);
             context [B, L, context_dim] text tokens; y [B, pooled_dim] pooled text, None for none; guidance [B], read
             only by models with a guidance embedding; control, {"output": [residual [B, Li, D] or None, ...]}, added
-            to the image stream after each block; transformer_options, the host's hooks and settings, never changed.
+            to the image stream after each block; transformer_options, the host's hooks and settings, never changed,
+            and the options that `prepared` gives.
         Returns: [B, C, H, W], x's dtype.
         Raises: ValueError for inputs whose shapes do not fit; LatentSizeError for a latent that is too large.
         """
@@ -123,8 +129,10 @@ class MMDiT(nn.Module):
         assert context is not None
         # The loop notes its position here for hooks; the caller's dictionary stays as it came.
         options: dict[str, Any] = dict(transformer_options or {})
-        vec = self.embed_vector(timesteps, y, guidance, dtype=x.dtype)
-        txt = self.context_embedder(context)
+        run: Prepared | None = options.get(RUN)
+        rows = options[ROWS] = None if run is None else run.rows(self, x, timesteps, y, guidance)
+        vec = self.embed_vector(timesteps, y, guidance, dtype=x.dtype) if rows is None else rows.vec
+        txt = self.context_embedder(context) if run is None else run.text(self, context)
         img = self.embed_latent(x)
         img_ids = txt_ids = None
         for patch in options.get("patches", {}).get("post_input", ()):
@@ -133,7 +141,16 @@ class MMDiT(nn.Module):
             )
             img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"], out["txt_ids"]
         img = self.run_blocks(img, txt, vec, x, control, options)
-        return self.unpatchify(self.final_layer(img, vec), x.shape[-2], x.shape[-1])
+        mod = None if rows is None else rows.final(vec)
+        return self.unpatchify(self.final_layer(img, vec, mod), x.shape[-2], x.shape[-1])
+
+    def prepared(self, timesteps: Tensor | Iterable[float] = (), **options: Any) -> Prepared:
+        """A run that computes once what depends on timestep and text alone; see `modulation.Prepared`.
+
+        Args: timesteps in 0..1000, those that will be asked for, in their order.
+        Returns: a context manager that gives the transformer_options for the calls inside it.
+        """
+        return Prepared(self, timesteps, **options)
 
     def _check_inputs(self, x: Tensor, context: Tensor | None, y: Tensor | None) -> None:
         c = self.config
@@ -192,6 +209,7 @@ class MMDiT(nn.Module):
         replaced = options.get("patches_replace", {}).get("dit", {})
         after_block = options.get("patches", {}).get("double_block", ())
         residuals = (control or {}).get("output", ())
+        rows = options.get(ROWS)
         options["total_blocks"] = len(self.joint_blocks)
         options["block_type"] = "double"
         stream: Tensor | None = txt
@@ -199,10 +217,10 @@ class MMDiT(nn.Module):
             options["block_index"] = index
             hook = replaced.get(("double_block", index))
             if hook is None:
-                img, stream = block(img, stream, block.modulation(vec), options)  # type: ignore[operator]
+                img, stream = block(img, stream, _modulation(block, index, vec, rows), options)
             else:
                 args = {"img": img, "txt": stream, "vec": vec, "transformer_options": options}
-                out = hook(args, {"original_block": _as_original(block)})
+                out = hook(args, {"original_block": _as_original(block, index, rows)})
                 img, stream = out["img"], out["txt"]
             for patch in after_block:
                 out = patch({"img": img, "txt": stream, "x": x, "block_index": index, "transformer_options": options})
@@ -220,11 +238,17 @@ class MMDiT(nn.Module):
         return picture[:, :, :height, :width]
 
 
-def _as_original(block: nn.Module):
+def _modulation(block: nn.Module, index: int, vec: Tensor, rows: Rows | None) -> BlockModulation:
+    """A block's modulation, looked up where it is known."""
+    known = None if rows is None else rows.block(index, vec)
+    return block.modulation(vec) if known is None else known  # type: ignore[operator]
+
+
+def _as_original(block: nn.Module, index: int, rows: Rows | None):
     """The block as the host's `original_block`: a dictionary in, a dictionary out, vec taken from the dictionary."""
 
     def run(args: Mapping[str, Any]) -> dict[str, Any]:
-        modulation = block.modulation(args["vec"])  # type: ignore[operator]
+        modulation = _modulation(block, index, args["vec"], rows)
         img, txt = block(args["img"], args["txt"], modulation, args["transformer_options"])
         return {"img": img, "txt": txt}
 

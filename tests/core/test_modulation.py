@@ -1,0 +1,492 @@
+"""Modulation and embedded text prepared once a run: the same velocity as the plain path, and nothing stale, ever."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig
+from mmdit_core.control import BlockControl
+from mmdit_core.hooks import Call, Tally, compile_controls
+from mmdit_core.modulation import TILE, layout_of
+from mmdit_core.schedule import sigmas
+from mmdit_core.second_text import SecondText, add_second_texts
+from mmdit_core.solvers import solve
+
+TINY = dict(hidden_size=128, num_heads=2, depth=4, context_dim=48, pooled_dim=40, pos_embed_max_size=12)
+CONFIGS = {
+    "plain": MMDiTConfig(**TINY),
+    "qk-norm": MMDiTConfig(**TINY, qk_norm="rms"),
+    "dual": MMDiTConfig(**TINY, qk_norm="rms", dual_attention=(0, 1)),
+    "guidance": MMDiTConfig(**TINY, guidance_embed=True),
+}
+TOLERANCE = 1e-6  # in float32, of the largest value of the velocity
+LEVELS = 1000 * sigmas(8, "linear", 3.0)[:-1].float()
+
+
+def random_model(config: MMDiTConfig, seed: int = 0) -> MMDiT:
+    torch.manual_seed(seed)
+    model = MMDiT(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.05)
+    model.pos_embed.normal_()
+    return model
+
+
+@pytest.fixture(params=CONFIGS)
+def any_model(request):
+    return random_model(CONFIGS[request.param])
+
+
+@pytest.fixture
+def model():
+    return random_model(CONFIGS["dual"])
+
+
+@pytest.fixture(params=[torch.inference_mode, torch.no_grad])
+def without_gradients(request):
+    """As the host runs nodes, and as everyone else does: tensors of the former count no changes."""
+    with request.param():
+        yield
+
+
+@pytest.fixture
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+def inputs(batch: int = 2, seed: int = 1) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return {"x": torch.randn(batch, 16, 8, 12), "context": torch.randn(batch, 21, 48), "y": torch.randn(batch, 40)}
+
+
+def call(model, timestep, given, options=None, **more):
+    batch = len(given["x"])
+    time = timestep if torch.is_tensor(timestep) and timestep.ndim else torch.full((batch,), float(timestep))
+    return model(timesteps=time, transformer_options=options or {}, **given, **more)
+
+
+def error(found, expected) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@contextmanager
+def reads(model):
+    """How often each kind of layer is called, and with it read, while this is open."""
+    counts: Counter[str] = Counter()
+
+    def counted(kind: str):
+        return lambda *_: counts.update([kind])
+
+    handles = [model.context_embedder.register_forward_hook(counted("text"))]
+    for name, layer in model.named_modules():
+        if name.endswith("adaLN_modulation.1"):
+            handles.append(layer.register_forward_hook(counted("adaln")))
+        elif name in ("t_embedder", "y_embedder", "guidance_embedder"):
+            handles.append(layer.register_forward_hook(counted("vector")))
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def adaln_layers(model) -> int:
+    return 2 * model.config.depth + 1
+
+
+def test_every_step_gives_what_the_plain_path_gives(any_model, without_gradients):
+    given = inputs()
+    more = {"guidance": torch.tensor([3.5, 1.0])} if any_model.config.guidance_embed else {}
+    with any_model.prepared(LEVELS) as options:
+        for level in LEVELS:
+            found = call(any_model, level, given, options, **more)
+            assert error(found, call(any_model, level, given, **more)) <= TOLERANCE
+
+
+def test_the_table_is_no_further_from_the_truth_than_the_plain_path_in_bfloat16(inference):
+    """The matrix products of 64 rows may round otherwise than those of 2: neither is the better one."""
+    model, exact = random_model(CONFIGS["dual"]).bfloat16(), random_model(CONFIGS["dual"]).bfloat16().double()
+    given = {name: value.bfloat16() for name, value in inputs().items()}
+    truth_of = {name: value.double() for name, value in given.items()}
+    with model.prepared(LEVELS) as options:
+        for level in LEVELS:
+            truth = call(exact, level, truth_of)
+            found, plain = (call(model, level, given, options=o).double() for o in (options, None))
+            assert error(found, truth) <= 1.1 * error(plain, truth)
+
+
+def test_adaln_weights_are_read_once_a_run_and_the_text_is_embedded_once(any_model, inference):
+    given = inputs()
+    with any_model.prepared(LEVELS) as options, reads(any_model) as first:
+        call(any_model, LEVELS[0], given, options)
+        assert first["adaln"] == adaln_layers(any_model) and first["text"] == 1
+        with reads(any_model) as later:
+            for level in LEVELS[1:]:
+                call(any_model, level, given, options)
+        assert not later
+    with reads(any_model) as plain:
+        call(any_model, LEVELS[0], given)
+    assert plain == {"adaln": adaln_layers(any_model), "text": 1, "vector": 2}
+
+
+def test_a_long_run_reads_them_once_for_each_tile(model, inference):
+    levels = torch.linspace(1000, 10, 40)  # with two prompts 80 rows
+    with model.prepared(levels) as options, reads(model) as counts:
+        for level in levels:
+            call(model, level, inputs(), options)
+    assert counts["adaln"] == -(-80 // TILE) * adaln_layers(model)
+
+
+@pytest.mark.parametrize("rows", [[0], [1], [1, 0], [2, 0, 1], [0, 0, 1, 1, 2, 2], [3, 3, 0]])
+def test_rows_in_any_order_and_number(model, inference, rows):
+    four = inputs(4)
+    with model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], {name: value[:2] for name, value in four.items()}, options)  # two of them are known
+        for level in LEVELS[[0, 3, 1]]:
+            given = {name: value[rows] for name, value in four.items()}
+            assert error(call(model, level, given, options), call(model, level, given)) <= TOLERANCE
+
+
+def test_rows_at_different_timesteps_and_without_pooled_text(model, inference):
+    given = inputs()
+    with model.prepared(LEVELS) as options:
+        for times in (LEVELS[:2], LEVELS[2:4], torch.tensor([LEVELS[1], 333.0])):
+            for some in (given, {**given, "y": None}):
+                assert error(call(model, times, some, options), call(model, times, some)) <= TOLERANCE
+
+
+def test_a_row_is_the_same_whatever_else_is_prepared_with_it(model, inference):
+    """Else a run in two parts, or one taken up in its middle, would make another picture than a run in one go."""
+    given = inputs()
+    alone = {name: value[:1] for name, value in given.items()}
+    outputs = []
+    for levels, first in ((LEVELS, given), (LEVELS[5:], alone), (LEVELS[2:], inputs(4, seed=2))):
+        with model.prepared(levels) as options:
+            call(model, levels[0], first, options)
+            outputs.append(call(model, LEVELS[6], alone, options))
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun", "rk4", "bosh3", "dpmpp_2m"])
+def test_solvers_that_ask_between_the_levels(model, inference, solver):
+    given, levels = inputs(), sigmas(5, "linear", 3.0)
+
+    def run(options=None):
+        def velocity(x, sigma):
+            return call(model, 1000 * float(sigma), {**given, "x": x.float()}, options)
+
+        return solve(velocity, given["x"].double(), levels, solver).float()
+
+    with model.prepared(1000 * levels[:-1]) as options:
+        found = run(options)
+    assert error(found, run()) <= 5 * TOLERANCE  # the errors of all steps
+
+
+def test_a_timestep_between_the_levels_is_computed_when_it_is_asked_for_and_then_known(model, inference):
+    given = inputs()
+    with model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], given, options)
+        with reads(model) as counts:
+            found = call(model, 512.5, given, options)
+            assert counts["adaln"] == adaln_layers(model)
+            again = call(model, 512.5, given, options)
+            assert counts["adaln"] == adaln_layers(model)
+    assert torch.equal(found, call(model, 512.5, given)) and torch.equal(again, found)
+
+
+def test_the_table_stays_within_its_limit(model, inference):
+    row = 4 * layout_of(model).width
+    given = inputs()
+    for limit in (0, 3 * row, 7 * row, 40 * row):
+        with model.prepared(LEVELS, limit=limit) as options:
+            run = options["mmdit_prepared"]
+            for level in (*LEVELS, 512.5, *torch.linspace(900, 100, 20), LEVELS[1]):
+                assert error(call(model, level, given, options), call(model, level, given)) <= TOLERANCE
+                assert run.nbytes <= limit
+
+
+def test_a_text_that_changes_in_every_step_is_not_prepared_for_all_of_them(model, inference):
+    levels = torch.linspace(1000, 10, 30)
+    with model.prepared(levels) as options, reads(model) as counts:
+        for number, level in enumerate(levels):
+            given = inputs(1, seed=number)
+            assert error(call(model, level, given, options), call(model, level, given)) <= TOLERANCE
+    assert counts["adaln"] == 2 * len(levels) * adaln_layers(model)  # with the plain calls
+    assert options["mmdit_prepared"].nbytes == 0
+
+
+def changed(model, kind: str, given):
+    """One change that must be seen."""
+    layer = model.joint_blocks[1].x_block.adaLN_modulation[1]
+    if kind == "lora in place":
+        layer.weight += 0.05 * torch.randn_like(layer.weight)
+    elif kind == "lora, a new weight":
+        layer.weight = torch.nn.Parameter(layer.weight + 0.05 * torch.randn_like(layer.weight), requires_grad=False)
+    elif kind == "bias of the text's modulation":
+        model.joint_blocks[2].context_block.adaLN_modulation[1].bias.normal_()
+    elif kind == "timestep embedder":
+        model.t_embedder.mlp[0].weight.normal_(std=0.05)
+    elif kind == "text embedder":
+        model.context_embedder.weight.normal_(std=0.05)
+    elif kind == "all weights":
+        model.load_state_dict(random_model(model.config, seed=5).state_dict())
+    elif kind == "pooled text in place":
+        given["y"].mul_(-1)
+    elif kind == "text in place":
+        given["context"].mul_(1.5)  # an encoder's strength
+    elif kind == "dtype":
+        model.double()
+        given.update({name: value.double() for name, value in given.items()})
+
+
+CHANGES = ["lora in place", "lora, a new weight", "bias of the text's modulation", "timestep embedder"]
+CHANGES += ["text embedder", "all weights", "pooled text in place", "text in place", "dtype"]
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_nothing_stale_is_used_after_a_change_in_the_middle_of_a_run(model, kind):
+    with torch.no_grad(), model.prepared(LEVELS) as options:
+        given = inputs()
+        before = call(model, LEVELS[1], given, options)
+        changed(model, kind, given)
+        found, expected = call(model, LEVELS[1], given, options), call(model, LEVELS[1], given)
+        assert found.dtype == expected.dtype and error(found, expected) <= TOLERANCE
+        if kind == "dtype":
+            assert error(found, expected) <= 1e-14
+        else:
+            assert error(found, before) > 100 * TOLERANCE
+
+
+def test_another_guidance_and_none(inference):
+    model, given = random_model(CONFIGS["guidance"]), inputs()
+    seen = []
+    with model.prepared(LEVELS) as options:
+        for guidance in (torch.tensor([1.0, 1.0]), torch.tensor([1.0, 4.0]), torch.tensor([4, 4]), None):
+            seen.append(call(model, LEVELS[2], given, options, guidance=guidance))
+            assert error(seen[-1], call(model, LEVELS[2], given, guidance=guidance)) <= TOLERANCE
+    assert min(error(a, b) for a, b in zip(seen, seen[1:], strict=False)) > 100 * TOLERANCE
+
+
+def test_another_model_given_the_same_options_computes_its_own(model, inference):
+    other, given = random_model(CONFIGS["dual"], seed=3), inputs()
+    with model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], given, options)
+        assert torch.equal(call(other, LEVELS[0], given, options), call(other, LEVELS[0], given))
+
+
+def test_controlnet_residuals(model, inference):
+    given = inputs()
+    control = {"output": [torch.randn(2, 24, 128), None, torch.randn(2, 24, 128)]}
+    with model.prepared(LEVELS) as options:
+        for level in LEVELS[:3]:
+            found = call(model, level, given, options, control=control)
+            assert error(found, call(model, level, given, control=control)) <= TOLERANCE
+
+
+def unchanged(args, extra):
+    return extra["original_block"](args)
+
+
+def another_vector(args, extra):
+    return extra["original_block"]({**args, "vec": 1.5 * args["vec"]})
+
+
+def in_place(args, extra):
+    args["vec"].mul_(1.5)
+    return extra["original_block"](args)
+
+
+def in_place_through_a_view(args, extra):
+    args["vec"][:1].add_(1.0)
+    return extra["original_block"](args)
+
+
+def some_rows(args, extra):
+    rows = {name: args[name][1:] for name in ("img", "txt", "vec")}
+    out = extra["original_block"]({**args, **rows})
+    return {name: torch.cat((args[name][:1], out[name])) for name in ("img", "txt")}
+
+
+@pytest.mark.parametrize("hook", [unchanged, another_vector, in_place, in_place_through_a_view, some_rows])
+def test_a_hook_may_do_with_the_vector_what_it_may_on_the_plain_path(model, without_gradients, hook):
+    given = inputs()
+    replace = {"patches_replace": {"dit": {("double_block", 1): hook}}}
+    with model.prepared(LEVELS) as options:
+        for level in LEVELS[:3]:
+            found, expected = call(model, level, given, {**options, **replace}), call(model, level, given, replace)
+            assert error(found, expected) <= TOLERANCE
+            untouched = error(found, call(model, level, given)) <= TOLERANCE
+            assert untouched == (hook is unchanged)
+
+
+CONTROLS = {
+    "skip": BlockControl("skip", (1, 2)),
+    "skip, negative": BlockControl("skip", (0, 2), branch="negative"),
+    "skip, positive": BlockControl("skip", (1, 3), branch="positive"),
+    "boost": BlockControl("boost", (1, 2), strength=1.7),
+    "boost, attention": BlockControl("boost", (1, 2), strength=1.7, mode="attention", branch="positive"),
+    "disable": BlockControl("disable", (1, 3), scope="block"),
+}
+
+
+def controlled(names, branches, batch, previous=None):
+    """Options with the hooks of some controls."""
+    what = Call(double=4, single=0, branches=branches, batch=batch, place=0.0)
+    controls = [CONTROLS[name] for name in names]
+    hooks = compile_controls(controls, what, previous)
+    return what, controls, hooks
+
+
+@pytest.mark.parametrize("branches", [(0, 1), (1, 0), (0, 1, 0), (1, 1, 0)])
+@pytest.mark.parametrize("names", [*([name] for name in CONTROLS), ["skip, negative", "boost"]], ids=", ".join)
+def test_block_controls_read_no_adaln_weights_either(model, inference, names, branches):
+    given = inputs(2 * len(branches))
+    hooks = controlled(names, branches, 2 * len(branches))[2]
+    replace = {"patches_replace": {"dit": hooks}}
+    with model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], given, {**options, **replace})
+        with reads(model) as counts:
+            found = [call(model, level, given, {**options, **replace}) for level in LEVELS[1:4]]
+        assert not counts
+    for level, output in zip(LEVELS[1:4], found, strict=True):
+        assert error(output, call(model, level, given, replace)) <= TOLERANCE
+
+
+def test_a_second_text_reads_no_adaln_weights_either(model, inference):
+    given, second = inputs(3), SecondText((1, 2), model.context_embedder(torch.randn(1, 9, 48)))
+
+    def replace():
+        what, controls, hooks = controlled(["skip, negative"], (1, 0, 0), 3)
+        made = add_second_texts([second], what, hooks, {}, Tally(), controls)
+        return {"patches_replace": {"dit": made}}
+
+    with model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], given, options)
+        with reads(model) as counts:
+            found = call(model, LEVELS[1], given, {**options, **replace()})
+        assert not counts
+    assert error(found, call(model, LEVELS[1], given, replace())) <= TOLERANCE
+
+
+@pytest.mark.parametrize("hook", [another_vector, in_place])
+def test_a_control_around_a_hook_that_changes_the_vector(model, inference, hook):
+    """The rows that a control picks lose what was prepared for them as soon as another hook lays hands on them."""
+    given = inputs(4)
+    hooks = controlled(["skip, negative"], (1, 0), 4, {("double_block", 0): hook, ("double_block", 1): hook})[2]
+    replace = {"patches_replace": {"dit": {("double_block", 1): hook, **hooks}}}
+    with model.prepared(LEVELS) as options:
+        for level in LEVELS[:2]:
+            found = call(model, level, given, {**options, **replace})
+            assert error(found, call(model, level, given, replace)) <= TOLERANCE
+
+
+def test_hooks_may_write_into_the_embedded_text(model, inference):
+    given = inputs()
+
+    def patch(args):
+        args["txt"].mul_(2.0)
+        return args
+
+    patches = {"patches": {"post_input": [patch]}}
+    with model.prepared(LEVELS) as options:
+        for level in LEVELS[:3]:
+            found = call(model, level, given, {**options, **patches})
+            assert error(found, call(model, level, given, patches)) <= TOLERANCE
+
+
+def test_gradients_take_the_plain_path(model):
+    model.requires_grad_(True)
+    given, gradients = inputs(), []
+    with model.prepared(LEVELS) as options:
+        with torch.no_grad():
+            call(model, LEVELS[0], given, options)
+        for some in (options, None):
+            model.zero_grad()
+            call(model, LEVELS[0], given, some).square().mean().backward()
+            gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert model.joint_blocks[0].x_block.adaLN_modulation[1].weight.grad.abs().max() > 0
+
+
+def test_autocast_takes_the_plain_path(model):
+    given = inputs()
+    with torch.no_grad(), model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], given, options)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(call(model, LEVELS[0], given, options), call(model, LEVELS[0], given))
+
+
+def test_compiling_takes_the_plain_path_in_one_graph(model):
+    given = inputs()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad(), model.prepared(LEVELS) as options:
+        assert torch.equal(call(compiled, LEVELS[0], given, options), call(model, LEVELS[0], given))
+
+
+@pytest.mark.parametrize("how", ["end", "error"])
+def test_nothing_stays_after_a_run(model, inference, how):
+    given, seen = inputs(), []
+
+    def broken(args, extra):
+        raise RuntimeError("in the middle")
+
+    try:
+        with model.prepared(LEVELS) as options:
+            call(model, LEVELS[0], given, options)
+            run = options["mmdit_prepared"]
+            seen += [weakref.ref(page) for page, _ in run._table.places.values()]
+            assert run.nbytes and seen
+            if how == "error":
+                call(model, LEVELS[1], given, {**options, "patches_replace": {"dit": {("double_block", 2): broken}}})
+    except RuntimeError:
+        pass
+    gc.collect()
+    assert run.nbytes == 0 and not any(page() is not None for page in seen)
+    assert torch.equal(call(model, LEVELS[1], given, options), call(model, LEVELS[1], given))  # it is closed
+
+
+def test_an_error_while_preparing_leaves_nothing_half_done(model, inference):
+    given = inputs()
+    layer = model.joint_blocks[2].x_block.adaLN_modulation[1]
+    with model.prepared(LEVELS) as options:
+        handle = layer.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("cancelled")))
+        with pytest.raises(RuntimeError, match="cancelled"):
+            call(model, LEVELS[0], given, options)
+        handle.remove()
+        assert options["mmdit_prepared"].nbytes == 0
+        found = call(model, LEVELS[0], given, options)
+    with model.prepared(LEVELS) as options:
+        assert torch.equal(call(model, LEVELS[0], given, options), found)
+
+
+def test_a_step_executes_fewer_flops_by_those_of_adaln_and_the_embedders(model, inference):
+    given, config = inputs(), model.config
+
+    def flops(options=None) -> int:
+        with FlopCounterMode(display=False) as counter:
+            call(model, LEVELS[1], given, options)
+        return counter.get_total_flops()
+
+    with model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], given, options)
+        saved = flops() - flops(options)
+    size = config.hidden_size
+    modulation = layout_of(model).width - size
+    embedders = (256 + config.pooled_dim + 2 * size) * size
+    text = 21 * config.context_dim * size
+    assert saved == 2 * 2 * (modulation * size + embedders + text)  # two rows; a multiplication and an addition
+
+
+def test_the_table_of_sd35_large_at_40_steps_and_two_prompts_is_below_200_mb():
+    model = MMDiT(KNOWN_MODELS["SD3.5 Large"], device="meta", dtype=torch.bfloat16)
+    assert 40 * 2 * layout_of(model).width * 2 < 200e6
+    weights = sum(p.nbytes for name, p in model.named_parameters() if "adaLN_modulation" in name)
+    assert 0.32 < weights / sum(p.nbytes for p in model.parameters()) < 0.35  # what is not read in the steps
