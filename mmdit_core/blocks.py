@@ -109,25 +109,30 @@ class JointBlock(nn.Module):
         """Both streams after their attention."""
         img_normed = self.x_block.norm1(img)
         img_qkv = self.x_block.attn(modulate(img_normed, mod.img[0], mod.img[1]))
+        second = None if self.x_block.attn2 is None else modulate(img_normed, mod.img[6], mod.img[7])
+        del img_normed
         txt_qkv = self.context_block.attn(modulate(self.context_block.norm1(txt), mod.txt[0], mod.txt[1]))
-        # One sequence, text first: that is what img_slice and every attention hook of the host expect.
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
+        # One sequence, text first: that is what img_slice and every attention hook of the host expect. Each pair goes
+        # as soon as it is joined, for these are the largest tensors of a block.
+        pairs = list(zip(txt_qkv, img_qkv, strict=True))
         del img_qkv, txt_qkv
-        attn = self._joint_attention(q, k, v, txt.shape[1], transformer_options)
+        joined = [torch.cat(pairs.pop(0), dim=2) for _ in range(3)]
+        attn = self._joint_attention(joined, txt.shape[1], transformer_options)
         txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
         img_attn2 = None
-        if self.x_block.attn2 is not None:
-            q, k, v = self.x_block.attn2(modulate(img_normed, mod.img[6], mod.img[7]))
+        if self.x_block.attn2 is not None and second is not None:
+            q, k, v = self.x_block.attn2(second)
             img_attn2 = self.attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
+            del q, k, v, second
         img = self.x_block.add_attention(img, mod.img, img_attn, img_attn2)
         if self.context_block.pre_only:
             return img, None
         return img, self.context_block.add_attention(txt, mod.txt, txt_attn)
 
-    def _joint_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, txt_len: int, transformer_options: dict[str, Any]
-    ) -> Tensor:
-        """Attention over [text; image], with the host's patches on its inputs and its output."""
+    def _joint_attention(self, joined: list[Tensor], txt_len: int, transformer_options: dict[str, Any]) -> Tensor:
+        """Attention over [text; image], with the host's patches on its inputs and its output; empties `joined`."""
+        q, k, v = joined
+        joined.clear()
         patches = transformer_options.get("patches", {})
         before, after = patches.get("attn1_patch", ()), patches.get("attn1_output_patch", ())
         mask = None
