@@ -63,18 +63,59 @@ def test_a_fast_drag_leaves_no_gaps_and_may_leave_the_strip(comfy):
     assert strip.value() == "3-23", "Escape takes a drag back"
 
 
-def test_a_drag_up_or_down_and_the_wheel_set_a_strength(comfy):
+ZOOM = "() => app.canvas.ds.scale"
+TURN = 450  # ms after which a turn of the wheel is over
+
+
+def unzoomed(strip):
+    strip.comfy.run(
+        "() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); }"
+    )
+    strip.settle()
+
+
+def test_the_wheel_sets_the_strength_of_a_chosen_block_and_zooms_elsewhere(comfy):
     strip = opened(comfy, "TextBoost")
     strip.mouse.move(*strip.place(3))
     strip.mouse.wheel(0, -100)
-    assert strip.value() == "", "without the focus the wheel belongs to the canvas"
-    comfy.run("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); }")
-    strip.settle()
-    strip.click(3)
-    assert strip.value() == "3" and "boost × 1.5" in strip.look(3)["label"]
+    comfy.page.wait_for_function("app.canvas.ds.scale > 1.01")
+    assert strip.value() == "", "over a block that is not chosen the wheel belongs to the canvas"
+    unzoomed(strip)
+    strip.set("3, 9")
+    strip.page.wait_for_timeout(TURN)
+    strip.mouse.move(*strip.place(3))
     strip.mouse.wheel(0, -100)
     strip.mouse.wheel(0, -100)
-    strip.until("s.text === '3:1.7'")
+    strip.until("s.text === '3:1.7, 9'")
+    assert "boost × 1.7" in strip.look(3)["label"]
+    for _ in range(4):  # a touchpad
+        strip.mouse.wheel(0, 15)
+    strip.until("s.text === '3:1.6, 9'")
+    assert comfy.run(ZOOM) == 1
+    # Who zooms across the strip changes nothing on it.
+    strip.page.wait_for_timeout(TURN)
+    strip.mouse.move(700, 700)
+    strip.mouse.wheel(0, -10)
+    strip.mouse.move(*strip.place(3))
+    strip.mouse.wheel(0, -10)
+    strip.page.wait_for_timeout(100)
+    assert strip.value() == "3:1.6, 9" and comfy.run(ZOOM) > 1
+    unzoomed(strip)
+    strip.click(12)  # with the focus any block takes it
+    strip.mouse.move(*strip.place(14))
+    strip.page.wait_for_timeout(TURN)
+    strip.mouse.wheel(0, 100)
+    strip.until("s.text === '3:1.6, 9, 12, 14:1.4'")
+    strip.page.keyboard.down("Control")
+    strip.mouse.wheel(0, -100)
+    strip.page.keyboard.up("Control")
+    strip.page.wait_for_timeout(100)
+    assert strip.value() == "3:1.6, 9, 12, 14:1.4"
+
+
+def test_a_drag_up_or_down_sets_a_strength(comfy):
+    strip = opened(comfy, "TextBoost")
+    strip.set("3:1.7")
     for up, text in ((0.2, "3:1.7, 7:2"), (-3.0, "3:1.7, 7:0")):
         strip.mouse.move(*strip.place(7))
         strip.mouse.down()

@@ -163,8 +163,9 @@ function chooseValues(node) {
 }
 
 function blocksWidget(node, name, [, options]) {
-  if (!setting("MMDiT.Nodes.Strip")) return app.widgets.STRING(node, name, ["STRING", options], app);
-  let text = String(options?.default ?? "");
+  const usual = String(options?.default ?? "");
+  if (!setting("MMDiT.Nodes.Strip")) return app.widgets.STRING(node, name, ["STRING", { default: usual }], app);
+  let text = usual;
   const value = { get: () => text, set: (now) => (text = now) };
   const widget = addStrip({ node, about: node, name, value });
   return { widget, minWidth: 320, minHeight: widget.computeSize(320)[1] };

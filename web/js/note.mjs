@@ -10,6 +10,7 @@ export class Note {
     this.node = node;
     this.name = name;
     this.widget = null;
+    this.before = 0; // the node's height without it
   }
 
   /** Args: content, elements or texts; lines, how many at most. */
@@ -22,29 +23,25 @@ export class Note {
     element.title = element.textContent;
     if (lines === this.lines) return;
     this.lines = lines;
-    this._fit();
+    this.node.setDirtyCanvas?.(true, true);
   }
 
   hide() {
     if (!this.widget) return;
     const { node, widget } = this;
+    // In the classic renderer a node grows by itself where it is too low, and never shrinks.
+    const tight = node.size[1] <= node.computeSize()[1] + 1;
     widget.onRemove?.();
     node.widgets.splice(node.widgets.indexOf(widget), 1);
     this.widget = null;
     this.lines = 0;
-    this._fit();
-  }
-
-  /** In the classic renderer a node grows by itself, and never shrinks. */
-  _fit() {
-    const { node } = this;
-    const height = (this.lines ? this.lines * LINE + 2 * MARGIN + 4 : 0) - (this.grown ?? 0);
-    this.grown = (this.grown ?? 0) + height;
-    if (node.graph && height < 0) node.setSize([node.size[0], node.size[1] + height]);
+    const height = Math.max(this.before, node.computeSize()[1]);
+    if (node.graph && tight && height < node.size[1]) node.setSize([node.size[0], height]);
     node.setDirtyCanvas?.(true, true);
   }
 
   _add() {
+    if (this.node.graph) this.before = this.node.size[1];
     const element = make("div", "");
     element.setAttribute("role", "note");
     const height = () => this.lines * LINE + 2 * MARGIN;

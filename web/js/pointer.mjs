@@ -1,14 +1,22 @@
-// The strip under a pointer: click toggles, drag paints, shift-click takes a range; where blocks have strengths, the
-// wheel and a drag up or down set one.
+// The strip under a pointer: click toggles, drag paints, shift-click takes a range; where blocks have strengths, a drag
+// up or down sets one, and so does the wheel over a chosen block. Elsewhere the wheel zooms, as everywhere on the canvas.
 
 import { height, STEP, strengthAt } from "./level.mjs";
 
 const SLACK = 4; // pixels on screen before a click is a drag
 const WHEEL_REST = 400; // ms without a notch, then the turn of the wheel is over
+const NOTCH = 40; // pixels, at least; a touchpad sends many small ones
+
+const strips = new WeakMap(); // list -> strip
+let turn = { last: -Infinity, strip: null, way: 0, rest: 0 }; // of the wheel; strip: whose it is, null for the canvas's
+
+// Ahead of the host, which in Nodes 2.0 hands the wheel over nodes to the canvas before they see it.
+addEventListener("wheel", onWheel, { capture: true, passive: false });
 
 export function listenToPointer(strip) {
   const { list } = strip;
   let gesture = null;
+  strips.set(list, strip);
 
   list.addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || !strip.editable) return;
@@ -80,24 +88,35 @@ export function listenToPointer(strip) {
     const placed = event.clientX > 0 || event.clientY > 0;
     strip.menu(placed ? event.clientX : box.left, placed ? event.clientY : box.bottom);
   });
+}
 
-  let rest = 0;
-  list.addEventListener(
-    "wheel",
-    (event) => {
-      const block = hitAt(strip, event)?.block;
-      // Without the focus the wheel is the canvas's: who zooms across a node must not change it.
-      const ours = strip.levels && strip.editable && list.contains(document.activeElement);
-      if (!ours || block === undefined || event.ctrlKey || event.metaKey || !event.deltaY) return;
-      event.preventDefault();
-      event.stopPropagation();
-      strip.setStrength(block, strip.strengthOf(block) - Math.sign(event.deltaY) * STEP, false);
-      strip.hover(block);
-      clearTimeout(rest);
-      rest = setTimeout(() => strip.changed(strip.text, true), WHEEL_REST);
-    },
-    { passive: false },
-  );
+/** A turn of the wheel that begins on the canvas stays its own: who zooms across a node must not change it. */
+function onWheel(event) {
+  const strip = strips.get(event.target.closest?.(".mmdit-strip")) ?? null;
+  const begins = event.timeStamp - turn.last > WHEEL_REST;
+  if (begins || !strip) turn = { ...turn, strip: takesWheel(strip, event) ? strip : null, way: 0 };
+  turn.last = event.timeStamp;
+  if (!turn.strip || turn.strip !== strip) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  if (!takesWheel(strip, event)) return;
+  const way = event.deltaMode ? event.deltaY * NOTCH : event.deltaY;
+  turn.way = Math.abs(way) < NOTCH ? turn.way + way : way;
+  if (Math.abs(turn.way) < NOTCH) return;
+  const { block } = hitAt(strip, event);
+  strip.setStrength(block, strip.strengthOf(block) - Math.sign(turn.way) * STEP, false);
+  strip.hover(block);
+  turn.way = 0;
+  clearTimeout(turn.rest);
+  turn.rest = setTimeout(() => strip.changed(strip.text, true), WHEEL_REST);
+}
+
+/** Whether a wheel sets a strength: of a chosen block, and of any where the strip has the focus. */
+function takesWheel(strip, event) {
+  if (!strip?.levels || !strip.editable || event.ctrlKey || event.metaKey) return false;
+  if (Math.abs(event.deltaY) <= Math.abs(event.deltaX)) return false;
+  const block = hitAt(strip, event)?.block;
+  return block !== undefined && (strip.chosen.has(block) || strip.list.contains(document.activeElement));
 }
 
 function kindOf(strip, across, up) {

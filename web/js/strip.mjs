@@ -235,7 +235,6 @@ export class BlockStrip {
     this.list.setAttribute("role", "listbox");
     this.list.setAttribute("aria-multiselectable", "true");
     this.list.setAttribute("aria-orientation", "horizontal");
-    this.list.dataset.captureWheel = "true"; // Nodes 2.0 then leaves it the wheel while it has the focus
     this.list.tabIndex = 0;
     this.list.title = ""; // or the text field's tooltip would lie over the cells
     this.foot = make("div", "mmdit-foot");
