@@ -162,21 +162,21 @@ def _vary_group(group: Group, background: str, rng: random.Random) -> Group:
 def place(scene: Scene, rng: random.Random, width: int = 128, height: int = 128) -> list[Item]:
     """Lay the scene's objects out on the grid, each group in its formation, wholly on its side of the other.
 
-    Few places are open to a scene (two or four as a rule): how many objects stand there is then easy to tell at noise
-    levels where nothing else is to be seen, and a small model learns to count.
+    A single object lies in one of the cells around the middle; any other scene has one place in a picture of one size.
+    With a choice of places a small model paints two of them at once: four in a row where three may begin at either end.
 
     Args: width, height = the picture's size, multiples of CELL; one of 96 x 96 holds every scene.
     """
     room = (width // CELL, height // CELL)
-    axis = (0 if scene.relation in ("left", "right") else 1) if scene.relation else rng.randint(0, 1)
+    axis = 0 if scene.relation in ("left", "right") else 1  # along which the groups follow each other
     order = [1, 0] if scene.relation in ("right", "below") else list(range(len(scene.groups)))
     boxes = {index: FORMATIONS[scene.groups[index].count] for index in order}
     slack = room[axis] - sum(along for along, _ in boxes.values())
     if slack < 0 or any(across > room[1 - axis] for _, across in boxes.values()):
         raise ValueError(f"scene does not fit {width} x {height}: {scene}")
-    # Two groups stand together in the middle or as far apart as they can.
-    gap = rng.choice((0, slack)) if len(order) == 2 else 0
-    start, aside = (slack - gap + rng.randint(0, 1)) // 2 if len(order) == 1 else (slack - gap) // 2, rng.randint(0, 1)
+    alone = len(order) == 1 and scene.groups[0].count == 1
+    ahead, aside = (rng.randint(0, 1), rng.randint(0, 1)) if alone else (0, 0)
+    start, gap = ((slack + ahead) // 2, 0) if len(order) == 1 else (0, slack)
     items = []
     for index in order:
         along, across = boxes[index]

@@ -13,7 +13,7 @@ from ...mmdit_core.control import BlockControl
 from ...mmdit_core.hooks import Call, Tally, compile_controls
 from ...mmdit_core.second_text import SecondText, add_second_texts
 from ...mmdit_core.tokens import PhraseError, TokenMap
-from . import ui
+from . import prepared, ui
 from .text import TOKEN_MAP
 from .window import ToSigma, holds, percent_at
 
@@ -66,6 +66,8 @@ class _Run:
     tally: Tally = field(default_factory=Tally)
     # The token map of each conditioning. An area gives the negative the positive's id, so the branch is in the key.
     maps: dict[tuple[int, Any], TokenMap | None] = field(default_factory=dict)
+    # Embedded second prompts by what they were embedded from and for.
+    texts: dict[Any, torch.Tensor] = field(default_factory=dict)
 
 
 def block_counts(model) -> tuple[int, int] | None:
@@ -207,7 +209,7 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     existing = replaced.get("dit", {})
     hooks = compile_controls(active, call, existing, run.tally)
     if prompts:
-        texts = [SecondText(prompt.blocks, _embed(base, prompt.context, x)) for prompt in prompts]
+        texts = [SecondText(prompt.blocks, _embedded(run, base, prompt, x)) for prompt in prompts]
         hooks = add_second_texts(texts, call, hooks, existing, run.tally, active)
     if hooks:
         # A copy: the host shares this dictionary between calls, and nothing may stay in it.
@@ -235,6 +237,18 @@ def _embedders(core) -> list[Any] | None:
         if hasattr(core, names[-1]):
             return [layer for name in names if (layer := getattr(core, name, None)) is not None]
     return None
+
+
+def _embedded(run: _Run, base, prompt: AttachedPrompt, like: torch.Tensor) -> torch.Tensor:
+    """[1, L, D]: a second prompt as the blocks take it, embedded once a run unless the layers may change within it."""
+    patcher, layers = base.current_patcher, [name for names in TEXT_LAYERS for name in names]
+    if patcher is None or prepared.may_change(patcher, layers):
+        return _embed(base, prompt.context, like)
+    # The prompt stays alive in the options for as long as the run, so its id stays its own.
+    key = id(prompt), id(base), like.device, base.get_dtype_inference()
+    if key not in run.texts:
+        run.texts[key] = _embed(base, prompt.context, like)
+    return run.texts[key]
 
 
 def _embed(base, context: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

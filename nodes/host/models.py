@@ -22,6 +22,7 @@ from ...mmdit_core.checkpoint import DTYPES, TensorInfo, check_transformer, load
 from ...mmdit_core.config import MMDiTConfig
 from ...mmdit_core.model import MMDiT
 from ...mmdit_core.recognise import names_under
+from . import offloading, prepared
 
 # The widget's choices -> how the weights are held. The fast form lets the host multiply in fp8 where the GPU can.
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
@@ -62,6 +63,11 @@ class MMDiTBase(comfy.model_base.SD3):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, unet_model=partial(_build, config)
         )
+
+    def memory_required(self, *args, **kwargs):
+        # More than the host's own SD3 by what a run prepares.
+        ahead = prepared.bytes_of(self.diffusion_model, self.get_dtype_inference().itemsize)
+        return super().memory_required(*args, **kwargs) + ahead
 
 
 def _build(config: MMDiTConfig, *, operations, dtype=None, **_: Any) -> HostMMDiT:
@@ -133,7 +139,9 @@ def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool =
     model.diffusion_model.load_state_dict(state_dict, strict=True, assign=True)
     model.diffusion_model.requires_grad_(False)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher_class = offloading.last_in(patcher_class)
     patcher = patcher_class(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+    prepared.add_to(patcher)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype))
     return patcher
 

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from ...mmdit_core.control import BlockControl
-from . import controls
+from . import controls, prepared
 from .controls import AttachedPrompt, shares_of
 from .fingerprint import fingerprint, of_model
 from .guider import Guidance
 from .steps import Route
 from .window import ToSigma
+
+OWN = {controls.KEY, prepared.KEY}
 
 # A node may patch these without giving the model a memory from one step to the next.
 HARMLESS_PATCHES = {"model_sampling", "manual_cast_dtype"}
@@ -77,12 +79,12 @@ def _guided(guidance: Guidance, sigma: float, to_sigma: ToSigma) -> Any:
 
 
 def _without_controls(model) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A MODEL's options and wrappers less what our own block controls put there, and less what is empty."""
+    """A MODEL's options and wrappers less what this pack put there, and less what is empty."""
 
     def pruned(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        kept = {key: pruned(item) for key, item in value.items() if key != controls.KEY}
+        kept = {key: pruned(item) for key, item in value.items() if key not in OWN}
         return {key: item for key, item in kept.items() if not (isinstance(item, Mapping | list) and not item)}
 
     return pruned(model.model_options), pruned(model.wrappers)

@@ -1,7 +1,9 @@
 // What comes with the first node of the pack. A part that adds something to nodes exports nodeCreated(node), which is
 // called for each node of the pack; one that only listens to the server does so when it is imported.
 
+import "./compare.mjs";
 import { watched } from "./context.mjs";
+import * as curve from "./curve.mjs";
 import "./errors.mjs";
 import { api } from "./host.mjs";
 import "./progress.mjs";
@@ -13,7 +15,7 @@ export { watched } from "./context.mjs";
 export { forget } from "./host.mjs";
 export { settingsChanged } from "./tokens.mjs";
 
-const PARTS = [tokens];
+const PARTS = [tokens, curve];
 
 api.addEventListener("graphChanged", watched);
 listenForReports(watched);
