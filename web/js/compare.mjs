@@ -1,0 +1,41 @@
+// "Compare with and without" for the block controls: an entry of their menu, a button of the selection's toolbox and a
+// command, to which a key can be given. What it does comes with the first use.
+
+import { app } from "./host.mjs";
+import { words } from "./words.mjs";
+
+const NODES = new Set(["BlockSkip", "TextBoost", "TextDisable", "BlockPrompt"]);
+const COMMAND = "MMDiT.Compare";
+const TEXTS = {
+  en: { compare: "Compare with and without" },
+  zh: { compare: "对比使用前后" },
+};
+
+app.registerExtension({
+  name: "mmdit.compare",
+  commands: [
+    {
+      id: COMMAND,
+      label: words(TEXTS).compare,
+      icon: "pi pi-images",
+      function: () => compare([...(app.canvas.selectedItems ?? [])].filter(isControl)),
+    },
+  ],
+  getSelectionToolboxCommands: (item) => (isControl(item) ? [COMMAND] : []),
+  getNodeMenuItems: (node) =>
+    isControl(node) ? [{ content: words(TEXTS).compare, callback: () => void compare([node]) }] : [],
+});
+
+function isControl(item) {
+  return NODES.has(item?.comfyClass);
+}
+
+async function compare(nodes) {
+  if (!nodes.length) return;
+  try {
+    const { compareWithout } = await import("./compare_run.mjs");
+    await compareWithout(nodes);
+  } catch (error) {
+    console.error("MMDiT: no comparison.", error);
+  }
+}
