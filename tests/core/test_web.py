@@ -13,6 +13,7 @@ SCRIPTS = sorted((WEB / "js").glob("*js"))
 STYLES = sorted((WEB / "css").glob("*.css"))
 MOST_AT_ONCE = 10_000  # bytes that each visit loads, whether it uses the pack or not
 MOST = 90_000  # bytes that come with the first node
+MOST_LATER = 40_000  # bytes that come when somebody uses what they are for
 
 
 def test_one_small_script_is_loaded_with_the_page():
@@ -21,9 +22,23 @@ def test_one_small_script_is_loaded_with_the_page():
     assert ENTRY.stat().st_size < MOST_AT_ONCE
 
 
+def imported(path: Path, found: set[Path]) -> set[Path]:
+    """A script and all that it imports at once; what is behind an `import(...)` comes later."""
+    found.add(path)
+    for source in re.findall(r'(?:from|^import) "(\./[^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE):
+        if (path.parent / source) not in found:
+            imported(path.parent / source, found)
+    return found
+
+
 def test_the_other_scripts_are_small_too():
     assert {path.suffix for path in SCRIPTS} == {".js", ".mjs"} and STYLES
-    assert sum(path.stat().st_size for path in SCRIPTS + STYLES) < MOST
+    first = imported(WEB / "js" / "parts.mjs", {ENTRY})
+    later = {WEB / "js" / name for name in ("curve.mjs", "styles.mjs", "compare_run.mjs", "compare_view.mjs")}
+    later |= {WEB / "js" / "compare_graph.mjs", WEB / "css" / "curve.css", WEB / "css" / "compare.css"}
+    assert first == {*SCRIPTS} - later, "every script comes with the first node, or is one of those that come later"
+    assert sum(path.stat().st_size for path in {*first, *STYLES} - later) < MOST
+    assert sum(path.stat().st_size for path in later) < MOST_LATER
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, *STYLES], ids=lambda path: path.name)

@@ -7,7 +7,6 @@ import { addStyles } from "./styles.mjs";
 import { behind, modelFile } from "./upstream.mjs";
 import { words } from "./words.mjs";
 
-const NODE = "FlowMatchingSampler";
 const DIALS = [
   "steps", "cfg", "solver", "schedule", "shift", "denoise", "cfg_start", "cfg_end", "start_step", "end_step",
   "custom_sigmas", "cfg_curve", "size_shift",
@@ -73,9 +72,10 @@ api.addEventListener("progress", ({ detail }) => {
   const node = nodeOfExecution(detail.node);
   curves.forEach((curve) => curve.node === node && curve.reach(detail.value));
 });
+for (const end of ["execution_success", "execution_error", "execution_interrupted"])
+  api.addEventListener(end, () => curves.forEach((curve) => curve.reach(null)));
 
 export function nodeCreated(node) {
-  if (node.comfyClass !== NODE) return;
   const curve = new Curve(node);
   const begin = () => curves.add(curve) && curve.soon();
   begin();
@@ -133,10 +133,11 @@ class Curve {
     note.widget?.element.removeAttribute("title"); // it would hide the curve under the pointer
   }
 
-  /** Mark how far a run is. */
+  /** Mark how far a run is; null where none runs. */
   reach(step) {
     const element = this.note.widget?.element;
-    if (this.found && !this.found.adaptive && element) mark(element, this.found, this.found.first + step);
+    if (!this.found || this.found.adaptive || !element) return;
+    mark(element, this.found, step === null ? null : this.found.first + step);
   }
 }
 

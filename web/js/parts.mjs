@@ -3,7 +3,6 @@
 
 import "./compare.mjs";
 import { watched } from "./context.mjs";
-import * as curve from "./curve.mjs";
 import "./errors.mjs";
 import { api } from "./host.mjs";
 import "./progress.mjs";
@@ -15,11 +14,17 @@ export { watched } from "./context.mjs";
 export { forget } from "./host.mjs";
 export { settingsChanged } from "./tokens.mjs";
 
-const PARTS = [tokens, curve];
+const PARTS = [tokens];
+// What only one node needs comes with the first of that kind.
+const LATER = { FlowMatchingSampler: () => import("./curve.mjs") };
 
 api.addEventListener("graphChanged", watched);
 listenForReports(watched);
 
 export function nodeCreated(node) {
   for (const part of PARTS) part.nodeCreated(node);
+  LATER[node.comfyClass]?.().then(
+    (part) => part.nodeCreated(node),
+    (error) => console.error("MMDiT: a script did not load.", error),
+  );
 }

@@ -1,0 +1,311 @@
+"""One click compares a block control with and without, in both renderers; the graph stays as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+WORKFLOW = Path(__file__).parents[2] / "workflows" / "quickstart.json"
+NAME = "Compare with and without"
+
+OF = "const of = (type) => app.graph._nodes.find((node) => node.type === type);"
+ADD = f"""([type, values]) => {{
+    {OF}
+    const control = LiteGraph.createNode(type);
+    control.pos = [40, 1300];
+    app.graph.add(control);
+    of("MMDiTLoader").connect(0, control, 0);
+    control.connect(0, of("FlowMatchingSampler"), 0);
+    for (const [name, value] of Object.entries(values))
+        control.widgets.find((widget) => widget.name === name).value = value;
+}}"""
+SET = f"""([type, values]) => {{
+    {OF}
+    for (const [name, value] of Object.entries(values)) {{
+        const widget = of(type).widgets.find((each) => each.name === name);
+        widget.value = value;
+        widget.callback?.(value);
+    }}
+}}"""
+TITLE = f"""(type) => {{
+    {OF}
+    const node = of(type);
+    app.canvas.ds.scale = 0.9;
+    app.canvas.ds.offset = [500 - node.pos[0], 300 - node.pos[1]];
+    app.canvas.draw(true, true);
+    const {{ left, top }} = app.canvas.canvas.getBoundingClientRect();
+    const [x, y] = [node.pos[0] + 60, node.pos[1] - 15];
+    return [left + (x + app.canvas.ds.offset[0]) * app.canvas.ds.scale,
+            top + (y + app.canvas.ds.offset[1]) * app.canvas.ds.scale];
+}}"""
+PIXELS = """(which) => {
+    const image = document.querySelector(`.mmdit-stage img.${which}`);
+    const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    return [...context.getImageData(0, 0, canvas.width, canvas.height).data];
+}"""
+UNDOS = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+
+
+@pytest.fixture
+def comfy(shared):
+    shared.complaints.clear()
+    shared.page.set_default_timeout(60_000)
+    shared.load(WORKFLOW)
+    shared.run(SET, ["FlowMatchingSampler", {"steps": 3}])
+    yield shared
+    assert shared.pack_complaints() == []
+
+
+def boost(comfy) -> None:
+    comfy.run(ADD, ["TextBoost", {"blocks": "all", "strength": 6.0, "mode": "attention"}])
+
+
+def choose(comfy, node: str = "TextBoost") -> None:
+    """The entry in a node's menu, by the right mouse button on its title."""
+    comfy.page.keyboard.press("Escape")
+    place = comfy.run(TITLE, node)
+    comfy.page.wait_for_timeout(500)
+    comfy.page.mouse.click(*place, button="right")
+    entry = comfy.page.get_by_text(NAME, exact=True)
+    if not entry.first.is_visible():  # Nodes 2.0 keeps what extensions add at the end of a long menu
+        entry.first.scroll_into_view_if_needed()
+    entry.first.click()
+
+
+def overlay(comfy):
+    comfy.page.wait_for_selector("dialog.mmdit-compare[open]")
+    comfy.page.wait_for_function(
+        "() => [...document.querySelectorAll('.mmdit-stage img')].every((each) => each.complete && each.naturalWidth)"
+    )
+    return comfy.page.locator("dialog.mmdit-compare")
+
+
+def share(comfy) -> float:
+    return comfy.run("() => Number(document.querySelector('.mmdit-stage input').value)")
+
+
+def test_one_click_compares_and_leaves_the_graph_alone(comfy, test_output):
+    boost(comfy)
+    record = comfy.queue()
+    comfy.page.wait_for_timeout(500)
+    graph, undos = comfy.graph(), comfy.run(UNDOS)
+    saved = sorted(path.name for path in (comfy.host.base / "output").iterdir())
+    comfy.run("""() => {
+        globalThis.cached = [];
+        app.api.addEventListener("execution_cached", ({ detail }) => cached.push(...detail.nodes));
+    }""")
+    choose(comfy)
+    dialog = overlay(comfy)
+    assert comfy.graph() == graph and comfy.run(UNDOS) == undos
+    assert sorted(path.name for path in (comfy.host.base / "output").iterdir()) == saved, "nothing is saved"
+    sampler, encode, skipped = (
+        next(str(node["id"]) for node in graph["nodes"] if node["type"] == kind)
+        for kind in ("FlowMatchingSampler", "TripleTextEncode", "TextBoost")
+    )
+    cached = set(comfy.run("() => cached"))
+    assert {sampler, encode, skipped} <= cached, "the half that was there is not rendered again"
+    first, second = comfy.run(PIXELS, "with"), comfy.run(PIXELS, "without")
+    assert first != second
+    assert first == decoded(comfy.host.images(record)[0]), "the picture that one saw before"
+    dialog.screenshot(path=test_output / f"compare-overlay-{comfy.renderer}.png")
+    comfy.page.screenshot(path=test_output / f"compare-{comfy.renderer}.png")
+    comfy.page.keyboard.press("Escape")
+    assert dialog.count() == 0
+    assert {node["type"] for node in comfy.graph()["nodes"]} == {node["type"] for node in graph["nodes"]}
+
+    # Without the node in the graph, the picture is the overlay's other half.
+    comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; }}")
+    assert second == decoded(comfy.host.images(comfy.queue())[0])
+
+
+def decoded(png: bytes) -> list[int]:
+    import io
+
+    from PIL import Image
+
+    return list(Image.open(io.BytesIO(png)).convert("RGBA").tobytes())
+
+
+def test_the_slider_by_mouse_and_keyboard(comfy):
+    boost(comfy)
+    choose(comfy)
+    dialog = overlay(comfy)
+    box = dialog.locator(".mmdit-stage").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    comfy.page.mouse.move(box["x"] + box["width"] / 2, middle)
+    comfy.page.mouse.down()
+    comfy.page.mouse.move(box["x"] + box["width"] * 0.2, middle, steps=4)
+    assert share(comfy) == pytest.approx(20, abs=1)
+    comfy.page.mouse.move(box["x"] - 60, middle, steps=2)
+    assert share(comfy) == 0, "it follows beyond the edge"
+    comfy.page.mouse.up()
+    comfy.page.mouse.move(box["x"] + box["width"] * 0.7, middle)
+    assert share(comfy) == 0, "and no more once the button is up"
+    slider = dialog.get_by_role("slider")
+    comfy.page.keyboard.press("End")
+    assert share(comfy) == 100
+    for _ in range(3):
+        comfy.page.keyboard.press("ArrowLeft")
+    assert slider.get_attribute("aria-valuetext") == "97% with, 3% without"
+    clip = comfy.run("() => getComputedStyle(document.querySelector('.mmdit-stage img.with')).clipPath")
+    assert "3%" in clip
+    assert dialog.get_attribute("aria-label") == "With and without Text Boost"
+    assert {image.get_attribute("alt") for image in dialog.locator("img").all()} == {
+        "With and without Text Boost: with",
+        "With and without Text Boost: without",
+    }
+    nodes = len(comfy.graph()["nodes"])
+    comfy.page.keyboard.press("Delete")
+    assert len(comfy.graph()["nodes"]) == nodes, "the page's own keys rest"
+    dialog.get_by_role("button", name="Close").click()
+    assert dialog.count() == 0
+
+
+def test_a_batch_has_a_page_for_each_picture(comfy):
+    boost(comfy)
+    comfy.run(SET, ["EmptySD3LatentImage", {"batch_size": 2}])
+    choose(comfy)
+    dialog = overlay(comfy)
+    assert "1 of 2" in dialog.inner_text()
+    before = dialog.locator("img.with").get_attribute("src")
+    dialog.get_by_role("button", name="Next picture").click()
+    assert "2 of 2" in dialog.inner_text() and dialog.locator("img.with").get_attribute("src") != before
+    comfy.page.keyboard.press("Escape")
+
+
+def test_a_seed_that_changed_after_the_run_is_the_runs(comfy):
+    boost(comfy)
+    comfy.run(SET, ["FlowMatchingSampler", {"seed": 11, "control_after_generate": "increment"}])
+    record = comfy.queue()
+    after = next(n for n in comfy.graph()["nodes"] if n["type"] == "FlowMatchingSampler")["widgets_values"][0]
+    assert after == 12
+    choose(comfy)
+    overlay(comfy)
+    assert comfy.run(PIXELS, "with") == decoded(comfy.host.images(record)[0])
+    comfy.page.keyboard.press("Escape")
+    assert next(n for n in comfy.graph()["nodes"] if n["type"] == "FlowMatchingSampler")["widgets_values"][0] == after
+
+
+def test_the_command_takes_all_chosen_controls(comfy):
+    boost(comfy)
+    comfy.run(ADD, ["BlockSkip", {"blocks": "2-5", "branch": "both"}])
+    comfy.run(f"""() => {{
+        {OF}
+        of("BlockSkip").pos = [480, 1300];
+        of("TextBoost").connect(0, of("BlockSkip"), 0);
+        app.canvas.selectItems([of("TextBoost"), of("BlockSkip"), of("VAEDecode")]);
+        void app.extensionManager.command.execute("MMDiT.Compare");
+    }}""")
+    dialog = overlay(comfy)
+    both = comfy.run(PIXELS, "without")
+    comfy.page.keyboard.press("Escape")
+    assert dialog.count() == 0
+    comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; of('BlockSkip').mode = 4; }}")
+    assert both == decoded(comfy.host.images(comfy.queue())[0])
+
+
+def test_the_toolbox_of_a_chosen_control_offers_it(comfy):
+    boost(comfy)
+    comfy.page.mouse.click(*comfy.run(TITLE, "TextBoost"))
+    comfy.page.wait_for_timeout(500)
+    tools = comfy.page.locator(".selection-toolbox")
+    tools.locator(".pi-images").wait_for()
+    tools.locator("button:has(.pi-images)").click()
+    overlay(comfy)
+    comfy.page.keyboard.press("Escape")
+
+
+def toast(comfy) -> str:
+    comfy.page.wait_for_selector(".p-toast-message")
+    words = comfy.page.locator(".p-toast-message").first.inner_text()
+    comfy.run("() => app.extensionManager.toast.removeAll()")
+    return words
+
+
+def test_what_cannot_be_compared_is_said(comfy):
+    boost(comfy)
+    comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; }}")
+    choose(comfy)
+    assert "No picture depends on Text Boost" in toast(comfy)
+    assert comfy.page.locator("dialog.mmdit-compare").count() == 0
+
+
+def test_a_run_that_fails_leaves_the_graph_as_it_was(comfy):
+    boost(comfy)
+    comfy.run(SET, ["TextBoost", {"phrase": "purple elephant"}])
+    comfy.page.wait_for_timeout(500)
+    graph, undos = comfy.graph(), comfy.run(UNDOS)
+    choose(comfy)
+    assert "The comparison ended with an error" in (words := toast(comfy)) and "purple elephant" in words
+    assert comfy.graph() == graph and comfy.run(UNDOS) == undos
+    assert comfy.page.locator(".mmdit-running").count() == 0
+    comfy.page.keyboard.press("Escape")
+    comfy.run(SET, ["TextBoost", {"phrase": "", "blocks": "99"}])
+    choose(comfy)
+    assert "this model has blocks 0 to 7" in toast(comfy)
+
+
+def test_a_run_that_is_cancelled_leaves_the_graph_as_it_was(comfy):
+    boost(comfy)
+    comfy.run(SET, ["FlowMatchingSampler", {"steps": 2000}])
+    comfy.page.wait_for_timeout(500)
+    graph = comfy.graph()
+    choose(comfy)
+    bar = comfy.page.locator(".mmdit-running")
+    bar.get_by_text("step ").wait_for()
+    assert bar.inner_text().startswith("Rendering without Text Boost: step")
+    bar.get_by_role("button", name="Cancel").click()
+    assert "The comparison was cancelled" in toast(comfy)
+    assert bar.count() == 0 and comfy.graph() == graph
+    assert comfy.page.locator("dialog.mmdit-compare").count() == 0
+
+
+def test_a_control_in_a_subgraph_is_compared(comfy):
+    boost(comfy)
+    comfy.run(f"""() => {{
+        {OF}
+        app.canvas.selectItems([of("TextBoost"), of("FlowMatchingSampler")]);
+        const {{ node }} = app.graph.convertToSubgraph(app.canvas.selectedItems);
+        const boost = node.subgraph._nodes.find((each) => each.type === "TextBoost");
+        app.canvas.setGraph(node.subgraph);
+        app.canvas.selectItems([boost]);
+        void app.extensionManager.command.execute("MMDiT.Compare");
+    }}""")
+    overlay(comfy)
+    assert comfy.run(PIXELS, "with") != comfy.run(PIXELS, "without")
+    comfy.page.keyboard.press("Escape")
+
+
+def test_twice_copies_only_what_depends_on_the_control(comfy):
+    prompt = {
+        "1": {"class_type": "L", "inputs": {}},
+        "2": {"class_type": "Skip", "inputs": {"model": ["1", 0], "blocks": "1"}},
+        "3": {"class_type": "Boost", "inputs": {"model": ["2", 0]}},
+        "9:4": {"class_type": "S", "inputs": {"model": ["3", 0], "text": ["1", 1], "number": 3, "list": [1, 2]}},
+        "5": {"class_type": "Save", "inputs": {"images": ["9:4", 0]}},
+        "6": {"class_type": "Other", "inputs": {"images": ["1", 2]}},
+    }
+    script = """async ([path, prompt, skipped]) => {
+        const { twice } = await import(path);
+        return twice(prompt, new Set(skipped), [["9:4", 0], ["1", 2]]);
+    }"""
+    path = f"/extensions/{Path(__file__).parents[2].name}/js/compare_graph.mjs"
+    made = comfy.run(script, [path, prompt, ["2"]])
+    assert made["pairs"] == [["with-0", "without-preview-0"]], "what does not depend on it is no pair"
+    new = {id: node for id, node in made["prompt"].items() if id not in prompt}
+    assert new == {
+        "without-9-4": {
+            "class_type": "S",
+            "inputs": {"model": ["without-3", 0], "text": ["1", 1], "number": 3, "list": [1, 2]},
+        },
+        "without-3": {"class_type": "Boost", "inputs": {"model": ["1", 0]}},
+        "with-0": {"class_type": "PreviewImage", "inputs": {"images": ["9:4", 0]}},
+        "without-preview-0": {"class_type": "PreviewImage", "inputs": {"images": ["without-9-4", 0]}},
+    }
+    assert {id: made["prompt"][id] for id in prompt} == prompt, json.dumps(made["prompt"])
+    both = comfy.run(script, [path, prompt, ["2", "3"]])["prompt"]
+    assert both["without-9-4"]["inputs"]["model"] == ["1", 0] and "without-3" not in both
