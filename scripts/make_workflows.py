@@ -27,6 +27,19 @@ LEFT, TOP, GAP_X, GAP_Y = 40, 120, 60, 60
 WIDTHS = {"TripleTextEncode": 420, "SaveImage": 340, "PreviewImage": 340, "PreviewAny": 340}
 PICTURES = {"SaveImage", "PreviewImage", "LoadImage"}
 TITLE, ROW, TEXT, PICTURE = 36, 24, 130, 320  # heights: of a title, a slot or widget, a long text, a shown picture
+RARE_TEXT = 70  # height of a long text among the advanced inputs
+# What a node shows besides its rows, in pixels: strip, curve, counts, and after a run its summary or its text.
+SHOWN = {
+    "TripleTextEncode": 50,
+    "FlowMatchingSampler": 190,
+    "FlowInvert": 70,
+    "BlockSkip": 110,
+    "TextBoost": 60,
+    "TextDisable": 110,
+    "BlockPrompt": 110,
+    "BlockAnalysis": 70,
+    "PreviewAny": 140,
+}
 NOTE_WIDTH, NOTE_COLUMNS = 360, 44
 
 
@@ -48,10 +61,12 @@ class Placed:
     def height(self) -> int:
         widgets = [(name, kind, options) for name, kind, options in self.inputs if is_widget(kind, options)]
         slots = max(len(self.links), len(self.info["output"]))
-        long = sum(bool(options.get("multiline")) for _, _, options in widgets)
+        long = [options for _, _, options in widgets if options.get("multiline")]
+        texts = sum(RARE_TEXT if options.get("advanced") else TEXT for options in long)
         seeds = sum(has_control(*widget) for widget in widgets)
         picture = PICTURE if self.node.type in PICTURES else 0
-        return TITLE + ROW * (slots + len(widgets) - long + seeds) + TEXT * long + picture
+        rows = TITLE + ROW * (slots + len(widgets) - len(long) + seeds)
+        return rows + texts + picture + SHOWN.get(self.node.type, 0)
 
     @property
     def inputs(self) -> list[tuple[str, Any, dict[str, Any]]]:

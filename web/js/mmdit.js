@@ -104,6 +104,8 @@ app.registerExtension({
     if (node.subgraph) drawPromoted(node);
     if (!ours.has(node.comfyClass)) return;
     if (node.comfyClass === SAMPLER) chooseValues(node);
+    // Nodes 2.0 leaves room for the advanced inputs, which it hides; it grows a node to what it shows.
+    if (globalThis.LiteGraph?.vueNodesMode) node.setSize([node.size[0], 0]);
     withRest((parts) => parts.nodeCreated(node));
   },
   refreshComboInNodes: () => rest?.forget(),

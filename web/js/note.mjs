@@ -23,13 +23,13 @@ export class Note {
     element.title = element.textContent;
     if (lines === this.lines) return;
     this.lines = lines;
-    this.node.setDirtyCanvas?.(true, true);
+    this._redraw(2);
   }
 
   hide() {
     if (!this.widget) return;
     const { node, widget } = this;
-    // In the classic renderer a node grows by itself where it is too low, and never shrinks.
+    // In the classic renderer a node grows by itself, and never shrinks.
     const tight = node.size[1] <= node.computeSize()[1] + 1;
     widget.onRemove?.();
     node.widgets.splice(node.widgets.indexOf(widget), 1);
@@ -37,7 +37,13 @@ export class Note {
     this.lines = 0;
     const height = Math.max(this.before, node.computeSize()[1]);
     if (node.graph && tight && height < node.size[1]) node.setSize([node.size[0], height]);
-    node.setDirtyCanvas?.(true, true);
+    this._redraw(1);
+  }
+
+  /** In the classic renderer a node that is too low grows while it is drawn: that is seen in the next drawing. */
+  _redraw(times) {
+    this.node.setDirtyCanvas?.(true, true);
+    if (times > 1) requestAnimationFrame(() => requestAnimationFrame(() => this._redraw(times - 1)));
   }
 
   _add() {

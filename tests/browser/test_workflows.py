@@ -1,0 +1,113 @@
+"""The shared workflows and the pack's nodes in the page, in both renderers: they open, lie apart, run, and are drawn.
+
+One page for all of them. The screenshots lie in .test-output/, to be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.environment import ROOT
+from scripts.workflow_texts import WORKFLOWS
+
+SHEETS = {sheet.name: sheet for sheet in WORKFLOWS}
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+RUN = ("image-to-image", "skip-for-speed", "boost-a-phrase")
+
+# Node -> where it is drawn, as left, top, right, bottom on the canvas, title included.
+BOXES = """() => Object.fromEntries(app.graph._nodes.map((node) => {
+    const html = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+    const { scale } = app.canvas.ds;
+    const [x, y, width, height] = node.getBounding();
+    const name = `${node.id} ${node.type}`;
+    if (!html) return [name, [x, y, x + width, y + height]];
+    const [left, top] = app.clientPosToCanvasPos([html.left, html.top]);
+    return [name, [left, top, left + html.width / scale, top + html.height / scale]];
+}))"""
+OPEN = """() => [...document.querySelectorAll(".p-toast-message, [role=dialog], [role=alertdialog]")]
+    .map((each) => each.innerText)"""
+OURS = """(pack) => Object.entries(LiteGraph.registered_node_types)
+    .filter(([, type]) => type.nodeData?.python_module === `custom_nodes.${pack}`).map(([name]) => name)"""
+ALONE = """(type) => {
+    app.graph.clear();
+    const node = LiteGraph.createNode(type);
+    node.pos = [60, 140];
+    app.graph.add(node);
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [0, 0];
+    app.canvas.setDirty(true, true);
+}"""
+
+
+@pytest.fixture
+def comfy(shared):
+    shared.complaints.clear()
+    yield shared
+    assert shared.pack_complaints() == []
+
+
+def boxes(comfy) -> dict[str, list[float]]:
+    """As they are once the page has drawn everything: what is off screen is not drawn in full."""
+    comfy.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    comfy.page.wait_for_timeout(500)
+    return comfy.run(BOXES)
+
+
+def overlapping(found: dict[str, list[float]]) -> list[tuple[str, str]]:
+    pairs = []
+    names = list(found)
+    for index, one in enumerate(names):
+        left, top, right, bottom = found[one]
+        for other in names[:index]:
+            other_left, other_top, other_right, other_bottom = found[other]
+            if left < other_right and other_left < right and top < other_bottom and other_top < bottom:
+                pairs.append((one, other))
+    return pairs
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_opens_without_a_warning_and_its_nodes_lie_apart(comfy, path: Path, test_output):
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    comfy.load(workflow)
+    small = path.stem not in SHEETS or SHEETS[path.stem].small
+    assert comfy.unknown_nodes() == []
+    assert overlapping(boxes(comfy)) == []
+    if small:  # the others miss the files that their notes name
+        assert comfy.run(OPEN) == []
+        assert [text for text in comfy.complaints if "Content Security Policy" not in text] == []
+    opened = {node["id"]: node for node in comfy.graph()["nodes"]}
+    for node in workflow["nodes"]:
+        values = opened[node["id"]].get("widgets_values", [])
+        given = node.get("widgets_values", [])
+        assert values[: len(given)] == given, node["type"]
+    comfy.page.screenshot(path=test_output / f"workflow-{path.stem}-{comfy.renderer}.png")
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_it_runs_in_the_page(comfy, name: str, test_output):
+    comfy.load(ROOT / "workflows" / f"{name}.json")
+    before = comfy.run(BOXES)
+    pictures = comfy.host.images(comfy.queue())
+    assert len(pictures) == 2 and all(picture[:4] == b"\x89PNG" for picture in pictures)
+    assert pictures[0] != pictures[1]
+    after = boxes(comfy)
+    assert overlapping(after) == [], "pictures and summaries come on the nodes: there must be room for them"
+    assert before.keys() == after.keys()
+    comfy.page.screenshot(path=test_output / f"workflow-{name}-run-{comfy.renderer}.png")
+
+
+def test_every_node_is_drawn(comfy, test_output):
+    names = comfy.run(OURS, ROOT.name)
+    assert len(names) >= 10
+    comfy.load({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4})
+    for name in names:
+        comfy.run(ALONE, name)
+        comfy.page.wait_for_timeout(400)
+        ((left, top, right, bottom),) = comfy.run(BOXES).values()
+        x, y = comfy.run("([x, y]) => app.canvasPosToClientPos([x, y])", [left, top])
+        clip = {"x": max(0, x - 12), "y": max(0, y - 12), "width": right - left + 24, "height": bottom - top + 24}
+        comfy.page.screenshot(path=test_output / f"node-{name}-{comfy.renderer}.png", clip=clip)
+    comfy.run("() => app.graph.clear()")
