@@ -25,6 +25,7 @@ from .tokens import CLIP_VOCABULARY, LENGTH, T5_VOCABULARY, FullVocabulary, Toke
 from .vae import CHANNELS, FACTOR, build_decoder, build_encoder
 
 BATCH = 32
+CHUNK = 16  # pictures in one call of the model: more of them, twice with cfg, and a CPU's caches no longer hold them
 STEP_NOISE = 0x5DE0  # parts a stochastic solver's noise from the noise that a picture grows from
 
 
@@ -92,8 +93,8 @@ class Renderer:
         noise = torch.randn(len(texts), *shape, generator=torch.Generator().manual_seed(sampling.seed))
         schedule = sigmas(sampling.steps, shift=sampling.shift or self.shift)
         out = []
-        for start in range(0, len(texts), BATCH):
-            part = slice(start, start + BATCH)
+        for start in range(0, len(texts), CHUNK):
+            part = slice(start, start + CHUNK)
             x = noise[part]
             context = torch.cat((positive[0][part], negative[0].expand(len(x), -1, -1)))
             pooled = torch.cat((positive[1][part], negative[1].expand(len(x), -1)))

@@ -29,11 +29,11 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 16400
-    batch: int = 64
+    steps: int = 16000
+    batch: int = 96
     rate: float = 1e-3
     warmup: int = 200
-    decay_steps: int = 3400
+    decay_steps: int = 2500
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -41,7 +41,7 @@ class Settings:
     density: str = "logit_normal"
     shift: float = 4.0
     layout_shift: float = 8.0
-    layout_steps: tuple[int, int] = (5250, 15000)
+    layout_steps: tuple[int, int] = (4000, 13500)
     small_pictures_until: int = 2000
     standard_size_share: float = 0.75
     text_lengths: tuple[int, ...] = (12, 12, 16, 22)

@@ -5,6 +5,7 @@ A step of the small model is a chain of small operations, which threads barely s
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ def gather(size: int, work: Callable[..., object], *arguments) -> None:
 
 
 def _join(rank: int, size: int, meeting: Path, work: Callable[..., object], arguments: tuple) -> None:
+    # A job started in the background ignores interrupts, and its members would outlive a parent that was killed.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with _connected(rank, size, meeting):
         work(*arguments, Team(rank, size))
 

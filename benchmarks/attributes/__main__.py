@@ -14,7 +14,7 @@ from PIL import Image
 from attributes.judge import summarise
 from mmdit_core.runge_kutta import EmbeddedPair
 from mmdit_core.solvers import SOLVERS
-from training.render import BATCH, Renderer, Sampling, sheet
+from training.render import CHUNK, Renderer, Sampling, sheet
 
 from .drawing import draw_sweep
 from .prompts import SETS, read_prompts
@@ -23,11 +23,13 @@ from .run import Counted, score_prompts, table
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "mmdit-small.safetensors"
 # What --sweep varies, one at a time, over 128 prompts and one seed for each point.
+MOST_CALLS = 56  # of the model: solvers that make several a step are shown beside the others, not beyond them
 SWEEPS = {
     "steps": [
         {"solver": solver, "steps": steps}
         for solver, method in SOLVERS.items()
         for steps in ((28,) if isinstance(method, EmbeddedPair) else (4, 8, 16, 28, 50))
+        if isinstance(method, EmbeddedPair) or steps * method.calls_per_step <= MOST_CALLS
     ],
     "cfg": [{"cfg": scale} for scale in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)],
     "dropped": [
@@ -91,7 +93,7 @@ def main() -> None:
         for change in SWEEPS[options.sweep]:
             counted = Counted(renderer.model)
             scores, _ = score_prompts(renderer, dataclasses.replace(sampling, **change), prompts, model=counted)
-            calls = counted.calls / -(-len(prompts) // BATCH)
+            calls = counted.calls / -(-len(prompts) // CHUNK)
             print(f"{change}, {calls:g} model calls: {table(summarise(scores))}", flush=True)
             points.append({**change, "calls": calls, "scores": summarise(scores)})
             figures["sweep"] = {options.sweep: points}
