@@ -200,6 +200,19 @@ def test_it_is_drawn(comfy, test_output):
     strip.mouse.move(*strip.place(3))
     strip.page.wait_for_timeout(200)
     comfy.page.screenshot(path=test_output / f"strip-{comfy.renderer}.png")
+    # docs/strip.png, which the READMEs show, is the classic renderer's.
+    comfy.run(
+        "() => { app.canvas.ds.scale = 1.6; app.canvas.ds.offset = [-250, -20]; app.canvas.setDirty(true, true); }"
+    )
+    strip.settle()
+    strip.mouse.move(20, 850)  # its hover texts would lie over it
+    strip.page.wait_for_timeout(600)
+    x, y, width, height = comfy.run("() => app.graph._nodes[1].getBounding()")
+    left, top = comfy.run("([x, y]) => app.canvasPosToClientPos([x, y])", [x, y])
+    clip = {"x": left - 8, "y": top - 8, "width": 1.6 * width + 16, "height": min(1.6 * height + 16, 900 - top)}
+    comfy.page.screenshot(path=test_output / f"readme-strip-{comfy.renderer}.png", clip=clip)
+    comfy.run("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); }")
+    strip.settle()
     # Within its node, above the next widget.
     box = comfy.run(
         """() => {
