@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections import Counter
-from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig
-from mmdit_core.control import BlockControl
-from mmdit_core.hooks import Call, Tally, compile_controls
+from mmdit_core import KNOWN_MODELS, MMDiT
 from mmdit_core.modulation import TILE, layout_of
 from mmdit_core.schedule import sigmas
-from mmdit_core.second_text import SecondText, add_second_texts
 from mmdit_core.solvers import solve
-
-TINY = dict(hidden_size=128, num_heads=2, depth=4, context_dim=48, pooled_dim=40, pos_embed_max_size=12)
-CONFIGS = {
-    "plain": MMDiTConfig(**TINY),
-    "qk-norm": MMDiTConfig(**TINY, qk_norm="rms"),
-    "dual": MMDiTConfig(**TINY, qk_norm="rms", dual_attention=(0, 1)),
-    "guidance": MMDiTConfig(**TINY, guidance_embed=True),
-}
-TOLERANCE = 1e-6  # in float32, of the largest value of the velocity
-LEVELS = 1000 * sigmas(8, "linear", 3.0)[:-1].float()
-
-
-def random_model(config: MMDiTConfig, seed: int = 0) -> MMDiT:
-    torch.manual_seed(seed)
-    model = MMDiT(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.05)
-    model.pos_embed.normal_()
-    return model
+from tests.core.prepared import CONFIGS, LEVELS, TOLERANCE, adaln_layers, call, error, inputs, random_model, reads
 
 
 @pytest.fixture(params=CONFIGS)
@@ -60,46 +37,6 @@ def without_gradients(request):
 def inference():
     with torch.inference_mode():
         yield
-
-
-def inputs(batch: int = 2, seed: int = 1) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)
-    return {"x": torch.randn(batch, 16, 8, 12), "context": torch.randn(batch, 21, 48), "y": torch.randn(batch, 40)}
-
-
-def call(model, timestep, given, options=None, **more):
-    batch = len(given["x"])
-    time = timestep if torch.is_tensor(timestep) and timestep.ndim else torch.full((batch,), float(timestep))
-    return model(timesteps=time, transformer_options=options or {}, **given, **more)
-
-
-def error(found, expected) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
-
-
-@contextmanager
-def reads(model):
-    """How often each kind of layer is called, and with it read, while this is open."""
-    counts: Counter[str] = Counter()
-
-    def counted(kind: str):
-        return lambda *_: counts.update([kind])
-
-    handles = [model.context_embedder.register_forward_hook(counted("text"))]
-    for name, layer in model.named_modules():
-        if name.endswith("adaLN_modulation.1"):
-            handles.append(layer.register_forward_hook(counted("adaln")))
-        elif name in ("t_embedder", "y_embedder", "guidance_embedder"):
-            handles.append(layer.register_forward_hook(counted("vector")))
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def adaln_layers(model) -> int:
-    return 2 * model.config.depth + 1
 
 
 def test_every_step_gives_what_the_plain_path_gives(any_model, without_gradients):
@@ -289,117 +226,6 @@ def test_controlnet_residuals(model, inference):
         for level in LEVELS[:3]:
             found = call(model, level, given, options, control=control)
             assert error(found, call(model, level, given, control=control)) <= TOLERANCE
-
-
-def unchanged(args, extra):
-    return extra["original_block"](args)
-
-
-def another_vector(args, extra):
-    return extra["original_block"]({**args, "vec": 1.5 * args["vec"]})
-
-
-def in_place(args, extra):
-    args["vec"].mul_(1.5)
-    return extra["original_block"](args)
-
-
-def in_place_through_a_view(args, extra):
-    args["vec"][:1].add_(1.0)
-    return extra["original_block"](args)
-
-
-def some_rows(args, extra):
-    rows = {name: args[name][1:] for name in ("img", "txt", "vec")}
-    out = extra["original_block"]({**args, **rows})
-    return {name: torch.cat((args[name][:1], out[name])) for name in ("img", "txt")}
-
-
-@pytest.mark.parametrize("hook", [unchanged, another_vector, in_place, in_place_through_a_view, some_rows])
-def test_a_hook_may_do_with_the_vector_what_it_may_on_the_plain_path(model, without_gradients, hook):
-    given = inputs()
-    replace = {"patches_replace": {"dit": {("double_block", 1): hook}}}
-    with model.prepared(LEVELS) as options:
-        for level in LEVELS[:3]:
-            found, expected = call(model, level, given, {**options, **replace}), call(model, level, given, replace)
-            assert error(found, expected) <= TOLERANCE
-            untouched = error(found, call(model, level, given)) <= TOLERANCE
-            assert untouched == (hook is unchanged)
-
-
-CONTROLS = {
-    "skip": BlockControl("skip", (1, 2)),
-    "skip, negative": BlockControl("skip", (0, 2), branch="negative"),
-    "skip, positive": BlockControl("skip", (1, 3), branch="positive"),
-    "boost": BlockControl("boost", (1, 2), strength=1.7),
-    "boost, attention": BlockControl("boost", (1, 2), strength=1.7, mode="attention", branch="positive"),
-    "disable": BlockControl("disable", (1, 3), scope="block"),
-}
-
-
-def controlled(names, branches, batch, previous=None):
-    """Options with the hooks of some controls."""
-    what = Call(double=4, single=0, branches=branches, batch=batch, place=0.0)
-    controls = [CONTROLS[name] for name in names]
-    hooks = compile_controls(controls, what, previous)
-    return what, controls, hooks
-
-
-@pytest.mark.parametrize("branches", [(0, 1), (1, 0), (0, 1, 0), (1, 1, 0)])
-@pytest.mark.parametrize("names", [*([name] for name in CONTROLS), ["skip, negative", "boost"]], ids=", ".join)
-def test_block_controls_read_no_adaln_weights_either(model, inference, names, branches):
-    given = inputs(2 * len(branches))
-    hooks = controlled(names, branches, 2 * len(branches))[2]
-    replace = {"patches_replace": {"dit": hooks}}
-    with model.prepared(LEVELS) as options:
-        call(model, LEVELS[0], given, {**options, **replace})
-        with reads(model) as counts:
-            found = [call(model, level, given, {**options, **replace}) for level in LEVELS[1:4]]
-        assert not counts
-    for level, output in zip(LEVELS[1:4], found, strict=True):
-        assert error(output, call(model, level, given, replace)) <= TOLERANCE
-
-
-def test_a_second_text_reads_no_adaln_weights_either(model, inference):
-    given, second = inputs(3), SecondText((1, 2), model.context_embedder(torch.randn(1, 9, 48)))
-
-    def replace():
-        what, controls, hooks = controlled(["skip, negative"], (1, 0, 0), 3)
-        made = add_second_texts([second], what, hooks, {}, Tally(), controls)
-        return {"patches_replace": {"dit": made}}
-
-    with model.prepared(LEVELS) as options:
-        call(model, LEVELS[0], given, options)
-        with reads(model) as counts:
-            found = call(model, LEVELS[1], given, {**options, **replace()})
-        assert not counts
-    assert error(found, call(model, LEVELS[1], given, replace())) <= TOLERANCE
-
-
-@pytest.mark.parametrize("hook", [another_vector, in_place])
-def test_a_control_around_a_hook_that_changes_the_vector(model, inference, hook):
-    """The rows that a control picks lose what was prepared for them as soon as another hook lays hands on them."""
-    given = inputs(4)
-    hooks = controlled(["skip, negative"], (1, 0), 4, {("double_block", 0): hook, ("double_block", 1): hook})[2]
-    replace = {"patches_replace": {"dit": {("double_block", 1): hook, **hooks}}}
-    with model.prepared(LEVELS) as options:
-        for level in LEVELS[:2]:
-            found = call(model, level, given, {**options, **replace})
-            assert error(found, call(model, level, given, replace)) <= TOLERANCE
-
-
-def test_hooks_may_write_into_the_embedded_text(model, inference):
-    given = inputs()
-
-    def patch(args):
-        args["txt"].mul_(2.0)
-        return args
-
-    patches = {"patches": {"post_input": [patch]}}
-    with model.prepared(LEVELS) as options:
-        for level in LEVELS[:3]:
-            found = call(model, level, given, {**options, **patches})
-            assert error(found, call(model, level, given, patches)) <= TOLERANCE
 
 
 def test_gradients_take_the_plain_path(model):

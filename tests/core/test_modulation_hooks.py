@@ -1,0 +1,140 @@
+"""Block hooks in a prepared run keep their rights over the vector, and our own controls keep what was prepared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmdit_core.control import BlockControl
+from mmdit_core.hooks import Call, Tally, compile_controls
+from mmdit_core.second_text import SecondText, add_second_texts
+from tests.core.prepared import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model, reads
+
+
+@pytest.fixture
+def model():
+    return random_model(CONFIGS["dual"])
+
+
+@pytest.fixture(params=[torch.inference_mode, torch.no_grad])
+def without_gradients(request):
+    """As the host runs nodes, and as everyone else does: tensors of the former count no changes."""
+    with request.param():
+        yield
+
+
+@pytest.fixture
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+def unchanged(args, extra):
+    return extra["original_block"](args)
+
+
+def another_vector(args, extra):
+    return extra["original_block"]({**args, "vec": 1.5 * args["vec"]})
+
+
+def in_place(args, extra):
+    args["vec"].mul_(1.5)
+    return extra["original_block"](args)
+
+
+def in_place_through_a_view(args, extra):
+    args["vec"][:1].add_(1.0)
+    return extra["original_block"](args)
+
+
+def some_rows(args, extra):
+    rows = {name: args[name][1:] for name in ("img", "txt", "vec")}
+    out = extra["original_block"]({**args, **rows})
+    return {name: torch.cat((args[name][:1], out[name])) for name in ("img", "txt")}
+
+
+@pytest.mark.parametrize("hook", [unchanged, another_vector, in_place, in_place_through_a_view, some_rows])
+def test_a_hook_may_do_with_the_vector_what_it_may_on_the_plain_path(model, without_gradients, hook):
+    given = inputs()
+    replace = {"patches_replace": {"dit": {("double_block", 1): hook}}}
+    with model.prepared(LEVELS) as options:
+        for level in LEVELS[:3]:
+            found, expected = call(model, level, given, {**options, **replace}), call(model, level, given, replace)
+            assert error(found, expected) <= TOLERANCE
+            untouched = error(found, call(model, level, given)) <= TOLERANCE
+            assert untouched == (hook is unchanged)
+
+
+CONTROLS = {
+    "skip": BlockControl("skip", (1, 2)),
+    "skip, negative": BlockControl("skip", (0, 2), branch="negative"),
+    "skip, positive": BlockControl("skip", (1, 3), branch="positive"),
+    "boost": BlockControl("boost", (1, 2), strength=1.7),
+    "boost, attention": BlockControl("boost", (1, 2), strength=1.7, mode="attention", branch="positive"),
+    "disable": BlockControl("disable", (1, 3), scope="block"),
+}
+
+
+def controlled(names, branches, batch, previous=None):
+    """Options with the hooks of some controls."""
+    what = Call(double=4, single=0, branches=branches, batch=batch, place=0.0)
+    controls = [CONTROLS[name] for name in names]
+    hooks = compile_controls(controls, what, previous)
+    return what, controls, hooks
+
+
+@pytest.mark.parametrize("branches", [(0, 1), (1, 0), (0, 1, 0), (1, 1, 0)])
+@pytest.mark.parametrize("names", [*([name] for name in CONTROLS), ["skip, negative", "boost"]], ids=", ".join)
+def test_block_controls_read_no_adaln_weights_either(model, inference, names, branches):
+    given = inputs(2 * len(branches))
+    hooks = controlled(names, branches, 2 * len(branches))[2]
+    replace = {"patches_replace": {"dit": hooks}}
+    with model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], given, {**options, **replace})
+        with reads(model) as counts:
+            found = [call(model, level, given, {**options, **replace}) for level in LEVELS[1:4]]
+        assert not counts
+    for level, output in zip(LEVELS[1:4], found, strict=True):
+        assert error(output, call(model, level, given, replace)) <= TOLERANCE
+
+
+def test_a_second_text_reads_no_adaln_weights_either(model, inference):
+    given, second = inputs(3), SecondText((1, 2), model.context_embedder(torch.randn(1, 9, 48)))
+
+    def replace():
+        what, controls, hooks = controlled(["skip, negative"], (1, 0, 0), 3)
+        made = add_second_texts([second], what, hooks, {}, Tally(), controls)
+        return {"patches_replace": {"dit": made}}
+
+    with model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], given, options)
+        with reads(model) as counts:
+            found = call(model, LEVELS[1], given, {**options, **replace()})
+        assert not counts
+    assert error(found, call(model, LEVELS[1], given, replace())) <= TOLERANCE
+
+
+@pytest.mark.parametrize("hook", [another_vector, in_place])
+def test_a_control_around_a_hook_that_changes_the_vector(model, inference, hook):
+    """The rows that a control picks lose what was prepared for them as soon as another hook lays hands on them."""
+    given = inputs(4)
+    hooks = controlled(["skip, negative"], (1, 0), 4, {("double_block", 0): hook, ("double_block", 1): hook})[2]
+    replace = {"patches_replace": {"dit": {("double_block", 1): hook, **hooks}}}
+    with model.prepared(LEVELS) as options:
+        for level in LEVELS[:2]:
+            found = call(model, level, given, {**options, **replace})
+            assert error(found, call(model, level, given, replace)) <= TOLERANCE
+
+
+def test_hooks_may_write_into_the_embedded_text(model, inference):
+    given = inputs()
+
+    def patch(args):
+        args["txt"].mul_(2.0)
+        return args
+
+    patches = {"patches": {"post_input": [patch]}}
+    with model.prepared(LEVELS) as options:
+        for level in LEVELS[:3]:
+            found = call(model, level, given, {**options, **patches})
+            assert error(found, call(model, level, given, patches)) <= TOLERANCE
