@@ -62,7 +62,7 @@ def train_decoder(run: Path, *, steps: int, seed: int = 0, rate: float = 1.5e-3,
 
 def _crops(rng: random.Random) -> Tensor:
     """Of three crops of each picture the most eventful, so that few of them are empty: [BATCH, CROP, CROP, 3]."""
-    _, pictures = draw_batch(rng, BATCH, 96, 96)
+    _, pictures = draw_batch(rng, BATCH, 96, 96, varied=True)
     crops = np.empty((BATCH, CROP, CROP, 3), np.float32)
     for crop, picture in zip(crops, pictures, strict=True):
         corners = [(rng.randint(0, 96 - CROP), rng.randint(0, 96 - CROP)) for _ in range(3)]
