@@ -149,11 +149,11 @@ def vary(scene: Scene, rng: random.Random) -> Scene:
 def _vary_group(group: Group, background: str, rng: random.Random) -> Group:
     shape = rng.choice(UNNAMED_SHAPES) if rng.random() < UNNAMED_SHAPE_SHARE else group.shape
     if rng.random() >= UNNAMED_COLOUR_SHARE:
-        ink = [min(255, max(0, value + rng.randint(-INK_SPREAD, INK_SPREAD))) for value in COLOURS[group.colour]]
-        return dataclasses.replace(group, shape=shape, ink=tuple(ink))
+        strayed = (value + rng.randint(-INK_SPREAD, INK_SPREAD) for value in COLOURS[group.colour])
+        red, green, blue = (min(255, max(0, value)) for value in strayed)
+        return dataclasses.replace(group, shape=shape, ink=(red, green, blue))
     while True:
-        red, green, blue = (rng.randint(0, 255) for _ in range(3))
-        ink = (red, green, blue)
+        ink = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
         if math.dist(ink, BACKGROUNDS[background]) >= LEAST_CONTRAST:
             nearest = min(COLOURS, key=lambda name: math.dist(ink, COLOURS[name]))
             return dataclasses.replace(group, shape=shape, colour=nearest, ink=ink, named=False)

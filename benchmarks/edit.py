@@ -1,0 +1,118 @@
+"""What an edit by FlowInvert keeps: one group's colour changed by the prompt, as in workflows/inversion-and-edit.json.
+
+    python -m benchmarks.edit [--model FILE] [--pictures 16] [--steps 28] [--json FILE]
+
+Each picture is sampled from a prompt on combinations that training shows (euler, cfg 4.5), inverted with that prompt,
+and sampled back with another colour for its first group, leapfrog at cfg 1 and at cfg 2. Measured against the picture
+before: the share of the area outside that group whose RGB stays within 0.1; how well the objects' outlines lie on the
+old ones (intersection over union); and how often the judge sees the new colours, and everything else as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from attributes.judge import INKS, NOT_BACKGROUND, PAPERS, score  # noqa: E402
+from attributes.world import BACKGROUNDS, COLOURS, Scene, is_held_out  # noqa: E402
+from benchmarks.attributes.prompts import Prompt, read_prompts  # noqa: E402
+from benchmarks.inversion import SMALL, Bench  # noqa: E402
+from scripts import inprocess  # noqa: E402
+
+CFGS = (1.0, 2.0)
+SAME = 0.1  # RGB distance
+
+
+def recoloured(prompt: Prompt) -> tuple[str, Scene] | None:
+    """The prompt with another colour for its first group, one that training shows with that shape; None without one."""
+    first, *rest = prompt.scene.groups
+    for colour in COLOURS:
+        scene = dataclasses.replace(prompt.scene, groups=(dataclasses.replace(first, colour=colour), *rest))
+        said = prompt.text.lower()
+        if colour not in said and said.count(first.colour) == 1 and not is_held_out(scene):
+            return said.replace(first.colour, colour), scene
+    return None
+
+
+def objects(picture: np.ndarray, scene: Scene) -> np.ndarray:
+    paper = PAPERS[list(BACKGROUNDS).index(scene.background)]
+    return np.linalg.norm(picture - paper, axis=-1) > NOT_BACKGROUND
+
+
+def of_colour(picture: np.ndarray, scene: Scene, colour: str) -> np.ndarray:
+    nearest = np.linalg.norm(picture[:, :, None] - INKS, axis=-1).argmin(-1)
+    return objects(picture, scene) & (nearest == list(COLOURS).index(colour))
+
+
+def compare(before: np.ndarray, after: np.ndarray, old: Scene, new: Scene) -> dict[str, float]:
+    group = of_colour(before, old, old.groups[0].colour) | of_colour(after, new, new.groups[0].colour)
+    same = np.linalg.norm(before - after, axis=-1) < SAME
+    both, either = (op(objects(before, old), objects(after, new)) for op in (np.logical_and, np.logical_or))
+    seen = score(after, new)
+    return {
+        "area_kept": float(same[~group].mean()),
+        "outlines": float(both.sum() / max(1, either.sum())),
+        "colours": float(seen["colour"]),
+        "all": float(seen["all"]),
+    }
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=SMALL)
+    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    given = parser.parse_args()
+    inprocess.prepare("--cpu")
+    bench = Bench(inprocess.load_pack(), given.model)
+
+    def encode(text: str):
+        return bench.clip.encode_from_tokens_scheduled(bench.clip.tokenize(text))
+
+    def decode(latent: dict) -> np.ndarray:
+        return bench.vae.decode(latent["samples"]).clamp(0, 1)[0].float().numpy()
+
+    found: dict[float, list[dict[str, float]]] = {cfg: [] for cfg in CFGS}
+    empty = encode("")
+    for prompt in read_prompts("seen"):
+        edit = recoloured(prompt)
+        if edit is None:
+            continue
+        said = encode(prompt.text)
+        start = {"samples": torch.zeros(1, 16, 16, 16)}
+        seed, steps = len(found[CFGS[0]]), given.steps
+        picture, *_ = bench.sample(bench.model, said, empty, start, seed, steps, 4.5, "euler", "linear", 0.0, 1.0)
+        before = decode(picture)
+        if not score(before, prompt.scene)["all"]:
+            continue  # an edit of a picture that is wrong already would say nothing
+        (noise,) = bench.invert(bench.model, said, {"samples": picture["samples"]}, steps, "leapfrog", 0.0)
+        for cfg in CFGS:
+            back, *_ = bench.sample(
+                bench.model, encode(edit[0]), empty, noise, 0, steps, cfg, "leapfrog", "linear", 0.0, 1.0
+            )
+            found[cfg].append(compare(before, decode(back), prompt.scene, edit[1]))
+        if len(found[CFGS[0]]) == given.pictures:
+            break
+    figures = {}
+    for cfg, rows in found.items():
+        means = {name: round(100 * statistics.mean(row[name] for row in rows), 1) for name in rows[0]}
+        figures[f"cfg {cfg:g}"] = {"pictures": len(rows), **means}
+        print(f"cfg {cfg:g}, {len(rows)} pictures, percent: {means}", flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
