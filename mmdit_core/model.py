@@ -141,6 +141,7 @@ class MMDiT(nn.Module):
             )
             img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"], out["txt_ids"]
         img = self.run_blocks(img, txt, vec, x, control, options)
+        options.pop(ROWS, None)  # a hook that keeps its options keeps no table
         mod = None if rows is None else rows.final(vec)
         return self.unpatchify(self.final_layer(img, vec, mod), x.shape[-2], x.shape[-1])
 

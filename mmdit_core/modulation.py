@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,9 @@ class Layout(NamedTuple):
         return self.final.stop
 
 
+NO_LAYOUT = Layout(0, (), Span(nn.Identity(), 0, 0, 0))
+
+
 def layout_of(model: Any) -> Layout:
     end = size = model.config.hidden_size
 
@@ -91,7 +95,7 @@ class Prepared:
         if not isinstance(timesteps, Tensor):
             timesteps = torch.tensor(tuple(timesteps), dtype=torch.float32)
         self._model = model
-        self._layout = layout_of(model)
+        self._layout = NO_LAYOUT  # of the layers that the first call finds: a host may still exchange some
         self._limit = limit
         times = dict.fromkeys(_rows_as_bytes(timesteps.detach().float().reshape(-1, 1)))
         self._schedule = tuple(times)
@@ -111,9 +115,12 @@ class Prepared:
 
     def close(self) -> None:
         """Let go of everything. Calls that still come take the plain path."""
-        self._model, self._setting = None, None
+        self._model, self._setting, self._layout = None, None, NO_LAYOUT
         self._table = _Table()
         self._texts = []
+
+    def __deepcopy__(self, memo: Any) -> Prepared:
+        return self  # who copies a call's options means no copy of the model
 
     @property
     def nbytes(self) -> int:
@@ -123,7 +130,9 @@ class Prepared:
     def _serves(self, model: Any, device: torch.device) -> bool:
         if torch.compiler.is_compiling() or model is not self._model or torch.is_grad_enabled():
             return False
-        return not torch.is_autocast_enabled(device.type)
+        # Not every torch answers for every device: 2.4 does not for Macs.
+        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        return device.type != "meta" and not autocast
 
     def rows(self, model: Any, x: Tensor, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None) -> Rows | None:
         """The modulation of a call's rows; arguments as the model's. None where the plain path is to be taken."""
@@ -137,7 +146,7 @@ class Prepared:
         kinds = [None if value is None else value.dtype for value in (x, y, guidance)]
         setting = x.device, kinds, _state(_embedding_layers(model))
         if setting != self._setting:
-            self._setting, self._table = setting, _Table()
+            self._setting, self._table, self._layout = setting, _Table(), layout_of(model)
         keys = _rows_as_bytes(*present)
         missing = [key for key in dict.fromkeys(keys) if key not in self._table.places]
         if not missing:
@@ -157,14 +166,14 @@ class Prepared:
     def _ahead(self, missing: Sequence[bytes], x: Tensor) -> list[bytes]:
         """The rows to compute at once: the missing ones and, of their texts, those of all timesteps to come."""
         steps = [self._step[key[:TIME]] for key in missing if key[:TIME] in self._step]
-        if len(steps) < len(missing) or self._unused >= UNUSED:
+        room = (self._limit - self._table.nbytes) // (self._layout.width * x.element_size())
+        if len(steps) < len(missing) or self._unused >= UNUSED or room < len(missing):
             return []
         texts = dict.fromkeys(key[TIME:] for key in missing)
         # Timestep by timestep, so that what does not fit is what is asked for last.
         coming = (time + text for time in self._schedule[min(steps) :] for text in texts)
         wanted = dict.fromkeys((*missing, *(key for key in coming if key not in self._table.places)))
-        room = (self._limit - self._table.nbytes) // (self._layout.width * x.element_size())
-        return list(wanted)[:room] if room >= len(missing) else []
+        return list(wanted)[:room]
 
     def _computed_ahead(
         self,
@@ -258,6 +267,9 @@ class Rows:
         self._known: dict[int, tuple[Tensor, int, tuple[int, ...]]] = {}
         self._note(self.vec, tuple(range(len(table))))
 
+    def __deepcopy__(self, memo: Any) -> Rows:
+        return self
+
     def _note(self, vec: Tensor, rows: tuple[int, ...]) -> None:
         self._known[id(vec)] = (vec, vec._version, rows)
 
@@ -329,6 +341,17 @@ def _mark(tensor: Any) -> Any:
         return None
     version = None if tensor.is_inference() else tensor._version
     try:
-        return id(tensor), version, tensor.data_ptr()
+        return _Same(tensor), version, tensor.data_ptr()
     except RuntimeError:  # some quantised weights have no memory of their own
-        return id(tensor), version
+        return _Same(tensor), version
+
+
+class _Same:
+    """Equal while it is the same tensor: an id, as a place in memory, goes to another one after it."""
+
+    def __init__(self, tensor: Tensor):
+        self._tensor = ref(tensor)
+
+    def __eq__(self, other: object) -> bool:
+        tensor = self._tensor()
+        return isinstance(other, _Same) and tensor is not None and tensor is other._tensor()

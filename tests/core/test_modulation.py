@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -10,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdit_core import KNOWN_MODELS, MMDiT
-from mmdit_core.modulation import TILE, layout_of
+from mmdit_core.modulation import ROWS, RUN, TILE, layout_of
 from mmdit_core.schedule import sigmas
 from mmdit_core.solvers import solve
 from tests.core.prepared import CONFIGS, LEVELS, TOLERANCE, adaln_layers, call, error, inputs, random_model, reads
@@ -167,6 +168,10 @@ def changed(model, kind: str, given):
         layer.weight += 0.05 * torch.randn_like(layer.weight)
     elif kind == "lora, a new weight":
         layer.weight = torch.nn.Parameter(layer.weight + 0.05 * torch.randn_like(layer.weight), requires_grad=False)
+    elif kind == "a new layer":
+        model.joint_blocks[1].x_block.adaLN_modulation = torch.nn.Sequential(
+            torch.nn.SiLU(), torch.nn.Linear(128, 1152)
+        )
     elif kind == "bias of the text's modulation":
         model.joint_blocks[2].context_block.adaLN_modulation[1].bias.normal_()
     elif kind == "timestep embedder":
@@ -185,7 +190,7 @@ def changed(model, kind: str, given):
 
 
 CHANGES = ["lora in place", "lora, a new weight", "bias of the text's modulation", "timestep embedder"]
-CHANGES += ["text embedder", "all weights", "pooled text in place", "text in place", "dtype"]
+CHANGES += ["a new layer", "text embedder", "all weights", "pooled text in place", "text in place", "dtype"]
 
 
 @pytest.mark.parametrize("kind", CHANGES)
@@ -200,6 +205,24 @@ def test_nothing_stale_is_used_after_a_change_in_the_middle_of_a_run(model, kind
             assert error(found, expected) <= 1e-14
         else:
             assert error(found, before) > 100 * TOLERANCE
+
+
+def test_a_new_weight_in_the_old_ones_place_in_memory_is_seen(model):
+    given, layer = inputs(), model.joint_blocks[1].x_block.adaLN_modulation[1]
+    memory = layer.weight.numpy().copy()
+
+    def exchange() -> int:
+        layer.weight = None
+        layer.weight = torch.nn.Parameter(torch.from_numpy(memory), requires_grad=False)
+        return id(layer.weight)
+
+    with torch.no_grad(), model.prepared(LEVELS) as options:
+        first = exchange()
+        call(model, LEVELS[0], given, options)
+        memory *= -1
+        if not any(exchange() == first for _ in range(1000)):
+            pytest.skip("no other tensor came to lie where the first one was")
+        assert error(call(model, LEVELS[0], given, options), call(model, LEVELS[0], given)) <= TOLERANCE
 
 
 def test_another_guidance_and_none(inference):
@@ -255,6 +278,45 @@ def test_compiling_takes_the_plain_path_in_one_graph(model):
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad(), model.prepared(LEVELS) as options:
         assert torch.equal(call(compiled, LEVELS[0], given, options), call(model, LEVELS[0], given))
+
+
+def test_without_values_there_is_nothing_to_look_up():
+    model = MMDiT(CONFIGS["dual"], device="meta")
+    given = {name: value.to("meta") for name, value in inputs().items()}
+    with torch.no_grad(), model.prepared(LEVELS) as options:
+        assert call(model, torch.empty(2, device="meta"), given, options).shape == given["x"].shape
+
+
+def test_a_copy_of_the_options_is_no_copy_of_the_model(model, inference):
+    """Hooks of other packs copy what they are given, deeply."""
+    given, copies = inputs(), []
+
+    def hook(args, extra):
+        copies.append(copy.deepcopy(args["transformer_options"]))
+        return extra["original_block"]({**args, "transformer_options": copies[-1]})
+
+    with model.prepared(LEVELS) as options:
+        hooked = {**options, "patches_replace": {"dit": {("double_block", 1): hook}}}
+        assert torch.equal(call(model, LEVELS[0], given, hooked), call(model, LEVELS[0], given, options))
+        assert all(copies[0][name] is not None for name in (RUN, ROWS))
+        assert copies[0][RUN] is options[RUN]
+
+
+def test_who_keeps_the_options_of_a_run_keeps_neither_its_table_nor_the_weights(inference):
+    model, given, kept = random_model(CONFIGS["dual"]), inputs(), []
+
+    def hook(args, extra):
+        kept.append(args["transformer_options"])
+        return extra["original_block"](args)
+
+    with model.prepared(LEVELS) as options:
+        kept.append(options)
+        call(model, LEVELS[0], given, {**options, "patches_replace": {"dit": {("double_block", 1): hook}}})
+        seen = [weakref.ref(page) for page, _ in options[RUN]._table.places.values()]
+    seen += [weakref.ref(parameter) for parameter in model.parameters()]
+    del model
+    gc.collect()
+    assert len(kept) == 2 and not any(tensor() is not None for tensor in seen)
 
 
 @pytest.mark.parametrize("how", ["end", "error"])
