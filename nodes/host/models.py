@@ -21,6 +21,7 @@ import torch
 from ...mmdit_core.checkpoint import DTYPES, TensorInfo, check_transformer, load_checkpoint, read_header
 from ...mmdit_core.config import MMDiTConfig
 from ...mmdit_core.model import MMDiT
+from ...mmdit_core.modulation import layout_of
 from ...mmdit_core.recognise import names_under
 from . import offloading, prepared
 
@@ -63,10 +64,12 @@ class MMDiTBase(comfy.model_base.SD3):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, unet_model=partial(_build, config)
         )
+        # Asked now: other nodes may put something else in the diffusion model's place.
+        self._modulation_width = layout_of(self.diffusion_model).width
 
     def memory_required(self, *args, **kwargs):
         # More than the host's own SD3 by what a run prepares.
-        ahead = prepared.bytes_of(self.diffusion_model, self.get_dtype_inference().itemsize)
+        ahead = prepared.bytes_of(self._modulation_width, self.get_dtype_inference().itemsize)
         return super().memory_required(*args, **kwargs) + ahead
 
 

@@ -10,6 +10,9 @@ from functools import cache
 from typing import Any
 
 READ_ONCE = "adaLN_modulation"
+# What the host sorts by, in types -> what comes last. Without dynamic loading one number, largest first; with it two,
+# smallest first.
+LAST = {(int,): (0,), (bool, int): (True, 1)}
 
 
 @cache
@@ -17,20 +20,23 @@ def last_in(patcher_class: type) -> type:
     """The host's patcher class with these layers ranked last; the rest of it is the host's."""
 
     class Ranked(patcher_class):
-        def _load_list(self, *args, **kwargs) -> list[Any]:
-            return [_ranked(entry) for entry in super()._load_list(*args, **kwargs)]
+        def _load_list(self, *args, **kwargs) -> Any:
+            entries = super()._load_list(*args, **kwargs)
+            return [_ranked(entry) for entry in entries] if isinstance(entries, list) else entries
 
     Ranked.__name__ = Ranked.__qualname__ = patcher_class.__name__  # the host's log and its cleaner go by it
     return Ranked
 
 
-def _ranked(entry: tuple[Any, ...]) -> tuple[Any, ...]:
-    """An entry of the host's list: (what it sorts by, bytes, name, layer, weights), in this or in a later host.
+def _ranked(entry: Any) -> Any:
+    """An entry of the host's list: (what it sorts by, bytes, name, layer, weights).
 
-    Without dynamic loading it sorts by one number, largest first; with it by two, smallest first. Of another form
-    nothing is known: it stays as it is, and the model works as in the host's order.
+    In a later host it may be another one. Of that nothing is known: it stays as it is, and so does the host's order.
     """
-    if len(entry) < 5 or READ_ONCE not in str(entry[-3]):
+    if type(entry) is not tuple or len(entry) < 5:
         return entry
-    ranks = {5: (0,), 6: (True, 1)}.get(len(entry))
-    return entry if ranks is None else (*ranks, *entry[-4:])
+    *order, _, name, _, _ = entry
+    last = LAST.get(tuple(type(value) for value in order))
+    if last is None or not isinstance(name, str) or READ_ONCE not in name:
+        return entry
+    return (*last, *entry[-4:])

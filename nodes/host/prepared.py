@@ -7,7 +7,7 @@ from collections.abc import Collection
 import comfy.patcher_extension
 
 from ...mmdit_core.model import MMDiT
-from ...mmdit_core.modulation import LIMIT, RUN, layout_of
+from ...mmdit_core.modulation import LIMIT, RUN
 
 KEY = "mmdit_prepared"  # of our wrapper
 USUAL_ROWS = 80  # 40 steps of two prompts: what memory is asked for ahead of a run
@@ -31,9 +31,9 @@ def may_change(patcher, names: Collection[str]) -> bool:
     return any(name in key for key in (*hooked, *patcher.weight_wrapper_patches) for name in names)
 
 
-def bytes_of(core: MMDiT, itemsize: int) -> int:
-    """Memory that a usual run's table takes; itemsize, of an element."""
-    return min(LIMIT, USUAL_ROWS * layout_of(core).width * itemsize)
+def bytes_of(width: int, itemsize: int) -> int:
+    """Memory that a usual run's table takes; width, of a row (`layout_of`); itemsize, of an element."""
+    return min(LIMIT, USUAL_ROWS * width * itemsize)
 
 
 def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
