@@ -37,7 +37,7 @@ SIDES = (96, 128, 160)
 # rule.
 UNNAMED_SHAPES = ("diamond", "hexagon", "cross")
 UNNAMED_SHAPE_SHARE, UNNAMED_COLOUR_SHARE = 0.2, 0.35
-INK_SPREAD = 24  # of 255: how far a named colour strays in each channel; the two closest inks are 90 apart
+INK_SPREAD = 8  # of 255: how far a named colour strays in each channel; the two closest inks are 90 apart
 LEAST_CONTRAST = 70  # of 255, RGB distance of an unnamed colour from the background
 # Objects lie in the cells of a grid, each cell 2 x 2 image tokens: a shape is then one of few patterns rather than one
 # of hundreds, and a model of this size learns it in an hour.
