@@ -169,8 +169,8 @@ PICTURES: dict[str, tuple[Tile, ...]] = {
     ),
     "BlockSkip": (
         Tile("no block skipped"),
-        Tile("4, negative", control("BlockSkip", blocks="4", branch="negative")),
-        Tile("4, both", control("BlockSkip", blocks="4", branch="both")),
+        Tile("1, negative", control("BlockSkip", blocks="1", branch="negative")),
+        Tile("1, both", control("BlockSkip", blocks="1", branch="both")),
         Tile("0, both", control("BlockSkip", blocks="0", branch="both")),
     ),
     "TextBoost": (

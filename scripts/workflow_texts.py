@@ -161,7 +161,7 @@ STEER = (
         "After the run **Block Skip** shows how many block calls were saved. Which blocks matter least differs from "
         "model to model: the workflow *analysis* finds out.",
         beside_untouched(
-            Node("skip", "BlockSkip", {"blocks": "4", "branch": "negative"}, {"model": ("model", 0)}), model="skip"
+            Node("skip", "BlockSkip", {"blocks": "1", "branch": "negative"}, {"model": ("model", 0)}), model="skip"
         ),
     ),
     Sheet(
@@ -202,7 +202,7 @@ STEER = (
                 "other",
                 title="The other prompt",
             ),
-            Node("prompt", "BlockPrompt", {"blocks": "0-3"}, {"model": ("model", 0), "conditioning": ("other", 0)}),
+            Node("prompt", "BlockPrompt", {"blocks": "2-5"}, {"model": ("model", 0), "conditioning": ("other", 0)}),
             model="prompt",
         ),
     ),
@@ -241,8 +241,8 @@ STEER = (
         f"stays, what the prompts differ in changes. {SMALL_NOTE}\n\n"
         "Describe the picture to **Flow Invert** and the picture that you want to the sampler. With the same prompt in "
         "both the picture comes back. A higher cfg follows the new prompt more strongly and keeps less. For a picture "
-        "of your own put **Load Image** and **VAE Encode** in the place of the first sampler; with the small model "
-        "such a picture hardly lets itself be changed.",
+        "of your own put **Load Image** and **VAE Encode** in the place of the first sampler. The small model holds on "
+        "to what it drew: its edits come out half done.",
         (
             loader(),
             text(key="first text", title="What the picture shows"),
