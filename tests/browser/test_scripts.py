@@ -145,6 +145,7 @@ def test_the_first_strip_is_there_before_its_script_and_keeps_what_is_typed(comf
     field = comfy.page.get_by_role("textbox", name="blocks")
     field.fill("2, 5")
     assert comfy.graph()["nodes"][0]["widgets_values"][0] == "2, 5"
+    comfy.page.wait_for_timeout(1000)  # Nodes 2.0 measures a new node's rows after it has drawn them
     size = comfy.graph()["nodes"][0]["size"]
     while not routes:
         comfy.page.wait_for_timeout(20)

@@ -110,7 +110,8 @@ def test_image_to_image_keeps_the_picture_and_a_mask_keeps_its_outside(host):
     base["10"]["inputs"].update(latent_image=["7", 0], denoise=0.1)
     slight = np.abs(picture(host, base) - through_vae).mean()
     # The same prompt would bring back much the same picture, for the small model lays a scene out in one way.
-    base["13"] = changed(base, "2", prompt="four red stars on a white background")["2"]
+    base["13"] = copy.deepcopy(base["2"])
+    base["13"]["inputs"]["prompt"] = "four red stars on a white background"
     base["10"]["inputs"].update(denoise=1.0, positive=["13", 0])
     assert slight < np.abs(picture(host, base) - through_vae).mean()
 

@@ -182,6 +182,8 @@ function addStrip({ node, about, name, value }) {
   const element = document.createElement("div");
   let show = () => {};
   const height = kind.levels ? HEIGHT.levels : HEIGHT.plain;
+  // As high as it will be: its style sheet comes with the rest, and a node must not grow under someone's hand.
+  element.style.minHeight = `${height - 2 * MARGIN}px`;
   const widget = addElement(node, name, TYPE, element, () => height, {
     getValue: value.get,
     setValue(now) {
