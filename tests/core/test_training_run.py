@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +98,10 @@ def _member(folder, together, team):
 def test_processes_that_train_together_agree_and_their_mean_is_the_step(run):
     together = dataclasses.replace(TINY, steps=2)
     prepare(run, together, WordTokenizer())
-    gather(2, _member, run, together)
+    # In a process of its own, whose children find these functions by this file and not by a name of pytest's.
+    root = Path(__file__).parents[2]
+    command = [sys.executable, __file__, str(run), json.dumps(together.to_dict())]
+    subprocess.run(command, check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     first, second = (read_tensors(run / f"weights-{rank}.safetensors")[0] for rank in (0, 1))
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
     torch.manual_seed(together.seed)
@@ -245,3 +252,7 @@ def test_answers_tell_places_not_the_order_of_naming():
     assert left == answers(Scene((blue, red), "right"))
     assert left != answers(Scene((red, blue), "right"))
     assert all(0 <= value < size for value, size in zip(left, ANSWERS, strict=True))
+
+
+if __name__ == "__main__":
+    gather(2, _member, Path(sys.argv[1]), read_settings(json.loads(sys.argv[2])))
