@@ -1,8 +1,7 @@
 // Queues the graph as it is once more, with and without a block control, and shows both pictures when they are there.
 
 import { twice } from "./compare_graph.mjs";
-import { api, app, make, nodeOfExecution } from "./host.mjs";
-import { addStyles } from "./styles.mjs";
+import { addStyles, api, app, make, nodeOfExecution, request } from "./host.mjs";
 import { words } from "./words.mjs";
 
 const TEXTS = {
@@ -89,7 +88,7 @@ function asLastRun(prompt, last) {
 }
 
 async function lastPrompt() {
-  const [last] = Object.values((await get("/history?max_items=1")) ?? {});
+  const [last] = Object.values((await request("/history?max_items=1")) ?? {});
   return last?.prompt?.[2];
 }
 
@@ -116,9 +115,9 @@ async function queue(prompt, workflow, targets, text, names) {
 function endOf(id) {
   return new Promise((resolve) => {
     const look = async () => {
-      const queued = await get("/queue"); // first: a job that leaves it is in the history at once
+      const queued = await request("/queue"); // first: a job that leaves it is in the history at once
       if (!queued || [...queued.queue_running, ...queued.queue_pending].some((item) => item[1] === id)) return;
-      const record = (await get(`/history/${id}`))?.[id];
+      const record = (await request(`/history/${id}`))?.[id];
       for (const event of ENDS) api.removeEventListener(event, look);
       resolve(record ? endIn(record) : { kind: "cancelled" });
     };
@@ -134,9 +133,8 @@ function endIn({ status, outputs }) {
 }
 
 function cancel(id) {
-  const post = (path, body) => api.fetchApi(path, { method: "POST", body: JSON.stringify(body) }).catch(() => null);
-  void post("/queue", { delete: [id] });
-  void post("/interrupt", { prompt_id: id });
+  void request("/queue", { delete: [id] });
+  void request("/interrupt", { prompt_id: id });
 }
 
 /** The two previews' pictures, one beside the other. */
@@ -153,15 +151,6 @@ function reasonOf({ response, message }) {
   const [node] = Object.values(response?.node_errors ?? {});
   const error = node?.errors?.[0] ?? response?.error;
   return error ? [error.message, error.details].filter(Boolean).join(": ") : message;
-}
-
-async function get(path) {
-  try {
-    const response = await api.fetchApi(path);
-    return response.ok ? await response.json() : null;
-  } catch {
-    return null;
-  }
 }
 
 function say(severity, summary, detail = "") {

@@ -1,9 +1,8 @@
 // FlowMatchingSampler draws its noise levels while its dials are turned, and below them when cfg and the block controls
 // upstream act. The server works them out with the sampler's own code; here they are asked for and drawn.
 
-import { after, api, make, nodeOfExecution } from "./host.mjs";
+import { addStyles, after, api, make, nodeOfExecution, request } from "./host.mjs";
 import { Note } from "./note.mjs";
-import { addStyles } from "./styles.mjs";
 import { behind, modelFile } from "./upstream.mjs";
 import { words } from "./words.mjs";
 
@@ -113,7 +112,7 @@ class Curve {
     const asked = JSON.stringify([lacking, question, bands.map(({ label }) => label), words(TEXTS).shift]);
     if (asked === this.asked) return;
     this.asked = asked;
-    const found = lacking ? { words: words(TEXTS).linked(lacking) } : await answer(question);
+    const found = lacking ? { words: words(TEXTS).linked(lacking) } : await request("/mmdit/curve", question);
     if (asked !== this.asked || !node.graph) return; // turned on meanwhile: another answer is on its way
     if (!found) this.asked = ""; // the server may be back
     this.show(found, bands);
@@ -201,15 +200,6 @@ function sizeOf(node) {
   const source = slot < 0 ? null : behind(node, slot)?.node;
   for (const each of source?.widgets ?? []) follow(each, "callback");
   return source ? { width: valueOf(source, "width") ?? null, height: valueOf(source, "height") ?? null } : {};
-}
-
-async function answer(question) {
-  try {
-    const response = await api.fetchApi("/mmdit/curve", { method: "POST", body: JSON.stringify(question) });
-    return response.ok ? await response.json() : null;
-  } catch {
-    return null;
-  }
 }
 
 /** The bands with their shares: cfg's, then those of the controls in the order in which the model meets them. */

@@ -2,9 +2,9 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addElement, setting } from "./mmdit.js";
+import { addElement, addStyles, setting } from "./mmdit.js";
 
-export { api, app, setting };
+export { addStyles, api, app, setting };
 
 /** Make the graph as it is now a step that Ctrl+Z goes back to. */
 export function remember() {
@@ -71,15 +71,23 @@ export function nodeOfExecution(execution) {
   return node;
 }
 
+/** The JSON that an address answers with, null where it has none or cannot be reached. Args: body, what to post there. */
+export async function request(address, body) {
+  try {
+    const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+    const response = await api.fetchApi(address, options);
+    return response.ok ? await response.json() : null;
+  } catch {
+    return null;
+  }
+}
+
 const answers = new Map(); // address -> promise of its answer
 
 /** A route of this pack, asked once for each address; null where the server does not know it or cannot be reached. */
 export function ask(address) {
   if (!answers.has(address)) {
-    const answer = api
-      .fetchApi(address)
-      .then((response) => (response.ok ? response.json() : null))
-      .catch(() => null);
+    const answer = request(address);
     answers.set(address, answer);
     // A server that was away may be back.
     answer.then((found) => found === null && answers.delete(address));

@@ -82,6 +82,7 @@ const SETTINGS = [
 
 const ours = new Set(); // types of this pack's nodes
 let coming = null; // the promise of the other modules
+const styles = new Map(); // name of a style sheet -> the promise that it is there
 
 app.registerExtension({
   name: "mmdit",
@@ -114,7 +115,7 @@ app.registerExtension({
 
 /** The other modules and their style sheet; null where they cannot be had, and then they are asked for again. */
 function fetchRest() {
-  coming ??= Promise.all([import("./parts.mjs"), addStyles(new URL("../css/strip.css", import.meta.url))]).then(
+  coming ??= Promise.all([import("./parts.mjs"), addStyles("strip.css")]).then(
     ([parts]) => (rest = parts),
     (error) => {
       console.error("MMDiT: its nodes stay plain, a script did not load.", error);
@@ -130,12 +131,15 @@ function withRest(run) {
   else fetchRest().then((parts) => parts && run(parts));
 }
 
-function addStyles(url) {
-  const link = document.createElement("link");
-  const done = new Promise((resolve) => (link.onload = link.onerror = resolve));
-  Object.assign(link, { rel: "stylesheet", href: url });
-  document.head.append(link);
-  return done;
+/** Load a style sheet of css/, once; resolves when it is there, or cannot be had. */
+export function addStyles(name) {
+  if (!styles.has(name)) {
+    const link = document.createElement("link");
+    styles.set(name, new Promise((resolve) => (link.onload = link.onerror = resolve)));
+    Object.assign(link, { rel: "stylesheet", href: new URL(`../css/${name}`, import.meta.url) });
+    document.head.append(link);
+  }
+  return styles.get(name);
 }
 
 function choices([kind, options] = []) {

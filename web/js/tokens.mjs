@@ -1,6 +1,6 @@
 // TripleTextEncode tells how many tokens its prompts have while they are typed.
 
-import { after, api, make, nodeOfExecution, setting } from "./host.mjs";
+import { after, api, make, nodeOfExecution, request, setting } from "./host.mjs";
 import { Note } from "./note.mjs";
 import { words } from "./words.mjs";
 
@@ -50,23 +50,14 @@ async function count(node, note) {
   if (!wanted()) return note.hide();
   const linked = (name) => (node.inputs.find((slot) => slot.widget?.name === name)?.link ?? null) !== null;
   const value = (name) => (linked(name) ? "" : (node.widgets.find((widget) => widget.name === name)?.value ?? ""));
-  const texts = () => JSON.stringify(Object.fromEntries(INPUTS.map((name) => [name, value(name)])));
+  const texts = () => Object.fromEntries(INPUTS.map((name) => [name, value(name)]));
   const asked = texts();
-  const found = await ask(asked);
-  if (asked !== texts()) return; // typed on meanwhile: another answer is on its way
+  const found = await request("/mmdit/tokens", asked);
+  if (INPUTS.some((name) => asked[name] !== value(name))) return; // typed on meanwhile: another answer is on its way
   note.show(
     TITLES.map((title) => line(node, title, linked(title) ? null : (found?.[title] ?? []))),
     TITLES.length,
   );
-}
-
-async function ask(texts) {
-  try {
-    const response = await api.fetchApi("/mmdit/tokens", { method: "POST", body: texts });
-    return response.ok ? await response.json() : null;
-  } catch {
-    return null;
-  }
 }
 
 /** "prompt  CLIP-L 14  CLIP-G 14  T5 17"; what is cut is red, what is longer than in training is amber. */
