@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-WORKFLOW = Path(__file__).parents[2] / "workflows" / "quickstart.json"
+from tests.browser.quickstart import SET, fresh
+
 FILE = "mmdit-small.safetensors"
 
 FIND = """() => {
@@ -25,14 +24,6 @@ FIND = """() => {
         high: element?.offsetHeight,
     };
 }"""
-SET = """([type, values]) => {
-    const node = app.graph._nodes.find((each) => each.type === type);
-    for (const [name, value] of Object.entries(values)) {
-        const widget = node.widgets.find((each) => each.name === name);
-        widget.value = value;
-        widget.callback?.(value);
-    }
-}"""
 ADD = """([type, values]) => {
     const of = (type) => app.graph._nodes.find((node) => node.type === type);
     const sampler = of("FlowMatchingSampler");
@@ -50,12 +41,7 @@ ADD = """([type, values]) => {
 
 @pytest.fixture
 def comfy(shared):
-    shared.complaints.clear()
-    shared.page.set_default_timeout(15_000)
-    shared.load(WORKFLOW)
-    shared.run(SET, ["FlowMatchingSampler", {"steps": 4}])
-    yield shared
-    assert shared.pack_complaints() == []
+    yield from fresh(shared, steps=4, timeout=15_000)
 
 
 def until(comfy, condition: str):

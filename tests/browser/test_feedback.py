@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-WORKFLOW = Path(__file__).parents[2] / "workflows" / "quickstart.json"
+from tests.browser.quickstart import SET, fresh
 
 NOTE = """(type) => {
     const node = app.graph._nodes.find((each) => each.type === type);
     const element = node.widgets.find((widget) => widget.type === "MMDIT_NOTE")?.element;
     return element?.isConnected ? element.innerText.replaceAll("\\n", " ") : null;
-}"""
-SET = """([type, values]) => {
-    const node = app.graph._nodes.find((each) => each.type === type);
-    for (const [name, value] of Object.entries(values)) {
-        const widget = node.widgets.find((each) => each.name === name);
-        widget.value = value;
-        widget.callback?.(value);
-    }
 }"""
 BOOST = """(phrase) => {
     const of = (type) => app.graph._nodes.find((node) => node.type === type);
@@ -35,12 +25,7 @@ BOOST = """(phrase) => {
 
 @pytest.fixture
 def comfy(shared):
-    shared.complaints.clear()
-    shared.page.set_default_timeout(15_000)
-    shared.load(WORKFLOW)
-    shared.run(SET, ["FlowMatchingSampler", {"steps": 4}])
-    yield shared
-    assert shared.pack_complaints() == []
+    yield from fresh(shared, steps=4, timeout=15_000)
 
 
 def until(comfy, node: str, condition: str, seconds: int = 20) -> str:

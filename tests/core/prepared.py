@@ -46,12 +46,12 @@ def error(found, expected) -> float:
 
 
 @contextmanager
-def reads(model):
+def reads(model, kinds=("adaln", "text", "vector")):
     """How often each kind of layer is called, and with it read, while this is open."""
     counts: Counter[str] = Counter()
 
     def counted(kind: str):
-        return lambda *_: counts.update([kind])
+        return lambda *_: counts.update([kind] if kind in kinds else [])
 
     handles = [model.context_embedder.register_forward_hook(counted("text"))]
     for name, layer in model.named_modules():

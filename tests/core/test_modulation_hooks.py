@@ -16,19 +16,6 @@ def model():
     return random_model(CONFIGS["dual"])
 
 
-@pytest.fixture(params=[torch.inference_mode, torch.no_grad])
-def without_gradients(request):
-    """As the host runs nodes, and as everyone else does: tensors of the former count no changes."""
-    with request.param():
-        yield
-
-
-@pytest.fixture
-def inference():
-    with torch.inference_mode():
-        yield
-
-
 def unchanged(args, extra):
     return extra["original_block"](args)
 

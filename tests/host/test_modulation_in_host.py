@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import comfy.hooks
@@ -24,13 +23,14 @@ import torch
 import nodes as host_nodes
 from mmdit_core.control import BlockControl
 from mmdit_core.modulation import RUN, layout_of
+from tests.core.prepared import TOLERANCE, adaln_layers, error, reads
 
 OUTER = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
-TOLERANCE = 1e-6  # of the largest value, for each step of a run
+KINDS = ("adaln", "text")
 
 
-def error(found, expected) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+def core_of(model):
+    return model.model.diffusion_model
 
 
 @pytest.fixture(autouse=True)
@@ -65,33 +65,13 @@ def run(bench):
     return SimpleNamespace(plain=plain, ksampler=ksampler, flow=flow, both={"KSampler": ksampler, "ours": flow})
 
 
-@contextmanager
-def reads(model):
-    """How often AdaLN's layers, and the text's, are called while this is open."""
-    counts: Counter[str] = Counter()
-    core = model.model.diffusion_model
-    handles = [core.context_embedder.register_forward_hook(lambda *_: counts.update(["text"]))]
-    for name, layer in core.named_modules():
-        if name.endswith("adaLN_modulation.1"):
-            handles.append(layer.register_forward_hook(lambda *_: counts.update(["adaln"])))
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def layers(model) -> int:
-    return 2 * len(model.model.diffusion_model.joint_blocks) + 1
-
-
 @pytest.mark.parametrize("sampler", ["KSampler", "ours"])
 def test_a_run_reads_adaln_weights_once_and_embeds_its_text_once(bench, run, sampler):
-    with reads(bench.model) as counts:
+    with reads(core_of(bench.model), KINDS) as counts:
         made = run.both[sampler](steps=6)
-        assert counts == {"adaln": layers(bench.model), "text": 1}
+        assert counts == {"adaln": adaln_layers(core_of(bench.model)), "text": 1}
         plain = run.both[sampler](run.plain(bench.model), steps=6)
-        assert counts == {"adaln": 7 * layers(bench.model), "text": 7}
+        assert counts == {"adaln": 7 * adaln_layers(core_of(bench.model)), "text": 7}
     assert error(made, plain) <= 6 * TOLERANCE
 
 
@@ -192,10 +172,10 @@ MODELS = {
 @pytest.mark.parametrize("sampler", ["KSampler", "ours"])
 def test_what_other_nodes_do_to_the_model_acts_as_on_the_plain_path(bench, run, sampler, name):
     model, sample = MODELS[name](bench), run.both[sampler]
-    with reads(model) as counts:
+    with reads(core_of(model), KINDS) as counts:
         made = sample(model)
     if name != "pooled text that moves":
-        assert counts["adaln"] == layers(model)
+        assert counts["adaln"] == adaln_layers(core_of(model))
     # Skip-layer guidance asks for the positive prompt once more, by itself.
     assert counts["text"] == (2 if name in ("a second prompt", "skip-layer guidance") else 1)
     assert error(made, sample(run.plain(model))) <= 6 * TOLERANCE
@@ -226,9 +206,9 @@ def lora(strength: float, seed: int = 3, hooks: bool = False):
 def test_a_lora_on_adaln_and_the_embedders(bench, run, sampler):
     sample, patched = run.both[sampler], lora(1.0)(bench.model)
     assert len(patched.patches) == 6
-    with reads(patched) as counts:
+    with reads(core_of(patched), KINDS) as counts:
         made = sample(patched)
-    assert counts == {"adaln": layers(patched), "text": 1}
+    assert counts == {"adaln": adaln_layers(core_of(patched)), "text": 1}
     assert error(made, sample(run.plain(patched))) <= 6 * TOLERANCE
     assert error(made, sample()) > 60 * TOLERANCE
 
@@ -259,9 +239,10 @@ def test_a_lora_hook_on_other_layers_keeps_the_table(bench, run, sampler):
     weights = {f"{name}.lora_up.weight": torch.randn(512, 4), f"{name}.lora_down.weight": torch.randn(4, 128) * 0.05}
     hooks = comfy.hooks.create_hook_lora(weights, 1.0, 0.0)
     positive, sample = comfy.hooks.set_hooks_for_conditioning(bench.positive, hooks), run.both[sampler]
-    with reads(bench.model) as counts:
+    with reads(core_of(bench.model), KINDS) as counts:
         made = sample(positive=positive)
-    assert counts["adaln"] == 2 * layers(bench.model)  # the prompts go in two calls, each prepared at its first
+    # The prompts go in two calls, each prepared at its first.
+    assert counts["adaln"] == 2 * adaln_layers(core_of(bench.model))
     assert error(made, sample(run.plain(bench.model), positive=positive)) <= 6 * TOLERANCE
 
 
