@@ -37,11 +37,6 @@ class Team:
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def wait(self) -> None:
-        """Until every member is here."""
-        if self.size > 1:
-            distributed.barrier()
-
 
 SOLO = Team()
 

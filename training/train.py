@@ -59,12 +59,11 @@ def loss_of(trainee: Trainee, batch: Batch, density: str, shift: float) -> Tenso
     return flow_loss(velocity, latent, noise)
 
 
-def prepare(run: Path, settings: Settings, tokenizer: Tokenizer) -> TextEncoders:
+def prepare(run: Path, settings: Settings, tokenizer: Tokenizer) -> None:
     """What a run stands on, made and stored in its folder unless it is there: projection and reading encoders."""
     projection_for(run, settings.seed)
     text = TextEncoders(*vocabularies(run, tokenizer))
     read_or_teach(text, tokenizer, settings, run)
-    return text
 
 
 def train(
