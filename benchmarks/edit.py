@@ -2,10 +2,12 @@
 
     python -m benchmarks.edit [--model FILE] [--pictures 16] [--steps 28] [--json FILE]
 
-Each picture is sampled from a prompt on combinations that training shows (euler, cfg 4.5), inverted with that prompt,
-and sampled back with another colour for its first group, leapfrog at cfg 1 and at cfg 2. Measured against the picture
-before: the share of the area outside that group whose RGB stays within 0.1; how well the objects' outlines lie on the
-old ones (intersection over union); and how often the judge sees the new colours, and everything else as it was.
+Each picture is sampled from a prompt on combinations that training shows (euler, cfg 4.5), inverted with that prompt by
+leapfrog, and sampled back with another colour for its first group, by several solvers and cfgs, away from the empty
+prompt and away from the prompt of the picture before: the latter strengthens only what the two prompts differ in.
+Measured against the picture before: the share of the area outside that group whose RGB stays within 0.1; how well the
+objects' outlines lie on the old ones (intersection over union); and how often the judge sees the new colours, and
+everything else as it was.
 """
 
 from __future__ import annotations
@@ -29,7 +31,16 @@ from benchmarks.attributes.prompts import Prompt, read_prompts  # noqa: E402
 from benchmarks.inversion import SMALL, Bench  # noqa: E402
 from scripts import inprocess  # noqa: E402
 
-CFGS = (1.0, 2.0)
+# Negative prompt, cfg and solver of the way down.
+WAYS = (
+    ("empty", 1.0, "leapfrog"),
+    ("empty", 2.0, "leapfrog"),
+    ("old", 2.0, "heun"),
+    ("old", 3.0, "heun"),
+    ("old", 4.5, "heun"),
+    ("old", 4.5, "euler"),
+    ("old", 4.5, "leapfrog"),
+)
 SAME = 0.1  # RGB distance
 
 
@@ -84,7 +95,7 @@ def main() -> None:
     def decode(latent: dict) -> np.ndarray:
         return bench.vae.decode(latent["samples"]).clamp(0, 1)[0].float().numpy()
 
-    found: dict[float, list[dict[str, float]]] = {cfg: [] for cfg in CFGS}
+    found: dict[tuple[str, float, str], list[dict[str, float]]] = {way: [] for way in WAYS}
     empty = encode("")
     for prompt in read_prompts("seen"):
         edit = recoloured(prompt)
@@ -92,24 +103,27 @@ def main() -> None:
             continue
         said = encode(prompt.text)
         start = {"samples": torch.zeros(1, 16, 16, 16)}
-        seed, steps = len(found[CFGS[0]]), given.steps
+        seed, steps = len(found[WAYS[0]]), given.steps
         picture, *_ = bench.sample(bench.model, said, empty, start, seed, steps, 4.5, "euler", "linear", 0.0, 1.0)
         before = decode(picture)
         if not score(before, prompt.scene)["all"]:
             continue  # an edit of a picture that is wrong already would say nothing
         (noise,) = bench.invert(bench.model, said, {"samples": picture["samples"]}, steps, "leapfrog", 0.0)
-        for cfg in CFGS:
-            back, *_ = bench.sample(
-                bench.model, encode(edit[0]), empty, noise, 0, steps, cfg, "leapfrog", "linear", 0.0, 1.0
-            )
-            found[cfg].append(compare(before, decode(back), prompt.scene, edit[1]))
-        if len(found[CFGS[0]]) == given.pictures:
+        wanted = encode(edit[0])
+        for negative, cfg, solver in WAYS:
+            away = {"empty": empty, "old": said}[negative]
+            back, *_ = bench.sample(bench.model, wanted, away, noise, 0, steps, cfg, solver, "linear", 0.0, 1.0)
+            found[negative, cfg, solver].append(compare(before, decode(back), prompt.scene, edit[1]))
+        if len(found[WAYS[0]]) == given.pictures:
             break
     figures = {}
-    for cfg, rows in found.items():
+    for (negative, cfg, solver), rows in found.items():
         means = {name: round(100 * statistics.mean(row[name] for row in rows), 1) for name in rows[0]}
-        figures[f"cfg {cfg:g}"] = {"pictures": len(rows), **means}
-        print(f"cfg {cfg:g}, {len(rows)} pictures, percent: {means}", flush=True)
+        figures[f"{negative}, cfg {cfg:g}, {solver}"] = {"pictures": len(rows), **means}
+        print(
+            f"away from the {negative} prompt, cfg {cfg:g}, {solver}, {len(rows)} pictures, percent: {means}",
+            flush=True,
+        )
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -109,8 +109,8 @@ def host_sampler(sampler_name: str, scheduler: str) -> Change:
     return change
 
 
-def inverted(text: str) -> Change:
-    """The picture inverted with its own prompt, and sampled again with another."""
+def inverted(text: str = PROMPT) -> Change:
+    """The picture inverted with its own prompt, and sampled again: back to itself, or away from it to another text."""
 
     def change(prompt: Prompt) -> None:
         prompt["first"] = copy.deepcopy(prompt["sampler"])
@@ -123,7 +123,8 @@ def inverted(text: str) -> Change:
                 "solver": "leapfrog", "shift": 0.0,
             },
         }  # fmt: skip
-        prompt["sampler"]["inputs"].update(latent_image=["invert", 0], positive=["edit", 0], solver="leapfrog", cfg=1.0)
+        again = {"solver": "leapfrog", "cfg": 1.0} if text == PROMPT else {"negative": ["text", 0], "solver": "heun"}
+        prompt["sampler"]["inputs"].update(latent_image=["invert", 0], positive=["edit", 0], **again)
 
     return change
 
@@ -193,7 +194,7 @@ PICTURES: dict[str, tuple[Tile, ...]] = {
     ),
     "FlowInvert": (
         Tile("the picture"),
-        Tile("inverted, and sampled\nwith the same prompt", inverted(PROMPT)),
+        Tile("inverted, and sampled\nwith the same prompt", inverted()),
         Tile("with green circles", inverted(PROMPT.replace("red", "green"))),
         Tile("with red triangles", inverted(PROMPT.replace("circles", "triangles"))),
     ),

@@ -239,10 +239,10 @@ STEER = (
         "Inversion and edit",
         "Turns a picture into the noise that it grows from, then grows it again with another prompt: the layout "
         f"stays, what the prompts differ in changes. {SMALL_NOTE}\n\n"
-        "Describe the picture to **Flow Invert** and the picture that you want to the sampler. With the same prompt in "
-        "both the picture comes back. A higher cfg follows the new prompt more strongly and keeps less. For a picture "
-        "of your own put **Load Image** and **VAE Encode** in the place of the first sampler. The small model holds on "
-        "to what it drew: its edits come out half done.",
+        "Describe the picture to **Flow Invert**; the picture that you want is the sampler's positive, and the old "
+        "description its negative: cfg then strengthens only what the two differ in. A higher cfg follows the new "
+        "prompt more strongly and keeps less. For a picture of your own put **Load Image** and **VAE Encode** in the "
+        "place of the first sampler.",
         (
             loader(),
             text(key="first text", title="What the picture shows"),
@@ -257,7 +257,7 @@ STEER = (
                 {"steps": 28},
                 {"model": ("model", 0), "positive": ("first text", 0), "latent_image": ("first", 0)},
             ),
-            sampler(latent=("inverted", 0), solver="leapfrog", cfg=1.0, title="The edit"),
+            sampler(negative=("first text", 0), latent=("inverted", 0), solver="heun", title="The edit"),
             *shown(title="After"),
         ),
     ),
