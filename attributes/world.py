@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,11 @@ SIDES = (96, 128, 160)
 # Shapes and colours that training shows and no caption names. With eight inks and four outlines alone, a model learns
 # that a star is never yellow, and paints the asked one orange; among inks and outlines of every kind it has no such
 # rule.
-UNNAMED_SHAPES = ("diamond", "hexagon", "cross")
-UNNAMED_SHAPE_SHARE, UNNAMED_COLOUR_SHARE = 0.2, 0.35
+UNNAMED_SHAPES = (
+    *("diamond", "hexagon", "cross", "ring", "bar", "pillar", "moon", "arrow", "chevron", "hourglass", "bowtie"),
+    *("corner", "tee"),
+)
+UNNAMED_SHAPE_SHARE, UNNAMED_COLOUR_SHARE = 0.3, 0.35
 INK_SPREAD = 8  # of 255: how far a named colour strays in each channel; the two closest inks are 90 apart
 LEAST_CONTRAST = 70  # of 255, RGB distance of an unnamed colour from the background
 # Objects lie in the cells of a grid, each cell 2 x 2 image tokens: a shape is then one of few patterns rather than one
@@ -195,23 +199,9 @@ def mask(shape: str, side: int) -> np.ndarray:
     """Anti-aliased coverage of a shape that fills a box of `side` pixels: [side, side] float32 in [0, 1]."""
     fine = 8
     axis = (np.arange(side * fine) + 0.5) / (side * fine) * 2 - 1
-    x, y = axis[None, :], axis[:, None]
-    if shape == "circle":
-        inside = x**2 + y**2 <= 0.98
-    elif shape == "square":
-        inside = np.maximum(abs(x), abs(y)) <= 0.9
-    elif shape == "triangle":
-        inside = (abs(x) <= (y + 0.95) / 1.9) & (y <= 0.95)
-    elif shape == "star":
-        inside = _inside_star(x, y + 0.05)
-    elif shape == "diamond":
-        inside = abs(x) / 0.7 + abs(y) <= 0.98
-    elif shape == "hexagon":
-        inside = (abs(y) <= 0.8) & (abs(x) + abs(y) / 3**0.5 <= 0.95)
-    elif shape == "cross":
-        inside = (np.minimum(abs(x), abs(y)) <= 0.3) & (np.maximum(abs(x), abs(y)) <= 0.9)
-    else:
-        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES + UNNAMED_SHAPES)}")
+    if shape not in OUTLINES:
+        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(OUTLINES)}")
+    inside = OUTLINES[shape](axis[None, :], axis[:, None])
     return inside.reshape(side, fine, side, fine).mean((1, 3), dtype=np.float32)
 
 
@@ -222,6 +212,32 @@ def _inside_star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     px, py = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
     ix, iy = 0.45 * np.cos(np.pi / 5), 0.45 * np.sin(np.pi / 5)
     return (px - 1) * iy - py * (ix - 1) <= 0
+
+
+def _box(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(abs(x), abs(y))
+
+
+# Shape -> whether it covers a point; x goes right and y down, both from -1 to 1.
+OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": lambda x, y: x**2 + y**2 <= 0.98,
+    "square": lambda x, y: _box(x, y) <= 0.9,
+    "triangle": lambda x, y: (abs(x) <= (y + 0.95) / 1.9) & (y <= 0.95),
+    "star": lambda x, y: _inside_star(x, y + 0.05),
+    "diamond": lambda x, y: abs(x) / 0.7 + abs(y) <= 0.98,
+    "hexagon": lambda x, y: (abs(y) <= 0.8) & (abs(x) + abs(y) / 3**0.5 <= 0.95),
+    "cross": lambda x, y: (np.minimum(abs(x), abs(y)) <= 0.3) & (_box(x, y) <= 0.9),
+    "ring": lambda x, y: abs(np.hypot(x, y) - 0.75) <= 0.2,
+    "bar": lambda x, y: _box(x, y / 0.37) <= 0.95,
+    "pillar": lambda x, y: _box(x / 0.37, y) <= 0.95,
+    "moon": lambda x, y: (np.hypot(x, y) <= 0.95) & (np.hypot(x - 0.45, y) >= 0.75),
+    "arrow": lambda x, y: np.where(x >= 0, abs(y) <= 0.9 * (1 - x), _box(x, y / 0.32) <= 0.95),
+    "chevron": lambda x, y: (abs(y) <= 0.95) & (abs(x + abs(y) - 0.5) <= 0.45),
+    "hourglass": lambda x, y: (abs(x) <= 0.85 * abs(y) + 0.08) & (abs(y) <= 0.9),
+    "bowtie": lambda x, y: (abs(y) <= 0.85 * abs(x) + 0.08) & (abs(x) <= 0.9),
+    "corner": lambda x, y: (_box(x, y) <= 0.9) & ((x < -0.25) | (y > 0.25)),
+    "tee": lambda x, y: (_box(x, y) <= 0.9) & ((abs(x) < 0.3) | (y < -0.3)),
+}
 
 
 def _sprite(group: Group, side: int, background: str) -> np.ndarray:
