@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..mmdit_core.control import BlockControl
@@ -68,6 +69,7 @@ def facts_of(plan: Plan, walk: Walk, guider: FlowGuider, notes: Sequence[str]) -
         "block_calls": None
         if tally is None
         else {"total": tally.total, "skipped": tally.skipped, "extra": tally.extra, "words": str(tally)},
+        "speed_plan": None if guider.spared is None else {**asdict(guider.spared), "work": guider.spared.work},
         "seconds": {
             "total": round(sum(walk.seconds), 4),
             "a_step": round(sum(walk.seconds) / run, 4) if run and not route.is_adaptive else None,
@@ -177,6 +179,13 @@ def _skipped(facts: dict[str, Any]) -> list[str]:
         )
     if facts["block_calls"] is not None and facts["block_calls"]["total"]:
         lines.append(facts["block_calls"]["words"].removeprefix("skipped "))
+    plan = facts["speed_plan"]
+    if plan is not None and plan["work"] < 1:
+        spared = plan["taken_over"] + plan["left_out"]
+        lines.append(
+            f"by the speed plan {spared} negative and {plan['guessed']} positive of {plan['predictions']} predictions, "
+            f"which saves {1 - plan['work']:.0%} of the model's work"
+        )
     return lines
 
 

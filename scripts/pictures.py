@@ -82,6 +82,16 @@ def control(class_type: str, **inputs: Any) -> Change:
     return change
 
 
+def plan(speedup: str) -> Change:
+    """A speed plan between the loader and the sampler."""
+
+    def change(prompt: Prompt) -> None:
+        prompt["plan"] = {"class_type": "SpeedPlan", "inputs": {"model": ["model", 0], "speedup": speedup}}
+        prompt["sampler"]["inputs"]["model"] = ["plan", 0]
+
+    return change
+
+
 def boost(blocks: str, strength: float, mode: str, phrase: str = "") -> Change:
     return control(
         "TextBoost", blocks=blocks, strength=strength, mode=mode, phrase=phrase, part="all", branch="both",
@@ -197,6 +207,13 @@ PICTURES: dict[str, tuple[Tile, ...]] = {
         Tile("inverted, and sampled\nwith the same prompt", inverted()),
         Tile("with green circles", inverted(PROMPT.replace("red", "green"))),
         Tile("with red triangles", inverted(PROMPT.replace("circles", "triangles"))),
+    ),
+    "SpeedPlan": (
+        Tile("everything computed"),
+        Tile("1.2x", plan("1.2x")),
+        Tile("1.5x", plan("1.5x")),
+        Tile("2x", plan("2x")),
+        Tile("3x", plan("3x")),
     ),
     "BlockAnalysis": (Tile("", analysis),),
 }

@@ -18,9 +18,10 @@ import comfy.patcher_extension
 import comfy.samplers
 from torch import Tensor
 
+from ...mmdit_core.economy import Count as Spared
 from ...mmdit_core.guidance import apg, cfg, cfg_zero_star, rescale, scale_at
 from ...mmdit_core.hooks import Tally
-from . import controls
+from . import controls, economy
 from .window import ToSigma, holds, percent_at
 
 KEY = "mmdit_count"
@@ -96,7 +97,7 @@ class FlowGuider(comfy.samplers.CFGGuider):
     """The host's guider with a scale that may change on the way; it counts what it asks of the model.
 
     guided and alone: predictions with the negative and without; tally: of the block controls, None where there are
-    none.
+    none; spared: what an economy on the model did, None where there is none.
     """
 
     def __init__(self, model, positive, negative, guidance: Guidance):
@@ -106,6 +107,7 @@ class FlowGuider(comfy.samplers.CFGGuider):
         self.guidance = guidance
         self.guided = self.alone = 0
         self.tally: Tally | None = None
+        self.spared: Spared | None = None
         self._asked, self._computed = Count(), Count()
         form = FORMS[guidance.form]
         if form is not None:
@@ -130,9 +132,11 @@ class FlowGuider(comfy.samplers.CFGGuider):
         if not self.guidance.is_even:
             to_sigma = self.inner_model.model_sampling.percent_to_sigma
             scale = self.guidance.scale(float(timestep.max()), to_sigma)
-        run = model_options.get("transformer_options", {}).get(controls.RUN)
-        if run is not None:
+        options = model_options.get("transformer_options", {})
+        if (run := options.get(controls.RUN)) is not None:
             self.tally = run.tally
+        if (sparing := options.get(economy.RUN)) is not None:
+            self.spared = sparing.count
         if math.isclose(scale, 1.0) and not model_options.get("disable_cfg1_optimization", False):
             self.alone += 1
         else:

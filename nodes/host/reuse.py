@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...mmdit_core.control import BlockControl
-from . import controls, prepared
+from . import controls, economy, prepared
 from .controls import AttachedPrompt, shares_of
 from .fingerprint import fingerprint, of_model
 from .guider import Guidance
@@ -23,6 +23,8 @@ HOOKS = ("callbacks", "injections", "attachments", "additional_models", "hook_pa
 
 def memory_of(model, *conditionings) -> str | None:
     """Why a run cannot be taken up in its middle: what may remember earlier steps. None where nothing does."""
+    if economy.of(model) is not None:
+        return "SpeedPlan carries predictions over from earlier steps"
     options, wrappers = _without_controls(model)
     if options or wrappers:
         return "another node's patch is on the model, and may remember earlier steps"

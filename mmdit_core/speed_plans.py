@@ -1,0 +1,60 @@
+"""Speed plans: for each wanted speed-up an economy of predictions, with the price that was measured for it, as data.
+
+The prices come from `python -m benchmarks.frontier` (docs/frontier.json, docs/performance.md), on the small model that
+ships; on other models the dials do the same work, but what they cost there has not been measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import MMDiTConfig
+from .economy import Economy
+
+MEASURED_ON = MMDiTConfig(
+    hidden_size=128,
+    num_heads=2,
+    depth=8,
+    context_dim=64,
+    pooled_dim=64,
+    pos_embed_max_size=24,
+    qk_norm="rms",
+)
+SETTING = "28 steps of euler, cfg 4.5"
+STEPS = 28
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a plan was measured to do.
+
+    Fields: share of the full run's FLOPs that were executed; points, change of the share of pictures in which all
+    attributes are right, against the full run with the same prompts and seeds, from low to high with 95% confidence;
+    distance of the latents to the full run's, RMS, as a share of theirs; pictures, how many.
+    """
+
+    share: float
+    points: float
+    low: float
+    high: float
+    distance: float
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A wanted speed-up, how it is reached, and its price, None where it was not measured."""
+
+    speedup: float
+    economy: Economy
+    price: Price | None = None
+
+
+PLANS = (
+    Plan(1.2, Economy(negative_every=2, settle=0.25)),
+    Plan(1.5, Economy(negative_every=4)),
+    Plan(2.0, Economy(every=2)),
+    Plan(2.5, Economy(every=2, negative_every=2)),
+    Plan(3.0, Economy(every=2, negative_every=4)),
+)
+BY_SPEEDUP = {plan.speedup: plan for plan in PLANS}

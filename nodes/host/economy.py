@@ -1,0 +1,123 @@
+"""An economy on a host MODEL: attached to a clone, carried out while it samples, gone afterwards.
+
+The host asks for the predictions of a step's prompts in one place, for areas, masks and several prompts alike. There
+the negative is left out, or made of the positive and a difference that was kept, whatever samples and guides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from torch import Tensor
+
+from ...mmdit_core.economy import Count, Economy, Run
+from . import ui
+from .window import percent_at
+
+KEY = "mmdit_economy"  # of the economy in transformer_options, and of our wrappers
+RUN = "mmdit_economy_run"
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An economy and the node that set it."""
+
+    economy: Economy
+    node_id: str | None
+
+
+def attach(model, economy: Economy, node_id: str | None):
+    """A clone of the MODEL with an economy in place of one that it had; the MODEL that came in stays as it is."""
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    if KEY not in options:
+        kinds = comfy.patcher_extension.WrappersMP
+        clone.add_wrapper_with_key(kinds.OUTER_SAMPLE, KEY, _around_run)
+        clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, KEY, _around_conditions)
+    options[KEY] = Attached(economy, node_id)
+    return clone
+
+
+def of(model) -> Economy | None:
+    """The economy that a MODEL carries."""
+    found = model.model_options["transformer_options"].get(KEY)
+    return None if found is None else found.economy
+
+
+def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    """One sampling run: what it keeps is made here, and dropped here however the run ends."""
+    # The guider's options are a copy that the host made for this run alone.
+    options = executor.class_obj.model_options["transformer_options"]
+    attached = options[KEY]
+    run = options[RUN] = Run(attached.economy, sigmas.tolist())
+    try:
+        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    finally:
+        options.pop(RUN, None)
+    ui.show_text(attached.node_id, words_of(run.count))
+    return samples
+
+
+def _around_conditions(executor, model, conds, x_in, timestep, model_options):
+    run: Run | None = model_options["transformer_options"].get(RUN)
+    # More or fewer than a positive and a negative: another kind of guidance, or a prediction that a node makes besides.
+    # A context window shows a part of the latent each time.
+    if run is None or len(conds) != 2 or not conds[0] or model_options.get("context_handler") is not None:
+        return executor(model, conds, x_in, timestep, model_options)
+    sigma = float(timestep.max())
+    if sigma <= 0:
+        return executor(model, conds, x_in, timestep, model_options)
+    to_sigma = model.model_sampling.percent_to_sigma
+    place = percent_at(sigma, to_sigma) if run.economy.has_window else 0.0
+    level = timestep.reshape(-1, *(1,) * (x_in.ndim - 1))
+    computed: list[Tensor] = []
+
+    def compute(with_negative: bool) -> tuple[Tensor, Tensor | None]:
+        asked = [conds[0], conds[1] if with_negative else None]
+        computed[:] = executor(model, asked, x_in, timestep, model_options)[: 1 + with_negative]
+        velocities = [(x_in - denoised) / level for denoised in computed]
+        return velocities[0], velocities[1] if with_negative else None
+
+    ahead, behind = run.predict(sigma, place, compute, negative=bool(conds[1]), seen=_seen(conds, x_in, sigma))
+    # What was computed goes on as it came, not through a velocity and back.
+    positive = computed[0] if computed else x_in - ahead * level
+    if behind is None:
+        return [positive, torch.zeros_like(x_in)]  # as the host has it where there is no negative
+    if behind is ahead:
+        return [positive, positive.clone()]
+    return [positive, computed[1] if len(computed) > 1 else x_in - behind * level]
+
+
+def _seen(conds: list[list[dict[str, Any]] | None], x: Tensor, sigma: float) -> Hashable:
+    """What two steps must share for one to go on from the other; None where that cannot be known."""
+    active = []
+    for entries in conds:
+        for place, entry in enumerate(entries or ()):
+            if entry.get("hooks") is not None:  # weights that may be others in each step
+                return None
+            if entry.get("timestep_end", -math.inf) <= sigma <= entry.get("timestep_start", math.inf):
+                active.append((place, entry.get("uuid")))
+        active.append(None)
+    return tuple(x.shape), x.dtype, x.device, tuple(active)
+
+
+def words_of(count: Count) -> str:
+    """What an economy did in a run."""
+    if not count.predictions:
+        return "nothing was left out: another node makes the predictions itself"
+    lines = []
+    guided = count.predictions - count.unasked
+    if guided:
+        done = [f"{n} {what}" for n, what in ((count.taken_over, "carried over"), (count.left_out, "left out")) if n]
+        more = f" ({', '.join(done)})" if done else ""
+        lines.append(f"negative prompt computed in {count.negatives} of {guided} predictions{more}")
+    else:
+        lines.append("cfg is 1: there is no negative prompt to save")
+    if count.guessed:
+        lines.append(f"{count.guessed} of {count.predictions} predictions carried over whole")
+    return "\n".join([*lines, f"{count.work:.0%} of the work: {1 / max(count.work, 1e-9):.2f} times as fast"])
