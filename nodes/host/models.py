@@ -48,9 +48,12 @@ class HostMMDiT(MMDiT):
         guidance=None,
         control=None,
         transformer_options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
         **kwargs,
     ):
-        options = {} if transformer_options is None else transformer_options
+        """As the core's; options, if any, stand in the place of transformer_options."""
+        if options is None:
+            options = {} if transformer_options is None else transformer_options
         wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
         run = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
         # The options come last and by position: that is where wrappers written for the host's models look for them.
@@ -71,6 +74,14 @@ class MMDiTBase(comfy.model_base.SD3):
         # More than the host's own SD3 by what a run prepares.
         ahead = prepared.bytes_of(self._modulation_width, self.get_dtype_inference().itemsize)
         return super().memory_required(*args, **kwargs) + ahead
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        given = {} if transformer_options is None else transformer_options
+        # The host's TorchCompileModel lets torch believe that nothing under the name of transformer_options ever
+        # changes. Hooks come and go within a run, so here they go by another name, and torch sees it when they do.
+        if isinstance(getattr(self.diffusion_model, "_orig_mod", None), HostMMDiT):
+            given, kwargs["options"] = {}, given
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, given, **kwargs)
 
 
 def _build(config: MMDiTConfig, *, operations, dtype=None, **_: Any) -> HostMMDiT:

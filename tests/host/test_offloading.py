@@ -1,4 +1,4 @@
-"""The order in which a host loads layers: AdaLN's last, and any list of another form left as it is."""
+"""What a host is told: AdaLN's layers come last, a list of another form stays as it is, the table takes memory."""
 
 from __future__ import annotations
 
@@ -34,3 +34,13 @@ def test_a_list_of_another_host_keeps_its_own_order(bench, kind):
     found = bench.module("host.offloading").last_in(Patcher)()._load_list()
     assert found == (given if expected is None else expected) and type(found) is type(given)
     assert [type(entry) for entry in found] == [type(entry) for entry in given]
+
+
+def test_memory_is_asked_for_also_where_another_node_put_something_else_in_the_models_place(bench, tiny_file):
+    base = bench.module("host.models").load_model(str(tiny_file)).model  # of its own: this test takes it apart
+    told = base.memory_required([2, 16, 8, 8])
+    engine = torch.nn.Identity()
+    engine.dtype = torch.float32  # all that the host asks of it here
+    base.diffusion_model = engine
+    assert base.memory_required([2, 16, 8, 8]) == told
+    assert told > super(type(base), base).memory_required([2, 16, 8, 8])
