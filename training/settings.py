@@ -29,7 +29,7 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 16000
+    steps: int = 18000
     batch: int = 96
     rate: float = 1e-3
     warmup: int = 200
@@ -41,7 +41,7 @@ class Settings:
     density: str = "logit_normal"
     shift: float = 4.0
     layout_shift: float = 8.0
-    layout_steps: tuple[int, int] = (4000, 13500)
+    layout_steps: tuple[int, int] = (4000, 15500)
     small_pictures_until: int = 2000
     standard_size_share: float = 0.75
     text_lengths: tuple[int, ...] = (12, 12, 16, 22)
