@@ -56,6 +56,8 @@ class HostMMDiT(MMDiT):
             options = {} if transformer_options is None else transformer_options
         wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
         run = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
+        # EasyCache adds to what it is given in place. In float32 that is the very latent that the host goes on with.
+        x = x.clone() if wrappers else x
         # The options come last and by position: that is where wrappers written for the host's models look for them.
         return run.execute(x, timesteps, context, y, guidance, control, options, **kwargs)
 

@@ -270,6 +270,40 @@ def test_the_hosts_easycache_saves_more_on_top_of_it(bench, economy):
         assert together < ours < plain and theirs < plain and made.isfinite().all()
 
 
+def test_easycache_leaves_the_latent_alone_that_the_host_goes_on_with(bench):
+    """What it carries over is the velocity less the latent: against that written out, in float32."""
+    kept, levels = {}, []
+
+    def by_hand(apply_model, given):
+        x, sigma = given["input"], given["timestep"].reshape(-1, 1, 1, 1)
+        levels.append(float(sigma.max()))
+        if len(levels) % 2 and len(levels) > 1:
+            return x - sigma * (x + kept["less"])
+        denoised = apply_model(x, given["timestep"], **given["c"])
+        kept["less"] = (x - denoised) / sigma - x
+        return denoised
+
+    class Every2nd(comfy_extras.nodes_easycache.EasyCacheHolder):
+        """Carries over in every second step, whatever it measures."""
+
+        def should_do_easycache(self, sigmas):
+            self.calls = getattr(self, "calls", 0) + 1
+            self.skip_current_step = self.calls % 2 == 1 and self.calls > 1
+            return True
+
+        def clone(self):
+            return type(self)(0.0, 0.0, 1.0, 8, False, False, self.output_channels)
+
+    assert bench.model.model.get_dtype_inference() == torch.float32
+    model = comfy_extras.nodes_easycache.EasyCacheNode.execute(bench.model, 0.2, 0.0, 1.0, False).result[0]
+    options = model.model_options["transformer_options"]
+    options["easycache"] = Every2nd(0.0, 0.0, 1.0, 8, False, False, 16)
+    made = ksampler(bench, model)
+    expected = bench.model.clone()
+    expected.set_model_unet_function_wrapper(by_hand)
+    assert error(made, ksampler(bench, expected)) < 1e-4
+
+
 def test_block_controls_act_in_what_is_still_computed(bench, economy):
     skip = bench.module("blocks").BlockSkip().apply(bench.model, "0", "negative", 0.0, 1.0)[0]
     facts = bench.facts(model=sparing(bench, economy, model=skip, negative_every=2))
