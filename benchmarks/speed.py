@@ -44,14 +44,14 @@ def random_state(config: MMDiTConfig, dtype: torch.dtype) -> dict[str, torch.Ten
     return {name: (torch.randn(tensor.shape) * 0.02).to(dtype) for name, tensor in shapes.items()}
 
 
-def inputs(config: MMDiTConfig, tokens: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def inputs(config: MMDiTConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     side = math.isqrt(tokens) * config.patch_size
     return {
-        "x": torch.randn(1, config.in_channels, side, side).to(dtype),
-        "timesteps": torch.tensor([500.0]),
-        "context": torch.randn(1, TEXT_TOKENS, config.context_dim).to(dtype),
-        "y": torch.randn(1, config.pooled_dim).to(dtype),
+        "x": torch.randn(batch, config.in_channels, side, side).to(dtype),
+        "timesteps": torch.full((batch,), 500.0),
+        "context": torch.randn(batch, TEXT_TOKENS, config.context_dim).to(dtype),
+        "y": torch.randn(batch, config.pooled_dim).to(dtype),
     }
 
 
@@ -59,14 +59,25 @@ def build(contender: str, config: MMDiTConfig, tokens: int, dtype: torch.dtype, 
     """One forward of a contender with the common weights and inputs."""
     state = random_state(config, dtype) if state is None else state
     given = inputs(config, tokens, dtype)
+    model = model_of(contender, config, dtype, state)
+    return lambda: velocity(contender, model, **given)
+
+
+def model_of(
+    contender: str, config: MMDiTConfig, dtype: torch.dtype, state: dict[str, torch.Tensor]
+) -> torch.nn.Module:
+    """A contender's model around these tensors, not copies of them."""
     if contender == "diffusers":
-        model = _diffusers(config, state)
-        call = (given["x"], given["context"], given["y"], given["timesteps"])
-        return lambda: model(*call, return_dict=False)[0]
+        return _diffusers(config, state)
     model = {"ours": _ours, "host": _host}[contender](config, dtype)
     model.load_state_dict(state, strict=True, assign=True)
-    model.eval().requires_grad_(False)
-    return lambda: model(**given)
+    return model.eval().requires_grad_(False)
+
+
+def velocity(contender: str, model: torch.nn.Module, *, x, timesteps, context, y, **options) -> torch.Tensor:
+    if contender == "diffusers":
+        return model(x, context, y, timesteps, return_dict=False)[0]
+    return model(x=x, timesteps=timesteps, context=context, y=y, **options)
 
 
 def _ours(config: MMDiTConfig, dtype: torch.dtype):

@@ -1,0 +1,56 @@
+"""What a card must hold of each known model's weights in the steps: computed from the shapes of its tensors.
+
+    python -m benchmarks.weights
+
+Whole: all of the transformer. In the steps: without what a run reads once, its modulation (AdaLN) and the
+embedders of timestep and text. Table: what stands in their place for 40 steps of two prompts.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig  # noqa: E402
+from mmdit_core.keymap import expected_shapes  # noqa: E402
+from mmdit_core.modulation import layout_of  # noqa: E402
+
+READ_ONCE = ("adaLN_modulation", "t_embedder", "y_embedder", "guidance_embedder", "context_embedder")
+BF16, FP8 = 2, 1  # bytes of an element
+ROWS = 80  # 40 steps, two prompts
+
+
+class Held(NamedTuple):
+    """Bytes."""
+
+    whole: int
+    steps: int
+    table: int
+
+
+def held(config: MMDiTConfig, itemsize: int = BF16) -> Held:
+    """Positions are held in bf16, and the table is, also where weights are in fp8: the loader does it so."""
+    items = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
+    sizes = {name: size * (BF16 if name == "pos_embed" else itemsize) for name, size in items.items()}
+    once = sum(size for name, size in sizes.items() if any(part in name for part in READ_ONCE))
+    table = BF16 * ROWS * layout_of(MMDiT(config, device="meta")).width
+    return Held(sum(sizes.values()), sum(sizes.values()) - once, table)
+
+
+def main() -> None:
+    print("| | whole, GB | in the steps, GB | less | table, MB |\n| --- | --- | --- | --- | --- |")
+    for name, config in KNOWN_MODELS.items():
+        for dtype, itemsize in (("bf16", BF16), ("fp8", FP8)):
+            size = held(config, itemsize)
+            print(
+                f"| {name}, {dtype} | {size.whole / 1e9:.2f} | {size.steps / 1e9:.2f} "
+                f"| {1 - size.steps / size.whole:.0%} | {size.table / 1e6:.0f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
