@@ -5,8 +5,9 @@ over or left out, whole steps carried over, blocks skipped, the host's EasyCache
 steps. For each point the FLOPs that were executed, counted, as a share of the full run's; how many pictures are right
 in everything, with Wilson's interval; the paired difference to the full run; and how far the latents are from its own.
 
-Results are written after every point, and a run that was cut goes on where it stopped. Blocks are skipped in the order
-of docs/block-map.json, least effect first. The plans of the node SpeedPlan take their prices from here.
+Results are written after every point of a round of 32 pictures, and a run that was cut goes on where it stopped.
+Blocks are skipped in the order of docs/block-map.json, least effect first. The plans of the node SpeedPlan take their
+prices from here.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import hashlib
 import importlib
 import json
 import math
+import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from attributes.judge import score, summarise, wilson  # noqa: E402
+from attributes.judge import COLUMNS, score, summarise, wilson  # noqa: E402
 from benchmarks.attributes.prompts import SETS, Prompt, read_prompts  # noqa: E402
 from mmdit_core.economy import Economy  # noqa: E402
 from mmdit_core.speed_plans import PLANS  # noqa: E402
@@ -41,6 +42,7 @@ SMALL = ROOT / "models" / "mmdit-small.safetensors"
 MAP = ROOT / "docs" / "block-map.json"
 KEPT = ROOT / ".test-output" / "frontier.safetensors"  # the full run's latents, for a run that goes on
 STEPS, CFG, BATCH = 28, 4.5, 16
+ROUND = 32  # pictures of every point before there are more of any
 FULL = "everything"
 
 
@@ -61,33 +63,49 @@ class Point:
     cache: float = 0.0
 
 
+def carried(curve: str, settings: Sequence[tuple[str, Economy]]) -> tuple[Point, ...]:
+    return tuple(Point(curve, name, economy=economy) for name, economy in settings)
+
+
 # The paper (arXiv 2601.02211) skips 3 of 57 blocks on both branches and 14 on the negative one, over step caching: of 8
-# blocks the nearest are 1 and 2.
+# blocks the nearest are 1 and 2. Most telling first: a run that is cut keeps those.
 POINTS = (
     Point(FULL, FULL),
-    *(Point("the node's plans", f"plan {plan.speedup:g}x", economy=plan.economy) for plan in PLANS),
-    *(Point("fewer steps", f"{steps} steps", steps) for steps in (20, 14, 10, 7)),
-    *(
-        Point("negative, every n-th step", f"negative every {every}", economy=Economy(negative_every=every))
-        for every in (2, 3, 6)
+    *carried(
+        "whole steps carried over",
+        (
+            ("last third, every 2nd", Economy(every=2, settle=0.64)),
+            ("last two thirds, every 2nd", Economy(every=2, settle=0.28)),
+            ("every 2nd", Economy(every=2)),
+            ("every 3rd, settled", Economy(every=3, settle=0.07)),
+            ("every 4th, settled", Economy(every=4, settle=0.07)),
+        ),
     ),
-    *(Point("whole steps, every n-th", f"steps every {every}", economy=Economy(every=every)) for every in (3, 4)),
-    *(Point("cfg window's end", f"cfg up to {end:.0%}", economy=Economy(end=end)) for end in (0.25, 0.5, 0.75)),
-    *(Point("cfg window's start", f"cfg from {start:.0%}", economy=Economy(start=start)) for start in (0.1, 0.25)),
-    *(Point("EasyCache", f"EasyCache {cache:g}", cache=cache) for cache in (0.05, 0.1, 0.2)),
-    *(Point("paper's recipe", f"paper's recipe, cache {c:g}", both=1, negative=2, cache=c) for c in (0.0, 0.05, 0.1)),
+    *(Point("fewer steps", f"{steps} steps", steps) for steps in (14, 10, 20, 7)),
+    *carried("negative carried over", [(f"negative every {n}", Economy(negative_every=n)) for n in (2, 3, 4)]),
+    *(Point("EasyCache", f"EasyCache {cache:g}", cache=cache) for cache in (0.1, 0.2, 0.05)),
+    *carried("cfg window's end", [(f"cfg up to {end:.0%}", Economy(end=end)) for end in (0.5, 0.75, 0.25)]),
+    *(Point("paper's recipe", f"paper's recipe, cache {c:g}", both=1, negative=2, cache=c) for c in (0.1, 0.0, 0.05)),
     *(Point("blocks, negative", f"{count} blocks, negative", negative=count) for count in (1, 2, 3, 4)),
     *(Point("blocks, both", f"{count} blocks, both", both=count) for count in (1, 2)),
-    *(
-        Point("as it is, no line", f"{name}, as it is", economy=economy)
-        for name, economy in (
-            ("negative every 2", Economy(negative_every=2, order=0)),
-            ("negative every 4", Economy(negative_every=4, order=0)),
-            ("steps every 2", Economy(every=2, order=0)),
-        )
+    *carried("cfg window's start", [(f"cfg from {start:.0%}", Economy(start=start)) for start in (0.1, 0.25)]),
+    *carried(
+        "mixtures",
+        (
+            ("settled, negative every 2", Economy(negative_every=2, settle=0.25)),
+            ("steps and negative every 2", Economy(every=2, negative_every=2)),
+            ("steps every 2, cfg up to 75%", Economy(every=2, end=0.75)),
+            ("negative every 3, cfg up to 75%", Economy(negative_every=3, end=0.75)),
+        ),
     ),
-    Point("mixtures", "negative every 3, cfg up to 75%", economy=Economy(negative_every=3, end=0.75)),
-    Point("mixtures", "plan 1.5x, EasyCache 0.1", economy=Economy(negative_every=4), cache=0.1),
+    Point("mixtures", "steps every 2, EasyCache 0.1", economy=Economy(every=2), cache=0.1),
+    *carried(
+        "carried over as it is",
+        (
+            ("steps every 2, as it is", Economy(every=2, order=0)),
+            ("negative every 2, as it is", Economy(negative_every=2, order=0)),
+        ),
+    ),
 )
 
 
@@ -101,12 +119,11 @@ class Bench:
         self.model.set_model_compute_dtype(getattr(torch, dtype))
         clip, self.vae = parts.load_clip(str(checkpoint)), parts.load_vae(str(checkpoint))
         self.prompts, self.seeds = prompts, seeds
+        starts = range(0, len(prompts), ROUND)
+        self.rounds = [(seed, start) for seed in range(seeds) for start in starts]
         texts = [clip.encode_from_tokens(clip.tokenize(prompt.text), return_pooled=True) for prompt in prompts]
         context, pooled = (torch.cat(part) for part in zip(*texts, strict=True))
-        self.batches = [
-            [[context[start : start + BATCH], {"pooled_output": pooled[start : start + BATCH]}]]
-            for start in range(0, len(prompts), BATCH)
-        ]
+        self.context, self.pooled = context, pooled
         context, pooled = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True)
         self.nothing = [[context, {"pooled_output": pooled}]]
         losses = [entry["change"]["all"]["points"] for entry in json.loads(MAP.read_text())["operations"]["skip"]]
@@ -130,26 +147,25 @@ class Bench:
             model = EasyCacheNode.execute(model, point.cache, 0.15, 0.95, False).result[0]
         return model
 
-    def run(self, point: Point) -> tuple[Tensor, int]:
-        """The latents [pictures, C, H, W], seed after seed, and the FLOPs that were executed for them."""
+    def run(self, point: Point, seed: int, first: int) -> tuple[Tensor, int]:
+        """The latents [pictures, C, H, W] of one round, and the FLOPs that were executed for them."""
         sample, model = self.module("sampling").FlowMatchingSampler().sample, self.controlled(point)
         latents, flops = [], 0
-        for seed in range(self.seeds):
-            for number, batch in enumerate(self.batches):
-                empty = {"samples": torch.zeros(len(batch[0][0]), 16, 16, 16)}
-                noise = seed * 100_000 + number * BATCH
-                with FlopCounterMode(display=False) as counter:
-                    made, *_ = sample(
-                        model, batch, self.nothing, empty, noise, point.steps, CFG, "euler", "linear", 0.0, 1.0
-                    )
-                flops += counter.get_total_flops()
-                latents.append(made["samples"].float())
+        for start in range(first, min(first + ROUND, len(self.prompts)), BATCH):
+            part = slice(start, min(start + BATCH, first + ROUND))
+            said = [[self.context[part], {"pooled_output": self.pooled[part]}]]
+            empty = {"samples": torch.zeros(len(self.context[part]), 16, 16, 16)}
+            dials = (seed * 100_000 + start, point.steps, CFG, "euler", "linear", 0.0, 1.0)
+            with FlopCounterMode(display=False) as counter:
+                made, *_ = sample(model, said, self.nothing, empty, *dials)
+            flops += counter.get_total_flops()
+            latents.append(made["samples"].float())
         return torch.cat(latents), flops
 
-    def judge(self, latents: Tensor) -> list[dict[str, bool]]:
+    def judge(self, latents: Tensor, first: int) -> list[dict[str, bool]]:
         pictures = torch.cat([self.vae.decode(part).clamp(0, 1) for part in latents.split(BATCH)]).float().numpy()
-        scenes = [prompt.scene for prompt in self.prompts] * self.seeds
-        return [score(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+        prompts = self.prompts[first : first + ROUND]
+        return [score(picture, prompt.scene) for picture, prompt in zip(pictures, prompts, strict=True)]
 
 
 def paired(ours: Sequence[bool], full: Sequence[bool]) -> dict[str, float]:
@@ -182,41 +198,49 @@ def distances(latents: Tensor, full: Tensor) -> Tensor:
     return (latents - full).flatten(1).norm(dim=1) / full.flatten(1).norm(dim=1)
 
 
-def entry_of(point: Point, latents: Tensor, flops: int, scores: list[dict[str, bool]], seconds: float) -> dict:
+def begun(point: Point) -> dict[str, Any]:
+    """What is known of a point before it has run; marks: of each picture by column, "-" where it has none."""
     return {
         "curve": point.curve,
         "steps": point.steps,
         **({} if point.economy.does_nothing else {"economy": json.loads(point.economy.to_json())}),
         **{name: getattr(point, name) for name in ("both", "negative", "cache") if getattr(point, name)},
-        "flops": flops,
-        "seconds": round(seconds, 1),
-        "scores": summarise(scores),
-        "right": "".join(str(int(entry["all"])) for entry in scores),
+        "marks": dict.fromkeys(COLUMNS, ""),
+        "flops": [],
+        "distances": [],
     }
 
 
-def compared(entry: dict, full: dict, distance: Tensor) -> dict:
-    """An entry with what it is beside the full run."""
-    ours, theirs = ([mark == "1" for mark in found["right"]] for found in (entry, full))
-    half = 1.96 * float(distance.std()) / len(distance) ** 0.5 if len(distance) > 1 else 0.0
-    return {
-        **entry,
-        "share": entry["flops"] / full["flops"],
-        "change": paired(ours, theirs),
-        "distance": {
-            "mean": float(distance.mean()),
-            "low": float(distance.mean()) - half,
-            "high": distance.mean().item() + half,
-        },
-    }
+def lengthened(entry: dict, scores: list[dict[str, bool]], flops: int, distance: Tensor) -> None:
+    """Add one round."""
+    for column in COLUMNS:
+        entry["marks"][column] += "".join("-" if column not in one else str(int(one[column])) for one in scores)
+    entry["flops"].append(flops)
+    entry["distances"] += [round(value, 5) for value in distance.tolist()]
+
+
+def summed(entry: dict, full: dict) -> None:
+    """Bring a point's figures up to date; the full run is looked at for the pictures that the point has."""
+    marks, number = entry["marks"], len(entry["distances"])
+    right, theirs = ([mark == "1" for mark in found["marks"]["all"]][:number] for found in (entry, full))
+    rows = [
+        {column: marks[column][row] == "1" for column in COLUMNS if marks[column][row] != "-"} for row in range(number)
+    ]
+    spread = 1.96 * statistics.stdev(entry["distances"]) / number**0.5 if number > 1 else 0.0
+    mean = statistics.mean(entry["distances"])
+    entry["pictures"] = number
+    entry["share"] = sum(entry["flops"]) / sum(full["flops"][: len(entry["flops"])])
+    entry["scores"] = summarise(rows)
+    entry["change"] = paired(right, theirs)
+    entry["distance"] = {"mean": mean, "low": mean - spread, "high": mean + spread}
 
 
 def line_of(name: str, entry: dict) -> str:
     right, change = entry["scores"]["all"], entry["change"]
     return (
-        f"{name:34} {entry['share']:6.1%}  all {right['percent']:5.1f} [{right['low']:.1f}, {right['high']:.1f}]  "
-        f"{change['points']:+5.1f} ({change['low']:+.1f} to {change['high']:+.1f})  "
-        f"distance {entry['distance']['mean']:.3f}  {entry['seconds']:.0f} s"
+        f"{name:32} {entry['share']:6.1%}  all {right['percent']:5.1f} [{right['low']:.1f}, {right['high']:.1f}]  "
+        f"{change['points']:+5.1f} ({change['low']:+.1f} to {change['high']:+.1f}) of {entry['pictures']}  "
+        f"distance {entry['distance']['mean']:.3f}"
     )
 
 
@@ -235,14 +259,12 @@ def draw(points: dict[str, dict], target: Path) -> None:
     for number, curve in enumerate(curves):
         found = sorted((e for e in points.values() if e["curve"] == curve), key=lambda e: -e["share"])
         shares = [100 * entry["share"] for entry in found]
-        main = curve == "the node's plans"
         looks: dict[str, Any] = {
-            "color": "black" if main else f"C{number % 10}",
-            "marker": "o*sv^D<>Xph"[number % 11],
-            "markersize": 10 if main else 5,
-            "linewidth": 2 if main else 1,
+            "color": f"C{number % 10}",
+            "marker": "osv^D<>XphP"[number % 11],
+            "markersize": 5,
+            "linewidth": 1,
             "linestyle": "none" if curve == "mixtures" else "-",
-            "zorder": 5 if main else 2,
             "label": curve,
         }
         for panel, values, scale in (
@@ -255,6 +277,12 @@ def draw(points: dict[str, dict], target: Path) -> None:
                 [scale * v["high"] - m for m, v in zip(middle, values, strict=True)],
             ]
             panel.errorbar(shares, middle, yerr=spread, elinewidth=0.7, capsize=2, **looks)
+    economies = [json.loads(plan.economy.to_json()) for plan in PLANS]
+    chosen = [entry for entry in points.values() if not entry.get("cache") and entry.get("economy") in economies]
+    shares = [100 * entry["share"] for entry in chosen]
+    ring = {"s": 130, "facecolors": "none", "edgecolors": "black", "zorder": 5, "label": "plans of the node SpeedPlan"}
+    above.scatter(shares, [entry["scores"]["all"]["percent"] for entry in chosen], **ring)
+    below.scatter(shares, [100 * entry["distance"]["mean"] for entry in chosen], **ring)
     above.set(ylabel="all attributes right, %", ylim=(-3, 103))
     below.set(ylabel="distance of the latent to the full run's, % of its RMS", yscale="log")
     for panel in (above, below):
@@ -272,7 +300,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", choices=tuple(SETS), default="held_out")
     parser.add_argument("--number", type=int, default=128, help="prompts")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--points", nargs="+", help="only those whose name or curve holds one of these texts")
+    parser.add_argument("--points", nargs="+", help="only those whose name holds one of these texts")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the transformer")
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "frontier.json", help="kept after every point")
@@ -294,25 +322,25 @@ def main() -> None:
         "blocks_least_missed_first": bench.order,
     }
     figures: dict[str, Any] = {"about": about, "points": {}}
+    full: dict[str, Tensor] = {}
     if given.json.exists() and KEPT.exists() and (kept := json.loads(given.json.read_text())).get("about") == about:
-        figures = kept
-    points, full = figures["points"], load_file(KEPT)["full"] if FULL in figures["points"] else None
-    for point in POINTS:
-        wanted = given.points is None or any(text in f"{point.curve} {point.name}" for text in given.points)
-        if point.name in points or not (wanted or point.name == FULL):
-            continue
-        start = time.monotonic()
-        latents, flops = bench.run(point)
-        seconds = time.monotonic() - start
-        if point.name == FULL:
-            full = latents
-            KEPT.parent.mkdir(exist_ok=True)
-            save_file({"full": full}, KEPT)
-        entry = entry_of(point, latents, flops, bench.judge(latents), seconds)
-        assert full is not None
-        points[point.name] = compared(entry, points.get(FULL, entry), distances(latents, full))
-        print(line_of(point.name, points[point.name]), flush=True)
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+        figures, full = kept, load_file(KEPT)
+    points = figures["points"]
+    asked = [point for point in POINTS if given.points is None or any(text in point.name for text in given.points)]
+    for number, (seed, first) in enumerate(bench.rounds):
+        for point in dict.fromkeys((POINTS[0], *asked)):
+            entry = points.setdefault(point.name, begun(point))
+            if len(entry["flops"]) > number:
+                continue  # of a run that was cut
+            latents, flops = bench.run(point, seed, first)
+            if point.name == FULL:
+                full[str(number)] = latents
+                KEPT.parent.mkdir(exist_ok=True)
+                save_file(full, KEPT)
+            lengthened(entry, bench.judge(latents, first), flops, distances(latents, full[str(number)]))
+            summed(entry, points[FULL])
+            print(line_of(point.name, entry), flush=True)
+            given.json.write_text(json.dumps(figures, indent=1) + "\n")
     if given.plot and len(points) > 1:
         draw(points, given.plot)
 

@@ -19,7 +19,7 @@ class SpeedPlan:
 
     CATEGORY = "MMDiT"
     DESCRIPTION = (
-        "Makes sampling faster by carrying predictions over from step to step instead of computing them all, and says "
+        "Makes sampling faster: in some steps nothing is computed, the prediction goes on from those before. It says "
         "what that was measured to cost. Works with FlowMatchingSampler, KSampler and other samplers; after the run "
         "the node shows what was saved."
     )
@@ -38,15 +38,14 @@ class SpeedPlan:
             "required": {
                 "model": (
                     "MODEL",
-                    {"tooltip": "Any model that is sampled with a positive and a negative prompt. It is not changed."},
+                    {"tooltip": "Any model; prices are known for the small one. It is not changed."},
                 ),
                 "speedup": (
                     list(CHOICES),
                     {
                         "default": "1.5x",
-                        "tooltip": "How much faster, with cfg above 1. Up to 1.5x negative predictions alone are "
-                        "carried over; from 2x on whole steps too. At cfg 1 there is no negative to save: up to "
-                        "1.5x then change nothing.",
+                        "tooltip": "How much faster. The higher, the fewer steps are computed; those at the start, "
+                        "which decide what the picture shows, are spared last. The node says what it costs.",
                     },
                 ),
             },
@@ -72,7 +71,7 @@ def words_of(plan: Plan, is_measured_model: bool) -> str:
     return "\n".join(
         [
             dials_of(plan.economy),
-            f"{work:.0%} of the work with cfg above 1 ({STEPS} steps): {1 / work:.2f} times as fast",
+            f"{work:.0%} of the work over {STEPS} steps: {1 / work:.2f} times as fast",
             price_of(plan, is_measured_model),
         ]
     )
@@ -81,16 +80,16 @@ def words_of(plan: Plan, is_measured_model: bool) -> str:
 def dials_of(economy: Economy) -> str:
     """What an economy computes and what it carries over."""
     parts = []
+    if economy.settle > 0:
+        parts.append(f"the first {economy.settle:.0%} of the steps in full")
     if economy.every > 1:
-        parts.append(f"every {_ordinal(economy.every)} step is computed, the others go on from those before")
+        parts.append(f"every {_ordinal(economy.every)} step computed, the others go on from those before")
     if economy.negative_every > 1:
         of = "computed step" if economy.every > 1 else "step"
         parts.append(
-            f"the negative prompt is computed in every {_ordinal(economy.negative_every)} {of}, elsewhere its distance "
-            "to the positive is kept"
+            f"the negative prompt in every {_ordinal(economy.negative_every)} {of}, elsewhere its distance to the "
+            "positive is carried over"
         )
-    if economy.settle > 0:
-        parts.append(f"the first {economy.settle:.0%} of the steps in full")
     if economy.has_window:
         parts.append(f"guidance from {economy.start:.0%} to {economy.end:.0%} of the sampling")
     text = "; ".join(parts) or "everything is computed"

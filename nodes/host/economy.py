@@ -1,7 +1,7 @@
 """An economy on a host MODEL: attached to a clone, carried out while it samples, gone afterwards.
 
 The host asks for the predictions of a step's prompts in one place, for areas, masks and several prompts alike. There
-the negative is left out, or made of the positive and a difference that was kept, whatever samples and guides.
+predictions go on from earlier ones, or the negative is left out, whatever samples and guides.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def words_of(count: Count) -> str:
         more = f" ({', '.join(done)})" if done else ""
         lines.append(f"negative prompt computed in {count.negatives} of {guided} predictions{more}")
     else:
-        lines.append("cfg is 1: there is no negative prompt to save")
+        lines.append("cfg is 1: there is no negative prompt to compute")
     if count.guessed:
         lines.append(f"{count.guessed} of {count.predictions} predictions carried over whole")
     return "\n".join([*lines, f"{count.work:.0%} of the work: {1 / max(count.work, 1e-9):.2f} times as fast"])

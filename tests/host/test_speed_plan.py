@@ -134,7 +134,7 @@ def test_the_summary_and_the_node_tell_what_was_saved(bench, economy, said):
 def test_at_cfg_1_there_is_nothing_to_save_but_whole_steps(bench, economy, said):
     model = sparing(bench, economy, node_id="3", negative_every=4)
     assert torch.equal(bench.run(model=model, cfg=1.0), bench.run(cfg=1.0))
-    assert said == ["cfg is 1: there is no negative prompt to save\n100% of the work: 1.00 times as fast"]
+    assert said == ["cfg is 1: there is no negative prompt to compute\n100% of the work: 1.00 times as fast"]
     with bench.rows() as seen:
         bench.run(model=sparing(bench, economy, every=2), cfg=1.0)
     assert seen == [1] * 3
