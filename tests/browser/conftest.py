@@ -36,6 +36,10 @@ SETTINGS = {
 }
 READY = "window.app?.extensionManager && app.isGraphReady && !document.querySelector('#splash-loader')"
 
+# Everything that a person sees move: the view, the nodes, and how many of them Nodes 2.0 has drawn.
+VIEW = """() => [app.canvas.ds.scale, ...app.canvas.ds.offset, document.querySelectorAll("[data-node-id]").length,
+    ...app.graph._nodes.flatMap((node) => [...node.pos, ...node.size])]"""
+
 # Resolves with the event that ends the run; the listeners come first, so that a quick run is not missed.
 QUEUE = """async () => {
     const ended = new Promise((resolve) => {
@@ -61,12 +65,44 @@ class ComfyPage:
         """Evaluate JavaScript in the page; `app` is ComfyUI's."""
         return self.page.evaluate(script, argument)
 
+    def reload(self) -> None:
+        """As the browser's own button."""
+        self.page.reload()
+        self.page.wait_for_function(READY, timeout=180_000)
+
     def load(self, workflow: dict[str, Any] | str | Path) -> None:
         """Open a workflow: its JSON, or the path of its file."""
         if not isinstance(workflow, dict):
             workflow = json.loads(Path(workflow).read_text(encoding="utf-8"))
         self.run("(data) => app.loadGraphData(data)", workflow)
-        self.page.wait_for_timeout(300)
+        self.at_rest()
+
+    def at_rest(self, look: str = VIEW, argument: Any = None) -> Any:
+        """What a script tells of the page, once it stays the same; null: there is nothing to be seen yet.
+
+        Each look follows a drawing of the canvas: a page on a slow machine moves things many frames later.
+        """
+        return self.run(
+            f"""async (argument) => {{
+                const look = {look};
+                const drawn = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 50)));
+                for (let looks = 0, same = 0, last = null; looks < 600; looks += 1) {{
+                    app.canvas.draw(true, true);
+                    await drawn();
+                    const now = look(argument);
+                    same = now && JSON.stringify(now) === JSON.stringify(last) ? same + 1 : 0;
+                    if (same === 3) return now;
+                    last = now;
+                }}
+                throw Error("not there, or never at rest");
+            }}""",
+            argument,
+        )
+
+    def fit(self) -> None:
+        """Fit the graph into the window; the page takes its time to."""
+        self.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.at_rest()
 
     def graph(self) -> dict[str, Any]:
         """The workflow as it would be saved."""
@@ -92,8 +128,7 @@ class ComfyPage:
 
     def screenshot(self, path: Path) -> Path:
         """Fit the graph into the window and take a picture of it."""
-        self.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(700)
+        self.fit()
         self.page.screenshot(path=path)
         return path
 

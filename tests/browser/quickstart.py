@@ -17,6 +17,52 @@ SET = f"""([type, values]) => {{
         widget.callback?.(value);
     }}
 }}"""
+# Puts a block control in front of the sampler, behind those that are there.
+ADD = f"""([type, values]) => {{
+    {OF}
+    const sampler = of("FlowMatchingSampler");
+    const from = sampler.inputs[0].link;
+    const link = app.graph.links.get?.(from) ?? app.graph.links[from];
+    const control = LiteGraph.createNode(type);
+    control.pos = [40, 1300 + 40 * app.graph._nodes.length];
+    app.graph.add(control);
+    app.graph.getNodeById(link.origin_id).connect(link.origin_slot, control, 0);
+    control.connect(0, sampler, 0);
+    for (const [name, value] of Object.entries(values))
+        control.widgets.find((widget) => widget.name === name).value = value;
+    app.api.dispatchCustomEvent("graphChanged", {{}});
+}}"""
+NEAR = f"""(type) => {{
+    {OF}
+    const node = of(type);
+    app.canvas.ds.scale = 0.9;
+    app.canvas.ds.offset = [500 - node.pos[0], 300 - node.pos[1]];
+}}"""
+# Where a node's title is, once it can be clicked there: nothing lies over it, and Nodes 2.0 has drawn it.
+TITLE = f"""(type) => {{
+    {OF}
+    const node = of(type);
+    const [x, y] = app.canvasPosToClientPos([node.pos[0] + 60, node.pos[1] - 15]);
+    const on = document.elementFromPoint(x, y);
+    const drawn = LiteGraph.vueNodesMode
+        ? on?.closest("[data-node-id]")?.dataset.nodeId === String(node.id)
+        : on === app.canvas.canvas;
+    return drawn ? [x, y] : null;
+}}"""
+CHOSEN = "(type) => [...app.canvas.selectedItems].map((item) => item.type).join() === type"
+
+
+def title(comfy, node: str) -> list[float]:
+    """Where a node's title is, from near."""
+    comfy.run(NEAR, node)
+    return comfy.at_rest(TITLE, node)
+
+
+def compare_by_toolbox(comfy, node: str, name: str) -> None:
+    """Choose a control by a click, and press the button that compares it."""
+    comfy.page.mouse.click(*title(comfy, node))
+    comfy.page.wait_for_function(CHOSEN, arg=node)
+    comfy.page.locator(".selection-toolbox").get_by_role("button", name=name).click()
 
 
 def fresh(shared, *, steps: int, timeout: int) -> Iterator:

@@ -34,17 +34,7 @@ FIND = """([type, block]) => {
     };
 }"""
 
-STILL = f"""async (args) => {{
-    const frame = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 30)));
-    for (let still = 0, last = "", frames = 0; still < 3; ) {{
-        if ((frames += 1) > 300) throw Error("the strip is not drawn, or never at rest: " + last);
-        app.canvas.draw(true, true);
-        await frame();
-        const now = String(({FIND})(args).at);
-        still = now === last && !now.endsWith(",0") ? still + 1 : 0;
-        last = now;
-    }}
-}}"""
+PLACE = f"(args) => {{ const {{ at }} = ({FIND})(args); return at?.[3] ? at : null; }}"
 
 
 class Strip:
@@ -87,8 +77,13 @@ class Strip:
         self.mouse.up()
 
     def settle(self) -> None:
-        """Wait until the page has drawn it and it stays where it is: the canvas moves it a frame or more later."""
-        self.comfy.run(STILL, [self.node, 0])
+        """Wait until the page has drawn it and it stays where it is."""
+        self.comfy.at_rest(PLACE, [self.node, 0])
+
+    def unzoom(self) -> None:
+        """The graph at normal zoom, from its origin."""
+        self.comfy.run("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; }")
+        self.settle()
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -130,10 +125,9 @@ def graph(*nodes: str, loader: str = "UNETLoader", file: str = MEDIUM) -> dict[s
 def opened(comfy, *nodes: str, cells: int = 24, **loader: str) -> Strip:
     """A graph with such nodes, at normal zoom; the strip of the first one."""
     comfy.load(graph(*nodes, **loader))
-    comfy.run("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); }")
     strip = Strip(comfy, nodes[0])
     strip.until(f"s.cells === {cells}")
-    strip.settle()
+    strip.unzoom()
     return strip
 
 

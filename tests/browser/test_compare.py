@@ -7,31 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.quickstart import OF, SET, fresh
+from tests.browser.quickstart import ADD, OF, SET, compare_by_toolbox, fresh, title
 
 NAME = "Compare with and without"
 
-ADD = f"""([type, values]) => {{
-    {OF}
-    const control = LiteGraph.createNode(type);
-    control.pos = [40, 1300];
-    app.graph.add(control);
-    of("MMDiTLoader").connect(0, control, 0);
-    control.connect(0, of("FlowMatchingSampler"), 0);
-    for (const [name, value] of Object.entries(values))
-        control.widgets.find((widget) => widget.name === name).value = value;
-}}"""
-TITLE = f"""(type) => {{
-    {OF}
-    const node = of(type);
-    app.canvas.ds.scale = 0.9;
-    app.canvas.ds.offset = [500 - node.pos[0], 300 - node.pos[1]];
-    app.canvas.draw(true, true);
-    const {{ left, top }} = app.canvas.canvas.getBoundingClientRect();
-    const [x, y] = [node.pos[0] + 60, node.pos[1] - 15];
-    return [left + (x + app.canvas.ds.offset[0]) * app.canvas.ds.scale,
-            top + (y + app.canvas.ds.offset[1]) * app.canvas.ds.scale];
-}}"""
 PIXELS = """(which) => {
     const image = document.querySelector(`.mmdit-stage img.${which}`);
     const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
@@ -73,23 +52,17 @@ def boost(comfy) -> None:
     comfy.run(ADD, ["TextBoost", {"blocks": "all", "strength": 6.0, "mode": "attention"}])
 
 
-def title(comfy, node: str) -> list[float]:
-    """Where a node's title is, once the moved view has been drawn: Nodes 2.0 moves nodes a frame later."""
-    place = comfy.run(TITLE, node)
-    if comfy.renderer == "nodes2":
-        comfy.page.wait_for_function(
-            "([[x, y], id]) => document.elementFromPoint(x, y)?.closest('[data-node-id]')?.dataset.nodeId === id",
-            arg=[place, comfy.run(f"(type) => {{ {OF} return String(of(type).id); }}", node)],
-        )
-    comfy.page.wait_for_timeout(500)
-    return place
+def settled(comfy) -> None:
+    """Wait until the graph stays as it is: after a run, nodes take up what it told."""
+    comfy.at_rest("() => app.graph.serialize()")
 
 
 def choose(comfy, node: str = "TextBoost") -> None:
     """The entry in a node's menu, by the right mouse button on its title."""
     comfy.page.keyboard.press("Escape")
     comfy.page.mouse.click(*title(comfy, node), button="right")
-    entry = comfy.page.get_by_text(NAME, exact=True)
+    # The toolbox's button says the same when the mouse is over it.
+    entry = comfy.page.get_by_text(NAME, exact=True).and_(comfy.page.locator(":not(.p-tooltip-text)"))
     if not entry.first.is_visible():  # Nodes 2.0 keeps what extensions add at the end of a long menu
         entry.first.scroll_into_view_if_needed()
     entry.first.click()
@@ -110,7 +83,7 @@ def share(comfy) -> float:
 def test_one_click_compares_and_leaves_the_graph_alone(comfy, test_output):
     boost(comfy)
     record = comfy.queue()
-    comfy.page.wait_for_timeout(500)
+    settled(comfy)
     graph, undos = work(comfy), comfy.run(UNDOS)
     saved = sorted(path.name for path in (comfy.host.base / "output").iterdir())
     comfy.run("""() => {
@@ -133,7 +106,7 @@ def test_one_click_compares_and_leaves_the_graph_alone(comfy, test_output):
     dialog.screenshot(path=test_output / f"compare-overlay-{comfy.renderer}.png")
     comfy.page.screenshot(path=test_output / f"compare-{comfy.renderer}.png")
     comfy.page.keyboard.press("Escape")
-    assert dialog.count() == 0
+    dialog.wait_for(state="detached")
     assert work(comfy) == graph
 
     # Without the node in the graph, the picture is the overlay's other half.
@@ -181,7 +154,7 @@ def test_the_slider_by_mouse_and_keyboard(comfy):
     comfy.page.keyboard.press("Delete")
     assert len(comfy.graph()["nodes"]) == nodes, "the page's own keys rest"
     dialog.get_by_role("button", name="Close").click()
-    assert dialog.count() == 0
+    dialog.wait_for(state="detached")
 
 
 def test_a_batch_has_a_page_for_each_picture(comfy):
@@ -214,25 +187,20 @@ def test_the_command_takes_all_chosen_controls(comfy):
     comfy.run(ADD, ["BlockSkip", {"blocks": "2-5", "branch": "both"}])
     comfy.run(f"""() => {{
         {OF}
-        of("BlockSkip").pos = [480, 1300];
-        of("TextBoost").connect(0, of("BlockSkip"), 0);
         app.canvas.selectItems([of("TextBoost"), of("BlockSkip"), of("VAEDecode")]);
         void app.extensionManager.command.execute("MMDiT.Compare");
     }}""")
     dialog = overlay(comfy)
     both = comfy.run(PIXELS, "without")
     comfy.page.keyboard.press("Escape")
-    assert dialog.count() == 0
+    dialog.wait_for(state="detached")
     comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; of('BlockSkip').mode = 4; }}")
     assert both == decoded(comfy.host.images(comfy.queue())[0])
 
 
 def test_the_toolbox_of_a_chosen_control_offers_it(comfy):
     boost(comfy)
-    comfy.page.mouse.click(*title(comfy, "TextBoost"))
-    tools = comfy.page.locator(".selection-toolbox")
-    tools.locator(".pi-images").wait_for()
-    tools.locator("button:has(.pi-images)").click()
+    compare_by_toolbox(comfy, "TextBoost", NAME)
     overlay(comfy)
     comfy.page.keyboard.press("Escape")
 
@@ -255,7 +223,7 @@ def test_what_cannot_be_compared_is_said(comfy):
 def test_a_run_that_fails_leaves_the_graph_as_it_was(comfy):
     boost(comfy)
     comfy.run(SET, ["TextBoost", {"phrase": "purple elephant"}])
-    comfy.page.wait_for_timeout(500)
+    settled(comfy)
     graph, undos = work(comfy), comfy.run(UNDOS)
     choose(comfy)
     assert "The comparison ended with an error" in (words := toast(comfy)) and "purple elephant" in words
@@ -273,7 +241,7 @@ def test_a_run_that_fails_leaves_the_graph_as_it_was(comfy):
 def test_a_run_that_is_cancelled_leaves_the_graph_as_it_was(comfy):
     boost(comfy)
     comfy.run(SET, ["FlowMatchingSampler", {"steps": 2000}])
-    comfy.page.wait_for_timeout(500)
+    settled(comfy)
     graph, undos = work(comfy), comfy.run(UNDOS)
     choose(comfy)
     bar = comfy.page.locator(".mmdit-running")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.quickstart import SET, fresh
+from tests.browser.quickstart import ADD, SET, fresh
 
 FILE = "mmdit-small.safetensors"
 
@@ -23,19 +23,6 @@ FIND = """() => {
         at: figure && (({ left, top, width, height }) => [left, top, width, height])(figure.getBoundingClientRect()),
         high: element?.offsetHeight,
     };
-}"""
-ADD = """([type, values]) => {
-    const of = (type) => app.graph._nodes.find((node) => node.type === type);
-    const sampler = of("FlowMatchingSampler");
-    const [source] = [app.graph.links.get?.(sampler.inputs[0].link) ?? app.graph.links[sampler.inputs[0].link]];
-    const added = LiteGraph.createNode(type);
-    added.pos = [40, 760 + 40 * app.graph._nodes.length];
-    app.graph.add(added);
-    app.graph.getNodeById(source.origin_id).connect(source.origin_slot, added, 0);
-    added.connect(0, sampler, 0);
-    for (const [name, value] of Object.entries(values))
-        added.widgets.find((widget) => widget.name === name).value = value;
-    app.api.dispatchCustomEvent("graphChanged", {});
 }"""
 
 
@@ -56,9 +43,8 @@ def close(comfy, path) -> None:
         const node = app.graph._nodes.find((each) => each.type === "FlowMatchingSampler");
         app.canvas.ds.scale = 1.5;
         app.canvas.ds.offset = [200 - node.pos[0], 540 - node.pos[1] - node.size[1]];
-        app.canvas.setDirty(true, true);
     }""")
-    comfy.page.wait_for_timeout(700)
+    comfy.at_rest(f"() => ({FIND})().at")
     comfy.page.screenshot(path=path)
 
 
@@ -101,8 +87,7 @@ def pnginfo(comfy, record):
 
 def test_dials_are_followed_while_a_person_types_them(comfy):
     until(comfy, "/^Noise levels: 4 steps/.test(c.label)")
-    comfy.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    comfy.page.wait_for_timeout(700)
+    comfy.fit()
     if comfy.renderer == "nodes2":
         box = comfy.page.locator("[data-node-id] input[aria-valuemax='10000']").first.bounding_box()
         comfy.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -147,9 +132,8 @@ def test_block_controls_upstream_are_drawn_in(comfy, test_output):
 
 
 def test_the_pointer_reads_a_level(comfy):
-    comfy.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    comfy.page.wait_for_timeout(700)
-    left, top, width, height = until(comfy, "c.at?.[2] > 0")["at"]
+    comfy.fit()
+    left, top, width, height = comfy.at_rest(f"() => ({FIND})().at")
     comfy.page.mouse.move(left + width / 2, top + height / 2, steps=3)
     seen = until(comfy, "c.said.includes('step 2: sigma ')")
     assert f"sigma {round(levels(seen['run'])[2], 4):g}" in seen["said"]

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.quickstart import SET, fresh
+from tests.browser.quickstart import ADD, SET, fresh
 
 NOTE = """(type) => {
     const node = app.graph._nodes.find((each) => each.type === type);
     const element = node.widgets.find((widget) => widget.type === "MMDIT_NOTE")?.element;
     return element?.isConnected ? element.innerText.replaceAll("\\n", " ") : null;
-}"""
-BOOST = """(phrase) => {
-    const of = (type) => app.graph._nodes.find((node) => node.type === type);
-    const boost = LiteGraph.createNode("TextBoost");
-    boost.pos = [40, 960];
-    app.graph.add(boost);
-    of("MMDiTLoader").connect(0, boost, 0);
-    boost.connect(0, of("FlowMatchingSampler"), 0);
-    for (const [name, value] of Object.entries({ blocks: "1-3", mode: "attention", phrase }))
-        boost.widgets.find((widget) => widget.name === name).value = value;
 }"""
 
 
@@ -77,7 +67,7 @@ def test_the_sampler_tells_its_steps_and_then_what_ran(comfy):
 
 
 def test_an_error_is_shown_on_the_node_that_it_names(comfy, test_output):
-    comfy.run(BOOST, "purple elephant")
+    comfy.run(ADD, ["TextBoost", {"blocks": "1-3", "mode": "attention", "phrase": "purple elephant"}])
     comfy.run("() => void app.queuePrompt(0, 1)")
     words = until(comfy, "TextBoost", "note?.includes('purple elephant')", 60)
     assert words.startswith("phrase: "), "the node is named by where the words stand"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,11 @@ def test_the_page_opens_with_one_script_and_the_first_node_brings_the_rest(comfy
     (entry,) = comfy.run(LOADED, PACK)
     comfy.load({"last_node_id": 1, "nodes": [{"id": 1, "type": "MMDiTLoader", "pos": [0, 0]}], "links": []})
     rest = comfy.run(LOADED, PACK)[1:]
-    assert {"parts.mjs", "grammar.mjs", "strip.css"} <= {name for name, *_ in rest}
+    assert {"parts.mjs", "note.css"} <= {name for name, *_ in rest}
+    assert not {"blocks.mjs", "tokens.mjs", "curve.mjs"} & {name for name, *_ in rest}, "a loader has none of these"
+    comfy.load({"last_node_id": 1, "nodes": [{"id": 1, "type": "BlockSkip", "pos": [0, 0]}], "links": []})
+    rest = comfy.run(LOADED, PACK)[1:]
+    assert {"blocks.mjs", "grammar.mjs", "strip.css"} <= {name for name, *_ in rest}
     # The quickest of a few: what else the machine does is not this script's.
     quickest = min(plain.evaluate(ALONE, [f"/extensions/{PACK}/js/mmdit.js", 8]))
     span = max(end for _, _, end, _ in rest) - min(start for _, start, _, _ in rest)
@@ -122,6 +125,10 @@ def test_the_page_opens_with_one_script_and_the_first_node_brings_the_rest(comfy
         f" then {sum(size for *_, size in rest)} bytes in {len(rest)} files, {span:.0f} ms"
     )
     assert quickest < MOST_MS
+    comfy.load(Path(__file__).parents[2] / "workflows" / "quickstart.json")
+    whole = comfy.run(LOADED, PACK)
+    assert {"tokens.mjs", "curve.mjs", "curve.css"} <= {name for name, *_ in whole}
+    print(f"{comfy.renderer}: strips, counts and the curve together {sum(size for *_, size in whole[1:])} bytes")
 
 
 def test_a_browser_asks_whether_a_module_is_still_the_same(host):
@@ -135,7 +142,7 @@ def test_a_browser_asks_whether_a_module_is_still_the_same(host):
 def test_the_first_strip_is_there_before_its_script_and_keeps_what_is_typed(comfy):
     """A node that is dragged in, in a page that has not fetched the rest yet, and takes its time to."""
     routes: list[Any] = []
-    comfy.page.route("**/js/parts.mjs", lambda route: routes.append(route))
+    comfy.page.route("**/js/blocks.mjs", lambda route: routes.append(route))
     comfy.load({"last_node_id": 0, "nodes": [], "links": []})
     comfy.run("""() => {
         const node = LiteGraph.createNode("TextBoost");
@@ -145,7 +152,7 @@ def test_the_first_strip_is_there_before_its_script_and_keeps_what_is_typed(comf
     field = comfy.page.get_by_role("textbox", name="blocks")
     field.fill("2, 5")
     assert comfy.graph()["nodes"][0]["widgets_values"][0] == "2, 5"
-    comfy.page.wait_for_timeout(1000)  # Nodes 2.0 measures a new node's rows after it has drawn them
+    comfy.at_rest()  # Nodes 2.0 measures a new node's rows after it has drawn them
     size = comfy.graph()["nodes"][0]["size"]
     while not routes:
         comfy.page.wait_for_timeout(20)
@@ -157,7 +164,7 @@ def test_the_first_strip_is_there_before_its_script_and_keeps_what_is_typed(comf
 
 
 def test_where_the_rest_does_not_come_the_text_field_stays(comfy):
-    comfy.page.route("**/js/parts.mjs", lambda route: route.abort())
+    comfy.page.route("**/js/blocks.mjs", lambda route: route.abort())
     comfy.load({"last_node_id": 1, "nodes": [
         {"id": 1, "type": "BlockSkip", "pos": [100, 100], "widgets_values": ["0-5", "negative", 0, 1]}
     ], "links": [], "version": 0.4})  # fmt: skip
@@ -175,6 +182,6 @@ def test_without_the_scripts_the_blocks_are_a_plain_text(without_scripts):
     field = comfy.page.locator("[data-node-id] input[type=text]").first
     assert field.input_value() == "2:1.5, 7"
     field.fill("3")
-    time.sleep(0.2)
+    comfy.page.wait_for_function("app.graph._nodes[0].widgets[0].value === '3'")
     assert comfy.prompt()["1"]["inputs"]["blocks"] == "3"
     assert comfy.graph()["nodes"][0]["widgets_values"][:3] == ["3", 2.0, "residual"]

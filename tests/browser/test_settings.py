@@ -108,7 +108,7 @@ def test_the_count_of_tokens_goes_and_comes(comfy):
     comfy.run(SET, ["MMDiT.Nodes.Tokens", True])
     note.first.wait_for(state="attached")
     comfy.page.get_by_text("CLIP-L 14").first.wait_for(state="attached")
-    comfy.page.wait_for_timeout(300)
+    comfy.at_rest()
     assert [each["size"] for each in comfy.graph()["nodes"]] == size
 
 

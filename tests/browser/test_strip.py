@@ -64,14 +64,8 @@ def test_a_fast_drag_leaves_no_gaps_and_may_leave_the_strip(comfy):
 
 
 ZOOM = "() => app.canvas.ds.scale"
+STEPS = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
 TURN = 450  # ms after which a turn of the wheel is over
-
-
-def unzoomed(strip):
-    strip.comfy.run(
-        "() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); }"
-    )
-    strip.settle()
 
 
 def test_the_wheel_sets_the_strength_of_a_chosen_block_and_zooms_elsewhere(comfy):
@@ -80,7 +74,7 @@ def test_the_wheel_sets_the_strength_of_a_chosen_block_and_zooms_elsewhere(comfy
     strip.mouse.wheel(0, -100)
     comfy.page.wait_for_function("app.canvas.ds.scale > 1.01")
     assert strip.value() == "", "over a block that is not chosen the wheel belongs to the canvas"
-    unzoomed(strip)
+    strip.unzoom()
     strip.set("3, 9")
     strip.page.wait_for_timeout(TURN)
     strip.mouse.move(*strip.place(3))
@@ -98,9 +92,10 @@ def test_the_wheel_sets_the_strength_of_a_chosen_block_and_zooms_elsewhere(comfy
     strip.mouse.wheel(0, -10)
     strip.mouse.move(*strip.place(3))
     strip.mouse.wheel(0, -10)
-    strip.page.wait_for_timeout(100)
-    assert strip.value() == "3:1.6, 9" and comfy.run(ZOOM) > 1
-    unzoomed(strip)
+    comfy.page.wait_for_function("app.canvas.ds.scale > 1")
+    strip.settle()
+    assert strip.value() == "3:1.6, 9"
+    strip.unzoom()
     strip.click(12)  # with the focus any block takes it
     strip.mouse.move(*strip.place(14))
     strip.page.wait_for_timeout(TURN)
@@ -109,7 +104,7 @@ def test_the_wheel_sets_the_strength_of_a_chosen_block_and_zooms_elsewhere(comfy
     strip.page.keyboard.down("Control")
     strip.mouse.wheel(0, -100)
     strip.page.keyboard.up("Control")
-    strip.page.wait_for_timeout(100)
+    strip.settle()
     assert strip.value() == "3:1.6, 9, 12, 14:1.4"
 
 
@@ -161,8 +156,8 @@ def test_the_keyboard_alone_reaches_everything(comfy):
 def test_it_is_labelled_for_screen_readers(comfy):
     strip = opened(comfy, "TextBoost")
     strip.set("4:2")
-    strip.page.wait_for_timeout(100)
     listbox = strip.page.get_by_role("listbox", name="blocks: 1 of 24 chosen")
+    listbox.wait_for()
     assert listbox.get_attribute("aria-multiselectable") == "true"
     options = listbox.get_by_role("option")
     assert options.count() == 24
@@ -174,11 +169,13 @@ def test_it_is_labelled_for_screen_readers(comfy):
 
 def test_each_change_is_undone_and_redone_as_one_step(comfy):
     strip = opened(comfy, "TextBoost")
+    before = comfy.run(STEPS)
     strip.click(2)
     strip.drag(5, 8)
     strip.press("ArrowUp")
     strip.mouse.wheel(0, -100)
-    strip.page.wait_for_timeout(600)  # the turn of the wheel is over
+    # The turn of the wheel is over.
+    comfy.page.wait_for_function(f"(before) => ({STEPS})() === before + 4", arg=before)
     history = ["", "2", "2, 5-8", "2, 5-7, 8:1.6", "2, 5-7, 8:1.7"]
     assert strip.value() == history[-1]
     for text in reversed(history[:-1]):
@@ -272,6 +269,34 @@ def test_the_menu_chooses_whole_parts(comfy):
     strip.menu(3)
     strip.press("Escape")
     assert strip.page.locator(".mmdit-menu").count() == 0 and strip.look()["focused"]
+
+
+# Boxes of the cells, and of the host's hover texts that are shown.
+HOVERED = """() => [".mmdit-strip", ".p-tooltip, .node-tooltip"].map((kind) => [...document.querySelectorAll(kind)]
+    .filter((each) => each.checkVisibility())
+    .map((each) => (({ left, top, right, bottom }) => [left, top, right, bottom])(each.getBoundingClientRect())))"""
+
+
+@pytest.mark.parametrize(("scale", "left"), [(1, 330), (1, 70), (3, -40)])
+def test_the_hosts_own_hover_text_hides_no_cell(comfy, scale, left):
+    """Nodes 2.0 shows the input's words beside its row, wherever the node stands; on the canvas a strip has none."""
+    strip = opened(comfy, "TextBoost")
+    comfy.run(
+        """([scale, left]) => {
+            app.canvas.ds.scale = scale;
+            app.canvas.ds.offset = [left - app.graph._nodes[1].pos[0], 0];
+        }""",
+        [scale, left],
+    )
+    strip.settle()
+    strip.mouse.move(*strip.place(3))
+    if comfy.renderer == "nodes2":
+        comfy.page.locator(".p-tooltip").wait_for()
+    ((cells,), texts) = comfy.at_rest(HOVERED)
+    assert len(texts) == (comfy.renderer == "nodes2")
+    for words in texts:
+        apart = words[2] <= cells[0] or words[0] >= cells[2] or words[3] <= cells[1] or words[1] >= cells[3]
+        assert apart, (cells, words)
 
 
 def test_presets_are_for_their_own_model_and_lock_the_strip(comfy):

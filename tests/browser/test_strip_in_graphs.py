@@ -100,7 +100,7 @@ def test_the_model_is_found_through_other_nodes_and_loaders(comfy):
         shift.connect(0, skip, 0);
     }"""
     comfy.run(insert)
-    strip.page.wait_for_timeout(200)
+    strip.settle()
     assert strip.look()["cells"] == 8
     comfy.run("() => app.graph._nodes.find((n) => n.type === 'Reroute').disconnectInput(0)")
     strip.mouse.move(*strip.place(3))
@@ -134,7 +134,6 @@ def test_it_works_in_a_subgraph_and_promoted_out_of_it(comfy, promoted):
         return node.type;
     }"""
     outer = comfy.run(enclose, promoted)
-    comfy.page.wait_for_timeout(500)
     strip = Strip(comfy, outer if promoted else "BlockSkip")
     find = "(t) => { for (const g of [app.rootGraph, ...app.rootGraph.subgraphs.values()]) for (const n of g._nodes)"
     value = find + " if (n.type === t) return n.widgets.find((w) => w.name === 'blocks').value; }"
@@ -149,7 +148,6 @@ def test_it_works_in_a_subgraph_and_promoted_out_of_it(comfy, promoted):
     saved = comfy.run("() => app.rootGraph.serialize()")
     comfy.run("() => app.canvas.setGraph(app.rootGraph)")
     comfy.load(saved)
-    comfy.page.wait_for_timeout(300)
     assert comfy.run(value, outer if promoted else "BlockSkip") == "0-2, 5-6"
 
 
@@ -198,21 +196,18 @@ def test_it_is_drawn(comfy, test_output):
     Strip(comfy, "BlockSkip").set("0-5, 9")
     Strip(comfy, "TextDisable").set("late, frog")
     strip.mouse.move(*strip.place(3))
-    strip.page.wait_for_timeout(200)
+    strip.until("s.foot === 'block 3 · boost × 2'", 3)
     comfy.page.screenshot(path=test_output / f"strip-{comfy.renderer}.png")
     # docs/strip.png, which the READMEs show, is the classic renderer's.
-    comfy.run(
-        "() => { app.canvas.ds.scale = 1.6; app.canvas.ds.offset = [-250, -20]; app.canvas.setDirty(true, true); }"
-    )
-    strip.settle()
+    comfy.run("() => { app.canvas.ds.scale = 1.6; app.canvas.ds.offset = [-250, -20]; }")
     strip.mouse.move(20, 850)  # its hover texts would lie over it
-    strip.page.wait_for_timeout(600)
+    comfy.page.locator(".p-tooltip").wait_for(state="detached")
+    strip.settle()
     x, y, width, height = comfy.run("() => app.graph._nodes[1].getBounding()")
     left, top = comfy.run("([x, y]) => app.canvasPosToClientPos([x, y])", [x, y])
     clip = {"x": left - 8, "y": top - 8, "width": 1.6 * width + 16, "height": min(1.6 * height + 16, 900 - top)}
     comfy.page.screenshot(path=test_output / f"readme-strip-{comfy.renderer}.png", clip=clip)
-    comfy.run("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); }")
-    strip.settle()
+    strip.unzoom()
     # Within its node, above the next widget.
     box = comfy.run(
         """() => {

@@ -1,9 +1,15 @@
 // The blocks inputs as strips: a widget in the place of the plain text, with the same value at the same position.
 
-import { showMenu } from "./actions.mjs";
-import { refresh, watch } from "./context.mjs";
-import { passToCanvas, remember } from "./host.mjs";
+import { refresh, watch, watched } from "./context.mjs";
+import { addStyles, api, passToCanvas, remember } from "./host.mjs";
+import { listenForReports } from "./reports.mjs";
 import { BlockStrip } from "./strip.mjs";
+
+export { watched } from "./context.mjs";
+
+api.addEventListener("graphChanged", watched);
+listenForReports(watched);
+await addStyles("strip.css");
 
 /**
  * Draw the strip of a widget into its element. Args: about, the node whose blocks it chooses; kind, what that does to
@@ -26,4 +32,13 @@ export function drawStrip({ node, about, widget, element, kind }) {
   return (text) => {
     if (text !== strip.text) strip.setText(text);
   };
+}
+
+/** The menu comes with the first right click. */
+async function showMenu(...where) {
+  try {
+    (await import("./actions.mjs")).showMenu(...where);
+  } catch (error) {
+    console.error("MMDiT: no menu, a script did not load.", error);
+  }
 }

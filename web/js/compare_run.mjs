@@ -12,7 +12,6 @@ const TEXTS = {
     failed: "The comparison ended with an error.",
     cancelled: "The comparison was cancelled.",
     running: (names) => `Rendering without ${names}`,
-    steps: (step, of) => `step ${step} of ${of}`,
     cancel: "Cancel",
     busy: "A comparison is running already.",
   },
@@ -23,11 +22,12 @@ const TEXTS = {
     failed: "对比因错误而结束。",
     cancelled: "对比已取消。",
     running: (names) => `正在生成不使用 ${names} 的图像`,
-    steps: (step, of) => `第 ${step} / ${of} 步`,
     cancel: "取消",
     busy: "已有对比正在进行。",
   },
 };
+await addStyles("popup.css");
+
 const ENDS = ["execution_success", "execution_error", "execution_interrupted", "status"];
 const CONTROL = "control_after_generate";
 const LIFE = 6000; // ms that a message stands
@@ -40,14 +40,12 @@ export async function compareWithout(nodes) {
   if (running) return say("info", text.busy);
   running = true;
   const names = nodes.map((node) => node.title).join(", ");
-  const styles = addStyles("compare.css");
   try {
     const { output, workflow } = await app.graphToPrompt();
     const prompt = asLastRun(output, await lastPrompt());
     const skipped = new Set(Object.keys(prompt).filter((id) => nodes.includes(nodeOfExecution(id))));
     const { prompt: both, pairs } = twice(prompt, skipped, picturesIn(prompt));
     if (!pairs.length) return say("warn", text.nothing(names));
-    await styles;
     const ended = await queue(both, workflow, pairs.flat(), text, names);
     if (ended.kind === "cancelled") return say("info", text.cancelled);
     if (ended.kind === "failed") return say("error", text.failed, ended.words);
@@ -101,7 +99,7 @@ async function queue(prompt, workflow, targets, text, names) {
     return { kind: "failed", words: reasonOf(error) ?? text.refused };
   }
   const bar = statusBar(text.running(names), text.cancel, () => cancel(id));
-  const tell = ({ detail }) => detail.prompt_id === id && bar.tell(text.steps(detail.value, detail.max));
+  const tell = ({ detail }) => detail.prompt_id === id && bar.tell(words().step(detail.value, detail.max));
   api.addEventListener("progress", tell);
   try {
     return await endOf(id);
@@ -161,11 +159,11 @@ function say(severity, summary, detail = "") {
 function statusBar(title, cancelled, onCancel) {
   const bar = make("div", "mmdit-running");
   bar.setAttribute("role", "status");
-  const words = make("span", "", title);
+  const told = make("span", "", title);
   const button = make("button", "", cancelled);
   button.type = "button";
   button.addEventListener("click", onCancel);
-  bar.append(words, button);
+  bar.append(told, button);
   document.body.append(bar);
-  return { tell: (more) => (words.textContent = `${title}: ${more}`), remove: () => bar.remove() };
+  return { tell: (more) => (told.textContent = title + words().colon + more), remove: () => bar.remove() };
 }

@@ -1,6 +1,6 @@
 // Two pictures over each other, and a slider between them.
 
-import { make } from "./host.mjs";
+import { addStyles, make } from "./host.mjs";
 import { words } from "./words.mjs";
 
 const TEXTS = {
@@ -29,6 +29,8 @@ const TEXTS = {
     keys: "拖动，或用方向键。Home 和 End 只显示其中一张，Escape 关闭。",
   },
 };
+
+await addStyles("compare.css");
 
 /** Args: title, of what is compared; pairs, [address with, address without]. */
 export function show(title, pairs) {

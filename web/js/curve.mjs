@@ -63,7 +63,7 @@ const SVG = new DOMParser().parseFromString("<svg>", "text/html").querySelector(
 const curves = new Set();
 const followed = new WeakSet();
 
-void addStyles("curve.css");
+await addStyles("curve.css");
 
 const soon = () => curves.forEach((curve) => curve.soon());
 api.addEventListener("graphChanged", soon);

@@ -2,9 +2,22 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addElement, addStyles, setting } from "./mmdit.js";
+import { addElement, setting } from "./mmdit.js";
 
-export { addStyles, api, app, setting };
+export { api, app, setting };
+
+const styles = new Map(); // name of a style sheet -> the promise that it is there
+
+/** Load a style sheet of css/, once; resolves when it is there, or cannot be had. */
+export function addStyles(name) {
+  if (!styles.has(name)) {
+    const link = document.createElement("link");
+    styles.set(name, new Promise((resolve) => (link.onload = link.onerror = resolve)));
+    Object.assign(link, { rel: "stylesheet", href: new URL(`../css/${name}`, import.meta.url) });
+    document.head.append(link);
+  }
+  return styles.get(name);
+}
 
 /** Make the graph as it is now a step that Ctrl+Z goes back to. */
 export function remember() {

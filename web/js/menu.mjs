@@ -1,6 +1,8 @@
 // A small menu at a place on screen, for mouse and keyboard.
 
-import { make } from "./host.mjs";
+import { addStyles, make } from "./host.mjs";
+
+await addStyles("popup.css");
 
 let open = null;
 

@@ -1,5 +1,5 @@
 // The one script that ComfyUI loads by itself: it imports every .js of a pack while the page opens. The others, the
-// .mjs beside it, come with the first node of this pack.
+// .mjs beside it, come with the first node that needs them.
 //
 // Here is what a node needs in the moment that it is made: the place of its strip, a plain text field until the strip
 // is here, and the values that a person chose for new nodes. Where this script does not load either, the inputs stay
@@ -8,7 +8,6 @@
 import { app } from "../../../scripts/app.js";
 
 const [, PACK] = decodeURIComponent(new URL(import.meta.url).pathname).match(/\/extensions\/(.+)\/js\/[^/]+$/) ?? [];
-let rest = null; // the other modules, once they are here
 
 const TYPE = "MMDIT_BLOCKS";
 const INPUT = "blocks";
@@ -20,6 +19,12 @@ const STRIPS = {
   BlockPrompt: { action: "prompt" },
   BlockAnalysis: { action: "analyse" },
 };
+// What comes with the first node of this pack, and with the first of some of them.
+const [PARTS, BLOCKS] = ["parts.mjs", "blocks.mjs"];
+const TOKENS = "tokens.mjs";
+const OWN = { FlowMatchingSampler: "curve.mjs", TripleTextEncode: TOKENS };
+const here = new Map(); // name of a module -> it
+const coming = new Map(); // name -> the promise of it
 const HEIGHT = { plain: 78, levels: 94 }; // pixels in the classic renderer: that of strip.css and both margins
 const MARGIN = 5;
 
@@ -30,35 +35,22 @@ const CHOSEN = { steps: "MMDiT.NewSampler.Steps", cfg: "MMDiT.NewSampler.Cfg", s
 const NEW = "New Flow Matching Samplers";
 const NODES = "MMDiT nodes";
 const onlyNew = "For nodes that you add from now on. Workflows that you open keep their own value.";
+const chosen = (input, name, more) => ({
+  id: CHOSEN[input],
+  name,
+  category: ["MMDiT", NEW, CHOSEN[input].split(".").at(-1)],
+  tooltip: onlyNew,
+  ...more,
+});
 // In the dialog the last one stands first. Their words in other languages: locales/*/settings.json, main.json.
 const SETTINGS = [
-  {
-    id: CHOSEN.solver,
-    name: "Solver",
-    category: ["MMDiT", NEW, "Solver"],
-    tooltip: onlyNew,
-    type: "combo",
-    options: SOLVERS,
-    defaultValue: "euler",
-  },
-  {
-    id: CHOSEN.cfg,
-    name: "Guidance (cfg)",
-    category: ["MMDiT", NEW, "Cfg"],
-    tooltip: onlyNew,
+  chosen("solver", "Solver", { type: "combo", options: SOLVERS, defaultValue: "euler" }),
+  chosen("cfg", "Guidance (cfg)", {
     type: "number",
     attrs: { min: 0, max: 100, step: 0.1, maxFractionDigits: 2 },
     defaultValue: 4.5,
-  },
-  {
-    id: CHOSEN.steps,
-    name: "Steps",
-    category: ["MMDiT", NEW, "Steps"],
-    tooltip: onlyNew,
-    type: "number",
-    attrs: { min: 1, max: 10000, step: 1 },
-    defaultValue: 28,
-  },
+  }),
+  chosen("steps", "Steps", { type: "number", attrs: { min: 1, max: 10000, step: 1 }, defaultValue: 28 }),
   {
     id: "MMDiT.Nodes.Tokens",
     name: "Count tokens while typing",
@@ -68,7 +60,7 @@ const SETTINGS = [
       "server only.",
     type: "boolean",
     defaultValue: true,
-    onChange: () => rest?.settingsChanged(),
+    onChange: () => here.get(TOKENS)?.settingsChanged(),
   },
   {
     id: "MMDiT.Nodes.Strip",
@@ -81,8 +73,6 @@ const SETTINGS = [
 ];
 
 const ours = new Set(); // types of this pack's nodes
-let coming = null; // the promise of the other modules
-const styles = new Map(); // name of a style sheet -> the promise that it is there
 
 app.registerExtension({
   name: "mmdit",
@@ -99,7 +89,7 @@ app.registerExtension({
   async beforeConfigureGraph(graph) {
     const inside = graph?.definitions?.subgraphs ?? [];
     const nodes = [graph, ...inside].flatMap((each) => each?.nodes ?? []);
-    if (nodes.some((node) => ours.has(node.type))) await fetchRest();
+    await Promise.all([...new Set(nodes.flatMap(({ type }) => modulesOf(type)))].map(bring));
   },
   nodeCreated(node) {
     if (node.subgraph) drawPromoted(node);
@@ -107,39 +97,35 @@ app.registerExtension({
     if (node.comfyClass === SAMPLER) chooseValues(node);
     // Nodes 2.0 leaves room for the advanced inputs, which it hides; it grows a node to what it shows.
     if (globalThis.LiteGraph?.vueNodesMode) node.setSize([node.size[0], 0]);
-    withRest((parts) => parts.nodeCreated(node));
+    for (const name of modulesOf(node.comfyClass)) withModule(name, (module) => module.nodeCreated?.(node));
   },
-  refreshComboInNodes: () => rest?.forget(),
-  afterConfigureGraph: () => rest?.watched(),
+  refreshComboInNodes: () => here.get(PARTS)?.forget(),
+  afterConfigureGraph: () => here.get(BLOCKS)?.watched(),
 });
 
-/** The other modules and their style sheet; null where they cannot be had, and then they are asked for again. */
-function fetchRest() {
-  coming ??= Promise.all([import("./parts.mjs"), addStyles("strip.css")]).then(
-    ([parts]) => (rest = parts),
-    (error) => {
+/** The modules that a node of a type needs. */
+function modulesOf(type) {
+  return ours.has(type) ? [PARTS, STRIPS[type] ? BLOCKS : OWN[type]].filter(Boolean) : [];
+}
+
+/** Another module; null where it cannot be had, and then it is asked for again. */
+function bring(name) {
+  if (!coming.has(name)) {
+    const failed = (error) => {
       console.error("MMDiT: its nodes stay plain, a script did not load.", error);
-      return (coming = null);
-    },
-  );
-  return coming;
-}
-
-/** Do something with the other modules: now, or when they are here. */
-function withRest(run) {
-  if (rest) run(rest);
-  else fetchRest().then((parts) => parts && run(parts));
-}
-
-/** Load a style sheet of css/, once; resolves when it is there, or cannot be had. */
-export function addStyles(name) {
-  if (!styles.has(name)) {
-    const link = document.createElement("link");
-    styles.set(name, new Promise((resolve) => (link.onload = link.onerror = resolve)));
-    Object.assign(link, { rel: "stylesheet", href: new URL(`../css/${name}`, import.meta.url) });
-    document.head.append(link);
+      coming.delete(name);
+      return null;
+    };
+    const came = (module) => here.set(name, module).get(name);
+    coming.set(name, import(`./${name}`).then(came, failed));
   }
-  return styles.get(name);
+  return coming.get(name);
+}
+
+/** Do something with another module: now, or when it is here. */
+function withModule(name, run) {
+  if (here.has(name)) run(here.get(name));
+  else bring(name).then((module) => module && run(module));
 }
 
 function choices([kind, options] = []) {
@@ -186,7 +172,7 @@ function addStrip({ node, about, name, value }) {
   const element = document.createElement("div");
   let show = () => {};
   const height = kind.levels ? HEIGHT.levels : HEIGHT.plain;
-  // As high as it will be: its style sheet comes with the rest, and a node must not grow under someone's hand.
+  // As high as it will be: its style sheet comes later, and a node must not grow under someone's hand.
   element.style.minHeight = `${height - 2 * MARGIN}px`;
   const widget = addElement(node, name, TYPE, element, () => height, {
     getValue: value.get,
@@ -196,8 +182,8 @@ function addStrip({ node, about, name, value }) {
     },
     margin: MARGIN,
   });
-  if (!rest) show = plainField(element, widget);
-  withRest((parts) => (show = parts.drawStrip({ node, about, widget, element, kind })));
+  if (!here.has(BLOCKS)) show = plainField(element, widget);
+  withModule(BLOCKS, ({ drawStrip }) => (show = drawStrip({ node, about, widget, element, kind })));
   return widget;
 }
 

@@ -1,6 +1,8 @@
 // Words at the end of a node, in both renderers; they are never saved.
 
-import { addHtml, make } from "./host.mjs";
+import { addHtml, addStyles, make } from "./host.mjs";
+
+await addStyles("note.css");
 
 const LINE = 15; // pixels
 const MARGIN = 4;
