@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import weights
 from benchmarks.random_file import SPARE, bytes_of, medium, need_room, random_file
 from benchmarks.weights import FP8, READ_ONCE, held
 from benchmarks.whole import weights_read
@@ -76,3 +77,8 @@ def test_the_readme_says_what_is_computed(page):
     assert f"{(room.whole - room.steps) / 1e9:.1f}" in card["- **8 "]
     assert f"{large.whole / 1e9:.1f}" in card["- **12 "] and f"{large.steps / 1e9:.1f}" in card["- **12 "]
     assert f"{(large.whole - large.steps) / 1e9:.1f}" in card["- **24 "]
+
+
+def test_the_page_on_performance_holds_the_table_as_it_is_printed(capsys):
+    weights.main()
+    assert capsys.readouterr().out in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
