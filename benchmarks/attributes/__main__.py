@@ -23,7 +23,7 @@ from .run import Counted, score_prompts, table
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "mmdit-small.safetensors"
 # What --sweep varies, one at a time, over 128 prompts and one seed for each point.
-MOST_CALLS = 32  # of the model: but for euler, and for pairs that choose their steps, the curves end there
+MOST_CALLS = 16  # of the model: but for euler, and for pairs that choose their steps, the curves end there
 SWEEPS = {
     "steps": [
         {"solver": solver, "steps": steps}

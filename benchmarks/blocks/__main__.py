@@ -2,7 +2,8 @@
 
     map    each block skipped, blind to the text (disable), and boosted at 2.0: the paper's figure for this model
     boost  the three modes of boosting on the blocks that did best on other prompts, and random sets of as many
-    skip   accuracy against the share of block calls saved, on both branches and on the negative one alone
+    skip   accuracy against the share of block calls saved, on both branches and on the negative one alone, in all steps
+           and in the second half of them
 
 The setting is fixed beforehand (SETTING); blocks are chosen on prompts whose combinations training shows, effects are
 measured on held-out ones with fresh seeds; intervals are 95%, paired with the untouched pictures of the same prompts
@@ -36,6 +37,13 @@ CHOOSE_SEED, TEST_SEED = 50, 90
 SET_SIZES, RANDOM_SETS = (1, 2, 3, 5), 4
 STRENGTHS = (0.5, 1.5, 2.0, 3.0)
 TRIED = (1.5, 3.0)  # strengths at which sets are compared when one is chosen
+# Curve of `skip` -> on which branch, and from which share of the sampling on.
+SKIPPED = {
+    "both": ("both", 0.0),
+    "negative": ("negative", 0.0),
+    "both, second half": ("both", 0.5),
+    "negative, second half": ("negative", 0.5),
+}
 Scores = list[dict[str, bool]]
 
 
@@ -49,7 +57,7 @@ class Bench:
         self.baseline = self.scores(())
 
     def scores(self, controls: Sequence[BlockControl]) -> Scores:
-        controlled = Controlled(self.renderer.model, controls)
+        controlled = Controlled(self.renderer.model, controls, self.renderer.shift)
         label = "; ".join(f"{c.action} {list(c.blocks)} x{c.strength:g} {c.mode} {c.branch}" for c in controls)
         return score_prompts(self.renderer, self.sampling, self.prompts, model=controlled, label=label or "baseline")[0]
 
@@ -121,17 +129,21 @@ def choose_boost(bench: Bench, mode: str) -> dict:
 
 
 def skips(renderer: Renderer, number: int, mapped: dict) -> dict:
-    """Skip more and more blocks, those first that the map found least missed, on both branches and on the negative."""
+    """Skip more and more blocks, those first that the map found least missed, in each of SKIPPED's ways."""
     losses = [entry["change"]["all"]["points"] for entry in mapped["operations"]["skip"]]
     order = sorted(range(len(losses)), key=lambda block: -losses[block])
     bench = Bench(renderer, read_prompts("held_out", number), TEST_SEED)
-    curves: dict[str, list[dict]] = {"both": [], "negative": []}
-    for branch, entries in curves.items():
-        most = bench.blocks // 2 if branch == "both" else bench.blocks - 1
-        for count in range(1, most + 1):
-            entry = bench.entry([BlockControl("skip", tuple(order[:count]), branch=branch)])
-            entries.append({"saved": count / bench.blocks / (1 if branch == "both" else 2), **entry})
-    return {"baseline": summarise(bench.baseline), "least_missed_first": order, "branches": curves}
+    curves: dict[str, list[dict]] = {}
+    for name, (branch, start) in SKIPPED.items():
+        share = (1 if branch == "both" else 0.5) * (1 - start)
+        curves[name] = [
+            {
+                "saved": share * count / bench.blocks,
+                **bench.entry([BlockControl("skip", tuple(order[:count]), branch=branch, start_percent=start)]),
+            }
+            for count in range(1, bench.blocks // 2 + 1)
+        ]
+    return {"baseline": summarise(bench.baseline), "least_missed_first": order, "curves": curves}
 
 
 def print_entries(title: str, entries: Sequence[dict]) -> None:
@@ -180,7 +192,7 @@ def main() -> None:
             print_entries(f"{mode}, random sets", found["random"])
     else:
         figures = skips(renderer, number, json.loads(target("map", "json").read_text()))
-        for branch, entries in figures["branches"].items():
+        for branch, entries in figures["curves"].items():
             print_entries(branch, entries)
         draw_skips(figures, target("skip", "png"))
     about = {

@@ -11,25 +11,35 @@ from mmdit_core import MMDiT
 from mmdit_core.control import BlockControl
 from mmdit_core.hooks import NEGATIVE, POSITIVE, Call, Tally, compile_controls
 
+SLACK = 1e-4  # of a place: noise levels are float32
+
 
 class Controlled:
-    """Stands in for a model in `Renderer.render`: positive rows first, then negative ones. All steps, no windows."""
+    """Stands in for a model in `Renderer.render`: positive rows first, then negative ones.
 
-    def __init__(self, model: MMDiT, controls: Sequence[BlockControl]):
-        if any(control.start_percent > 0 or control.end_percent < 1 for control in controls):
-            raise ValueError("Controlled: windows are not looked at here")
-        self.model, self.controls, self.tally = model, controls, Tally()
+    shift: of the sampling; it turns a noise level into a place, and so opens and closes the controls' windows.
+    """
+
+    def __init__(self, model: MMDiT, controls: Sequence[BlockControl], shift: float = 1.0):
+        self.model, self.controls, self.shift, self.tally = model, controls, shift, Tally()
 
     def __call__(self, x: Tensor, timesteps: Tensor, *, context: Tensor, y: Tensor) -> Tensor:
+        sigma = float(timesteps[0]) / 1000
+        place = 1 - sigma / (self.shift - (self.shift - 1) * sigma)
         call = Call(
             double=self.model.config.depth,
             single=0,
             branches=(POSITIVE, NEGATIVE),
             batch=x.shape[0],
-            place=0.0,
+            place=place,
             maps=(None, None),
         )
-        hooks = compile_controls(self.controls, call, {}, self.tally)
+        active = [each for each in self.controls if _holds(each, place)]
+        hooks = compile_controls(active, call, {}, self.tally)
         options = {"patches_replace": {"dit": hooks}, "cond_or_uncond": [POSITIVE, NEGATIVE]}
         with torch.inference_mode():
             return self.model(x, timesteps, context=context, y=y, transformer_options=options)
+
+
+def _holds(control: BlockControl, place: float) -> bool:
+    return control.start_percent <= place + SLACK and (control.end_percent >= 1 or place < control.end_percent - SLACK)

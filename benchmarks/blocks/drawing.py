@@ -7,7 +7,7 @@ from pathlib import Path
 MAP_COLUMNS = ("colour", "shape", "count", "spatial")
 LINES = {"skip": "tab:blue", "disable": "tab:red", "boost": "tab:green"}
 LABELS = {"skip": "skip", "disable": "disable text (onward)", "boost": "boost text x2 (residual)"}
-BRANCH_LINES = {"both": "tab:blue", "negative": "tab:orange"}
+BRANCH_LINES = {"both": "tab:blue", "negative": "tab:orange"}  # dashed: in the second half alone
 
 
 def _pyplot():
@@ -44,12 +44,13 @@ def draw_skips(figures: dict, target: Path) -> None:
     figure, panel = pyplot.subplots(figsize=(7, 4), layout="constrained")
     base = figures["baseline"]["all"]["percent"]
     panel.axhline(base, color="0.4", linestyle="--", label="untouched")
-    for branch, entries in figures["branches"].items():
+    for name, entries in figures["curves"].items():
+        branch, _, late = name.partition(", ")
+        style = dict(color=BRANCH_LINES[branch], linestyle="--" if late else "-")
         saved = [100 * entry["saved"] for entry in entries]
         points = [entry["scores"]["all"] for entry in entries]
-        panel.plot(
-            [0, *saved], [base, *(point["percent"] for point in points)], "o-", color=BRANCH_LINES[branch], label=branch
-        )
+        middle = [base, *(point["percent"] for point in points)]
+        panel.plot([0, *saved], middle, marker="o", label=name, **style)
         lows, highs = ([point[end] for point in points] for end in ("low", "high"))
         panel.fill_between(saved, lows, highs, color=BRANCH_LINES[branch], alpha=0.15, linewidth=0)
     panel.set(xlabel="block calls saved, %", ylabel="all attributes right, %", ylim=(-3, 103))
