@@ -119,7 +119,7 @@ def host_sampler(sampler_name: str, scheduler: str) -> Change:
     return change
 
 
-def inverted(text: str = PROMPT) -> Change:
+def inverted(text: str = PROMPT, cfg: float = 1.0) -> Change:
     """The picture inverted with its own prompt, and sampled again: back to itself, or away from it to another text."""
 
     def change(prompt: Prompt) -> None:
@@ -133,8 +133,8 @@ def inverted(text: str = PROMPT) -> Change:
                 "solver": "leapfrog", "shift": 0.0,
             },
         }  # fmt: skip
-        again = {"solver": "leapfrog", "cfg": 1.0} if text == PROMPT else {"negative": ["text", 0], "solver": "heun"}
-        prompt["sampler"]["inputs"].update(latent_image=["invert", 0], positive=["edit", 0], **again)
+        again = {"solver": "leapfrog"} if text == PROMPT else {"solver": "heun", "negative": ["text", 0]}
+        prompt["sampler"]["inputs"].update(latent_image=["invert", 0], positive=["edit", 0], cfg=cfg, **again)
 
     return change
 
@@ -205,8 +205,8 @@ PICTURES: dict[str, tuple[Tile, ...]] = {
     "FlowInvert": (
         Tile("the picture"),
         Tile("inverted, and sampled\nwith the same prompt", inverted()),
-        Tile("with green circles", inverted(PROMPT.replace("red", "green"))),
-        Tile("with red triangles", inverted(PROMPT.replace("circles", "triangles"))),
+        Tile("yellow circles, cfg 2", inverted(PROMPT.replace("red", "yellow"), 2.0)),
+        Tile("a green star, cfg 3", inverted(PROMPT.replace("blue", "green"), 3.0)),
     ),
     "SpeedPlan": (
         Tile("everything computed"),
