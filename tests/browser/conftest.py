@@ -31,7 +31,6 @@ SETTINGS = {
     "Comfy.Workflow.Persist": False,
     "Comfy.RightSidePanel.IsOpen": False,
     "Comfy.Minimap.Visible": False,
-    "Comfy.Locale": "en",
     "Comfy.Workflow.ShowMissingModelsWarning": False,
 }
 READY = "window.app?.extensionManager && app.isGraphReady && !document.querySelector('#splash-loader')"
@@ -156,13 +155,19 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, host: Any, renderer: str, *, blocked: str | None = None) -> Iterator[ComfyPage]:
+def opened(
+    browser: Browser, host: Any, renderer: str, *, language: str = "en", blocked: str | None = None
+) -> Iterator[ComfyPage]:
     """ComfyUI's page with our settings, ready to use, in a browser context of its own.
 
     Args: blocked, a pattern of addresses that the browser does not get.
     """
     version = host.get("/system_stats")["system"]["required_frontend_version"]
-    chosen = {"Comfy.InstalledVersion": version, "Comfy.VueNodes.Enabled": RENDERERS[renderer]}
+    chosen = {
+        "Comfy.InstalledVersion": version,
+        "Comfy.VueNodes.Enabled": RENDERERS[renderer],
+        "Comfy.Locale": language,
+    }
     host.post("/settings", SETTINGS | chosen)
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     try:
@@ -195,6 +200,13 @@ def comfy(chromium: Browser, host, renderer: str) -> Iterator[ComfyPage]:
 def shared(request: pytest.FixtureRequest, chromium: Browser, host) -> Iterator[ComfyPage]:
     """One open page for all tests of a module, once in each renderer: opening it is what takes the time."""
     with opened(chromium, host, request.param) as page:
+        yield page
+
+
+@pytest.fixture
+def chinese(chromium: Browser, host, renderer: str) -> Iterator[ComfyPage]:
+    """An open page of ComfyUI in Chinese."""
+    with opened(chromium, host, renderer, language="zh") as page:
         yield page
 
 

@@ -6,6 +6,7 @@ import json
 import re
 
 from scripts.environment import ROOT
+from tests.browser.quickstart import ADD, SET, compare_by_toolbox
 from tests.browser.strips import opened
 
 NODE = "FlowMatchingSampler"
@@ -19,18 +20,44 @@ SHOWN = """(type) => {
 }"""
 
 
+# All words on a node of each type: { title, inputs, widgets, outputs }.
+NAMED = """(types) => Object.fromEntries(types.map((type) => {
+    const node = LiteGraph.createNode(type);
+    const named = (slots) => slots.map(({ name, label, localized_name }) => [name, label || localized_name || name]);
+    return [type, {
+        title: node.title,
+        inputs: Object.fromEntries(named(node.inputs)),
+        widgets: Object.fromEntries(named(node.widgets ?? [])),
+        // The host itself has a word for an output that is named like its type.
+        outputs: Object.fromEntries(node.outputs.flatMap((output, place) =>
+            output.name === output.type ? [] : [[String(place), named([output])[0][1]]])),
+    }];
+}))"""
+# Every word of ours in the page, those for screen readers and hover texts too.
+OURS = """() => [...document.querySelectorAll("[class^=mmdit], [class^=mmdit] *")].flatMap((each) => [
+    ...[...each.childNodes].filter((child) => child.nodeType === Node.TEXT_NODE).map((child) => child.data),
+    ...["aria-label", "aria-valuetext", "title", "alt", "placeholder"].map((name) => each.getAttribute(name) ?? ""),
+])"""
+NAMES = {"CFG", "CLIP-L", "CLIP-G", "sigma", "Home", "End", "Escape"}  # the same in every language
+
+
 def words(language: str) -> dict:
-    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))[NODE]
+    return definitions(language)[NODE]
+
+
+def definitions(language: str) -> dict:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def left_in_english(comfy) -> set[str]:
+    """Words of ours in the page that are no Chinese, but for names."""
+    return {word for text in comfy.run(OURS) for word in re.findall(r"[A-Za-z][A-Za-z-]+", text)} - NAMES
 
 
 def speak(comfy, language: str) -> None:
     """Set the language as the settings panel does, and open the workflow in it."""
     comfy.run("async (language) => await app.extensionManager.setting.set('Comfy.Locale', language)", language)
-    comfy.page.reload()
-    comfy.page.wait_for_function(
-        "window.app?.extensionManager && app.isGraphReady && !document.querySelector('#splash-loader')",
-        timeout=180_000,
-    )
+    comfy.reload()
     comfy.load(ROOT / "workflows" / "quickstart.json")
 
 
@@ -54,6 +81,73 @@ def test_a_node_and_its_help_speak_the_language_of_the_settings(comfy):
     ]
     assert without_titles[0] == without_titles[1]  # a language changes what is seen, never what is run
     assert comfy.pack_complaints() == []
+
+
+def test_no_word_of_the_curve_and_the_comparison_is_left_in_english(chinese):
+    look_at_names(chinese)
+    chinese.load(ROOT / "workflows" / "quickstart.json")
+    look_at_curve(chinese)
+    look_at_comparison(chinese)
+    assert chinese.pack_complaints() == []
+
+
+def look_at_names(comfy) -> None:
+    """No node of ours shows a word that is not the locale's."""
+    expected = definitions("zh")
+    for kind, shown in comfy.run(NAMED, list(expected)).items():
+        told = expected[kind]
+        inputs = {name: each["name"] for name, each in told["inputs"].items()}
+        assert shown["title"] == told["display_name"]
+        assert shown["outputs"] == {place: told["outputs"][place]["name"] for place in shown["outputs"]}
+        assert shown["inputs"] == inputs
+        # Besides, a seed's control, which is the host's, and what is drawn below, which has no name on the screen.
+        assert {name: label for name, label in shown["widgets"].items() if name in inputs}.items() <= inputs.items()
+
+
+def look_at_curve(comfy) -> None:
+    comfy.run(SET, [NODE, {"steps": 12}])
+    comfy.run(ADD, ["TextBoost", {"blocks": "1-3", "end_percent": 0.5, "mode": "attention"}])
+    comfy.page.wait_for_function("document.querySelectorAll('.mmdit-band').length === 2")
+    figure = comfy.page.locator(".mmdit-figure")
+    comfy.page.wait_for_function("document.querySelector('.mmdit-figure').ariaLabel.includes('12 步')")
+    assert re.fullmatch(
+        r"噪声水平：12 步，偏移 [\d.]+（模型自带），从 1 到 0。CFG 4.5：第 0 到 11 步。增强 1-3：第 0 到 \d 步。",
+        figure.get_attribute("aria-label") or "",
+    )
+    assert figure.locator(".mmdit-band").all_inner_texts() == ["CFG 4.5", "增强 1-3"]
+    comfy.fit()
+    figure.hover()
+    comfy.page.get_by_text(re.compile("^第 6 步：sigma 0\\.")).wait_for()
+    assert left_in_english(comfy) == set()
+    comfy.run("() => app.graph._nodes.find((node) => node.type === 'TextBoost').disconnectInput(0)")
+    shift = words("zh")["inputs"]["shift"]["name"]
+    comfy.page.get_by_text(f"运行后显示曲线：此处不知道是哪个模型。设置“{shift}”即可现在看到。").wait_for()
+    comfy.run("""() => {
+        const of = (type) => app.graph._nodes.find((node) => node.type === type);
+        of("MMDiTLoader").connect(0, of("TextBoost"), 0);
+    }""")
+
+
+def look_at_comparison(comfy) -> None:
+    """With the boost that the curve has left there."""
+    boost = definitions("zh")["TextBoost"]["display_name"]
+    comfy.run(SET, [NODE, {"steps": 2000}])
+    compare_by_toolbox(comfy, "TextBoost", "对比使用前后")
+    bar = comfy.page.locator(".mmdit-running")
+    bar.get_by_text(re.compile(rf"^正在生成不使用 {boost} 的图像：第 \d+ / 2000 步$")).wait_for()
+    assert left_in_english(comfy) == set()
+    bar.get_by_role("button", name="取消").click()
+    comfy.page.get_by_text("对比已取消。").wait_for()
+    comfy.run(SET, [NODE, {"steps": 2}])
+    compare_by_toolbox(comfy, "TextBoost", "对比使用前后")
+    dialog = comfy.page.get_by_role("dialog", name=f"使用与不使用 {boost}")
+    dialog.wait_for()
+    assert dialog.locator("span").all_inner_texts() == ["使用", "不使用"]
+    slider = dialog.get_by_role("slider", name="显示多少“使用”的图像")
+    assert slider.get_attribute("aria-valuetext") == "使用 50%，不使用 50%"
+    assert left_in_english(comfy) == set()
+    dialog.get_by_role("button", name="关闭").click()
+    dialog.wait_for(state="detached")
 
 
 def look_at_help(comfy) -> None:
@@ -95,6 +189,7 @@ def look_at_strip(comfy) -> None:
     assert whole == ["全选", "全不选", "反选", "前三分之一", "中三分之一", "后三分之一", "复制文本", "粘贴文本"]
     assert none == "不用预设" and preset, "a preset has one name in all languages"
     strip.press("Escape", "Escape")
+    assert left_in_english(comfy) == set()
     strip.mouse.move(700, 700)
     for text, expected in (
         ("frog", "“frog”：无法识别。"),

@@ -51,9 +51,8 @@ def comfy(shared):
 
 def boxes(comfy) -> dict[str, list[float]]:
     """As they are once the page has drawn everything: what is off screen is not drawn in full."""
-    comfy.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    comfy.page.wait_for_timeout(500)
-    return comfy.run(BOXES)
+    comfy.fit()
+    return comfy.at_rest(BOXES)
 
 
 def overlapping(found: dict[str, list[float]]) -> list[tuple[str, str]]:
@@ -105,8 +104,7 @@ def test_every_node_is_drawn(comfy, test_output):
     comfy.load({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4})
     for name in names:
         comfy.run(ALONE, name)
-        comfy.page.wait_for_timeout(400)
-        ((left, top, right, bottom),) = comfy.run(BOXES).values()
+        ((left, top, right, bottom),) = comfy.at_rest(BOXES).values()
         x, y = comfy.run("([x, y]) => app.canvasPosToClientPos([x, y])", [left, top])
         clip = {"x": max(0, x - 12), "y": max(0, y - 12), "width": right - left + 24, "height": bottom - top + 24}
         comfy.page.screenshot(path=test_output / f"node-{name}-{comfy.renderer}.png", clip=clip)

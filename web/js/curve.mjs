@@ -37,6 +37,7 @@ const TEXTS = {
     never: (label) => `${label} in no step`,
     unknown: (label) => `${label}: window from a link`,
     more: (count) => `${count} more`,
+    stop: ". ",
     label: (levels, from, to, acts) => `Noise levels: ${levels}, from ${from} to ${to}. ${acts}`,
   },
   zh: {
@@ -53,6 +54,7 @@ const TEXTS = {
     never: (label) => `${label}：不在任何一步`,
     unknown: (label) => `${label}：区间由连线给出`,
     more: (count) => `另有 ${count} 项`,
+    stop: "。",
     label: (levels, from, to, acts) => `噪声水平：${levels}，从 ${from} 到 ${to}。${acts}`,
   },
 };
@@ -218,7 +220,7 @@ function draw(found, rows) {
   const { points, first, last, steps, shift, own, adaptive } = found;
   const part = first > 0 || last < steps ? text.part(first, last, steps) : "";
   const levels = `${text.levels(steps, shift, own)}${part}${adaptive ? text.adaptive : ""}`;
-  const acts = rows.map((row) => `${told(found, row)}.`).join(" ");
+  const acts = rows.map((row) => told(found, row) + text.stop).join("").trim();
   const figure = make("div", "mmdit-figure");
   figure.setAttribute("role", "img");
   figure.ariaLabel = text.label(levels, points[0][1], points.at(-1)[1], acts);
