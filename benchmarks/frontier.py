@@ -73,15 +73,10 @@ POINTS = (
     Point(FULL, FULL),
     *carried(
         "whole steps carried over",
-        (
-            ("last third, every 2nd", Economy(every=2, settle=0.64)),
-            ("last two thirds, every 2nd", Economy(every=2, settle=0.28)),
-            ("every 2nd", Economy(every=2)),
-            ("every 3rd, settled", Economy(every=3, settle=0.07)),
-            ("every 4th, settled", Economy(every=4, settle=0.07)),
-        ),
+        (*((f"plan {plan.speedup:g}x", plan.economy) for plan in PLANS),),
     ),
     *(Point("fewer steps", f"{steps} steps", steps) for steps in (14, 10, 20, 7)),
+    *carried("every n-th step throughout", [(f"steps every {n}", Economy(every=n)) for n in (2, 3)]),
     *carried("negative carried over", [(f"negative every {n}", Economy(negative_every=n)) for n in (2, 3, 4)]),
     *(Point("EasyCache", f"EasyCache {cache:g}", cache=cache) for cache in (0.1, 0.2, 0.05)),
     *carried("cfg window's end", [(f"cfg up to {end:.0%}", Economy(end=end)) for end in (0.5, 0.75, 0.25)]),

@@ -41,8 +41,9 @@ class Economy:
 
     Fields: every >= 1, of the steps one in so many is computed, the others go on from what was computed before;
     negative_every >= 1, of the computed steps one in so many computes the negative too; start and end of guidance in
-    [0, 1] of the sampling, outside it the negative is left out; settle in [0, 1], the share of steps at the start of a
-    run in which all is computed; order of going on, 0 keeps what was there last, 1 draws a line through the last two.
+    [0, 1] of the sampling, outside it the negative is left out; settle and finish in [0, 1], the shares of a run's
+    steps before and from which all is computed; order of going on, 0 keeps what was there last, 1 draws a line through
+    the last two.
     Raises: ValueError that names the field, what was found and what would be right.
     Source: Liu et al. 2025, "From reusing to forecasting: accelerating diffusion models with TaylorSeers", for the
         line; Kynkaanniemi et al. 2024, "Applying guidance in a limited interval", for the window.
@@ -53,6 +54,7 @@ class Economy:
     start: float = 0.0
     end: float = 1.0
     settle: float = 0.0
+    finish: float = 1.0
     order: int = 1
 
     def __post_init__(self) -> None:
@@ -61,8 +63,9 @@ class Economy:
                 raise ValueError(f"Economy: {name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.start <= self.end <= 1:
             raise ValueError(f"Economy: guidance is from {self.start} to {self.end}; 0 <= start <= end <= 1")
-        if not 0 <= self.settle <= 1:
-            raise ValueError(f"Economy: settle is {self.settle}; it must be in [0, 1]")
+        for name in ("settle", "finish"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"Economy: {name} is {getattr(self, name)}; it must be in [0, 1]")
         if self.order not in (0, 1):
             raise ValueError(f"Economy: order is {self.order}; it must be 0 or 1")
 
@@ -83,12 +86,13 @@ class Economy:
         """Args: step from 0, of so many steps; place in the sampling, in [0, 1] (in a window: start in, end out)."""
         settled = math.ceil(self.settle * steps - SLACK)
         since = step - settled
-        positive = since < 0 or since % self.every == 0
+        in_full = since < 0 or step >= self.finish * steps - SLACK
+        positive = in_full or since % self.every == 0
         begun = self.start <= 0 or place >= self.start - SLACK
         ended = self.end < 1 and place >= self.end - SLACK
         if ended or not begun:
             return Turn(positive, LEFT_OUT)
-        fresh = positive and (since < 0 or since // self.every % self.negative_every == 0)
+        fresh = positive and (in_full or since // self.every % self.negative_every == 0)
         return Turn(positive, COMPUTED if fresh else TAKEN_OVER)
 
     def work(self, steps: int) -> float:

@@ -44,8 +44,8 @@ class SpeedPlan:
                     list(CHOICES),
                     {
                         "default": "1.5x",
-                        "tooltip": "How much faster. The higher, the fewer steps are computed; those at the start, "
-                        "which decide what the picture shows, are spared last. The node says what it costs.",
+                        "tooltip": "How much faster. The higher, the fewer steps are computed, those at the start and "
+                        "the end always. The node says what it costs.",
                     },
                 ),
             },
@@ -82,8 +82,12 @@ def dials_of(economy: Economy) -> str:
     parts = []
     if economy.settle > 0:
         parts.append(f"the first {economy.settle:.0%} of the steps in full")
+    if economy.finish < 1:
+        parts.append(
+            f"the last {1 - economy.finish:.0%} too" if parts else f"the last {1 - economy.finish:.0%} in full"
+        )
     if economy.every > 1:
-        parts.append(f"every {_ordinal(economy.every)} step computed, the others go on from those before")
+        parts.append(f"between, every {_ordinal(economy.every)} step is computed, the others go on from those before")
     if economy.negative_every > 1:
         of = "computed step" if economy.every > 1 else "step"
         parts.append(

@@ -6,7 +6,6 @@ predictions go on from earlier ones, or the negative is left out, whatever sampl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ...mmdit_core.economy import Count, Economy, Run
-from . import ui
-from .window import percent_at
+from . import controls, ui
+from .window import ToSigma, holds, percent_at
 
 KEY = "mmdit_economy"  # of the economy in transformer_options, and of our wrappers
 RUN = "mmdit_economy_run"
@@ -83,7 +82,8 @@ def _around_conditions(executor, model, conds, x_in, timestep, model_options):
         velocities = [(x_in - denoised) / level for denoised in computed]
         return velocities[0], velocities[1] if with_negative else None
 
-    ahead, behind = run.predict(sigma, place, compute, negative=bool(conds[1]), seen=_seen(conds, x_in, sigma))
+    seen = _seen(model, conds, x_in, sigma, model_options["transformer_options"])
+    ahead, behind = run.predict(sigma, place, compute, negative=bool(conds[1]), seen=seen)
     # What was computed goes on as it came, not through a velocity and back.
     positive = computed[0] if computed else x_in - ahead * level
     if behind is None:
@@ -93,17 +93,42 @@ def _around_conditions(executor, model, conds, x_in, timestep, model_options):
     return [positive, computed[1] if len(computed) > 1 else x_in - behind * level]
 
 
-def _seen(conds: list[list[dict[str, Any]] | None], x: Tensor, sigma: float) -> Hashable:
-    """What two steps must share for one to go on from the other; None where that cannot be known."""
-    active = []
+def _seen(model, conds: list[list[dict[str, Any]] | None], x: Tensor, sigma: float, options) -> Hashable:
+    """What two steps must share for one to go on from the other; None where that cannot be known.
+
+    A prompt, a ControlNet or a block control that begins or ends between them makes a jump that is nobody's direction.
+    """
+    active: list[Hashable] = []
     for entries in conds:
-        for place, entry in enumerate(entries or ()):
+        for entry in entries or ():
             if entry.get("hooks") is not None:  # weights that may be others in each step
                 return None
-            if entry.get("timestep_end", -math.inf) <= sigma <= entry.get("timestep_start", math.inf):
-                active.append((place, entry.get("uuid")))
+            if _holds(sigma, entry.get("timestep_start"), entry.get("timestep_end")):
+                active.append((entry.get("uuid"), _controlnets(entry.get("control"), sigma)))
         active.append(None)
-    return tuple(x.shape), x.dtype, x.device, tuple(active)
+    to_sigma = model.model_sampling.percent_to_sigma
+    items = enumerate(options.get(controls.KEY, ()))
+    timed = [place for place, item in items if _item_holds(item, sigma, to_sigma)]
+    return tuple(x.shape), x.dtype, x.device, tuple(active), tuple(timed)
+
+
+def _holds(sigma: float, start: float | None, end: float | None) -> bool:
+    """As the host reads a window of noise levels."""
+    return (start is None or sigma <= start) and (end is None or sigma >= end)
+
+
+def _controlnets(control, sigma: float) -> int:
+    """How many ControlNets of a chain act."""
+    acting = 0
+    while control is not None:
+        acting += _holds(sigma, *(getattr(control, "timestep_range", None) or (None, None)))
+        control = getattr(control, "previous_controlnet", None)
+    return acting
+
+
+def _item_holds(item: controls.Attached | controls.AttachedPrompt, sigma: float, to_sigma: ToSigma) -> bool:
+    window = item.control if isinstance(item, controls.Attached) else item
+    return holds(sigma, window.start_percent, window.end_percent, to_sigma)
 
 
 def words_of(count: Count) -> str:

@@ -75,6 +75,8 @@ def test_a_turn_is_decided_by_step_and_place():
         Turn(True, COMPUTED), Turn(False, TAKEN_OVER), Turn(True, TAKEN_OVER), Turn(False, TAKEN_OVER),
         Turn(True, COMPUTED), Turn(False, TAKEN_OVER),
     ]  # fmt: skip
+    ends = Economy(every=3, settle=0.25, finish=0.75)
+    assert [ends.turn(n, 8, 0.0).positive for n in range(8)] == [True, True, True, False, False, True, True, True]
     settled = Economy(negative_every=2, settle=0.5)
     assert [settled.turn(n, 6, 0.0).negative == COMPUTED for n in range(6)] == [True, True, True, True, False, True]
 
@@ -194,7 +196,8 @@ def test_json_brings_it_back_and_leaves_out_what_is_usual():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("every", 0), ("negative_every", 0), ("settle", 2.0), ("order", 2), ("end", -0.1)]
+    ("field", "value"),
+    [("every", 0), ("negative_every", 0), ("settle", 2.0), ("finish", -1.0), ("order", 2), ("end", -0.1)],
 )
 def test_a_wrong_field_is_named(field, value):
     with pytest.raises(ValueError, match="guidance" if field == "end" else field):

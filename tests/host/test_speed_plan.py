@@ -59,6 +59,7 @@ def test_each_dial_asks_for_its_share_of_rows_and_leaves_the_model_as_it_was(ben
         ({"end": 0.5}, [2, 2, 2, 1, 1, 1]),
         ({"start": 0.5}, [1, 1, 1, 2, 2, 2]),
         ({"negative_every": 2, "settle": 0.5}, [2, 2, 2, 2, 1, 2]),
+        ({"every": 4, "settle": 0.3, "finish": 0.8}, [2, 2, 2, 2]),
     ):
         with bench.rows() as seen:
             made = sampler(bench, sparing(bench, economy, **dials))
@@ -309,6 +310,24 @@ def test_block_controls_act_in_what_is_still_computed(bench, economy):
     facts = bench.facts(model=sparing(bench, economy, model=skip, negative_every=2))
     # 6 positive and 3 negative predictions of 2 blocks, of which a negative one skips one.
     assert (facts["block_calls"]["total"], facts["block_calls"]["skipped"]) == (18, 3)
+
+
+def test_a_block_control_that_begins_or_ends_is_computed_at_once(bench, economy):
+    boost = bench.module("blocks").TextBoost()
+    given = dict(strength=2.0, mode="attention", phrase="", part="all", branch="both", fade="constant")
+    model = boost.apply(bench.model, "0", start_percent=1 / 6, end_percent=0.5, **given)[0]
+    facts = bench.facts(model=sparing(bench, economy, model=model, every=6))
+    assert facts["speed_plan"]["positives"] == 3  # the first step, and where the boost begins and ends
+
+
+def test_a_controlnet_that_begins_or_ends_is_computed_at_once(economy):
+    class Net:
+        def __init__(self, timestep_range, previous=None):
+            self.timestep_range, self.previous_controlnet = timestep_range, previous
+
+    chain = Net((1.0, 0.5), Net((0.7, 0.0), Net(None)))
+    assert [economy._controlnets(chain, sigma) for sigma in (0.9, 0.7, 0.5, 0.4)] == [2, 3, 3, 2]
+    assert economy._controlnets(None, 0.5) == 0
 
 
 def test_reuse_of_the_last_run_is_off_and_says_why(bench, economy):
