@@ -239,6 +239,15 @@ def line_of(name: str, entry: dict) -> str:
     )
 
 
+def price_of(entry: dict) -> str:
+    """A point as a row of the core's table of plans has it."""
+    change, distance = entry["change"], entry["distance"]["mean"]
+    rounded = (entry["share"], change["points"], change["low"], change["high"], distance)
+    digits = (3, 1, 1, 1, 3)
+    figures = ", ".join(f"{round(value, places):g}" for value, places in zip(rounded, digits, strict=True))
+    return f"Price({figures}, {entry['pictures']})"
+
+
 def draw(points: dict[str, dict], target: Path) -> None:
     """Accuracy and distance against the share of FLOPs, a line for each dial, with 95% intervals."""
     import matplotlib
@@ -336,6 +345,9 @@ def main() -> None:
             summed(entry, points[FULL])
             print(line_of(point.name, entry), flush=True)
             given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    for plan in PLANS:
+        if (entry := points.get(f"plan {plan.speedup:g}x")) is not None:
+            print(f"mmdit_core/speed_plans.py: {plan.speedup:g}x: {price_of(entry)}")
     if given.plot and len(points) > 1:
         draw(points, given.plot)
 

@@ -20,8 +20,8 @@ class SpeedPlan:
     CATEGORY = "MMDiT"
     DESCRIPTION = (
         "Makes sampling faster: in some steps nothing is computed, the prediction goes on from those before. It says "
-        "what that was measured to cost. Works with FlowMatchingSampler, KSampler and other samplers; after the run "
-        "the node shows what was saved."
+        "what that costs where it was measured. Works with FlowMatchingSampler, KSampler and other samplers; after the "
+        "run the node shows what was saved."
     )
     SEARCH_ALIASES = ["speed", "faster", "cache", "skip negative", "acceleration", "cfg", "turbo"]
     FUNCTION = "apply"
@@ -29,7 +29,7 @@ class SpeedPlan:
     RETURN_NAMES = ("MODEL", "plan")
     OUTPUT_TOOLTIPS = (
         "The model with this plan in place of one that it had; the one that came in is as it was.",
-        "What is computed and what is carried over, and what that was measured to cost.",
+        "What is computed and what is carried over, and what that costs where it was measured.",
     )
 
     @classmethod
