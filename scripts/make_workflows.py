@@ -59,7 +59,8 @@ class Placed:
 
     @property
     def height(self) -> int:
-        widgets = [(name, kind, options) for name, kind, options in self.inputs if is_widget(kind, options)]
+        """In the classic page, which shows all inputs."""
+        widgets = self.widgets
         slots = max(len(self.links), len(self.info["output"]))
         long = [options for _, _, options in widgets if options.get("multiline")]
         texts = sum(RARE_TEXT if options.get("advanced") else TEXT for options in long)
@@ -67,6 +68,19 @@ class Placed:
         picture = PICTURE if self.node.type in PICTURES else 0
         rows = TITLE + ROW * (slots + len(widgets) - len(long) + seeds)
         return rows + texts + picture + SHOWN.get(self.node.type, 0)
+
+    @property
+    def stored_height(self) -> int:
+        """Without the rare inputs, which Nodes 2.0 hides: the classic page grows a node to what it shows, that one does
+        not shrink it. Long texts share what there is, so that a node with some keeps its height.
+        """
+        long = any(options.get("multiline") for _, _, options in self.widgets)
+        rare = sum(bool(options.get("advanced")) for _, _, options in self.widgets)
+        return self.height - (0 if long else ROW * rare)
+
+    @property
+    def widgets(self) -> list[tuple[str, Any, dict[str, Any]]]:
+        return [(name, kind, options) for name, kind, options in self.inputs if is_widget(kind, options)]
 
     @property
     def inputs(self) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -100,7 +114,7 @@ def build(sheet: Sheet, info: dict[str, Any]) -> dict[str, Any]:
                 "id": one.number,
                 "type": one.node.type,
                 "pos": spots[one.node.key],
-                "size": [one.width, one.height],
+                "size": [one.width, one.stored_height],
                 "flags": {},
                 "order": one.number - 1,
                 "mode": 0,

@@ -246,7 +246,7 @@ STEER = (
         (
             loader(),
             text(key="first text", title="What the picture shows"),
-            text("three green circles to the left of a blue star on a white background", title="What it shall show"),
+            text("three yellow circles to the left of a blue star on a white background", title="What it shall show"),
             empty(),
             sampler("first", positive=("first text", 0), negative=("first text", 1), title="The picture to edit"),
             decode("first", "first decoded"),
@@ -257,7 +257,7 @@ STEER = (
                 {"steps": 28},
                 {"model": ("model", 0), "positive": ("first text", 0), "latent_image": ("first", 0)},
             ),
-            sampler(negative=("first text", 0), latent=("inverted", 0), solver="heun", title="The edit"),
+            sampler(negative=("first text", 0), latent=("inverted", 0), solver="heun", cfg=2.0, title="The edit"),
             *shown(title="After"),
         ),
     ),
@@ -282,8 +282,8 @@ STEER = (
 )
 
 LARGE_FILES = (
-    "Put the transformer into `models/checkpoints` or `models/diffusion_models`, the text encoders into "
-    "`models/text_encoders`, the VAE into `models/vae`, then press R to refresh the lists."
+    "Put the transformer into **models/checkpoints** or **models/diffusion_models**, the text encoders into "
+    "**models/text_encoders**, the VAE into **models/vae**, then press R to refresh the lists."
 )
 
 
@@ -293,8 +293,8 @@ def sd35(name: str, title: str, checkpoint: str, note: str, **values: Any) -> Sh
         name,
         title,
         f"{note}\n\n**Files**\n"
-        f"- `{checkpoint}`, from Stability AI's page of the model on Hugging Face: transformer and VAE\n"
-        "- `clip_l.safetensors`, `clip_g.safetensors`, `t5xxl_fp8_e4m3fn.safetensors`, from Comfy-Org's page "
+        f"- **{checkpoint}**, from Stability AI's page of the model on Hugging Face: transformer and VAE\n"
+        "- **clip_l.safetensors**, **clip_g.safetensors**, **t5xxl_fp8_e4m3fn.safetensors**, from Comfy-Org's page "
         f"*stable-diffusion-3.5-fp8*, folder text_encoders\n\n{LARGE_FILES}",
         (
             loader(checkpoint),
@@ -344,8 +344,8 @@ LARGE = (
         "FLUX.1-dev with a text boost",
         "The host's own loader brings FLUX.1-dev; sampler and block controls of this pack work on it. **Text Boost** "
         "is set to the published preset for better text alignment (blocks 2, 7, 12, 17, 22 at 1.5).\n\n**Files**\n"
-        "- `flux1-dev.safetensors` and `ae.safetensors`, from Black Forest Labs' page on Hugging Face\n"
-        "- `clip_l.safetensors`, `t5xxl_fp8_e4m3fn.safetensors`, from Comfy-Org's page *flux_text_encoders*\n\n"
+        "- **flux1-dev.safetensors** and **ae.safetensors**, from Black Forest Labs' page on Hugging Face\n"
+        "- **clip_l.safetensors**, **t5xxl_fp8_e4m3fn.safetensors**, from Comfy-Org's page *flux_text_encoders*\n\n"
         + LARGE_FILES,
         (
             Node("model", "UNETLoader", {"unet_name": "flux1-dev.safetensors"}),
@@ -370,8 +370,8 @@ LARGE = (
         "Qwen-Image with blocks skipped",
         "The host's own loader brings Qwen-Image; sampler and block controls of this pack work on it. No block list "
         "is published for it: find yours with **Block Analysis**, then write it into **Block Skip**.\n\n"
-        "**Files**, all from Comfy-Org's page *Qwen-Image_ComfyUI*\n- `qwen_image_fp8_e4m3fn.safetensors`\n"
-        "- `qwen_2.5_vl_7b_fp8_scaled.safetensors`\n- `qwen_image_vae.safetensors`\n\n" + LARGE_FILES,
+        "**Files**, all from Comfy-Org's page *Qwen-Image_ComfyUI*\n- **qwen_image_fp8_e4m3fn.safetensors**\n"
+        "- **qwen_2.5_vl_7b_fp8_scaled.safetensors**\n- **qwen_image_vae.safetensors**\n\n" + LARGE_FILES,
         (
             Node("model", "UNETLoader", {"unet_name": "qwen_image_fp8_e4m3fn.safetensors"}),
             Node(
