@@ -132,7 +132,9 @@ class BlockSkip:
             "required": {
                 "model": MODEL,
                 "blocks": blocks_widget(""),
-                "branch": branch_widget("negative", " The negative one tolerates far more skipping."),
+                "branch": branch_widget(
+                    "negative", " In large models the negative one was found to tolerate far more."
+                ),
                 "start_percent": START,
                 "end_percent": END,
             },

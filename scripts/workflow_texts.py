@@ -157,7 +157,8 @@ STEER = (
     Sheet(
         "skip-for-speed",
         "Skip blocks for speed",
-        f"Leaves out blocks on the negative branch, which tolerates far more than the positive one. {SMALL_NOTE}\n\n"
+        "Leaves out blocks on the negative branch, which in large models tolerates far more than the positive one; the "
+        f"small model has none to spare. {SMALL_NOTE}\n\n"
         "After the run **Block Skip** shows how many block calls were saved. Which blocks matter least differs from "
         "model to model: the workflow *analysis* finds out.",
         beside_untouched(
