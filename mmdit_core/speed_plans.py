@@ -51,8 +51,8 @@ class Plan:
 
 
 PLANS = (
-    Plan(1.2, Economy(every=2, settle=0.3, finish=0.68)),
-    Plan(1.5, Economy(every=2, settle=0.14, finish=0.86)),
+    Plan(1.2, Economy(every=2, settle=0.3, finish=0.68), Price(0.822, 0, -11, 11, 0.02, 32)),
+    Plan(1.5, Economy(every=2, settle=0.14, finish=0.86), Price(0.644, 0, -11, 11, 0.022, 32)),
     Plan(2.0, Economy(every=3, settle=0.14, finish=0.9)),
     Plan(2.5, Economy(every=4, settle=0.14, finish=0.93)),
     Plan(3.0, Economy(every=5, settle=0.1, finish=0.93)),
