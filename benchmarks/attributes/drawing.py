@@ -41,7 +41,8 @@ def _solvers(panels, points: list[dict]) -> None:
     titles = ("one call a step", "several calls a step", "with noise in every step")
     for solver, found in lines.items():
         method = SOLVERS[solver]
-        place = 2 if "eta" in method.options else 0 if method.calls_per_step == 1 else 1
+        noisy = any(option.name == "eta" for option in method.options)
+        place = 2 if noisy else 0 if method.calls_per_step == 1 else 1
         calls = [point["calls"] for point in found]
         panels[place].plot(
             calls, [point["scores"]["all"]["percent"] for point in found], "o-", markersize=3, label=solver
