@@ -131,10 +131,10 @@ def look_at_curve(comfy) -> None:
 def look_at_comparison(comfy) -> None:
     """With the boost that the curve has left there."""
     boost = definitions("zh")["TextBoost"]["display_name"]
-    comfy.run(SET, [NODE, {"steps": 2000}])
+    comfy.run(SET, [NODE, {"steps": 10_000}])  # longer than the slowest page takes to press a button
     compare_by_toolbox(comfy, "TextBoost", "对比使用前后")
     bar = comfy.page.locator(".mmdit-running")
-    bar.get_by_text(re.compile(rf"^正在生成不使用 {boost} 的图像：第 \d+ / 2000 步$")).wait_for()
+    bar.get_by_text(re.compile(rf"^正在生成不使用 {boost} 的图像：第 \d+ / 10000 步$")).wait_for()
     assert left_in_english(comfy) == set()
     bar.get_by_role("button", name="取消").click()
     comfy.page.get_by_text("对比已取消。").wait_for()
