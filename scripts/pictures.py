@@ -230,7 +230,7 @@ def render(client: Client, tile: Tile) -> Image.Image:
 def drawn(name: str, client: Client) -> Image.Image:
     tiles = [(tile.label, render(client, tile)) for tile in PICTURES[name]]
     if name in WHOLE:
-        return tiles[0][1]
+        return tiles[0][1].quantize(256, dither=Image.Dither.NONE)  # flat colours: a third of the size
     return row([(label, picture.resize((TILE, TILE), Image.Resampling.LANCZOS)) for label, picture in tiles])
 
 

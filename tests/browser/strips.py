@@ -124,11 +124,18 @@ def graph(*nodes: str, loader: str = "UNETLoader", file: str = MEDIUM) -> dict[s
 
 def opened(comfy, *nodes: str, cells: int = 24, **loader: str) -> Strip:
     """A graph with such nodes, at normal zoom; the strip of the first one."""
+    clear_hover_texts(comfy)
     comfy.load(graph(*nodes, **loader))
     strip = Strip(comfy, nodes[0])
     strip.until(f"s.cells === {cells}")
     strip.unzoom()
     return strip
+
+
+def clear_hover_texts(comfy) -> None:
+    """The host leaves the hover text of a node that goes away under the mouse."""
+    comfy.page.mouse.move(20, 850)
+    comfy.run("() => document.querySelectorAll('.p-tooltip').forEach((each) => each.remove())")
 
 
 def write_headers(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.browser.strips import FLUX, MEDIUM, SMALL, Strip, graph, opened, write_headers
+from tests.browser.strips import FLUX, MEDIUM, SMALL, Strip, clear_hover_texts, graph, opened, write_headers
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -200,9 +200,8 @@ def test_it_is_drawn(comfy, test_output):
     comfy.page.screenshot(path=test_output / f"strip-{comfy.renderer}.png")
     # docs/strip.png, which the READMEs show, is the classic renderer's.
     comfy.run("() => { app.canvas.ds.scale = 1.6; app.canvas.ds.offset = [-250, -20]; }")
-    strip.mouse.move(20, 850)  # its hover texts would lie over it
-    comfy.page.locator(".p-tooltip").wait_for(state="detached")
     strip.settle()
+    clear_hover_texts(comfy)  # they would lie over it
     x, y, width, height = comfy.run("() => app.graph._nodes[1].getBounding()")
     left, top = comfy.run("([x, y]) => app.canvasPosToClientPos([x, y])", [x, y])
     clip = {"x": left - 8, "y": top - 8, "width": 1.6 * width + 16, "height": min(1.6 * height + 16, 900 - top)}
