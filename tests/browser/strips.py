@@ -124,7 +124,6 @@ def graph(*nodes: str, loader: str = "UNETLoader", file: str = MEDIUM) -> dict[s
 
 def opened(comfy, *nodes: str, cells: int = 24, **loader: str) -> Strip:
     """A graph with such nodes, at normal zoom; the strip of the first one."""
-    clear_hover_texts(comfy)
     comfy.load(graph(*nodes, **loader))
     strip = Strip(comfy, nodes[0])
     strip.until(f"s.cells === {cells}")
@@ -134,7 +133,7 @@ def opened(comfy, *nodes: str, cells: int = 24, **loader: str) -> Strip:
 
 def clear_hover_texts(comfy) -> None:
     """The host leaves the hover text of a node that goes away under the mouse."""
-    comfy.page.mouse.move(20, 850)
+    comfy.page.mouse.move(20, 430)  # off the canvas, between the buttons
     comfy.run("() => document.querySelectorAll('.p-tooltip').forEach((each) => each.remove())")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.strips import FLUX, opened, write_headers
+from tests.browser.strips import FLUX, clear_hover_texts, opened, write_headers
 
 ALIGNMENT = "FLUX.1-dev: text alignment"
 
@@ -277,18 +277,20 @@ HOVERED = """() => [".mmdit-strip", ".p-tooltip, .node-tooltip"].map((kind) => [
     .map((each) => (({ left, top, right, bottom }) => [left, top, right, bottom])(each.getBoundingClientRect())))"""
 
 
-@pytest.mark.parametrize(("scale", "left"), [(1, 330), (1, 70), (3, -40)])
+@pytest.mark.parametrize(("scale", "left"), [(1, 330), (1, 70), (2, 100)])
 def test_the_hosts_own_hover_text_hides_no_cell(comfy, scale, left):
     """Nodes 2.0 shows the input's words beside its row, wherever the node stands; on the canvas a strip has none."""
     strip = opened(comfy, "TextBoost")
     comfy.run(
         """([scale, left]) => {
             app.canvas.ds.scale = scale;
-            app.canvas.ds.offset = [left - app.graph._nodes[1].pos[0], 0];
+            const [x, y] = app.graph._nodes[1].pos;
+            app.canvas.ds.offset = [left - x, 100 - y];
         }""",
         [scale, left],
     )
     strip.settle()
+    clear_hover_texts(comfy)
     strip.mouse.move(*strip.place(3))
     if comfy.renderer == "nodes2":
         comfy.page.locator(".p-tooltip").wait_for()
