@@ -209,6 +209,7 @@ def toast(comfy) -> str:
     comfy.page.wait_for_selector(".p-toast-message")
     words = comfy.page.locator(".p-toast-message").first.inner_text()
     comfy.run("() => app.extensionManager.toast.removeAll()")
+    comfy.page.locator(".p-toast-message").first.wait_for(state="detached")  # it takes its time to go
     return words
 
 
