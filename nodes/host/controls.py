@@ -13,7 +13,7 @@ from ...mmdit_core.control import BlockControl
 from ...mmdit_core.hooks import Call, Tally, compile_controls
 from ...mmdit_core.second_text import SecondText, add_second_texts
 from ...mmdit_core.tokens import PhraseError, TokenMap
-from . import prepared, ui
+from . import attaching, prepared, ui
 from .text import TOKEN_MAP
 from .window import ToSigma, holds, percent_at
 
@@ -104,15 +104,14 @@ def text_width(model) -> int | None:
 
 
 def _with(model, items: tuple[Attached | AttachedPrompt, ...]):
-    clone = model.clone()
-    options = clone.model_options["transformer_options"]
-    if KEY not in options:
-        kinds = comfy.patcher_extension.WrappersMP
-        clone.add_wrapper_with_key(kinds.OUTER_SAMPLE, KEY, _around_run)
-        clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, KEY, _around_conditions)
-        clone.add_wrapper_with_key(kinds.APPLY_MODEL, KEY, _around_call)
-    options[KEY] = (*options.get(KEY, ()), *items)
-    return clone
+    kinds = comfy.patcher_extension.WrappersMP
+    wrappers = {
+        kinds.OUTER_SAMPLE: _around_run,
+        kinds.CALC_COND_BATCH: _around_conditions,
+        kinds.APPLY_MODEL: _around_call,
+    }
+    before = model.model_options["transformer_options"].get(KEY, ())
+    return attaching.attach(model, KEY, (*before, *items), wrappers)
 
 
 def attached(model) -> tuple[BlockControl, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...mmdit_core.economy import Count, Economy, Run
-from . import controls, ui
+from . import attaching, controls, ui
 from .window import ToSigma, holds, percent_at
 
 KEY = "mmdit_economy"  # of the economy in transformer_options, and of our wrappers
@@ -32,14 +32,9 @@ class Attached:
 
 def attach(model, economy: Economy, node_id: str | None):
     """A clone of the MODEL with an economy in place of one that it had; the MODEL that came in stays as it is."""
-    clone = model.clone()
-    options = clone.model_options["transformer_options"]
-    if KEY not in options:
-        kinds = comfy.patcher_extension.WrappersMP
-        clone.add_wrapper_with_key(kinds.OUTER_SAMPLE, KEY, _around_run)
-        clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, KEY, _around_conditions)
-    options[KEY] = Attached(economy, node_id)
-    return clone
+    kinds = comfy.patcher_extension.WrappersMP
+    wrappers = {kinds.OUTER_SAMPLE: _around_run, kinds.CALC_COND_BATCH: _around_conditions}
+    return attaching.attach(model, KEY, Attached(economy, node_id), wrappers)
 
 
 def of(model) -> Economy | None:
