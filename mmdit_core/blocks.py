@@ -116,9 +116,13 @@ class JointBlock(nn.Module):
         # as soon as it is joined, for these are the largest tensors of a block.
         pairs = list(zip(txt_qkv, img_qkv, strict=True))
         del img_qkv, txt_qkv
-        joined = [torch.cat(pairs.pop(0), dim=2) for _ in range(3)]
+        joined: list[Tensor] = []
+        if self.context_block.pre_only and not _hooked(transformer_options):
+            joined.append(pairs.pop(0)[1])  # nobody reads what the text's queries find
+        while pairs:
+            joined.append(torch.cat(pairs.pop(0), dim=2))
         attn = self._joint_attention(joined, txt.shape[1], transformer_options)
-        txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
+        txt_attn, img_attn = attn.split((attn.shape[1] - img.shape[1], img.shape[1]), dim=1)
         img_attn2 = None
         if self.x_block.attn2 is not None and second is not None:
             q, k, v = self.x_block.attn2(second)
@@ -148,3 +152,13 @@ class JointBlock(nn.Module):
         for patch in after:
             attn = patch(attn, extra)
         return attn
+
+
+def _hooked(transformer_options: dict[str, Any]) -> bool:
+    """Whether somebody looks into the attention, and so expects as many queries as keys."""
+    patches = transformer_options.get("patches", {})
+    return bool(
+        patches.get("attn1_patch")
+        or patches.get("attn1_output_patch")
+        or transformer_options.get("optimized_attention_override") is not None
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mmdit_core import MMDiT, MMDiTConfig
+from mmdit_core.layers import attention
 
 CONFIG = MMDiTConfig(
     hidden_size=64, num_heads=2, depth=3, context_dim=24, pooled_dim=20, pos_embed_max_size=8, dual_attention=(1,)
@@ -115,6 +117,27 @@ def test_an_attention_override_sees_every_attention():
     out = model(*given, **text, transformer_options={"optimized_attention_override": override})
     assert torch.equal(out, model(*given, **text))
     assert lengths == [TXT + IMG, TXT + IMG, IMG, TXT + IMG]  # block 1 has a second attention over the image
+
+
+@pytest.mark.parametrize("hook", ["attn1_patch", "attn1_output_patch"])
+def test_the_last_texts_queries_are_left_out_unless_somebody_looks(hook):
+    model, given, text = setup()
+    lengths = []
+
+    def counted(q, k, v, heads, **kwargs):
+        lengths.append((q.shape[2], k.shape[2]))
+        return attention(q, k, v, heads, **kwargs)
+
+    for block in model.joint_blocks:
+        block.attention = counted
+    unseen = model(*given, **text)
+    both, image = (TXT + IMG, TXT + IMG), (IMG, IMG)
+    assert lengths == [both, both, image, (IMG, TXT + IMG)]
+    lengths.clear()
+    looks = {"attn1_patch": lambda q, k, v, **_: {}, "attn1_output_patch": lambda out, extra: out}
+    seen = model(*given, **text, transformer_options={"patches": {hook: [looks[hook]]}})
+    assert lengths == [both, both, image, both]
+    torch.testing.assert_close(seen, unseen, atol=1e-6, rtol=1e-6)
 
 
 def test_controlnet_residuals_are_added_after_their_block():
