@@ -25,7 +25,7 @@ def comfy(shared):
 
 def test_other_words_and_the_categories_lead_to_a_node(comfy, test_output):
     comfy.load({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4})
-    comfy.page.mouse.dblclick(700, 600)
+    comfy.run("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     found = comfy.page.get_by_test_id("result-item")
     field = comfy.page.get_by_role("search").locator("input").first
     for typed, name in MEANT.items():
