@@ -40,6 +40,8 @@ SHOWN = {
     "BlockAnalysis": 70,
     "PreviewAny": 140,
 }
+# What a new node of the pack gets in the page (COLOURS in web/js/mmdit.js), by category and, within one, by type.
+COLOURS = {"MMDiT": "#223", "MMDiT/blocks": "#323", "TripleTextEncode": "#232", "MMDiTLoader": "#233"}
 NOTE_WIDTH, NOTE_COLUMNS = 360, 44
 
 
@@ -56,6 +58,10 @@ class Placed:
     @property
     def width(self) -> int:
         return WIDTHS.get(self.node.type, 330)
+
+    @property
+    def colour(self) -> str | None:
+        return COLOURS.get(self.node.type) or COLOURS.get(self.info["category"])
 
     @property
     def height(self) -> int:
@@ -122,6 +128,7 @@ def build(sheet: Sheet, info: dict[str, Any]) -> dict[str, Any]:
                 "outputs": [],
                 "properties": {"Node name for S&R": one.node.type},
                 **({"title": one.node.title} if one.node.title else {}),
+                **({"color": one.colour} if one.colour else {}),
                 "widgets_values": _values(one),
             }
         )

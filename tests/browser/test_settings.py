@@ -48,7 +48,7 @@ def test_each_has_words_in_both_languages_and_the_nodes_own_default(comfy):
     found = {each["id"]: each for each in comfy.run(OURS)}
     chinese = json.loads((ROOT / "locales" / "zh" / "settings.json").read_text(encoding="utf-8"))
     groups = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["settingsCategories"]
-    assert {name.replace(".", "_") for name in found} == set(chinese) and len(found) == 5
+    assert {name.replace(".", "_") for name in found} == set(chinese) and len(found) == 6
     for name, each in found.items():
         words = chinese[name.replace(".", "_")]
         assert each["name"] and each["tooltip"] and set(words) == {"name", "tooltip"}
@@ -112,11 +112,46 @@ def test_the_count_of_tokens_goes_and_comes(comfy):
     assert [each["size"] for each in comfy.graph()["nodes"]] == size
 
 
+COLOURS = """(type) => {
+    const saved = (node) => node.serialize().color ?? null;
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    const fresh = saved(node);
+    node.color = undefined; // as the menu's "No color"
+    const copy = LiteGraph.createNode(type);
+    copy.configure(node.serialize());
+    node.color = "#123456";
+    const other = LiteGraph.createNode(type);
+    other.configure(node.serialize());
+    return { fresh, plain: saved(copy), own: saved(other) };
+}"""
+
+
+def test_a_new_node_has_a_coloured_title_and_an_opened_one_its_own(comfy):
+    ours = [name for name, node in comfy.host.object_info().items() if node["category"].startswith("MMDiT")]
+    found = {name: comfy.run(COLOURS, name) for name in ours}
+    assert all(each["fresh"] for each in found.values()), found
+    assert found["BlockSkip"]["fresh"] == found["TextBoost"]["fresh"] != found["FlowMatchingSampler"]["fresh"]
+    assert {(each["plain"], each["own"]) for each in found.values()} == {(None, "#123456")}
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        nodes = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] in ours]
+        assert [node["color"] for node in nodes] == [found[node["type"]]["fresh"] for node in nodes], path.name
+    comfy.run(SET, ["MMDiT.Nodes.Colours", False])
+    assert {comfy.run(COLOURS, name)["fresh"] for name in ours} == {None}
+
+
 def test_they_are_in_the_dialog(comfy, test_output):
     comfy.run("() => void app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     dialog = comfy.page.get_by_role("dialog")
     dialog.get_by_text("MMDiT", exact=True).first.click()
-    for text in ("Blocks as a strip", "Count tokens while typing", "Steps", "Guidance (cfg)", "Solver"):
+    for text in (
+        "Blocks as a strip",
+        "Count tokens while typing",
+        "Coloured titles",
+        "Steps",
+        "Guidance (cfg)",
+        "Solver",
+    ):
         dialog.get_by_text(text, exact=True).first.wait_for()
     comfy.page.screenshot(path=test_output / f"settings-{comfy.renderer}.png")
     comfy.page.keyboard.press("Escape")

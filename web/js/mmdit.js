@@ -29,6 +29,13 @@ const HEIGHT = { plain: 78, levels: 94 }; // pixels in the classic renderer: tha
 const MARGIN = 5;
 
 const SAMPLER = "FlowMatchingSampler";
+// What a node works on -> a title of one of the colours that the host offers for nodes.
+const COLOURS = {
+  blue: [SAMPLER, "FlowInvert", "MMDiTSampler", "SpeedPlan"],
+  green: ["TripleTextEncode"],
+  cyan: ["MMDiTLoader"],
+  purple: Object.keys(STRIPS),
+};
 const SOLVERS = ["euler"]; // the server's list takes its place
 // Input of the sampler -> the setting that says what a new one gets.
 const CHOSEN = { steps: "MMDiT.NewSampler.Steps", cfg: "MMDiT.NewSampler.Cfg", solver: "MMDiT.NewSampler.Solver" };
@@ -70,6 +77,14 @@ const SETTINGS = [
     type: "boolean",
     defaultValue: true,
   },
+  {
+    id: "MMDiT.Nodes.Colours",
+    name: "Coloured titles",
+    category: ["MMDiT", NODES, "Colours"],
+    tooltip: onlyNew,
+    type: "boolean",
+    defaultValue: true,
+  },
 ];
 
 const ours = new Set(); // types of this pack's nodes
@@ -95,6 +110,7 @@ app.registerExtension({
     if (node.subgraph) drawPromoted(node);
     if (!ours.has(node.comfyClass)) return;
     if (node.comfyClass === SAMPLER) chooseValues(node);
+    colour(node);
     // Nodes 2.0 leaves room for the advanced inputs, which it hides; it grows a node to what it shows.
     if (globalThis.LiteGraph?.vueNodesMode) node.setSize([node.size[0], 0]);
     for (const name of modulesOf(node.comfyClass)) withModule(name, (module) => module.nodeCreated?.(node));
@@ -146,11 +162,28 @@ function chooseValues(node) {
     usual.set(widget, widget.value);
     widget.value = setting(CHOSEN[widget.name]);
   }
-  const { configure } = node;
-  node.configure = function (...saved) {
+  unlessSaved(node, () => {
     for (const [widget, value] of usual) widget.value = value;
-    usual.clear();
-    return configure.apply(this, saved);
+  });
+}
+
+/** Colour a new node's title. A saved or copied one brings its own colour, or none. */
+function colour(node) {
+  const [name] = Object.entries(COLOURS).find(([, types]) => types.includes(node.comfyClass)) ?? [];
+  const { color } = globalThis.LGraphCanvas?.node_colors?.[name] ?? {};
+  if (!color || !setting("MMDiT.Nodes.Colours")) return;
+  node.color = color;
+  unlessSaved(node, () => (node.color = undefined));
+}
+
+/** Take back what a new node was given, before it is told what a saved one holds. */
+function unlessSaved(node, takeBack) {
+  const { configure } = node;
+  let saved = false;
+  node.configure = function (...values) {
+    if (!saved) takeBack();
+    saved = true;
+    return configure.apply(this, values);
   };
 }
 
