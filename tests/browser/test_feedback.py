@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.quickstart import ADD, SET, fresh
+from tests.browser.quickstart import ADD, SET, WORKFLOW, fresh
 
 NOTE = """(type) => {
     const node = app.graph._nodes.find((each) => each.type === type);
@@ -45,6 +45,15 @@ def test_prompts_tell_their_tokens_while_they_are_typed(comfy, test_output):
     assert len(after["widgets_values"]) == len(before["widgets_values"]) and after["size"] == before["size"]
     (prompt,) = [node for node in comfy.prompt().values() if node["class_type"] == "TripleTextEncode"]
     assert not {"tokens", "error"} & set(prompt["inputs"])
+
+
+def test_tokens_are_those_of_the_encoders_that_are_linked(comfy):
+    comfy.load(WORKFLOW.with_name("flux1-dev.json"))
+    note = until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+\\s*T5 \\d+\\s*negative/.test(note)")
+    assert "CLIP-G" not in note
+    comfy.load(WORKFLOW.with_name("qwen-image.json"))
+    note = until(comfy, "TripleTextEncode", "/^prompt\\s*counted when it runs/.test(note)")
+    assert "CLIP" not in note and "T5" not in note
 
 
 def test_the_sampler_tells_its_steps_and_then_what_ran(comfy):

@@ -2,11 +2,14 @@
 
 import { after, api, make, nodeOfExecution, request, setting } from "./host.mjs";
 import { Note } from "./note.mjs";
+import { clipKind } from "./upstream.mjs";
 import { words } from "./words.mjs";
 
 const NODE = "TripleTextEncode";
 const TITLES = ["prompt", "negative"];
 const INPUTS = [...TITLES, "clip_l", "clip_g", "t5xxl", "t5_length"];
+// What a loader calls its text encoders -> those of SD3's that they are. Of others the server tells when they have run.
+const ENCODERS = { flux: ["CLIP-L", "T5"], sd3: ["CLIP-L", "CLIP-G", "T5"] };
 const REST = 250; // ms without a key before the server is asked
 
 const counted = new Set(); // functions that count a node's tokens anew, soon
@@ -32,6 +35,11 @@ export function settingsChanged() {
   for (const soon of counted) soon();
 }
 
+/** The labels of the encoders that a node's prompts can be counted for; null where they are unknown. */
+function encoders(node) {
+  return ENCODERS[clipKind(node) ?? "sd3"] ?? null;
+}
+
 function wanted() {
   return setting("MMDiT.Nodes.Tokens");
 }
@@ -39,7 +47,7 @@ function wanted() {
 // After a run the server tells the same once more, for pages without scripts; here only what is new is worth a place.
 api.addEventListener("progress_text", ({ detail }) => {
   const node = nodeOfExecution(detail?.nodeId);
-  if (node?.comfyClass !== NODE || detail.text.includes("missing:") || !wanted()) return;
+  if (node?.comfyClass !== NODE || detail.text.includes("missing:") || !wanted() || !encoders(node)) return;
   const told = node.widgets.findIndex((widget) => widget.name === "$$node-text-preview");
   if (told < 0) return;
   node.widgets[told].onRemove?.();
@@ -52,22 +60,25 @@ async function count(node, note) {
   const value = (name) => (linked(name) ? "" : (node.widgets.find((widget) => widget.name === name)?.value ?? ""));
   const texts = () => Object.fromEntries(INPUTS.map((name) => [name, value(name)]));
   const asked = texts();
-  const found = await request("/mmdit/tokens", asked);
+  const known = encoders(node);
+  const found = known ? await request("/mmdit/tokens", asked) : {};
   if (INPUTS.some((name) => asked[name] !== value(name))) return; // typed on meanwhile: another answer is on its way
+  const unknown = (title) => (linked(title) ? words().fromLink : known ? "" : words().whenRun);
+  const counts = (title) => (found?.[title] ?? []).filter(({ label }) => known?.includes(label));
   note.show(
-    TITLES.map((title) => line(node, title, linked(title) ? null : (found?.[title] ?? []))),
+    TITLES.map((title) => line(node, title, counts(title), unknown(title))),
     TITLES.length,
   );
 }
 
 /** "prompt  CLIP-L 14  CLIP-G 14  T5 17"; what is cut is red, what is longer than in training is amber. */
-function line(node, title, counts) {
+function line(node, title, counts, instead = "") {
   const say = words();
   const row = make("div", "");
   const widget = node.widgets.find((each) => each.name === title);
   row.append(make("b", "", widget?.label ?? title));
-  if (counts === null) row.append(` ${say.fromLink}`);
-  for (const { label, used, chunks, cut, too_long } of counts ?? []) {
+  if (instead) row.append(` ${instead}`);
+  for (const { label, used, chunks, cut, too_long } of instead ? [] : counts) {
     const more = cut.length ? say.cut(cut.length) : chunks > 1 ? say.chunks(chunks) : "";
     const count = make("span", cut.length ? "bad" : too_long ? "warn" : "", say.count(label, used) + more);
     if (cut.length) count.title = say.notRead(cut.join(" "));

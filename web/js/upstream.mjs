@@ -1,4 +1,4 @@
-// Which model reaches a node: links are followed upstream to the loader, through everything in between.
+// Which model and which text encoders reach a node: links are followed upstream to the loader, through everything in between.
 
 import { app, ask } from "./host.mjs";
 import { Blocks } from "./grammar.mjs";
@@ -14,16 +14,19 @@ const FARTHEST = 200; // nodes; a graph that is being rewired may hold a ring fo
  * Args: pass, called with each node on the way and, of the loader, the widget that names the file.
  */
 export function modelFile(node, pass = () => {}, input = "model") {
-  let here = { node, slot: node.inputs?.findIndex((slot) => slot.name === input) ?? -1 };
-  for (let step = 0; here.slot >= 0 && step < FARTHEST; step += 1) {
-    const source = behind(here.node, here.slot);
-    if (!source) return null;
-    const slot = passing(source.node);
-    const widget = slot < 0 ? fileWidget(source.node) : null;
-    pass(source.node, widget);
-    if (source.node.mode === MUTED) return null;
+  for (const { source, slot } of upstream(node, input, "MODEL")) {
+    const widget = slot < 0 ? fileWidget(source) : null;
+    pass(source, widget);
+    if (source.mode === MUTED) return null;
     if (slot < 0) return widget?.value ? { name: widget.value, folder: FILE_WIDGETS[widget.name] } : null;
-    here = { node: source.node, slot };
+  }
+  return null;
+}
+
+/** What the loader of the CLIP at a node's input calls it, "flux" or the like; null where it calls it nothing. */
+export function clipKind(node) {
+  for (const { source, slot } of upstream(node, "clip", "CLIP")) {
+    if (slot < 0) return source.widgets?.find((widget) => widget.name === "type")?.value ?? null;
   }
   return null;
 }
@@ -34,6 +37,17 @@ export async function blocksIn(file) {
   const query = new URLSearchParams({ name: file.name, folder: file.folder });
   const found = await ask(`/mmdit/blocks?${query}`);
   return found?.double ? new Blocks(found.double, found.single) : null;
+}
+
+/** Each node that a type comes through to an input, nearest first, and the slot it comes in by; -1: it is made there. */
+function* upstream(node, input, type) {
+  let here = { source: node, slot: node.inputs?.findIndex((slot) => slot.name === input) ?? -1 };
+  for (let step = 0; here.slot >= 0 && step < FARTHEST; step += 1) {
+    const source = behind(here.source, here.slot)?.node;
+    if (!source) return;
+    here = { source, slot: passing(source, type) };
+    yield here;
+  }
 }
 
 /** The node whose output feeds an input, subgraphs opened: { node } or null. */
@@ -74,9 +88,9 @@ function fileWidget(node) {
   return node.widgets?.find((widget) => Object.hasOwn(FILE_WIDGETS, widget.name));
 }
 
-/** The input that a node hands on as its model: the first of that type, or a reroute's only one; -1 for none. */
-function passing(node) {
+/** The input that a node hands on: the first of that type, or a reroute's only one; -1 for none. */
+function passing(node, type) {
   const inputs = (node.inputs ?? []).filter((slot) => !slot.widget);
-  const model = inputs.find((slot) => slot.type === "MODEL") ?? (inputs.length === 1 ? inputs[0] : null);
-  return model ? node.inputs.indexOf(model) : -1;
+  const handed = inputs.find((slot) => slot.type === type) ?? (inputs.length === 1 ? inputs[0] : null);
+  return handed ? node.inputs.indexOf(handed) : -1;
 }

@@ -29,6 +29,7 @@ const en = {
   kinds: (double, total) => `double 0–${double - 1}, single ${double}–${total - 1}`,
   nothing: "none",
   fromLink: "from the link",
+  whenRun: "counted when it runs",
   fromPreset: "from the preset",
   preset: (name) => `preset: ${name}`,
   wrong: ({ message }) => message, // as the server says it
@@ -81,6 +82,7 @@ const zh = {
   kinds: (double, total) => `双流 0–${double - 1}，单流 ${double}–${total - 1}`,
   nothing: "未选",
   fromLink: "由连线给出",
+  whenRun: "运行时计数",
   fromPreset: "由预设给出",
   preset: (name) => `预设：${name}`,
   wrong: ({ part, kind }, blocks) => `“${part}”：${WRONG[kind](blocks)}`,
