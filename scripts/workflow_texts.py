@@ -166,6 +166,19 @@ STEER = (
         ),
     ),
     Sheet(
+        "speed-plan",
+        "Half the work for nearly the same picture",
+        "Computes the first and the last steps, and of those between one in three; the others take over the prediction "
+        f"that was made last. {SMALL_NOTE}\n\n"
+        "**speedup** says how much faster it shall be; the node says what it sets, and what that cost where it was "
+        "measured. It goes before any sampler, LoRAs and block controls may stand before or after it.",
+        beside_untouched(
+            Node("plan", "SpeedPlan", {"speedup": "2x"}, {"model": ("model", 0)}),
+            Node("words", "PreviewAny", links={"source": ("plan", 1)}, title="The plan"),
+            model="plan",
+        ),
+    ),
+    Sheet(
         "boost-a-phrase",
         "Boost a phrase",
         f"Makes a phrase of the prompt count more, or less, in all blocks. {SMALL_NOTE}\n\n"
