@@ -1,21 +1,15 @@
 """How long a checkpoint takes to become a MODEL, and what it takes in memory: our loader and the host's, in turns.
 
-    python -m benchmarks.loading [--rounds 5] [--blocks 24] [--markdown FILE]
-
-A file of SD3.5 Medium's size (bf16, random weights) in a temporary folder. Each turn is a process of its own, which has
-imported everything and loaded a tiny file before. Loaded: the MODEL is there. Used: the host has made it ready to
-sample, and every page of every weight has been read once. Both are told bf16: left to itself on a CPU, the host would
-take float32 for either. The file is in the system's cache from the start, so that
-the disk's speed is no part of it. Memory is what comes on top of what the process held before, at its peak: the
+Each turn is a process of its own, which has imported everything and loaded a tiny file before. Loaded: the MODEL is
+there. Used: the host has made it ready to sample, and every page of every weight has been read once. Both are told
+bf16: left to itself on a CPU, the host would take float32 for either. The file is in the system's cache from the start,
+so that the disk's speed is no part of it. Memory is what comes on top of what the process held before, at its peak: the
 process's own, and pages mapped from the file, which the system can drop and read again; watched every 2 ms.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
-import statistics
 import subprocess
 import sys
 import threading
@@ -28,16 +22,16 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.random_file import bytes_of, medium, random_file, write  # noqa: E402
+from benchmarks.random_file import medium, write  # noqa: E402
 from scripts import inprocess  # noqa: E402
 
 CONTENDERS = ("ours", "host")
 FIGURES = {  # of a turn -> the table's name and unit
-    "loaded": ("loaded, s", 1.0),
-    "used": ("used, s", 1.0),
-    "own": ("own memory, MB", 1e6),
-    "mapped": ("mapped, MB", 1e6),
-    "both": ("both at once, MB", 1e6),
+    "loaded": ("loading, s", 1.0),
+    "used": ("loading, all weights read, s", 1.0),
+    "own": ("loaded, own memory, MB", 1e6),
+    "mapped": ("loaded, mapped, MB", 1e6),
+    "both": ("loaded, both at once, MB", 1e6),
 }
 
 
@@ -102,48 +96,23 @@ def _child(contender: str, path: str, tiny: str) -> None:
 
 
 def turn(contender: str, path: Path, tiny: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.loading", "--child", contender, str(path), str(tiny)]
+    command = [sys.executable, "-m", "benchmarks.loading", contender, str(path), str(tiny)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{contender} could not load the file:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--blocks", type=int, default=24, help="fewer make a smaller file")
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        _child(*given.child)
-        return
-    config, turns = medium(given.blocks), {name: [] for name in CONTENDERS}
-    with random_file(config) as path:
-        tiny = path.with_name("tiny.safetensors")
-        write(tiny, medium(2))
-        for number in range(given.rounds):
-            for name in CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]:
-                turns[name].append(turn(name, path, tiny))
-    lines = [
-        f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-        f"{given.blocks} blocks of SD3.5 Medium, {bytes_of(config) / 1e9:.2f} GB in bf16; {given.rounds} rounds",
-        "",
-        "| | ours | host | ours / host | spread |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for figure, (label, unit) in FIGURES.items():
-        columns = {name: [one[figure] / unit for one in turns[name]] for name in CONTENDERS}
-        ours, host = (statistics.median(columns[name]) for name in CONTENDERS)
-        ratios = sorted(a / b for a, b in zip(*columns.values(), strict=True) if b)
-        ratio = f"{statistics.median(ratios):.3f} | {ratios[0]:.3f} to {ratios[-1]:.3f}" if ratios else " | "
-        digits = 2 if unit == 1.0 else 0
-        lines.append(f"| {label} | {ours:.{digits}f} | {host:.{digits}f} | {ratio} |")
-    print("\n".join(lines))
-    if given.markdown:
-        given.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def turns(path: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """The figures of each contender's turns."""
+    tiny = path.with_name("tiny.safetensors")
+    write(tiny, medium(2))
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    for number in range(rounds):
+        for name in CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]:
+            found[name].append(turn(name, path, tiny))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    _child(*sys.argv[1:])

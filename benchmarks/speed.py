@@ -1,238 +1,257 @@
-"""Our model, the host's own and diffusers', at equal weights, in turns in one run.
+"""`python -m benchmarks.speed`: our model, the host's own and diffusers' at equal weights, in turns in one run.
 
-    python -m benchmarks.speed [--rounds 5] [--tokens 1024 4096] [--dtypes bfloat16 float32] [--markdown FILE]
+Stacks of a few full-width blocks of SD3.5 Medium (one block with the second attention, one without, one last) and
+of SD3.5 Large, and the whole of SD3.5 Medium; 154 text tokens. All share the tensors of a file of random weights.
 
-Stacks of a few full-width blocks of SD3.5 Medium (one block with the second attention, one without, one last) and of
-SD3.5 Large, 154 text tokens, batch 1. Time is the median over rounds of one forward; a ratio is taken within a round,
-where all three ran one after the other, and the median of those is printed. Memory is the most that the process held
-during one forward in a process of its own, less what it held before.
+A forward has one row of the batch, a step with CFG two, a positive and a negative text. Of ours the forward is a call by
+itself; the steps belong to a run that knows the 28 noise levels of its schedule, as every sampler's do: its first step
+computes the modulation of all of them, and is held against any step of the others. A run is the first step and 27 more,
+added up. Time is the median over rounds. A ratio is taken within a round, where all ran one after the other, and the
+median of those is given, with its 95% interval by order statistics; who goes first changes from round to round.
+
+Bytes read are those of the parameters of every layer that a step calls, counted by hooks. FLOPs are counted by torch,
+of matrix products and convolutions: attention on a CPU it does not know. Memory is what two steps take beside the
+weights at their peak, in a process of its own. Load time and what it holds come from `benchmarks.loading`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
-from mmdit_core import MMDiT, MMDiTConfig  # noqa: E402
-from mmdit_core.checkpoint import to_diffusers  # noqa: E402
+from benchmarks import loading, peers  # noqa: E402
+from benchmarks.peers import CONTENDERS, TEXT_TOKENS  # noqa: E402
+from benchmarks.random_file import medium, random_file  # noqa: E402
+from mmdit_core import MMDiTConfig, load_checkpoint  # noqa: E402
+from mmdit_core.schedule import sigmas  # noqa: E402
 from scripts import inprocess  # noqa: E402
 
-STACKS = {
-    "SD3.5 Medium, 3 blocks": MMDiTConfig(1536, 24, 3, qk_norm="rms", dual_attention=(0,), pos_embed_max_size=96),
-    "SD3.5 Large, 2 blocks": MMDiTConfig(2432, 38, 2, qk_norm="rms", pos_embed_max_size=96),
-}
-CONTENDERS = ("ours", "host", "diffusers")
-TEXT_TOKENS = 154
-Forward = Callable[[], torch.Tensor]
+OURS, PEERS = CONTENDERS[0], CONTENDERS[1:]
+LEVELS = 1000 * sigmas(28, "linear", 3.0)[:-1].float()
+# Of the velocities' spread: a race between models that compute different things means nothing.
+FARTHEST = {torch.float32: 1e-4, torch.bfloat16: 0.2}
+FORWARD, STEP, FIRST, RUN = "forward, s", "step with CFG, s", "first step, s", "run of 28 steps, s"
 
 
-def random_state(config: MMDiTConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    shapes = MMDiT(config, device="meta").state_dict()
-    return {name: (torch.randn(tensor.shape) * 0.02).to(dtype) for name, tensor in shapes.items()}
+class Case(NamedTuple):
+    """One model at one size. rounds: as many as make its ratios steady in a few minutes."""
+
+    name: str
+    config: MMDiTConfig
+    tokens: int
+    dtype: torch.dtype
+    rounds: int
 
 
-def inputs(config: MMDiTConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    side = math.isqrt(tokens) * config.patch_size
-    return {
-        "x": torch.randn(batch, config.in_channels, side, side).to(dtype),
-        "timesteps": torch.full((batch,), 500.0),
-        "context": torch.randn(batch, TEXT_TOKENS, config.context_dim).to(dtype),
-        "y": torch.randn(batch, config.pooled_dim).to(dtype),
-    }
+MEDIUM = MMDiTConfig(1536, 24, 3, qk_norm="rms", dual_attention=(0,), pos_embed_max_size=96)
+LARGE = MMDiTConfig(2432, 38, 2, qk_norm="rms", pos_embed_max_size=96)
+CASES = (
+    *(
+        Case(name, config, tokens, dtype, rounds)
+        for tokens, dtype, rounds in ((1024, torch.bfloat16, 15), (1024, torch.float32, 9), (4096, torch.bfloat16, 7))
+        for name, config in (("3 blocks of SD3.5 Medium", MEDIUM), ("2 blocks of SD3.5 Large", LARGE))
+    ),
+    Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 7),
+)
 
 
-def build(contender: str, config: MMDiTConfig, tokens: int, dtype: torch.dtype, state=None) -> Forward:
-    """One forward of a contender with the common weights and inputs."""
-    state = random_state(config, dtype) if state is None else state
-    given = inputs(config, tokens, dtype)
-    model = model_of(contender, config, dtype, state)
-    return lambda: velocity(contender, model, **given)
+class Runner:
+    """A contender's model and its inputs."""
+
+    def __init__(self, contender: str, case: Case, state: dict[str, torch.Tensor]):
+        self.contender = contender
+        self.model = peers.model_of(contender, case.config, case.dtype, state)
+        self.given = peers.inputs(case.config, case.tokens, case.dtype, batch=2)
+
+    def call(self, level: float, rows: int, options: Mapping[str, Any]) -> torch.Tensor:
+        given = {name: value[:rows] for name, value in self.given.items()}
+        given["timesteps"] = torch.full((rows,), float(level))
+        return peers.velocity(self.contender, self.model, **given, **options)
+
+    @contextmanager
+    def run(self) -> Iterator[Callable[[float], torch.Tensor]]:
+        """A sampling run: a function of the noise level that takes a step with CFG."""
+        if self.contender != OURS:
+            yield lambda level: self.call(level, 2, {})
+            return
+        with self.model.prepared(LEVELS) as prepared:
+            yield lambda level: self.call(level, 2, {"transformer_options": prepared})
 
 
-def model_of(
-    contender: str, config: MMDiTConfig, dtype: torch.dtype, state: dict[str, torch.Tensor]
-) -> torch.nn.Module:
-    """A contender's model around these tensors, not copies of them."""
-    if contender == "diffusers":
-        return _diffusers(config, state)
-    model = {"ours": _ours, "host": _host}[contender](config, dtype)
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+def read_state(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(dtype) for name, tensor in load_checkpoint(path)[1].items()}
 
 
-def velocity(contender: str, model: torch.nn.Module, *, x, timesteps, context, y, **options) -> torch.Tensor:
-    if contender == "diffusers":
-        return model(x, context, y, timesteps, return_dict=False)[0]
-    return model(x=x, timesteps=timesteps, context=context, y=y, **options)
+def weights_read(model: torch.nn.Module, step: Callable[[], Any]) -> int:
+    """Bytes of the parameters of every layer that a step calls, once for each call."""
+    read: Counter[str] = Counter()
+
+    def count(layer: torch.nn.Module, *_: Any) -> None:
+        read["bytes"] += sum(parameter.nbytes for parameter in layer.parameters(recurse=False))
+
+    handles = [layer.register_forward_hook(count) for layer in model.modules() if list(layer.parameters(recurse=False))]
+    try:
+        step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return read["bytes"]
 
 
-def _ours(config: MMDiTConfig, dtype: torch.dtype):
-    # As the loader node builds it: the host's layers and its attention.
-    import comfy.ldm.modules.attention
-    import comfy.ops
-
-    return MMDiT(
-        config,
-        device="meta",
-        dtype=dtype,
-        operations=comfy.ops.disable_weight_init,
-        attention=comfy.ldm.modules.attention.optimized_attention,
-    )
+def counted(runner: Runner) -> dict[str, Any]:
+    """What a step after the first reads and executes, and the velocities that were made; also the warm-up."""
+    made = [runner.call(LEVELS[1], 1, {}).float()]
+    with runner.run() as step:
+        step(LEVELS[0])
+        counter = FlopCounterMode(display=False)
+        with counter:
+            read = weights_read(runner.model, lambda: made.append(step(LEVELS[1]).float()))
+    return {"read": read, "flops": counter.get_total_flops(), "made": made}
 
 
-def _host(config: MMDiTConfig, dtype: torch.dtype):
-    import comfy.ldm.modules.diffusionmodules.mmdit as host
-    import comfy.ops
-
-    return host.OpenAISignatureMMDITWrapper(
-        patch_size=config.patch_size,
-        in_channels=config.in_channels,
-        depth=config.hidden_size // 64,
-        num_blocks=config.depth,
-        adm_in_channels=config.pooled_dim,
-        context_embedder_config={
-            "target": "torch.nn.Linear",
-            "params": {"in_features": config.context_dim, "out_features": config.hidden_size},
-        },
-        pos_embed_max_size=config.pos_embed_max_size,
-        num_patches=config.pos_embed_max_size**2,
-        qk_norm=config.qk_norm,
-        x_block_self_attn_layers=list(config.dual_attention),
-        operations=comfy.ops.disable_weight_init,
-        dtype=dtype,
-        device="meta",
-    )
+def compare(counts: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> None:
+    """Raises: SystemExit where the contenders do not compute the same."""
+    for name in PEERS:
+        for ours, theirs in zip(counts[OURS]["made"], counts[name]["made"], strict=True):
+            error = ((theirs - ours).abs().max() / ours.std()).item()
+            if not error <= FARTHEST[dtype]:
+                raise SystemExit(f"ours and {name} differ by {error:.2g} of the velocities' spread")
 
 
-def _diffusers(config: MMDiTConfig, state: dict[str, torch.Tensor]):
-    from diffusers import SD3Transformer2DModel
+def timed(runner: Runner) -> dict[str, float]:
+    """Seconds of one turn."""
+    seconds = {}
 
-    with torch.device("meta"):
-        model = SD3Transformer2DModel(
-            sample_size=config.pos_embed_max_size * config.patch_size,
-            patch_size=config.patch_size,
-            in_channels=config.in_channels,
-            num_layers=config.depth,
-            attention_head_dim=config.head_dim,
-            num_attention_heads=config.num_heads,
-            joint_attention_dim=config.context_dim,
-            caption_projection_dim=config.hidden_size,
-            pooled_projection_dim=config.pooled_dim,
-            out_channels=config.channels_out,
-            pos_embed_max_size=config.pos_embed_max_size,
-            dual_attention_layers=config.dual_attention,
-            qk_norm="rms_norm",
-        )
-    model.load_state_dict(to_diffusers(state, config), strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+    def clock(figure: str, work: Callable[[], Any]) -> None:
+        started = time.perf_counter()
+        work()
+        seconds[figure] = time.perf_counter() - started
+
+    with runner.run() as step:
+        if runner.contender == OURS:
+            clock(FIRST, lambda: step(LEVELS[0]))
+        clock(STEP, lambda: step(LEVELS[1]))
+    clock(FORWARD, lambda: runner.call(LEVELS[1], 1, {}))
+    seconds = {FIRST: seconds[STEP], **seconds}
+    return {RUN: seconds[FIRST] + (len(LEVELS) - 1) * seconds[STEP], **seconds}
 
 
 @torch.inference_mode()
-def time_row(stack: str, tokens: int, dtype: torch.dtype, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each forward, by contender, one value a round; which one goes first changes from round to round."""
-    config = STACKS[stack]
-    state = random_state(config, dtype)
-    forwards = {name: build(name, config, tokens, dtype, state) for name in CONTENDERS}
-    outputs = {name: forward().float() for name, forward in forwards.items()}  # also the warm-up
-    for name in ("host", "diffusers"):
-        error = (outputs["ours"] - outputs[name]).abs().max() / outputs[name].std()
-        # A race between models that compute different things would mean nothing.
-        if error > (1e-4 if dtype == torch.float32 else 0.2):
-            raise SystemExit(f"{stack}: ours and {name} differ by {error:.2g}")
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for turn in range(rounds):
-        order = CONTENDERS[turn % 3 :] + CONTENDERS[: turn % 3]
-        for name in order:
-            started = time.perf_counter()
-            forwards[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+def _memory_child(contender: str, number: str, path: str) -> None:
+    case = CASES[int(number)]
+    runner = Runner(contender, case, read_state(Path(path), case.dtype))
+    with loading.watched() as memory, runner.run() as step:
+        step(LEVELS[0])
+        step(LEVELS[1])
+    print(json.dumps(memory["own"]))
 
 
-def peak_memory(contender: str, stack: str, tokens: int, dtype: str) -> int:
-    """Bytes beyond the weights that one forward takes, measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", contender, stack, str(tokens), dtype]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+def peak_memory(contender: str, case: Case, path: Path) -> int:
+    """Bytes beside the weights."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", contender, str(CASES.index(case)), str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{contender} could not be measured:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The median of the rounds' ratios, and its 95% interval where there are rounds enough for one."""
+    from scipy.stats import quantile_test
+
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    interval = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(0.95)
+    bounds = (interval.low, interval.high)
+    return f"{statistics.median(ratios):.3f}" + (
+        "" if any(bound != bound for bound in bounds) else f" ({bounds[0]:.3f} to {bounds[1]:.3f})"
+    )
+
+
+def row(case: Case, figure: str, values: Mapping[str, float], digits: int, ratios: Mapping[str, str]) -> str:
+    shown = " | ".join(f"{values[name]:.{digits}f}" if name in values else "" for name in CONTENDERS)
+    dtype = str(case.dtype).removeprefix("torch.")
+    against = " | ".join(ratios.get(name, "") for name in PEERS)
+    return f"| {case.name} | {case.tokens} | {dtype} | {figure} | {shown} | {against} |"
+
+
 @torch.inference_mode()
-def _memory_child(contender: str, stack: str, tokens: str, dtype: str) -> None:
-    import psutil
+def measure(case: Case, path: Path, rounds: int) -> Iterator[str]:
+    """The case's rows."""
+    memory = {name: peak_memory(name, case, path) / 1e6 for name in CONTENDERS}
+    state = read_state(path, case.dtype)
+    runners = {name: Runner(name, case, state) for name in CONTENDERS}
+    counts = {name: counted(runner) for name, runner in runners.items()}
+    compare(counts, case.dtype)
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    for number in range(rounds):
+        at = number % len(CONTENDERS)
+        for name in CONTENDERS[at:] + CONTENDERS[:at]:
+            turns[name].append(timed(runners[name]))
+    for figure in (FORWARD, STEP, FIRST, RUN):
+        seconds = {name: [turn[figure] for turn in turns[name]] for name in CONTENDERS}
+        ratios = {name: ratio_of(seconds[OURS], seconds[name]) for name in PEERS}
+        yield row(case, figure, {name: statistics.median(seconds[name]) for name in CONTENDERS}, 3, ratios)
+    for figure, values, digits in (
+        ("weights read in a step, GB", {name: counts[name]["read"] / 1e9 for name in CONTENDERS}, 3),
+        ("TFLOP in a step", {name: counts[name]["flops"] / 1e12 for name in CONTENDERS}, 3),
+        ("memory beside the weights, MB", memory, 0),
+    ):
+        yield row(case, figure, values, digits, {name: f"{values[OURS] / values[name]:.3f}" for name in PEERS})
 
-    forward = build(contender, STACKS[stack], int(tokens), getattr(torch, dtype))
-    # The peak counter cannot be set back, so what is held already must be below what the forward will need.
-    process, held, most = psutil.Process(), 0, 0
-    held = process.memory_info().rss
-    import threading
 
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.002):
-            most = max(most, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    forward()
-    done.set()
-    watcher.join()
-    print(json.dumps(max(0, most - held)))
+def loaded(case: Case, path: Path, rounds: int) -> Iterator[str]:
+    """How long the file takes to become a MODEL, and what that holds; diffusers has no loader that needs no network."""
+    turns = loading.turns(path, rounds)
+    for figure, (label, unit) in loading.FIGURES.items():
+        columns = {name: [turn[figure] / unit for turn in turns[name]] for name in turns}
+        middle = {name: statistics.median(values) for name, values in columns.items()}
+        ratios = {"host": ratio_of(columns[OURS], columns["host"])} if all(columns["host"]) else {}
+        yield row(case, label, middle, 2 if unit == 1 else 0, ratios)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--stacks", nargs="+", default=list(STACKS))
+    parser.add_argument("--rounds", type=int, help="in place of each case's own number")
+    parser.add_argument("--cases", nargs="+", help="only those whose name, tokens or dtype is one of these")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
-    parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     inprocess.prepare("--cpu")
     if given.memory_of:
         _memory_child(*given.memory_of)
         return
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     lines = [
-        f"Machine: {machine}; {given.rounds} rounds, batch 1, {TEXT_TOKENS} text tokens",
+        f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+        f"{TEXT_TOKENS} text tokens",
         "",
-        "| stack | tokens | dtype | ours, s | ours / host | ours / diffusers | spread of ours / host "
-        "| memory ours / host / diffusers, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | tokens | dtype | figure | ours | host | diffusers | ours / host | ours / diffusers |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)
-    for stack in given.stacks:
-        for dtype in given.dtypes:
-            for tokens in given.tokens:
-                seconds = time_row(stack, tokens, getattr(torch, dtype), given.rounds)
-                ratios = {
-                    name: sorted(a / b for a, b in zip(seconds["ours"], seconds[name], strict=True))
-                    for name in ("host", "diffusers")
-                }
-                memory = [peak_memory(name, stack, tokens, dtype) / 1e6 for name in CONTENDERS]
-                lines.append(
-                    f"| {stack} | {tokens} | {dtype} | {statistics.median(seconds['ours']):.3f} "
-                    f"| {statistics.median(ratios['host']):.3f} | {statistics.median(ratios['diffusers']):.3f} "
-                    f"| {ratios['host'][0]:.3f} to {ratios['host'][-1]:.3f} "
-                    f"| {' / '.join(f'{value:.0f}' for value in memory)} |"
-                )
-                print(lines[-1], flush=True)
+    for case in CASES:
+        if given.cases and not {case.name, str(case.tokens), str(case.dtype)[6:]} & set(given.cases):
+            continue
+        with random_file(case.config) as path:
+            for found in (measure, loaded) if case.config.depth == 24 else (measure,):
+                for line in found(case, path, given.rounds or case.rounds):
+                    lines.append(line)
+                    print(line, flush=True)
     if given.markdown:
         given.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

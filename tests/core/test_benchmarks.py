@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import weights
 from benchmarks.random_file import SPARE, bytes_of, medium, need_room, random_file
+from benchmarks.speed import CASES, ratio_of, weights_read
 from benchmarks.weights import FP8, READ_ONCE, held
-from benchmarks.whole import weights_read
 from mmdit_core import KNOWN_MODELS, MMDiT, load_checkpoint
 from tests.core.prepared import CONFIGS, LEVELS, call, inputs, random_model
 
@@ -82,3 +82,19 @@ def test_the_readme_says_what_is_computed(page):
 def test_the_page_on_performance_holds_the_table_as_it_is_printed(capsys):
     weights.main()
     assert capsys.readouterr().out in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+
+def test_a_ratio_is_the_median_of_the_rounds_with_an_interval_where_there_are_enough():
+    ours = [float(value) for value in range(1, 12)]
+    assert ratio_of(ours, [2 * value for value in ours]) == "0.500 (0.500 to 0.500)"
+    # Of 11 rounds the second smallest and the second largest bound the median with 98.8%, the next ones with 93.5%.
+    assert ratio_of(ours, [1.0] * 11) == "6.000 (2.000 to 10.000)"
+    assert ratio_of(ours[:3], [1.0] * 3) == "2.000"
+
+
+def test_the_table_covers_stacks_and_the_whole_at_both_sizes():
+    assert {case.tokens for case in CASES} == {1024, 4096}
+    assert {case.dtype for case in CASES} == {torch.bfloat16, torch.float32}
+    assert any(case.config == KNOWN_MODELS["SD3.5 Medium"] for case in CASES)
+    for case in CASES:
+        assert case.config.hidden_size in {1536, 2432}, "full width"

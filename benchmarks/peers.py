@@ -1,0 +1,106 @@
+"""Our model, the host's own and diffusers' at equal weights, for benchmarks that race them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mmdit_core import MMDiT, MMDiTConfig  # noqa: E402
+from mmdit_core.checkpoint import to_diffusers  # noqa: E402
+
+CONTENDERS = ("ours", "host", "diffusers")
+TEXT_TOKENS = 154
+
+
+def inputs(config: MMDiTConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    side = math.isqrt(tokens) * config.patch_size
+    return {
+        "x": torch.randn(batch, config.in_channels, side, side).to(dtype),
+        "timesteps": torch.full((batch,), 500.0),
+        "context": torch.randn(batch, TEXT_TOKENS, config.context_dim).to(dtype),
+        "y": torch.randn(batch, config.pooled_dim).to(dtype),
+    }
+
+
+def model_of(
+    contender: str, config: MMDiTConfig, dtype: torch.dtype, state: dict[str, torch.Tensor]
+) -> torch.nn.Module:
+    """A contender's model around these tensors, not copies of them."""
+    if contender == "diffusers":
+        return _diffusers(config, state)
+    model = {"ours": _ours, "host": _host}[contender](config, dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def velocity(contender: str, model: torch.nn.Module, *, x, timesteps, context, y, **options) -> torch.Tensor:
+    if contender == "diffusers":
+        return model(x, context, y, timesteps, return_dict=False)[0]
+    return model(x=x, timesteps=timesteps, context=context, y=y, **options)
+
+
+def _ours(config: MMDiTConfig, dtype: torch.dtype):
+    # As the loader node builds it: the host's layers and its attention.
+    import comfy.ldm.modules.attention
+    import comfy.ops
+
+    return MMDiT(
+        config,
+        device="meta",
+        dtype=dtype,
+        operations=comfy.ops.disable_weight_init,
+        attention=comfy.ldm.modules.attention.optimized_attention,
+    )
+
+
+def _host(config: MMDiTConfig, dtype: torch.dtype):
+    import comfy.ldm.modules.diffusionmodules.mmdit as host
+    import comfy.ops
+
+    return host.OpenAISignatureMMDITWrapper(
+        patch_size=config.patch_size,
+        in_channels=config.in_channels,
+        depth=config.hidden_size // 64,
+        num_blocks=config.depth,
+        adm_in_channels=config.pooled_dim,
+        context_embedder_config={
+            "target": "torch.nn.Linear",
+            "params": {"in_features": config.context_dim, "out_features": config.hidden_size},
+        },
+        pos_embed_max_size=config.pos_embed_max_size,
+        num_patches=config.pos_embed_max_size**2,
+        qk_norm=config.qk_norm,
+        x_block_self_attn_layers=list(config.dual_attention),
+        operations=comfy.ops.disable_weight_init,
+        dtype=dtype,
+        device="meta",
+    )
+
+
+def _diffusers(config: MMDiTConfig, state: dict[str, torch.Tensor]):
+    from diffusers import SD3Transformer2DModel
+
+    with torch.device("meta"):
+        model = SD3Transformer2DModel(
+            sample_size=config.pos_embed_max_size * config.patch_size,
+            patch_size=config.patch_size,
+            in_channels=config.in_channels,
+            num_layers=config.depth,
+            attention_head_dim=config.head_dim,
+            num_attention_heads=config.num_heads,
+            joint_attention_dim=config.context_dim,
+            caption_projection_dim=config.hidden_size,
+            pooled_projection_dim=config.pooled_dim,
+            out_channels=config.channels_out,
+            pos_embed_max_size=config.pos_embed_max_size,
+            dual_attention_layers=config.dual_attention,
+            qk_norm="rms_norm",
+        )
+    model.load_state_dict(to_diffusers(state, config), strict=True, assign=True)
+    return model.eval().requires_grad_(False)
