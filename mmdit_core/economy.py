@@ -122,7 +122,8 @@ class Economy:
 @dataclass
 class Count:
     """What a run did, in predictions. positives and negatives: computed; left_out and taken_over: negatives that were
-    not computed; unasked: predictions that came without a negative; guessed: positives that were not computed."""
+    not computed; unasked: predictions that came without a negative; guessed: positives that were not computed; besides:
+    what others asked of the model in the run, all computed."""
 
     predictions: int = 0
     positives: int = 0
@@ -131,12 +132,13 @@ class Count:
     taken_over: int = 0
     left_out: int = 0
     unasked: int = 0
+    besides: int = 0
 
     @property
     def work(self) -> float:
         """Share of what would have been computed without any economy."""
-        whole = 2 * self.predictions - self.unasked
-        return (self.positives + self.negatives) / whole if whole else 1.0
+        whole = 2 * self.predictions - self.unasked + self.besides
+        return (self.positives + self.negatives + self.besides) / whole if whole else 1.0
 
 
 class Track:
@@ -163,6 +165,15 @@ class Track:
         return last + (last - first) * min(1.0, (level - sigma) / (before - level))
 
 
+@dataclass
+class _Kept:
+    """What is kept of one kind of prediction: the positive, its distance to the negative, the step that used it."""
+
+    ahead: Track
+    apart: Track
+    step: int
+
+
 # with_negative -> velocities of the positive and the negative prompt, the latter None where it was not asked for
 Compute = Callable[[bool], tuple[Tensor, Tensor | None]]
 
@@ -183,11 +194,17 @@ class Run:
         if not pairs or not all(a > b for a, b in pairs):
             self.economy = Economy()
         self._rising = [-level for level in self.levels]
-        self._seen: Hashable = None
-        self._forget()
+        self._known: dict[Hashable, _Kept] = {}
 
-    def _forget(self) -> None:
-        self._ahead, self._apart = Track(self.economy.order), Track(self.economy.order)
+    def _kept(self, seen: Hashable, step: int) -> _Kept:
+        """What is kept of predictions of this kind. What a step did not ask for is gone in the next."""
+        self._known = {key: kept for key, kept in self._known.items() if kept.step >= step - 1}
+        new = _Kept(Track(self.economy.order), Track(self.economy.order), step)
+        if seen is None:
+            return new
+        kept = self._known.setdefault(seen, new)
+        kept.step = step
+        return kept
 
     def step_of(self, sigma: float) -> int:
         """The step that begins at this noise level, or holds it."""
@@ -200,21 +217,20 @@ class Run:
         """The velocities for the positive and the negative prompt, computed or not.
 
         Args: sigma > 0, the noise level; place in the sampling, in [0, 1]; compute, the model; negative, whether it is
-            wanted; seen, what the predictions are of (shape, active prompts): when it changes, what was kept holds no
-            longer; None for what cannot be compared: all that the window does not leave out is computed.
+            wanted; seen, what the predictions are of (shape, active prompts, hooks): one goes on from those of its own
+            kind alone; None for what cannot be compared: all that the window does not leave out is computed.
         Returns: [B, ...] each; the negative is None where it is not wanted.
         """
-        if seen is None or seen != self._seen:
-            self._forget()
-        self._seen = seen
-        turn = self.economy.turn(self.step_of(sigma), max(1, len(self.levels) - 1), place)
+        step = self.step_of(sigma)
+        kept = self._kept(seen, step)
+        turn = self.economy.turn(step, max(1, len(self.levels) - 1), place)
         wanted = negative and turn.negative != LEFT_OUT
-        ahead = None if turn.positive else self._ahead.at(sigma)
-        apart = self._apart.at(sigma) if wanted and turn.negative == TAKEN_OVER else None
+        ahead = None if turn.positive else kept.ahead.at(sigma)
+        apart = kept.apart.at(sigma) if wanted and turn.negative == TAKEN_OVER else None
         fresh = wanted and apart is None
         if ahead is None or fresh:
             ahead, behind = compute(fresh)
-            self._ahead.add(sigma, ahead)
+            kept.ahead.add(sigma, ahead)
             self.count.positives += 1
         else:
             behind = None
@@ -224,7 +240,7 @@ class Run:
             return ahead, None
         if fresh:
             assert behind is not None
-            self._apart.add(sigma, ahead - behind)
+            kept.apart.add(sigma, ahead - behind)
             return ahead, behind
         return ahead, ahead if apart is None else ahead - apart
 

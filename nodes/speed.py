@@ -23,7 +23,7 @@ class SpeedPlan:
         "what that costs where it was measured. Works with FlowMatchingSampler, KSampler and other samplers; after the "
         "run the node shows what was saved."
     )
-    SEARCH_ALIASES = ["speed", "faster", "cache", "skip negative", "acceleration", "cfg", "turbo"]
+    SEARCH_ALIASES = ["speed", "faster", "cache", "skip steps", "acceleration", "turbo"]
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "plan")
@@ -71,7 +71,7 @@ def words_of(plan: Plan, is_measured_model: bool) -> str:
     return "\n".join(
         [
             dials_of(plan.economy),
-            f"{work:.0%} of the work over {STEPS} steps: {1 / work:.2f} times as fast",
+            f"{work:.0%} of the predictions over {STEPS} steps: up to {1 / work:.2f} times as fast",
             price_of(plan, is_measured_model),
         ]
     )

@@ -19,3 +19,12 @@ def attach(model, key: str, value: Any, wrappers: Mapping[str, Callable]):
             clone.add_wrapper_with_key(kind, key, wrapper)
     options[key] = value
     return clone
+
+
+def detach(model, key: str, wrappers: Mapping[str, Callable]):
+    """A clone of the MODEL without what `attach` left there under a key."""
+    clone = model.clone()
+    if clone.model_options["transformer_options"].pop(key, None) is not None:
+        for kind in wrappers:
+            clone.remove_wrappers_with_key(kind, key)
+    return clone

@@ -31,9 +31,12 @@ class Attached:
 
 
 def attach(model, economy: Economy, node_id: str | None):
-    """A clone of the MODEL with an economy in place of one that it had; the MODEL that came in stays as it is."""
+    """A clone of the MODEL with an economy in place of one that it had, or with none where it does nothing; the MODEL
+    that came in stays as it is."""
     kinds = comfy.patcher_extension.WrappersMP
     wrappers = {kinds.OUTER_SAMPLE: _around_run, kinds.CALC_COND_BATCH: _around_conditions}
+    if economy.does_nothing:
+        return attaching.detach(model, KEY, wrappers)
     return attaching.attach(model, KEY, Attached(economy, node_id), wrappers)
 
 
@@ -59,9 +62,12 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 def _around_conditions(executor, model, conds, x_in, timestep, model_options):
     run: Run | None = model_options["transformer_options"].get(RUN)
+    if run is None:
+        return executor(model, conds, x_in, timestep, model_options)
     # More or fewer than a positive and a negative: another kind of guidance, or a prediction that a node makes besides.
     # A context window shows a part of the latent each time.
-    if run is None or len(conds) != 2 or not conds[0] or model_options.get("context_handler") is not None:
+    if len(conds) != 2 or not conds[0] or model_options.get("context_handler") is not None:
+        run.count.besides += sum(map(bool, conds))
         return executor(model, conds, x_in, timestep, model_options)
     sigma = float(timestep.max())
     if sigma <= 0:
@@ -91,7 +97,8 @@ def _around_conditions(executor, model, conds, x_in, timestep, model_options):
 def _seen(model, conds: list[list[dict[str, Any]] | None], x: Tensor, sigma: float, options) -> Hashable:
     """What two steps must share for one to go on from the other; None where that cannot be known.
 
-    A prompt, a ControlNet or a block control that begins or ends between them makes a jump that is nobody's direction.
+    A prompt, a ControlNet or a block control that begins or ends between them makes a jump that is nobody's direction;
+    and a node may ask for the same prompts once more with other hooks on the model.
     """
     active: list[Hashable] = []
     for entries in conds:
@@ -104,7 +111,30 @@ def _seen(model, conds: list[list[dict[str, Any]] | None], x: Tensor, sigma: flo
     to_sigma = model.model_sampling.percent_to_sigma
     items = enumerate(options.get(controls.KEY, ()))
     timed = [place for place, item in items if _item_holds(item, sigma, to_sigma)]
-    return tuple(x.shape), x.dtype, x.device, tuple(active), tuple(timed)
+    return tuple(x.shape), x.dtype, x.device, tuple(active), tuple(timed), _hooks(options)
+
+
+class _Same:
+    """Equal to itself alone, whatever it holds calls equal; held, so that its place in memory stays its own."""
+
+    def __init__(self, held: Any):
+        self._held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._held is other._held
+
+    def __hash__(self) -> int:
+        return id(self._held)
+
+
+def _hooks(options) -> Hashable:
+    """The functions that act inside the model, each with its place."""
+    found = []
+    for kind in ("patches", "patches_replace"):
+        for name, held in options.get(kind, {}).items():
+            each = held.items() if isinstance(held, dict) else enumerate(held)
+            found += [(kind, name, place, _Same(function)) for place, function in each]
+    return frozenset(found)
 
 
 def _holds(sigma: float, start: float | None, end: float | None) -> bool:
@@ -136,8 +166,10 @@ def words_of(count: Count) -> str:
         done = [f"{n} {what}" for n, what in ((count.taken_over, "carried over"), (count.left_out, "left out")) if n]
         more = f" ({', '.join(done)})" if done else ""
         lines.append(f"negative prompt computed in {count.negatives} of {guided} predictions{more}")
-    else:
+    elif not count.besides:
         lines.append("cfg is 1: there is no negative prompt to compute")
+    if count.besides:
+        lines.append(f"{count.besides} predictions that another node asked for, all computed")
     if count.guessed:
         lines.append(f"{count.guessed} of {count.predictions} predictions carried over whole")
-    return "\n".join([*lines, f"{count.work:.0%} of the work: {1 / max(count.work, 1e-9):.2f} times as fast"])
+    return "\n".join([*lines, f"{count.work:.0%} of all predictions computed"])

@@ -165,6 +165,17 @@ def test_a_run_forgets_what_is_of_another_shape_or_prompt():
     assert [asked for _, asked in model.asked] == [True, False, True, False, True, True]
 
 
+def test_what_is_asked_for_twice_in_a_step_goes_on_from_its_own_kind():
+    run = Run(Economy(every=2, order=0), even(6).tolist())
+    for step in range(6):
+        sigma, found = 1 - step / 6, []
+        for kind, value in (("plain", 1.0), ("perturbed", -1.0)):
+            made = torch.full((1, 3), value + step // 2)
+            found.append(run.predict(sigma, step / 6, lambda _, v=made: (v, None), negative=False, seen=kind)[0])
+        assert [each[0, 0].item() for each in found] == [1.0 + step // 2, -1.0 + step // 2]
+    assert run.count.guessed == 6
+
+
 def test_without_a_negative_only_whole_steps_are_saved():
     _, model, run = run_over(Economy(negative_every=2), even(6), negative=False)
     assert run.count.work == 1 and len(model.asked) == 6

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import comfy.hooks
 import comfy.model_management as management
+import comfy.model_patcher
 import comfy.samplers
 import comfy_extras.nodes_easycache
 import pytest
 import torch
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiTSimple
 
 import nodes as host_nodes
 from mmdit_core.economy import Economy
@@ -123,10 +125,10 @@ def test_the_summary_and_the_node_tell_what_was_saved(bench, economy, said):
     facts = bench.facts(model=model)
     assert facts["speed_plan"] == {
         "predictions": 6, "positives": 3, "negatives": 1, "guessed": 3, "taken_over": 5, "left_out": 0, "unasked": 0,
-        "work": pytest.approx(1 / 3),
+        "besides": 0, "work": pytest.approx(1 / 3),
     }  # fmt: skip
     assert facts["calls"]["model"] == 3
-    assert "computed in 1 of 6" in said[-1] and "3.00 times as fast" in said[-1]
+    assert "computed in 1 of 6" in said[-1] and "33% of all predictions computed" in said[-1]
     written = bench.all(model=model)[2]
     assert "by the speed plan 5 negative and 3 positive of 6 predictions, which saves 67%" in written
     assert bench.facts()["speed_plan"] is None
@@ -135,7 +137,7 @@ def test_the_summary_and_the_node_tell_what_was_saved(bench, economy, said):
 def test_at_cfg_1_there_is_nothing_to_save_but_whole_steps(bench, economy, said):
     model = sparing(bench, economy, node_id="3", negative_every=4)
     assert torch.equal(bench.run(model=model, cfg=1.0), bench.run(cfg=1.0))
-    assert said == ["cfg is 1: there is no negative prompt to compute\n100% of the work: 1.00 times as fast"]
+    assert said == ["cfg is 1: there is no negative prompt to compute\n100% of all predictions computed"]
     with bench.rows() as seen:
         bench.run(model=sparing(bench, economy, every=2), cfg=1.0)
     assert seen == [1] * 3
@@ -214,6 +216,39 @@ def test_a_node_that_makes_the_predictions_itself_is_left_to_do_so(bench, econom
     made = ksampler(bench, sparing(bench, economy, model=model, node_id="3", negative_every=2))
     assert torch.equal(made, ksampler(bench, bench.model))
     assert said == ["nothing was left out: another node makes the predictions itself"]
+
+
+def test_what_a_node_asks_for_besides_is_computed_and_counted(bench, economy, said):
+    model = SkipLayerGuidanceDiTSimple.execute(bench.model, 0.0, 1.0, double_layers="0").result[0]
+    with bench.rows() as seen:
+        ksampler(bench, sparing(bench, economy, model=model, node_id="3", every=2))
+    computed, share = sum(seen), int(said[-1].split("\n")[-1].split("%")[0])
+    assert share == round(100 * computed / 12) and "cfg is 1" not in said[-1], said
+    assert "6 predictions that another node asked for, all computed" in said[-1]
+
+
+def test_prompts_that_are_asked_for_again_with_a_block_left_out_stay_apart(bench, economy):
+    """A node's guidance may ask for both prompts of a step once more, with hooks on the model."""
+
+    def asked_again(model, found):
+        def look(args):
+            options = args["model_options"].copy()
+            for block in (0, 1):
+                options = comfy.model_patcher.set_model_options_patch_replace(
+                    options, lambda given, _: given, "dit", "double_block", block
+                )
+            weak = comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["sigma"], options)
+            found.append(error(weak[0], args["conds_out"][0]))
+            return args["conds_out"]
+
+        clone = model.clone()
+        clone.model_options["sampler_pre_cfg_function"] = [look]
+        return clone
+
+    found: list[float] = []
+    plan = sparing(bench, economy, every=2)
+    assert torch.equal(ksampler(bench, asked_again(plan, found)), ksampler(bench, plan))
+    assert len(found) == 6 and min(found) > 1e-3
 
 
 def test_a_picture_of_a_batch_is_what_it_is_alone(bench, economy):
@@ -334,6 +369,9 @@ def test_reuse_of_the_last_run_is_off_and_says_why(bench, economy):
     model = sparing(bench, economy, negative_every=2)
     written = bench.all(model=model, reuse=True)[2]
     assert "Reuse: not possible, SpeedPlan carries predictions over from earlier steps" in written
+    off, _ = bench.module("speed").SpeedPlan().apply(model, "1x (off)")
+    assert economy.of(off) is None and economy.of(model) is not None
+    assert "not possible" not in bench.all(model=off, reuse=True)[2]
 
 
 def test_a_second_plan_takes_the_place_of_the_first(bench, economy):
@@ -360,7 +398,7 @@ def test_the_node_reaches_what_it_promises(bench, plan):
     assert 1 / facts["speed_plan"]["work"] >= plan.speedup
     rows = facts["calls"]["positive_rows"] + facts["calls"]["negative_rows"]
     assert rows / 56 == pytest.approx(facts["speed_plan"]["work"])
-    assert f"{1 / plan.economy.work(28):.2f} times as fast" in words
+    assert f"up to {1 / plan.economy.work(28):.2f} times as fast" in words
     assert "Measured on this model" not in words  # the bench's model is another one than the prices are of
 
 
