@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig  # noqa: E402
 from mmdit_core.keymap import expected_shapes  # noqa: E402
-from mmdit_core.modulation import layout_of  # noqa: E402
+from mmdit_core.modulation import READ_ONCE, layout_of  # noqa: E402
 
-READ_ONCE = ("adaLN_modulation", "t_embedder", "y_embedder", "guidance_embedder", "context_embedder")
 BF16, FP8 = 2, 1  # bytes of an element
 ROWS = 80  # 40 steps, two prompts
 

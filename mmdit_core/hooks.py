@@ -251,13 +251,12 @@ def _with_factors(args: dict[str, Any], plan: _BlockPlan, call: Call, seen: _Tex
         total = stream.shape[1] if joint else tokens + args["img"].shape[1]
         running = tuple(chunk for chunk in range(len(call.branches)) if chunk not in plan.skipped)
         partial = call.partial_rows and len(running) < len(call.branches)
-        rows = torch.cat([torch.arange(call.batch)[chunk_rows(chunk, call)] for chunk in running]) if partial else None
 
         def factors_of(entries) -> Tensor | None:
             if not entries:
                 return None
             made = _factors(entries, call, tokens, stream)
-            return made if rows is None else made[rows]
+            return torch.cat([made[chunk_rows(chunk, call)] for chunk in running]) if partial else made
 
         override = attention_override(
             tokens,

@@ -131,8 +131,25 @@ class MMDiT(nn.Module):
         options: dict[str, Any] = dict(transformer_options or {})
         run: Prepared | None = options.get(RUN)
         rows = options[ROWS] = None if run is None else run.rows(self, x, timesteps, y, guidance)
-        vec = self.embed_vector(timesteps, y, guidance, dtype=x.dtype) if rows is None else rows.vec
-        txt = self.context_embedder(context) if run is None else run.text(self, context)
+        try:
+            vec = self.embed_vector(timesteps, y, guidance, dtype=x.dtype) if rows is None else rows.vec
+            txt = self.context_embedder(context) if run is None else run.text(self, context)
+            tokens = self._tokens(x, txt, vec, control, options, rows)
+        finally:
+            if rows is not None:
+                rows.close()
+        return self.unpatchify(tokens, x.shape[-2], x.shape[-1])
+
+    def _tokens(
+        self,
+        x: Tensor,
+        txt: Tensor,
+        vec: Tensor,
+        control: Mapping[str, Any] | None,
+        options: dict[str, Any],
+        rows: Rows | None,
+    ) -> Tensor:
+        """From the embedded text [B, Lt, D] and vector [B, D] to what each patch of x holds, [B, Li, patch**2 * C]."""
         img = self.embed_latent(x)
         img_ids = txt_ids = None
         for patch in options.get("patches", {}).get("post_input", ()):
@@ -141,9 +158,7 @@ class MMDiT(nn.Module):
             )
             img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"], out["txt_ids"]
         img = self.run_blocks(img, txt, vec, x, control, options)
-        options.pop(ROWS, None)  # a hook that keeps its options keeps no table
-        mod = None if rows is None else rows.final(vec)
-        return self.unpatchify(self.final_layer(img, vec, mod), x.shape[-2], x.shape[-1])
+        return self.final_layer(img, vec, None if rows is None else rows.final(vec))
 
     def prepared(self, timesteps: Tensor | Iterable[float] = (), **options: Any) -> Prepared:
         """A run that computes once what depends on timestep and text alone; see `modulation.Prepared`.

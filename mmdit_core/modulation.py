@@ -8,7 +8,7 @@ look them up by the values that went in, and read none of those weights.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .blocks import BlockModulation
 
+# Parts of the names of the weights that a run reads once.
+READ_ONCE = ("adaLN_modulation", "t_embedder", "y_embedder", "guidance_embedder", "context_embedder")
 RUN = "mmdit_prepared"  # of a Prepared in transformer_options
 ROWS = "mmdit_rows"  # of the present call's Rows there, for hooks that run a block on some of the rows
 
@@ -144,7 +146,10 @@ class Prepared:
         if any(value.shape[0] != x.shape[0] or value.device != x.device for value in present):
             return None  # broadcast, or an error that is the plain path's to raise
         kinds = [None if value is None else value.dtype for value in (x, y, guidance)]
-        setting = x.device, kinds, _state(_embedding_layers(model))
+        state = _state(_embedding_layers, model)
+        if state is None:
+            return None
+        setting = x.device, kinds, state
         if setting != self._setting:
             self._setting, self._table, self._layout = setting, _Table(), layout_of(model)
         keys = _rows_as_bytes(*present)
@@ -206,7 +211,9 @@ class Prepared:
         """context [B, L, context_dim] -> [B, L, D], as the model's text embedder gives it."""
         if not self._serves(model, context.device):
             return model.context_embedder(context)
-        setting = _state([model.context_embedder])
+        setting = _state(lambda model: [model.context_embedder], model)
+        if setting is None:
+            return model.context_embedder(context)
         if setting != self._text_setting:
             self._text_setting, self._texts = setting, []
         for number, (known, embedded) in enumerate(self._texts):
@@ -270,6 +277,11 @@ class Rows:
     def __deepcopy__(self, memo: Any) -> Rows:
         return self
 
+    def close(self) -> None:
+        """Let go of everything at the end of the call: a hook may keep the options that hold this. Knows no vector."""
+        self._known = {}
+        del self._layout, self._table, self.vec
+
     def _note(self, vec: Tensor, rows: tuple[int, ...]) -> None:
         self._known[id(vec)] = (vec, vec._version, rows)
 
@@ -307,11 +319,11 @@ class Rows:
 
 
 def _picked(table: Tensor, rows: Sequence[int]) -> Tensor:
-    """Rows of a table: a view where they follow one another."""
+    """Rows of a table: a view where they follow one another. No index, which would have to come to the device."""
     first = rows[0]
     if all(row == first + place for place, row in enumerate(rows)):
         return table[first : first + len(rows)]
-    return table[list(rows)]
+    return torch.stack([table[row] for row in rows])
 
 
 def _rows_as_bytes(*values: Tensor) -> list[bytes]:
@@ -331,9 +343,15 @@ def _embedding_layers(model: Any) -> list[Any]:
     return layers + [owner.adaLN_modulation[1] for owner in (*streams, model.final_layer)]
 
 
-def _state(layers: Iterable[Any]) -> tuple[Any, ...]:
-    """Changes when a weight is exchanged, moved or, as far as torch counts it, written to."""
-    return tuple(_mark(tensor) for layer in layers for tensor in (layer.weight, layer.bias))
+def _state(layers_of: Callable[[Any], Iterable[Any]], model: Any) -> tuple[Any, ...] | None:
+    """Changes when a weight is exchanged, moved or, as far as torch counts it, written to.
+
+    None where somebody put a layer there whose weights cannot be told.
+    """
+    try:
+        return tuple(_mark(tensor) for layer in layers_of(model) for tensor in (layer.weight, layer.bias))
+    except (AttributeError, TypeError, IndexError):
+        return None
 
 
 def _mark(tensor: Any) -> Any:

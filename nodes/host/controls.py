@@ -186,9 +186,8 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     base = executor.class_obj
     run = options.get(RUN) or _Run()
     # model_sampling is read here and now: a shift node may have come after the control's node.
-    active, place = _active(_controls(options), options, base.model_sampling)
     prompts = [item for item in options.get(KEY, ()) if isinstance(item, AttachedPrompt)]
-    prompts, _ = _active(prompts, options, base.model_sampling)
+    active, prompts, place = _active(_controls(options), prompts, options, base.model_sampling)
     counts = counts_of(base.diffusion_model)
     if counts is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -257,12 +256,18 @@ def _embed(base, context: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return txt
 
 
-def _active(controls: list[Timed], options: dict[str, Any], model_sampling) -> tuple[list[Timed], float]:
-    """The controls whose window holds this call's noise level, and how far the sampling is, in [0, 1]."""
-    timed = [c for c in controls if c.start_percent > 0 or c.end_percent < 1 or c.fade != "constant"]
+def _active(
+    controls: list[BlockControl], prompts: list[AttachedPrompt], options: dict[str, Any], model_sampling
+) -> tuple[list[BlockControl], list[AttachedPrompt], float]:
+    """Those whose window holds this call's noise level, and how far the sampling is, in [0, 1]."""
+    timed = [c for c in (*controls, *prompts) if c.start_percent > 0 or c.end_percent < 1 or c.fade != "constant"]
     if not timed or options.get("sigmas") is None:
-        return controls, 0.0
+        return controls, prompts, 0.0
     sigma = float(options["sigmas"].max())  # the one wait for the device in a call, and only where a window asks
     to_sigma = model_sampling.percent_to_sigma
-    place = percent_at(sigma, to_sigma) if any(c.fade != "constant" for c in controls) else 0.0
-    return [c for c in controls if holds(sigma, c.start_percent, c.end_percent, to_sigma)], place
+    place = percent_at(sigma, to_sigma) if any(c.fade != "constant" for c in timed) else 0.0
+
+    def holding(items: list[Timed]) -> list[Timed]:
+        return [item for item in items if holds(sigma, item.start_percent, item.end_percent, to_sigma)]
+
+    return holding(controls), holding(prompts), place

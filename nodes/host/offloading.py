@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-READ_ONCE = "adaLN_modulation"
+ADALN = "adaLN_modulation"
 # What the host sorts by, in types -> what comes last. Without dynamic loading one number, largest first; with it two,
 # smallest first.
 LAST = {(int,): (0,), (bool, int): (True, 1)}
@@ -37,6 +37,6 @@ def _ranked(entry: Any) -> Any:
         return entry
     *order, _, name, _, _ = entry
     last = LAST.get(tuple(type(value) for value in order))
-    if last is None or not isinstance(name, str) or READ_ONCE not in name:
+    if last is None or not isinstance(name, str) or ADALN not in name:
         return entry
     return (*last, *entry[-4:])

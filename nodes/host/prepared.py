@@ -7,13 +7,10 @@ from collections.abc import Collection
 import comfy.patcher_extension
 
 from ...mmdit_core.model import MMDiT
-from ...mmdit_core.modulation import LIMIT, RUN
+from ...mmdit_core.modulation import LIMIT, READ_ONCE, RUN
 
 KEY = "mmdit_prepared"  # of our wrapper
 USUAL_ROWS = 80  # 40 steps of two prompts: what memory is asked for ahead of a run
-
-# Parts of the names of the weights that a run reads once.
-READ_ONCE = ("adaLN_modulation", "t_embedder", "y_embedder", "guidance_embedder", "context_embedder")
 
 
 def add_to(patcher) -> None:

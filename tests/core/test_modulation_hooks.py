@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
+
 import pytest
 import torch
 
 from mmdit_core.control import BlockControl
 from mmdit_core.hooks import Call, Tally, compile_controls
+from mmdit_core.modulation import ROWS, RUN
 from mmdit_core.second_text import SecondText, add_second_texts
 from tests.core.prepared import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model, reads
 
@@ -125,3 +130,57 @@ def test_hooks_may_write_into_the_embedded_text(model, inference):
         for level in LEVELS[:3]:
             found = call(model, level, given, {**options, **patches})
             assert error(found, call(model, level, given, patches)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "and the call fails"])
+def test_a_hook_that_keeps_copies_of_its_options_keeps_no_table_and_no_weights(inference, fails):
+    model, given, kept = random_model(CONFIGS["dual"]), inputs(), []
+
+    def in_attention(q, k, v, extra_options=None, **_):
+        kept.append(extra_options)
+        return {}
+
+    def around_block(args, extra):
+        kept.append(dict(args["transformer_options"]))
+        if fails:
+            raise RuntimeError("in the middle")
+        return extra["original_block"](args)
+
+    hooks = {
+        "patches": {"attn1_patch": [in_attention]},
+        "patches_replace": {"dit": {("double_block", 1): around_block}},
+    }
+    with model.prepared(LEVELS) as options:
+        with contextlib.suppress(RuntimeError):
+            call(model, LEVELS[0], given, {**options, **hooks})
+        pages = [weakref.ref(page) for page, _ in options[RUN]._table.places.values()]
+    weights = [weakref.ref(weight) for name, weight in model.named_parameters() if "adaLN" in name]
+    assert len(kept) >= 2 and pages and all(page() is not None for page in weights)
+    del model, hooks, options
+    gc.collect()
+    assert not any(each() is not None for each in (*pages, *weights))
+    assert all(rows.block(0, torch.zeros(2, 128)) is None for each in kept if (rows := each.get(ROWS)) is not None)
+
+
+class Wrapped(torch.nn.Module):
+    """Somebody's layer around one of ours; what it holds cannot be told from outside."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.inner = layer
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+ADALN = "joint_blocks.1.x_block.adaLN_modulation"
+
+
+@pytest.mark.parametrize("name", [f"{ADALN}.1", ADALN, "context_embedder", "y_embedder.mlp.0"])
+def test_a_wrapped_layer_takes_the_plain_path(model, inference, name):
+    owner, _, last = name.rpartition(".")
+    parent, given = model.get_submodule(owner), inputs()
+    setattr(parent, last, Wrapped(getattr(parent, last)))
+    with model.prepared(LEVELS) as options:
+        for level in LEVELS[:2]:
+            assert error(call(model, level, given, options), call(model, level, given)) <= TOLERANCE
