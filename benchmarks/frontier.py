@@ -20,7 +20,7 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from scripts import inprocess  # noqa: E402
 
 SMALL = ROOT / "models" / "mmdit-small.safetensors"
 MAP = ROOT / "docs" / "block-map.json"
-KEPT = ROOT / ".test-output" / "frontier.safetensors"  # the full run's latents, for a run that goes on
+KEPT = ROOT / ".test-output"  # the full run's latents, for a run that goes on
 STEPS, CFG, BATCH = 28, 4.5, 16
 ROUND = 32  # pictures of every point before there are more of any
 FULL = "everything"
@@ -65,6 +65,11 @@ class Point:
 
 def carried(curve: str, settings: Sequence[tuple[str, Economy]]) -> tuple[Point, ...]:
     return tuple(Point(curve, name, economy=economy) for name, economy in settings)
+
+
+def other(economy: Economy) -> Economy:
+    """What is taken over as it is where a line was drawn, and the other way round."""
+    return replace(economy, order=1 - economy.order)
 
 
 # The paper (arXiv 2601.02211) skips 3 of 57 blocks on both branches and 14 on the negative one, over step caching: of 8
@@ -98,8 +103,13 @@ POINTS = (
         "carried over as it is",
         (
             ("steps every 2, as it is", Economy(every=2, order=0)),
+            ("steps every 3, as it is", Economy(every=3, order=0)),
             ("negative every 2, as it is", Economy(negative_every=2, order=0)),
         ),
+    ),
+    *carried(
+        "the plans, in the other order",
+        [(f"{plan.speedup:g}x, order {1 - plan.economy.order}", other(plan.economy)) for plan in PLANS],
     ),
 )
 
@@ -204,6 +214,11 @@ def begun(point: Point) -> dict[str, Any]:
         "flops": [],
         "distances": [],
     }
+
+
+def settings_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an entry is of, without what was measured."""
+    return {name: entry[name] for name in ("curve", "steps", "economy", "both", "negative", "cache") if name in entry}
 
 
 def lengthened(entry: dict, scores: list[dict[str, bool]], flops: int, distance: Tensor) -> None:
@@ -327,20 +342,23 @@ def main() -> None:
     }
     figures: dict[str, Any] = {"about": about, "points": {}}
     full: dict[str, Tensor] = {}
-    if given.json.exists() and KEPT.exists() and (kept := json.loads(given.json.read_text())).get("about") == about:
-        figures, full = kept, load_file(KEPT)
+    kept_at = KEPT / f"{given.json.stem}.safetensors"
+    if given.json.exists() and kept_at.exists() and (kept := json.loads(given.json.read_text())).get("about") == about:
+        figures, full = kept, load_file(kept_at)
     points = figures["points"]
     asked = [point for point in POINTS if given.points is None or any(text in point.name for text in given.points)]
     for number, (seed, first) in enumerate(bench.rounds):
         for point in dict.fromkeys((POINTS[0], *asked)):
-            entry = points.setdefault(point.name, begun(point))
+            if settings_of(points.get(point.name, {})) != settings_of(begun(point)):
+                points[point.name] = begun(point)  # new, or another one by the same name
+            entry = points[point.name]
             if len(entry["flops"]) > number:
                 continue  # of a run that was cut
             latents, flops = bench.run(point, seed, first)
             if point.name == FULL:
                 full[str(number)] = latents
-                KEPT.parent.mkdir(exist_ok=True)
-                save_file(full, KEPT)
+                KEPT.mkdir(exist_ok=True)
+                save_file(full, kept_at)
             lengthened(entry, bench.judge(latents, first), flops, distances(latents, full[str(number)]))
             summed(entry, points[FULL])
             print(line_of(point.name, entry), flush=True)

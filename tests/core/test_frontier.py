@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from benchmarks.frontier import FULL, POINTS, begun, distances, lengthened, paired, summed
+from benchmarks.frontier import FULL, POINTS, begun, distances, lengthened, paired, settings_of, summed
 from mmdit_core.speed_plans import PLANS
 
 
@@ -67,3 +69,12 @@ def test_every_plan_is_a_point_and_every_point_has_a_name_of_its_own():
     assert POINTS[0].name == FULL and len({point.name for point in POINTS}) == len(POINTS)
     alone = [point.economy for point in POINTS if not (point.cache or point.both or point.negative)]
     assert all(plan.economy in alone for plan in PLANS)
+
+
+def test_a_plan_that_has_changed_is_another_point():
+    plan = next(point for point in POINTS if point.name == "plan 2x")
+    entry = begun(plan)
+    lengthened(entry, [{"all": True}], 7, torch.zeros(1))
+    assert settings_of(entry) == settings_of(begun(plan))
+    changed = replace(plan, economy=replace(plan.economy, every=plan.economy.every + 1))
+    assert settings_of(entry) != settings_of(begun(changed)) and settings_of({}) != settings_of(begun(plan))
