@@ -5,9 +5,9 @@ of SD3.5 Large, and the whole of SD3.5 Medium; 154 text tokens. All share the te
 
 A forward has one row of the batch, a step with CFG two, a positive and a negative text. Of ours the forward is a call
 by itself; the steps belong to a run that knows the 28 noise levels of its schedule, as every sampler's do: its first
-step computes the modulation of all of them, and is held against any step of the others. A run is the first step and 27
-more, added up. Time is the median over rounds. A ratio is taken within a round, where all ran one after the other, and
-the median of those is given, with its 95% interval by order statistics; who goes first changes from round to round.
+step computes the modulation of all of them. A run is the first step and 27 more, added up. Time is the median over
+rounds. A ratio is taken within a round, where all ran one after the other, and the median of those is given, with its
+95% interval by order statistics; who goes first changes from round to round.
 
 Bytes read are those of the parameters of every layer that a step calls, counted by hooks. FLOPs are counted by torch,
 of matrix products and convolutions: attention on a CPU it does not know. Memory is what two steps take beside the
@@ -144,11 +144,9 @@ def timed(runner: Runner) -> dict[str, float]:
         seconds[figure] = time.perf_counter() - started
 
     with runner.run() as step:
-        if runner.contender == OURS:
-            clock(FIRST, lambda: step(LEVELS[0]))
+        clock(FIRST, lambda: step(LEVELS[0]))
         clock(STEP, lambda: step(LEVELS[1]))
     clock(FORWARD, lambda: runner.call(LEVELS[1], 1, {}))
-    seconds = {FIRST: seconds[STEP], **seconds}
     return {RUN: seconds[FIRST] + (len(LEVELS) - 1) * seconds[STEP], **seconds}
 
 
