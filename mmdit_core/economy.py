@@ -43,7 +43,8 @@ class Economy:
     negative_every >= 1, of the computed steps one in so many computes the negative too; start and end of guidance in
     [0, 1] of the sampling, outside it the negative is left out; settle and finish in [0, 1], the shares of a run's
     steps before and from which all is computed; order of going on, 0 keeps what was there last, 1 draws a line through
-    the last two.
+    the last two; meant_for, the steps of the run that `every` and `settle` are meant for, 0 for any: in a shorter one
+    no more of the sampling is passed over at once, as many first steps are computed, and the last one.
     Raises: ValueError that names the field, what was found and what would be right.
     Source: Liu et al. 2025, "From reusing to forecasting: accelerating diffusion models with TaylorSeers", for the
         line; Kynkaanniemi et al. 2024, "Applying guidance in a limited interval", for the window.
@@ -56,6 +57,7 @@ class Economy:
     settle: float = 0.0
     finish: float = 1.0
     order: int = 1
+    meant_for: int = 0
 
     def __post_init__(self) -> None:
         for name in ("every", "negative_every"):
@@ -66,6 +68,8 @@ class Economy:
         for name in ("settle", "finish"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"Economy: {name} is {getattr(self, name)}; it must be in [0, 1]")
+        if self.meant_for < 0:
+            raise ValueError(f"Economy: meant_for is {self.meant_for}; it must be at least 0")
         if self.order not in (0, 1):
             raise ValueError(f"Economy: order is {self.order}; it must be 0 or 1")
 
@@ -84,15 +88,17 @@ class Economy:
 
     def turn(self, step: int, steps: int, place: float) -> Turn:
         """Args: step from 0, of so many steps; place in the sampling, in [0, 1] (in a window: start in, end out)."""
-        settled = math.ceil(self.settle * steps - SLACK)
+        settled = math.ceil(self.settle * max(steps, self.meant_for) - SLACK)
+        finish = min(self.finish * steps, steps - 1) if self.meant_for else self.finish * steps
+        every = math.ceil(self.every * min(1.0, steps / self.meant_for)) if self.meant_for else self.every
         since = step - settled
-        in_full = since < 0 or step >= self.finish * steps - SLACK
-        positive = in_full or since % self.every == 0
+        in_full = since < 0 or step >= finish - SLACK
+        positive = in_full or since % every == 0
         begun = self.start <= 0 or place >= self.start - SLACK
         ended = self.end < 1 and place >= self.end - SLACK
         if ended or not begun:
             return Turn(positive, LEFT_OUT)
-        fresh = positive and (in_full or since // self.every % self.negative_every == 0)
+        fresh = positive and (in_full or since // every % self.negative_every == 0)
         return Turn(positive, COMPUTED if fresh else TAKEN_OVER)
 
     def work(self, steps: int) -> float:

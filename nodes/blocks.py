@@ -11,6 +11,7 @@ from .errors import InputError
 from .host import controls as host
 
 CATEGORY = "MMDiT/blocks"
+MOST_STRENGTH = 10.0
 MODEL = ("MODEL", {"tooltip": "An MMDiT model: SD3, SD3.5, FLUX.1, Qwen-Image, Chroma or AuraFlow. It is not changed."})
 HIDDEN = {"unique_id": "UNIQUE_ID"}
 OUTPUT = ("The model with this control; the one that came in is as it was.",)
@@ -182,7 +183,7 @@ class TextBoost:
                     {
                         "default": 1.5,
                         "min": 0.0,
-                        "max": 10.0,
+                        "max": MOST_STRENGTH,
                         "step": 0.05,
                         "tooltip": "1 changes nothing, 1.5 is the paper's setting, 0 takes the text away (residual: "
                         "for this and all later blocks, the paper's disable; attention and value: in the block only).",
@@ -275,6 +276,14 @@ class TextBoost:
             strengths = parse_block_strengths(blocks, *counts("TextBoost", model), default=strength)
         except BlockTextError as error:
             raise BlockTextError(f"TextBoost: blocks: {error}") from error
+        for block, own in strengths.items():
+            if own is not None and own > MOST_STRENGTH:
+                raise InputError(
+                    "TextBoost",
+                    "blocks",
+                    f"block {block} has strength {own:g}",
+                    f"Write one from 0 to {MOST_STRENGTH:g}, as {block}:1.5",
+                )
         together: dict[float, list[int]] = defaultdict(list)
         for block, own in strengths.items():
             together[strength if own is None else own].append(block)
@@ -375,6 +384,14 @@ class BlockPrompt:
                 "conditioning",
                 f"it holds {len(conditioning)} prompts",
                 "Connect one prompt, without areas or combinations",
+            )
+        placed = [name for name in ("area", "mask") if conditioning[0][1].get(name) is not None]
+        if placed:
+            raise InputError(
+                "BlockPrompt",
+                "conditioning",
+                f"the prompt is for a part of the picture: it has {placed[0]}",
+                "Connect it without areas or masks; it is for the whole picture here",
             )
         window = BlockControl("disable", chosen, start_percent=start_percent, end_percent=end_percent)
         notes(unique_id, window, chosen, model)

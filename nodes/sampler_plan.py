@@ -56,6 +56,7 @@ def make_plan(model, positive, latent: dict[str, Any], samples: Tensor, dials: S
     levels, source = levels_of(dials, shift)
     first, last = part_of(dials, levels)
     runs = first < last and dials.denoise >= MIN_DENOISE
+    _check_rest(dials, len(levels) - 1)
     start = _start(latent, levels, first, dials) if runs else None
     prepared = sampling.prepare(model, latent, seeds, add_noise=start is None and dials.add_noise != "disable")
     if start is not None:
@@ -101,6 +102,15 @@ def part_of(dials: SimpleNamespace, levels: Tensor) -> tuple[int, int]:
     return min(dials.start_step, last), last
 
 
+def why_nothing(plan: Plan, dials: SimpleNamespace) -> str:
+    """Which dial leaves no step to run, and what would."""
+    if dials.denoise < MIN_DENOISE:
+        return "denoise is 0; raise it"
+    if dials.end_step <= dials.start_step:
+        return f"end_step {dials.end_step} is not after start_step {dials.start_step}; raise it"
+    return f"start_step is {dials.start_step}, and the schedule has {max(0, len(plan.levels) - 1)} steps; lower it"
+
+
 def guidance_of(dials: SimpleNamespace) -> Guidance:
     """Raises: InputError for a window that ends before it starts."""
     if dials.cfg_end < dials.cfg_start:
@@ -111,6 +121,16 @@ def guidance_of(dials: SimpleNamespace) -> Guidance:
             "Set it to cfg_start or later",
         )
     return Guidance(dials.cfg, dials.guidance, dials.cfg_start, dials.cfg_end, dials.cfg_curve, dials.rescale)
+
+
+def _check_rest(dials: SimpleNamespace, steps: int) -> None:
+    if dials.guidance == "cfg_zero_star" and 0 < steps <= dials.zero_steps:
+        raise InputError(
+            NODE,
+            "zero_steps",
+            f"{dials.zero_steps} of {steps} steps would not move at all, and nothing but noise would come out",
+            "Set it to a few of the first steps, 0 or 1 usually",
+        )
 
 
 def _check_form(model, dials: SimpleNamespace) -> None:

@@ -32,7 +32,7 @@ from .sampler_inputs import (
     solver_widget,
     steps_widget,
 )
-from .sampler_plan import NODE, Plan, make_plan
+from .sampler_plan import NODE, Plan, make_plan, why_nothing
 from .summary import bands_of, facts_of, short_of, words_of
 
 __all__ = ["MAX_SEED", "NEGATIVE", "NODES", "POSITIVE", "cfg_widget", "check_inputs", "steps_widget"]
@@ -120,7 +120,8 @@ class FlowMatchingSampler:
         check_finite(NODE, positive=positive, negative=negative)
         plan = make_plan(model, positive, latent_image, samples, dials)
         if plan.route is None:
-            nothing = "Nothing was run: the latent is as it came"
+            nothing = f"Nothing was run: the latent is as it came. {why_nothing(plan, dials)}"
+            ui.show_text(unique_id, nothing)
             return latent_image, _curve(plan, nothing), nothing
         kept, notes = self._open_kept(dials.reuse, model, positive, negative, plan)
         guider = FlowGuider(plan.model, positive, negative, plan.guidance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from ..mmdit_core.economy import Economy
 from ..mmdit_core.speed_plans import BY_SPEEDUP, MEASURED_ON, SETTING, STEPS, Plan
 from .errors import InputError
@@ -11,6 +13,11 @@ from .host.models import core_config
 NODE = "SpeedPlan"
 OFF = "1x (off)"
 CHOICES: dict[str, Plan | None] = {OFF: None, **{f"{speedup:g}x": plan for speedup, plan in BY_SPEEDUP.items()}}
+PRICES = {
+    name: {"work": plan.economy.work(STEPS), "steps": STEPS, **asdict(plan.price)}
+    for name, plan in CHOICES.items()
+    if plan is not None and plan.price is not None
+}
 ORDINALS = {2: "2nd", 3: "3rd"}
 
 
@@ -46,6 +53,7 @@ class SpeedPlan:
                         "default": "1.5x",
                         "tooltip": "How much faster. The higher, the fewer steps are computed, those at the start and "
                         "the end always. The node says what it costs.",
+                        "prices": PRICES,  # for the page
                     },
                 ),
             },

@@ -37,6 +37,7 @@ SHOWN = {
     "TextBoost": 60,
     "TextDisable": 110,
     "BlockPrompt": 110,
+    "SpeedPlan": 110,
     "BlockAnalysis": 70,
     "PreviewAny": 140,
 }

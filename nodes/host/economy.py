@@ -160,7 +160,7 @@ def words_of(count: Count) -> str:
     """What an economy did in a run."""
     if not count.predictions:
         return "nothing was left out: another node makes the predictions itself"
-    lines = []
+    lines = [f"{count.work:.0%} of all predictions computed"]
     guided = count.predictions - count.unasked
     if guided:
         done = [f"{n} {what}" for n, what in ((count.taken_over, "carried over"), (count.left_out, "left out")) if n]
@@ -172,4 +172,4 @@ def words_of(count: Count) -> str:
         lines.append(f"{count.besides} predictions that another node asked for, all computed")
     if count.guessed:
         lines.append(f"{count.guessed} of {count.predictions} predictions carried over whole")
-    return "\n".join([*lines, f"{count.work:.0%} of all predictions computed"])
+    return "\n".join(lines)

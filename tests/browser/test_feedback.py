@@ -13,6 +13,17 @@ NOTE = """(type) => {
 }"""
 
 
+FEW = """() => {
+    for (const node of app.graph._nodes)
+        if (node.type === "FlowMatchingSampler") node.widgets.find(({ name }) => name === "steps").value = 4;
+}"""
+KIND = """(kind) => {
+    const loader = app.graph._nodes.find((each) => each.type === "DualCLIPLoader");
+    loader.widgets.find(({ name }) => name === "type").value = kind;
+    app.api.dispatchCustomEvent("graphChanged", {});
+}"""
+
+
 @pytest.fixture
 def comfy(shared):
     yield from fresh(shared, steps=4, timeout=15_000)
@@ -54,6 +65,31 @@ def test_tokens_are_those_of_the_encoders_that_are_linked(comfy):
     comfy.load(WORKFLOW.with_name("qwen-image.json"))
     note = until(comfy, "TripleTextEncode", "/^prompt\\s*counted when it runs/.test(note)")
     assert "CLIP" not in note and "T5" not in note
+
+
+def test_tokens_follow_the_loader_when_another_kind_is_chosen(comfy):
+    comfy.load(WORKFLOW.with_name("flux1-dev.json"))
+    until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+\\s*T5 \\d+/.test(note)")
+    comfy.run(KIND, "sd3")  # two of three, and which ones is not said
+    until(comfy, "TripleTextEncode", "/^prompt\\s*counted when it runs/.test(note)")
+    comfy.run(KIND, "flux")
+    until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+/.test(note)")
+
+
+def test_the_speed_plan_tells_its_price_before_anything_runs_and_keeps_it(comfy):
+    comfy.load(WORKFLOW.with_name("speed-plan.json"))
+    price = "/^46% of the predictions over 28 steps small model: -0.2 of 100 pictures right/.test(note)"
+    until(comfy, "SpeedPlan", price)
+    comfy.run(SET, ["SpeedPlan", {"speedup": "1x (off)"}])
+    until(comfy, "SpeedPlan", "/^everything is computed$/.test(note)")
+    comfy.run(SET, ["SpeedPlan", {"speedup": "3x"}])
+    until(comfy, "SpeedPlan", "/^32% of the predictions/.test(note)")
+    saved = comfy.graph()
+    comfy.load(saved)
+    until(comfy, "SpeedPlan", "/^32% of the predictions/.test(note)")
+    comfy.run(FEW)
+    comfy.queue()
+    until(comfy, "SpeedPlan", "/^32% of the predictions/.test(note)")
 
 
 def test_the_sampler_tells_its_steps_and_then_what_ran(comfy):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -221,6 +224,19 @@ def test_every_plan_reaches_what_it_is_chosen_for():
         assert 1 / plan.economy.work(STEPS) >= plan.speedup
         assert plan.price is None or 1 / plan.price.share >= plan.speedup * 0.98
         assert plan.price is None or plan.price.low <= plan.price.points <= plan.price.high
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan.speedup:g}x")
+def test_a_plan_in_a_shorter_run_passes_over_no_more_of_the_sampling(plan):
+    economy, anyhow = plan.economy, replace(plan.economy, meant_for=0)
+    assert all(economy.turn(step, STEPS, 0) == anyhow.turn(step, STEPS, 0) for step in range(STEPS))
+    for steps in range(1, 100):
+        computed = [step for step in range(steps) if economy.turn(step, steps, 0).positive]
+        first = min(steps, math.ceil(economy.settle * STEPS))
+        assert computed[:first] == list(range(first)) and computed[-1] == steps - 1
+        gaps = [b - a for a, b in pairwise(computed)]
+        assert max(gaps, default=0) <= max(1, math.ceil(economy.every * min(1, steps / STEPS)))
+    assert economy.work(4) == 1
 
 
 def test_the_prices_are_the_shipped_models():

@@ -53,7 +53,7 @@ def test_what_comes_with_the_first_node_is_small_too(name):
 
 
 def test_every_script_and_style_sheet_is_used_and_all_together_are_not_heavy():
-    assert {path.suffix for path in SCRIPTS} == {".js", ".mjs"} and len(BROUGHT) == 3
+    assert {path.suffix for path in SCRIPTS} == {".js", ".mjs"} and len(BROUGHT) == 4
     used = imported("parts.mjs", *BROUGHT, later=True)
     assert used == {*SCRIPTS, *STYLES}
     assert weight(used) < MOST_OF_ALL

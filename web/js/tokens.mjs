@@ -8,11 +8,16 @@ import { words } from "./words.mjs";
 const NODE = "TripleTextEncode";
 const TITLES = ["prompt", "negative"];
 const INPUTS = [...TITLES, "clip_l", "clip_g", "t5xxl", "t5_length"];
-// What a loader calls its text encoders -> those of SD3's that they are. Of others the server tells when they have run.
-const ENCODERS = { flux: ["CLIP-L", "T5"], sd3: ["CLIP-L", "CLIP-G", "T5"] };
+// What a loader calls its text encoders -> those of SD3's that they are; a loader that has no name for them has all
+// three. Of others, and of "sd3", which may be any two, the server tells when they have run.
+const ENCODERS = new Map([
+  [null, ["CLIP-L", "CLIP-G", "T5"]],
+  ["flux", ["CLIP-L", "T5"]],
+]);
 const REST = 250; // ms without a key before the server is asked
 
-const counted = new Set(); // functions that count a node's tokens anew, soon
+const counted = new Map(); // node -> a function that counts its tokens anew, soon
+const kinds = new WeakMap(); // node -> what the loader called its encoders when they were counted last
 
 export function nodeCreated(node) {
   if (node.comfyClass !== NODE) return;
@@ -24,20 +29,25 @@ export function nodeCreated(node) {
   };
   for (const widget of node.widgets) if (INPUTS.includes(widget.name)) after(widget, "callback", soon);
   for (const event of ["onConfigure", "onConnectionsChange"]) after(node, event, soon);
-  after(node, "onAdded", () => counted.add(soon));
-  after(node, "onRemoved", () => counted.delete(soon));
-  if (node.graph) counted.add(soon);
+  after(node, "onAdded", () => counted.set(node, soon));
+  after(node, "onRemoved", () => counted.delete(node));
+  if (node.graph) counted.set(node, soon);
   if (wanted()) note.show(TITLES.map((title) => line(node, title, [])), TITLES.length);
   soon();
 }
 
 export function settingsChanged() {
-  for (const soon of counted) soon();
+  for (const soon of counted.values()) soon();
 }
+
+// Another loader, or another choice on it, is no event of the node itself.
+api.addEventListener("graphChanged", () => {
+  for (const [node, soon] of counted) if (kinds.has(node) && kinds.get(node) !== clipKind(node)) soon();
+});
 
 /** The labels of the encoders that a node's prompts can be counted for; null where they are unknown. */
 function encoders(node) {
-  return ENCODERS[clipKind(node) ?? "sd3"] ?? null;
+  return ENCODERS.get(clipKind(node)) ?? null;
 }
 
 function wanted() {
@@ -60,6 +70,7 @@ async function count(node, note) {
   const value = (name) => (linked(name) ? "" : (node.widgets.find((widget) => widget.name === name)?.value ?? ""));
   const texts = () => Object.fromEntries(INPUTS.map((name) => [name, value(name)]));
   const asked = texts();
+  kinds.set(node, clipKind(node));
   const known = encoders(node);
   const found = known ? await request("/mmdit/tokens", asked) : {};
   if (INPUTS.some((name) => asked[name] !== value(name))) return; // typed on meanwhile: another answer is on its way

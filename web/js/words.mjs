@@ -2,6 +2,9 @@
 
 import { app } from "./host.mjs";
 
+const percent = (share) => `${Math.round(100 * share)}%`;
+const signed = (points) => (points > 0 ? `+${points}` : `${points}`);
+
 const en = {
   all: "All",
   none: "None",
@@ -30,6 +33,13 @@ const en = {
   nothing: "none",
   fromLink: "from the link",
   whenRun: "counted when it runs",
+  price: (plan) =>
+    plan
+      ? [
+          `${percent(plan.work)} of the predictions over ${plan.steps} steps`,
+          `small model: ${signed(plan.points)} of 100 pictures right (${signed(plan.low)} to ${signed(plan.high)})`,
+        ]
+      : ["everything is computed"],
   fromPreset: "from the preset",
   preset: (name) => `preset: ${name}`,
   wrong: ({ message }) => message, // as the server says it
@@ -83,6 +93,13 @@ const zh = {
   nothing: "未选",
   fromLink: "由连线给出",
   whenRun: "运行时计数",
+  price: (plan) =>
+    plan
+      ? [
+          `${plan.steps} 步中计算 ${percent(plan.work)} 的预测`,
+          `小模型：每 100 张图中正确的增减 ${signed(plan.points)} 张（${signed(plan.low)} 到 ${signed(plan.high)}）`,
+        ]
+      : ["计算全部预测"],
   fromPreset: "由预设给出",
   preset: (name) => `预设：${name}`,
   wrong: ({ part, kind }, blocks) => `“${part}”：${WRONG[kind](blocks)}`,
