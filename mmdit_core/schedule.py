@@ -230,7 +230,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no number; write levels from 1 to 0 such as 1, 0.9, 0.6, 0") from None
+        raise ValueError(f"{text!r} is no number, as 0.9 is") from None
 
 
 def _require_shift(shift: float) -> None:
