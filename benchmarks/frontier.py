@@ -270,16 +270,17 @@ def draw(points: dict[str, dict], target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (above, below) = pyplot.subplots(1, 2, figsize=(15, 6), layout="constrained")
+    figure, (above, below) = pyplot.subplots(1, 2, figsize=(15, 7), layout="constrained")
     full = points[FULL]["scores"]["all"]
     above.axhspan(full["low"], full["high"], color="0.9")
     above.axhline(full["percent"], color="0.4", linestyle="--")
+    colours = pyplot.get_cmap("tab20")
     curves = list(dict.fromkeys(entry["curve"] for entry in points.values() if entry["curve"] != FULL))
     for number, curve in enumerate(curves):
         found = sorted((e for e in points.values() if e["curve"] == curve), key=lambda e: -e["share"])
         shares = [100 * entry["share"] for entry in found]
         looks: dict[str, Any] = {
-            "color": f"C{number % 10}",
+            "color": colours(number),
             "marker": "osv^D<>XphP"[number % 11],
             "markersize": 5,
             "linewidth": 1,
@@ -308,7 +309,7 @@ def draw(points: dict[str, dict], target: Path) -> None:
         panel.set(xlabel="FLOPs executed, % of the full run's", xlim=(102, 15))
         panel.axvline(50, color="0.7", linewidth=0.7)
         panel.grid(alpha=0.3)
-    above.legend(fontsize=8, loc="lower left")
+    figure.legend(*above.get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=5)
     figure.savefig(target, dpi=100)
     pyplot.close(figure)
 
