@@ -177,8 +177,9 @@ def _skipped(facts: dict[str, Any]) -> list[str]:
             f"the negative prompt in {calls['without_negative']} of {calls['predictions']} predictions, "
             f"which saves {share:.0%} of the model's work"
         )
-    if facts["block_calls"] is not None and facts["block_calls"]["total"]:
-        lines.append(facts["block_calls"]["words"].removeprefix("skipped "))
+    blocks = facts["block_calls"]
+    if blocks is not None and (blocks["skipped"] or blocks["extra"]):
+        lines.append(blocks["words"].removeprefix("skipped "))
     plan = facts["speed_plan"]
     if plan is not None and plan["work"] < 1:
         spared = plan["taken_over"] + plan["left_out"]

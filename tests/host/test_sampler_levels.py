@@ -126,6 +126,8 @@ def test_the_summary_tells_what_ran(bench):
     assert sum(line.startswith("Skipped: ") for line in lines) == 2 and "block calls" in summary
     assert any(line.startswith("Time: ") and " s a step" in line for line in lines)
     assert max(map(len, lines)) < 120
+    boosted = bench.module("host.controls").attach(bench.model, controls[1:], None)
+    assert "block calls" not in bench.all(model=boosted, steps=2)[2], "nothing is skipped by a boost"
 
 
 def test_the_facts_are_plain_json_with_nothing_missing(bench):
