@@ -197,17 +197,20 @@ def test_nothing_stale_is_used_after_a_change_in_the_middle_of_a_run(model, kind
 def test_a_new_weight_in_the_old_ones_place_in_memory_is_seen(model):
     given, layer = inputs(), model.joint_blocks[1].x_block.adaLN_modulation[1]
     memory = layer.weight.numpy().copy()
+    tensor = torch.from_numpy(memory)
 
-    def exchange() -> int:
-        layer.weight = None
-        layer.weight = torch.nn.Parameter(torch.from_numpy(memory), requires_grad=False)
-        return id(layer.weight)
+    def weight() -> torch.nn.Parameter:
+        return torch.nn.Parameter(tensor, requires_grad=False)
 
     with torch.no_grad(), model.prepared(LEVELS) as options:
-        first = exchange()
+        layer.weight = weight()
+        first = id(layer.weight)
         call(model, LEVELS[0], given, options)
-        memory *= -1
-        assert any(exchange() == first for _ in range(1000)), "no other tensor came to lie where the first one was"
+        memory *= -1  # behind torch's back: the same memory, and no count of its changes
+        layer.weight = None
+        many = [weight() for _ in range(1000)]
+        layer.weight = next((each for each in many if id(each) == first), None)
+        assert layer.weight is not None, "no other tensor came to lie where the first one was"
         assert error(call(model, LEVELS[0], given, options), call(model, LEVELS[0], given)) <= TOLERANCE
 
 
