@@ -1,4 +1,4 @@
-"""Our model, the host's own and diffusers' at equal weights, for benchmarks that race them."""
+"""Our model, the host's own and diffusers', for benchmarks that race them and tests that compare them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ def model_of(
 ) -> torch.nn.Module:
     """A contender's model around these tensors, not copies of them."""
     if contender == "diffusers":
-        return _diffusers(config, state)
-    model = {"ours": _ours, "host": _host}[contender](config, dtype)
+        with torch.device("meta"):
+            model = diffusers_model(config)
+        state = to_diffusers(state, config)
+    else:
+        model = {"ours": _ours, "host": host_model}[contender](config, dtype, "meta")
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -45,21 +48,22 @@ def velocity(contender: str, model: torch.nn.Module, *, x, timesteps, context, y
     return model(x=x, timesteps=timesteps, context=context, y=y, **options)
 
 
-def _ours(config: MMDiTConfig, dtype: torch.dtype):
+def _ours(config: MMDiTConfig, dtype: torch.dtype, device: str):
     # As the loader node builds it: the host's layers and its attention.
     import comfy.ldm.modules.attention
     import comfy.ops
 
     return MMDiT(
         config,
-        device="meta",
+        device=device,
         dtype=dtype,
         operations=comfy.ops.disable_weight_init,
         attention=comfy.ldm.modules.attention.optimized_attention,
     )
 
 
-def _host(config: MMDiTConfig, dtype: torch.dtype):
+def host_model(config: MMDiTConfig, dtype: torch.dtype, device: str):
+    """The host's SD3 model of this shape, its weights not yet loaded."""
     import comfy.ldm.modules.diffusionmodules.mmdit as host
     import comfy.ops
 
@@ -79,28 +83,26 @@ def _host(config: MMDiTConfig, dtype: torch.dtype):
         x_block_self_attn_layers=list(config.dual_attention),
         operations=comfy.ops.disable_weight_init,
         dtype=dtype,
-        device="meta",
+        device=device,
     )
 
 
-def _diffusers(config: MMDiTConfig, state: dict[str, torch.Tensor]):
+def diffusers_model(config: MMDiTConfig):
+    """diffusers' SD3 model of this shape, its weights not yet loaded."""
     from diffusers import SD3Transformer2DModel
 
-    with torch.device("meta"):
-        model = SD3Transformer2DModel(
-            sample_size=config.pos_embed_max_size * config.patch_size,
-            patch_size=config.patch_size,
-            in_channels=config.in_channels,
-            num_layers=config.depth,
-            attention_head_dim=config.head_dim,
-            num_attention_heads=config.num_heads,
-            joint_attention_dim=config.context_dim,
-            caption_projection_dim=config.hidden_size,
-            pooled_projection_dim=config.pooled_dim,
-            out_channels=config.channels_out,
-            pos_embed_max_size=config.pos_embed_max_size,
-            dual_attention_layers=config.dual_attention,
-            qk_norm="rms_norm",
-        )
-    model.load_state_dict(to_diffusers(state, config), strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+    return SD3Transformer2DModel(
+        sample_size=config.pos_embed_max_size * config.patch_size,
+        patch_size=config.patch_size,
+        in_channels=config.in_channels,
+        num_layers=config.depth,
+        attention_head_dim=config.head_dim,
+        num_attention_heads=config.num_heads,
+        joint_attention_dim=config.context_dim,
+        caption_projection_dim=config.hidden_size,
+        pooled_projection_dim=config.pooled_dim,
+        out_channels=config.channels_out,
+        pos_embed_max_size=config.pos_embed_max_size,
+        dual_attention_layers=config.dual_attention,
+        qk_norm="rms_norm" if config.qk_norm else None,
+    )

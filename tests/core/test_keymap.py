@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
+from benchmarks.peers import diffusers_model
 from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig
 from mmdit_core.keymap import diffusers_shapes, expected_shapes, from_diffusers, key_map, our_name, to_diffusers
 
@@ -35,24 +35,6 @@ def random_state(config: MMDiTConfig, dtype: torch.dtype = torch.float32) -> dic
         name: (torch.randn(shape, generator=generator) * 0.2).to(dtype)
         for name, shape in expected_shapes(config).items()
     }
-
-
-def diffusers_model(config: MMDiTConfig) -> SD3Transformer2DModel:
-    return SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=config.patch_size,
-        in_channels=config.in_channels,
-        num_layers=config.depth,
-        attention_head_dim=config.head_dim,
-        num_attention_heads=config.num_heads,
-        joint_attention_dim=config.context_dim,
-        caption_projection_dim=config.hidden_size,
-        pooled_projection_dim=config.pooled_dim,
-        out_channels=config.channels_out,
-        pos_embed_max_size=config.pos_embed_max_size,
-        dual_attention_layers=config.dual_attention,
-        qk_norm="rms_norm" if config.qk_norm else None,
-    )
 
 
 def shapes_of(state) -> dict[str, tuple[int, ...]]:

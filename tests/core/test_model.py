@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from benchmarks.peers import diffusers_model
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoint import to_diffusers
 from mmdit_core.model import LatentSizeError
@@ -43,24 +44,9 @@ def inputs(config: MMDiTConfig, size=(8, 12), batch: int = 3, tokens: int = 21, 
 
 
 def diffusers_twin(model: MMDiT) -> SD3Transformer2DModel:
-    c = model.config
     with torch.device("meta"):
-        twin = SD3Transformer2DModel(
-            sample_size=c.pos_embed_max_size * c.patch_size,
-            patch_size=c.patch_size,
-            in_channels=c.in_channels,
-            num_layers=c.depth,
-            attention_head_dim=c.head_dim,
-            num_attention_heads=c.num_heads,
-            joint_attention_dim=c.context_dim,
-            caption_projection_dim=c.hidden_size,
-            pooled_projection_dim=c.pooled_dim,
-            out_channels=c.channels_out,
-            pos_embed_max_size=c.pos_embed_max_size,
-            dual_attention_layers=c.dual_attention,
-            qk_norm="rms_norm" if c.qk_norm else None,
-        )
-    twin.load_state_dict(to_diffusers(model.state_dict(), c), strict=True, assign=True)
+        twin = diffusers_model(model.config)
+    twin.load_state_dict(to_diffusers(model.state_dict(), model.config), strict=True, assign=True)
     return twin.eval()
 
 

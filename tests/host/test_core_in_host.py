@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import comfy.ldm.modules.diffusionmodules.mmdit as host_mmdit
-import comfy.ops
 import pytest
 import torch
 
+from benchmarks.peers import host_model
 from mmdit_core import MMDiT, MMDiTConfig
 
 TINY = dict(context_dim=48, pooled_dim=40, pos_embed_max_size=16)
@@ -28,24 +27,7 @@ def pair(config: MMDiTConfig, std: float = 0.05):
     for parameter in ours.parameters():
         parameter.normal_(std=std)
     ours.pos_embed.normal_()
-    theirs = host_mmdit.OpenAISignatureMMDITWrapper(
-        patch_size=config.patch_size,
-        in_channels=config.in_channels,
-        depth=config.hidden_size // 64,
-        num_blocks=config.depth,
-        adm_in_channels=config.pooled_dim,
-        context_embedder_config={
-            "target": "torch.nn.Linear",
-            "params": {"in_features": config.context_dim, "out_features": config.hidden_size},
-        },
-        pos_embed_max_size=config.pos_embed_max_size,
-        num_patches=config.pos_embed_max_size**2,
-        qk_norm=config.qk_norm,
-        x_block_self_attn_layers=list(config.dual_attention),
-        operations=comfy.ops.disable_weight_init,
-        dtype=torch.float32,
-        device="cpu",
-    )
+    theirs = host_model(config, torch.float32, "cpu")
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return ours, theirs.eval().requires_grad_(False)
 
