@@ -106,9 +106,12 @@ def why_nothing(plan: Plan, dials: SimpleNamespace) -> str:
     """Which dial leaves no step to run, and what would."""
     if dials.denoise < MIN_DENOISE:
         return "denoise is 0; raise it"
+    steps = max(0, len(plan.levels) - 1)
+    if not steps:
+        return "The schedule has no steps"
     if dials.end_step <= dials.start_step:
         return f"end_step {dials.end_step} is not after start_step {dials.start_step}; raise it"
-    return f"start_step is {dials.start_step}, and the schedule has {max(0, len(plan.levels) - 1)} steps; lower it"
+    return f"start_step is {dials.start_step}, and the schedule has {steps} steps; lower it"
 
 
 def guidance_of(dials: SimpleNamespace) -> Guidance:
