@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from mmdit_core import MMDiT, MMDiTConfig  # noqa: E402
-from mmdit_core.checkpoint import to_diffusers  # noqa: E402
+from mmdit_core import MMDiT, MMDiTConfig
+from mmdit_core.checkpoint import to_diffusers
 
 CONTENDERS = ("ours", "host", "diffusers")
 TEXT_TOKENS = 154
