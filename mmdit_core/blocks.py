@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import MMDiTConfig
-from .layers import NORM_EPS, AttentionProjections, Mlp, modulate
+from .layers import NORM_EPS, AttentionProjections, Mlp, modulate, side_by_side
 
 Attention = Callable[..., Tensor]
 
@@ -61,7 +61,7 @@ class Stream(nn.Module):
     def add_attention(self, x: Tensor, mod: tuple[Tensor, ...], attn: Tensor, attn2: Tensor | None = None) -> Tensor:
         """x, attn and, where the stream has a second attention, attn2 [B, L, D] -> [B, L, D]."""
         assert self.attn.proj is not None
-        x = torch.addcmul(x, mod[2], self.attn.proj(attn))
+        x = torch.addcmul(x, mod[2], self.attn.proj(side_by_side(attn)))
         if attn2 is None:
             return x
         assert self.attn2 is not None and self.attn2.proj is not None
@@ -125,7 +125,9 @@ class JointBlock(nn.Module):
         txt_attn, img_attn = attn.split((attn.shape[1] - img.shape[1], img.shape[1]), dim=1)
         img_attn2 = None
         if self.x_block.attn2 is not None and second is not None:
-            q, k, v = self.x_block.attn2(second)
+            q, *keys_and_values = self.x_block.attn2(second)
+            k, v = map(side_by_side, keys_and_values)
+            del keys_and_values
             img_attn2 = self.attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
             del q, k, v, second
         img = self.x_block.add_attention(img, mod.img, img_attn, img_attn2)

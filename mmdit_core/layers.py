@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
+# Tokens that a CPU norms at once: what comes in between stays in its caches, and new pages cost more than arithmetic.
+NORM_TOKENS = 128
 
 
 def attention(
@@ -45,6 +47,16 @@ def attention(
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x * (1 + scale) + shift; x [B, L, D], shift and scale [B, 1, D]."""
     return torch.addcmul(shift, x, 1 + scale)
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """x; on a CPU with its rows one after the other in memory, which there saves more time than the copy takes."""
+    return x.contiguous() if x.device.type == "cpu" else x
+
+
+def may_write() -> bool:
+    """Whether what a layer has just made may be changed in place: not where gradients or a compiler follow it."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def timestep_embedding(timesteps: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
@@ -103,6 +115,8 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)  # then the tokens come out as rows
         # Rows in memory as they are read: left transposed, the stream would be copied before every norm of every block.
         return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
@@ -115,7 +129,9 @@ class Mlp(nn.Module):
         self.fc2 = operations.Linear(inner, hidden_size, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        hidden = self.fc1(x)  # the largest tensor of a step: there is no second one beside it
+        gelu = torch.ops.aten.gelu_ if may_write() else F.gelu
+        return self.fc2(gelu(hidden, approximate="tanh"))
 
 
 class AttentionProjections(nn.Module):
@@ -151,5 +167,14 @@ class AttentionProjections(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         # Normed while rows lie as they were computed, which is faster than after the transposition.
         if self.ln_q is not None and self.ln_k is not None:
-            q, k = self.ln_q(q), self.ln_k(k)
+            q, k = _normed(self.ln_q, q), _normed(self.ln_k, k)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x), bit for bit; x [B, L, heads, d], of which the caller keeps nothing: it may hold the result."""
+    if x.shape[1] <= NORM_TOKENS or x.device.type != "cpu" or not may_write():
+        return norm(x)
+    for part in x.split(NORM_TOKENS, dim=1):
+        part.copy_(norm(part))
+    return x
