@@ -24,9 +24,24 @@ ROWS = "mmdit_rows"  # of the present call's Rows there, for hooks that run a bl
 
 LIMIT = 256 << 20  # bytes of modulation that a run keeps: SD3.5 Large, bf16, two prompts, 58 steps
 TEXTS = 8  # batches of embedded text that a run keeps
-# Rows of the matrix products, always as many: a row then comes out the same, bit for bit, whatever else is prepared
-# with it, and a run that goes on where another one stopped makes the same picture as one run over all steps.
-TILE = 64
+
+
+class Pace(NamedTuple):
+    """How many rows of modulation are computed at a time.
+
+    tile: rows of each matrix product, always as many: a row then comes out the same, bit for bit, whatever else is
+    prepared with it, and a run that goes on where another one stopped makes the same picture as one over all steps.
+    whole: all that a run will ask for in one pass; else one tile, whenever a row is missing.
+    """
+
+    tile: int
+    whole: bool
+
+
+# A GPU reads the weights, or has them brought in, in the time of many rows: 64 steps of two prompts in one reading. A
+# CPU takes longer for each row and has the weights at hand: a pass over all rows would hold up the first step.
+PACES = {"cpu": Pace(32, whole=False)}
+USUAL_PACE = Pace(128, whole=True)
 # Texts that are prepared for the whole schedule and then not asked for again: after so many of them in a row someone
 # changes the text in every step, and each is computed when it is asked for.
 UNUSED = 8
@@ -169,7 +184,7 @@ class Prepared:
         return Rows(self._layout, page)
 
     def _ahead(self, missing: Sequence[bytes], x: Tensor) -> list[bytes]:
-        """The rows to compute at once: the missing ones and, of their texts, those of all timesteps to come."""
+        """The rows to compute now: the missing ones and, of their texts, those of timesteps to come."""
         steps = [self._step[key[:TIME]] for key in missing if key[:TIME] in self._step]
         room = (self._limit - self._table.nbytes) // (self._layout.width * x.element_size())
         if len(steps) < len(missing) or self._unused >= UNUSED or room < len(missing):
@@ -178,7 +193,8 @@ class Prepared:
         # Timestep by timestep, so that what does not fit is what is asked for last.
         coming = (time + text for time in self._schedule[min(steps) :] for text in texts)
         wanted = dict.fromkeys((*missing, *(key for key in coming if key not in self._table.places)))
-        return list(wanted)[:room]
+        tile, whole = _pace(x.device)
+        return list(wanted)[: room if whole else min(room, max(tile, len(missing)))]
 
     def _computed_ahead(
         self,
@@ -190,20 +206,21 @@ class Prepared:
         guidance: Tensor | None,
     ) -> Tensor:
         """[n, width]: the modulation of n rows, layer by layer. keys and what follows: of the call that brings them."""
+        tile = _pace(x.device).tile
         row_of = {key[TIME:]: row for row, key in enumerate(keys)}
-        padded = [*wanted, *[wanted[-1]] * (-len(wanted) % TILE)]
+        padded = [*wanted, *[wanted[-1]] * (-len(wanted) % tile)]
         times = torch.frombuffer(bytearray(b"".join(key[:TIME] for key in padded)), dtype=torch.float32).to(x.device)
         source = torch.tensor([row_of[key[TIME:]] for key in padded], device=x.device)
         tiles = []
-        for at in range(0, len(padded), TILE):
-            rows = source[at : at + TILE]
+        for at in range(0, len(padded), tile):
+            rows = source[at : at + tile]
             picked = (None if value is None else value[rows] for value in (y, guidance))
-            tiles.append(model.embed_vector(times[at : at + TILE], *picked, dtype=x.dtype))
+            tiles.append(model.embed_vector(times[at : at + tile], *picked, dtype=x.dtype))
         page = x.new_empty(len(wanted), self._layout.width)
         page[:, : self._layout.size] = torch.cat(tiles)[: len(wanted)]
         for span in self._layout.spans:
             for number, vec in enumerate(tiles):
-                target = page[number * TILE : (number + 1) * TILE, span.start : span.stop]
+                target = page[number * tile : (number + 1) * tile, span.start : span.stop]
                 target.copy_(span.layer(vec)[: len(target)])
         return page
 
@@ -316,6 +333,10 @@ class Rows:
             some = _picked(vec, rows).clone()
         self._note(some, tuple(known[row] for row in rows))
         return some
+
+
+def _pace(device: torch.device) -> Pace:
+    return PACES.get(device.type, USUAL_PACE)
 
 
 def _picked(table: Tensor, rows: Sequence[int]) -> Tensor:

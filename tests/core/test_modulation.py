@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdit_core import KNOWN_MODELS, MMDiT
-from mmdit_core.modulation import ROWS, RUN, TILE, layout_of
+from mmdit_core.modulation import PACES, ROWS, RUN, USUAL_PACE, layout_of
 from mmdit_core.schedule import sigmas
 from mmdit_core.solvers import solve
 from tests.core.prepared import CONFIGS, LEVELS, TOLERANCE, adaln_layers, call, error, inputs, random_model, reads
@@ -27,7 +27,15 @@ def model():
     return random_model(CONFIGS["dual"])
 
 
-def test_every_step_gives_what_the_plain_path_gives(any_model, without_gradients):
+@pytest.fixture(params=["cpu", "gpu"])
+def pace(request, monkeypatch):
+    """Both ways to compute the rows, on the device that is here."""
+    if request.param == "gpu":
+        monkeypatch.delitem(PACES, "cpu")
+    return PACES.get("cpu", USUAL_PACE)
+
+
+def test_every_step_gives_what_the_plain_path_gives(any_model, without_gradients, pace):
     given = inputs()
     more = {"guidance": torch.tensor([3.5, 1.0])} if any_model.config.guidance_embed else {}
     with any_model.prepared(LEVELS) as options:
@@ -48,7 +56,7 @@ def test_the_table_is_no_further_from_the_truth_than_the_plain_path_in_bfloat16(
             assert error(found, truth) <= 1.1 * error(plain, truth)
 
 
-def test_adaln_weights_are_read_once_a_run_and_the_text_is_embedded_once(any_model, inference):
+def test_adaln_weights_are_read_once_a_run_and_the_text_is_embedded_once(any_model, inference, pace):
     given = inputs()
     with any_model.prepared(LEVELS) as options, reads(any_model) as first:
         call(any_model, LEVELS[0], given, options)
@@ -62,16 +70,30 @@ def test_adaln_weights_are_read_once_a_run_and_the_text_is_embedded_once(any_mod
     assert plain == {"adaln": adaln_layers(any_model), "text": 1, "vector": 2}
 
 
-def test_a_long_run_reads_them_once_for_each_tile(model, inference):
+def test_a_long_run_reads_them_once_or_on_a_cpu_once_for_each_tile(model, inference, pace):
     levels = torch.linspace(1000, 10, 40)  # with two prompts 80 rows
     with model.prepared(levels) as options, reads(model) as counts:
-        for level in levels:
+        call(model, levels[0], inputs(), options)
+        assert counts["adaln"] == adaln_layers(model)
+        rows = options[RUN].nbytes / (4 * layout_of(model).width)
+        assert rows == (80 if pace.whole else pace.tile)
+        for level in levels[1:]:
             call(model, level, inputs(), options)
-    assert counts["adaln"] == -(-80 // TILE) * adaln_layers(model)
+    assert counts["adaln"] == (1 if pace.whole else -(-80 // pace.tile)) * adaln_layers(model)
+
+
+@pytest.mark.parametrize("count", [31, 32, 33, 70])
+def test_runs_of_any_length_at_any_pace(model, inference, pace, count):
+    """One prompt: runs that end within a tile, with it, just after it, and in the third."""
+    given, levels = inputs(1), torch.linspace(1000, 10, count)
+    with model.prepared(levels) as options:
+        for number in (*range(0, count, 7), count - 1):
+            found = call(model, levels[number], given, options)
+            assert error(found, call(model, levels[number], given)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("rows", [[0], [1], [1, 0], [2, 0, 1], [0, 0, 1, 1, 2, 2], [3, 3, 0]])
-def test_rows_in_any_order_and_number(model, inference, rows):
+def test_rows_in_any_order_and_number(model, inference, rows, pace):
     four = inputs(4)
     with model.prepared(LEVELS) as options:
         call(model, LEVELS[0], {name: value[:2] for name, value in four.items()}, options)  # two of them are known
@@ -88,7 +110,7 @@ def test_rows_at_different_timesteps_and_without_pooled_text(model, inference):
                 assert error(call(model, times, some, options), call(model, times, some)) <= TOLERANCE
 
 
-def test_a_row_is_the_same_whatever_else_is_prepared_with_it(model, inference):
+def test_a_row_is_the_same_whatever_else_is_prepared_with_it(model, inference, pace):
     """Else a run in two parts, or one taken up in its middle, would make another picture than a run in one go."""
     given = inputs()
     alone = {name: value[:1] for name, value in given.items()}
@@ -101,7 +123,7 @@ def test_a_row_is_the_same_whatever_else_is_prepared_with_it(model, inference):
 
 
 @pytest.mark.parametrize("solver", ["midpoint", "heun", "rk4", "bosh3", "dpmpp_2m"])
-def test_solvers_that_ask_between_the_levels(model, inference, solver):
+def test_solvers_that_ask_between_the_levels(model, inference, solver, pace):
     given, levels = inputs(), sigmas(5, "linear", 3.0)
 
     def run(options=None):
@@ -127,7 +149,7 @@ def test_a_timestep_between_the_levels_is_computed_when_it_is_asked_for_and_then
     assert torch.equal(found, call(model, 512.5, given)) and torch.equal(again, found)
 
 
-def test_the_table_stays_within_its_limit(model, inference):
+def test_the_table_stays_within_its_limit(model, inference, pace):
     row = 4 * layout_of(model).width
     given = inputs()
     for limit in (0, 3 * row, 7 * row, 40 * row):
