@@ -4,16 +4,16 @@ Stacks of a few full-width blocks of SD3.5 Medium (one block with the second att
 of SD3.5 Large, and the whole of SD3.5 Medium; 154 text tokens. All share the tensors of one file of random weights.
 
 A forward has one row of the batch, a step with CFG two, a positive and a negative text. Of ours the forward is a call
-by itself; the steps belong to a run that knows the 28 noise levels of its schedule, as every sampler's do: on a CPU its
-first step computes the modulation of 16 of them and the 17th that of the others, on a GPU the first does all. A run is
-those steps and as many others as there are left, added up; of the peers every step after the first counts as an
-ordinary one. Time is the median over
-rounds. A ratio is taken within a round, where all ran one after the other, and the median of those is given, with its
-95% interval by order statistics; who goes first changes from round to round.
+by itself; the steps belong to a run that knows the 28 noise levels of its schedule, as every sampler's do: its first
+step computes the modulation of 16 of them and reads AdaLN for it, the 17th that of the others. A run is those two and
+26 more, added up; of the peers every step after the first counts as an ordinary one. Time is the median over rounds. A
+ratio is taken within a round, where all ran one after the other, and the median of those is given, with its 95%
+interval by order statistics; who goes first changes from round to round.
 
 Bytes read are those of the parameters of every layer that a step calls, counted by hooks. FLOPs are counted by torch,
-of matrix products and convolutions: attention on a CPU it does not know. Memory is what two steps take beside the
-weights at their peak, in a process of its own. Load time and what it holds come from `benchmarks.loading`.
+of matrix products and convolutions: attention on a CPU it does not know. Both are those of the second step. Memory is
+what steps 1, 2 and 17 take beside the weights at their peak, in a process of its own. Load time and what it holds come
+from `benchmarks.loading`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ OURS, PEERS = CONTENDERS[0], CONTENDERS[1:]
 LEVELS = 1000 * sigmas(28, "linear", 3.0)[:-1].float()
 # Of the velocities' spread: a race between models that compute different things means nothing.
 FARTHEST = {torch.float32: 1e-4, torch.bfloat16: 0.2}
-FORWARD, STEP, FIRST, NEXT = "forward, s", "step with CFG, s", "first step, s", "17th step, s"
-RUN = "run of 28 steps, s"
-TILE = PACES["cpu"].tile // 2  # steps whose modulation is computed at once, of two rows each
+AHEAD = PACES["cpu"].tile // 2  # steps of two rows whose modulation is computed at once
+PASSES = -(-len(LEVELS) // AHEAD)
+FORWARD, STEP, FIRST, RUN = "forward, s", "step with CFG, s", "first step, s", f"run of {len(LEVELS)} steps, s"
+NEXT = f"{AHEAD + 1}th step, s"
 
 
 class Case(NamedTuple):
@@ -152,11 +153,12 @@ def timed(runner: Runner) -> dict[str, float]:
         clock(FIRST, lambda: step(LEVELS[0]))
         clock(STEP, lambda: step(LEVELS[1]))
         if runner.contender == OURS:
-            clock(NEXT, lambda: step(LEVELS[TILE]))
+            clock(NEXT, lambda: step(LEVELS[AHEAD]))
         else:
             seconds[NEXT] = seconds[STEP]
     clock(FORWARD, lambda: runner.call(LEVELS[1], 1, {}))
-    return {RUN: seconds[FIRST] + seconds[NEXT] + (len(LEVELS) - 2) * seconds[STEP], **seconds}
+    run = seconds[FIRST] + (PASSES - 1) * seconds[NEXT] + (len(LEVELS) - PASSES) * seconds[STEP]
+    return {RUN: run, **seconds}
 
 
 @torch.inference_mode()
@@ -164,8 +166,8 @@ def _memory_child(contender: str, number: str, path: str) -> None:
     case = CASES[int(number)]
     runner = Runner(contender, case, read_state(Path(path), case.dtype))
     with loading.watched() as memory, runner.run() as step:
-        step(LEVELS[0])
-        step(LEVELS[1])
+        for number in (0, 1, AHEAD):
+            step(LEVELS[number])
     print(json.dumps(memory["own"]))
 
 

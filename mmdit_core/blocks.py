@@ -125,9 +125,7 @@ class JointBlock(nn.Module):
         txt_attn, img_attn = attn.split((attn.shape[1] - img.shape[1], img.shape[1]), dim=1)
         img_attn2 = None
         if self.x_block.attn2 is not None and second is not None:
-            q, *keys_and_values = self.x_block.attn2(second)
-            k, v = map(side_by_side, keys_and_values)
-            del keys_and_values
+            q, k, v = map(side_by_side, self.x_block.attn2(second))
             img_attn2 = self.attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
             del q, k, v, second
         img = self.x_block.add_attention(img, mod.img, img_attn, img_attn2)

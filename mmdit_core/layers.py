@@ -12,6 +12,7 @@ from torch import Tensor, nn
 NORM_EPS = 1e-6
 # Tokens that a CPU norms at once: what comes in between stays in its caches, and new pages cost more than arithmetic.
 NORM_TOKENS = 128
+IN_PLACE = ("cpu", "cuda")  # where torch itself brings each operation's in-place form; other backends may lack one
 
 
 def attention(
@@ -54,9 +55,9 @@ def side_by_side(x: Tensor) -> Tensor:
     return x.contiguous() if x.device.type == "cpu" else x
 
 
-def may_write() -> bool:
-    """Whether what a layer has just made may be changed in place: not where gradients or a compiler follow it."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+def may_write(maker: nn.Module) -> bool:
+    """Whether what this layer has just made may be changed in place: no compiler, gradient or hook follows it."""
+    return not (torch.compiler.is_compiling() or torch.is_grad_enabled() or maker._forward_hooks)
 
 
 def timestep_embedding(timesteps: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
@@ -129,8 +130,8 @@ class Mlp(nn.Module):
         self.fc2 = operations.Linear(inner, hidden_size, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)  # the largest tensor of a step: there is no second one beside it
-        gelu = torch.ops.aten.gelu_ if may_write() else F.gelu
+        hidden = self.fc1(x)  # the largest tensor of a step: where it can be, there is no second one beside it
+        gelu = torch.ops.aten.gelu_ if hidden.device.type in IN_PLACE and may_write(self.fc1) else F.gelu
         return self.fc2(gelu(hidden, approximate="tanh"))
 
 
@@ -167,13 +168,19 @@ class AttentionProjections(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         # Normed while rows lie as they were computed, which is faster than after the transposition.
         if self.ln_q is not None and self.ln_k is not None:
-            q, k = _normed(self.ln_q, q), _normed(self.ln_k, k)
+            normed = _normed_in_pieces if q.device.type == "cpu" and may_write(self.qkv) else _normed
+            q, k = normed(self.ln_q, q), normed(self.ln_k, k)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x), bit for bit; x [B, L, heads, d], of which the caller keeps nothing: it may hold the result."""
-    if x.shape[1] <= NORM_TOKENS or x.device.type != "cpu" or not may_write():
+    return norm(x)
+
+
+def _normed_in_pieces(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x), bit for bit, written over x [B, L, heads, d]; at once where somebody sees or counts the norm's calls."""
+    watched = norm._forward_hooks or norm._forward_pre_hooks or getattr(norm, "weight_function", None)
+    if watched or x.shape[1] <= NORM_TOKENS:
         return norm(x)
     for part in x.split(NORM_TOKENS, dim=1):
         part.copy_(norm(part))

@@ -161,7 +161,7 @@ class MMDiT(nn.Module):
         return self.final_layer(img, vec, None if rows is None else rows.final(vec))
 
     def prepared(self, timesteps: Tensor | Iterable[float] = (), **options: Any) -> Prepared:
-        """A run that computes once what depends on timestep and text alone; see `modulation.Prepared`.
+        """A run that computes ahead what depends on timestep and text alone; see `modulation.Prepared`.
 
         Args: timesteps in 0..1000, those that will be asked for, in their order.
         Returns: a context manager that gives the transformer_options for the calls inside it.

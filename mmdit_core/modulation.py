@@ -1,8 +1,8 @@
-"""What depends on the timestep and the text alone, computed once a run: every block's modulation, the embedded text.
+"""What depends on the timestep and the text alone, computed ahead: every block's modulation, the embedded text.
 
 A third of an MMDiT's weights (AdaLN) does nothing but turn timestep, pooled text and guidance into a few vectors for
-each block. Where the schedule is known, `Prepared` computes them for all of its timesteps in one pass; the steps then
-look them up by the values that went in, and read none of those weights.
+each block. Where the schedule is known, `Prepared` computes them for its timesteps ahead, all in one pass or, on a CPU,
+in a pass for each 32 of them; the steps look them up by the values that went in, and read none of those weights.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from .blocks import BlockModulation
 
-# Parts of the names of the weights that a run reads once.
+# Parts of the names of the weights that are read ahead of the steps.
 READ_ONCE = ("adaLN_modulation", "t_embedder", "y_embedder", "guidance_embedder", "context_embedder")
 RUN = "mmdit_prepared"  # of a Prepared in transformer_options
 ROWS = "mmdit_rows"  # of the present call's Rows there, for hooks that run a block on some of the rows
 
-LIMIT = 256 << 20  # bytes of modulation that a run keeps: SD3.5 Large, bf16, two prompts, 58 steps
+LIMIT = 256 << 20  # bytes of modulation that a run keeps: SD3.5 Large, bf16, two prompts, 60 steps
 TEXTS = 8  # batches of embedded text that a run keeps
 
 
@@ -31,7 +31,7 @@ class Pace(NamedTuple):
 
     tile: rows of each matrix product, always as many: a row then comes out the same, bit for bit, whatever else is
     prepared with it, and a run that goes on where another one stopped makes the same picture as one over all steps.
-    whole: all that a run will ask for in one pass; else one tile, whenever a row is missing.
+    whole: all that a run will ask for in one pass; else, whenever rows are missing, the tiles that hold those.
     """
 
     tile: int
@@ -42,8 +42,8 @@ class Pace(NamedTuple):
 # CPU takes longer for each row and has the weights at hand: a pass over all rows would hold up the first step.
 PACES = {"cpu": Pace(32, whole=False)}
 USUAL_PACE = Pace(128, whole=True)
-# Texts that are prepared for the whole schedule and then not asked for again: after so many of them in a row someone
-# changes the text in every step, and each is computed when it is asked for.
+# Texts that are prepared ahead and then not asked for again: after so many of them in a row someone changes the text in
+# every step, and each is computed when it is asked for.
 UNUSED = 8
 TIME = 4  # bytes of a timestep in a key
 
@@ -172,9 +172,8 @@ class Prepared:
         if not missing:
             self._unused = 0
             return Rows(self._layout, self._table.take(keys))
-        ahead = self._ahead(missing, x)
+        ahead = self._ahead(keys, missing, x)
         if ahead:
-            self._unused += 1
             self._table.add(ahead, self._computed_ahead(model, x, keys, ahead, y, guidance))
             return Rows(self._layout, self._table.take(keys))
         # In the shape of the call: as the plain path has it, bit for bit.
@@ -183,18 +182,21 @@ class Prepared:
         self._table.add_passing(keys, page, self._limit)
         return Rows(self._layout, page)
 
-    def _ahead(self, missing: Sequence[bytes], x: Tensor) -> list[bytes]:
-        """The rows to compute now: the missing ones and, of their texts, those of timesteps to come."""
+    def _ahead(self, keys: Sequence[bytes], missing: Sequence[bytes], x: Tensor) -> list[bytes]:
+        """The rows to compute now: a call's missing ones and, of all its texts, those of timesteps to come."""
         steps = [self._step[key[:TIME]] for key in missing if key[:TIME] in self._step]
         room = (self._limit - self._table.nbytes) // (self._layout.width * x.element_size())
         if len(steps) < len(missing) or self._unused >= UNUSED or room < len(missing):
             return []
-        texts = dict.fromkeys(key[TIME:] for key in missing)
+        known = {key[TIME:] for key in self._table.places}
+        if known.isdisjoint(key[TIME:] for key in missing):
+            self._unused += 1
+        texts = dict.fromkeys(key[TIME:] for key in keys)
         # Timestep by timestep, so that what does not fit is what is asked for last.
         coming = (time + text for time in self._schedule[min(steps) :] for text in texts)
         wanted = dict.fromkeys((*missing, *(key for key in coming if key not in self._table.places)))
         tile, whole = _pace(x.device)
-        return list(wanted)[: room if whole else min(room, max(tile, len(missing)))]
+        return list(wanted)[: room if whole else min(room, -(-len(missing) // tile) * tile)]
 
     def _computed_ahead(
         self,

@@ -1,4 +1,4 @@
-"""Modulation and embedded text prepared once in each sampling run of a MODEL with our core, whatever node samples."""
+"""Modulation and embedded text prepared ahead in each sampling run of a MODEL with our core, whatever node samples."""
 
 from __future__ import annotations
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import weakref
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmdit_core import KNOWN_MODELS, MMDiT
-from mmdit_core.modulation import PACES, ROWS, RUN, USUAL_PACE, layout_of
+from mmdit_core import KNOWN_MODELS, MMDiT, modulation
+from mmdit_core.modulation import PACES, ROWS, RUN, UNUSED, USUAL_PACE, Pace, layout_of
 from mmdit_core.schedule import sigmas
 from mmdit_core.solvers import solve
 from tests.core.prepared import CONFIGS, LEVELS, TOLERANCE, adaln_layers, call, error, inputs, random_model, reads
@@ -27,12 +28,20 @@ def model():
     return random_model(CONFIGS["dual"])
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", "gpu", "gpu, small tiles"])
 def pace(request, monkeypatch):
-    """Both ways to compute the rows, on the device that is here."""
-    if request.param == "gpu":
-        monkeypatch.delitem(PACES, "cpu")
-    return PACES.get("cpu", USUAL_PACE)
+    """Each way to compute the rows, on the device that is here."""
+    if request.param == "cpu":
+        return PACES["cpu"]
+    found = USUAL_PACE if request.param == "gpu" else Pace(16, whole=True)
+    monkeypatch.setattr(modulation, "USUAL_PACE", found)
+    monkeypatch.delitem(PACES, "cpu")
+    return found
+
+
+def rows_of(options, model) -> float:
+    """How many rows of modulation, in float32, a run holds."""
+    return options[RUN].nbytes / (4 * layout_of(model).width)
 
 
 def test_every_step_gives_what_the_plain_path_gives(any_model, without_gradients, pace):
@@ -45,7 +54,7 @@ def test_every_step_gives_what_the_plain_path_gives(any_model, without_gradients
 
 
 def test_the_table_is_no_further_from_the_truth_than_the_plain_path_in_bfloat16(inference):
-    """The matrix products of 64 rows may round otherwise than those of 2: neither is the better one."""
+    """The matrix products of many rows may round otherwise than those of 2: neither is the better one."""
     model, exact = random_model(CONFIGS["dual"]).bfloat16(), random_model(CONFIGS["dual"]).bfloat16().double()
     given = {name: value.bfloat16() for name, value in inputs().items()}
     truth_of = {name: value.double() for name, value in given.items()}
@@ -56,7 +65,7 @@ def test_the_table_is_no_further_from_the_truth_than_the_plain_path_in_bfloat16(
             assert error(found, truth) <= 1.1 * error(plain, truth)
 
 
-def test_adaln_weights_are_read_once_a_run_and_the_text_is_embedded_once(any_model, inference, pace):
+def test_adaln_weights_are_read_once_a_short_run_and_the_text_is_embedded_once(any_model, inference):
     given = inputs()
     with any_model.prepared(LEVELS) as options, reads(any_model) as first:
         call(any_model, LEVELS[0], given, options)
@@ -70,16 +79,37 @@ def test_adaln_weights_are_read_once_a_run_and_the_text_is_embedded_once(any_mod
     assert plain == {"adaln": adaln_layers(any_model), "text": 1, "vector": 2}
 
 
-def test_a_long_run_reads_them_once_or_on_a_cpu_once_for_each_tile(model, inference, pace):
+def test_a_long_run_reads_them_once_for_each_tile(model, inference, pace):
     levels = torch.linspace(1000, 10, 40)  # with two prompts 80 rows
+    tiles = -(-80 // pace.tile)
     with model.prepared(levels) as options, reads(model) as counts:
         call(model, levels[0], inputs(), options)
-        assert counts["adaln"] == adaln_layers(model)
-        rows = options[RUN].nbytes / (4 * layout_of(model).width)
-        assert rows == (80 if pace.whole else pace.tile)
+        assert counts["adaln"] == (tiles if pace.whole else 1) * adaln_layers(model)
+        assert rows_of(options, model) == (80 if pace.whole else pace.tile)
         for level in levels[1:]:
             call(model, level, inputs(), options)
-    assert counts["adaln"] == (1 if pace.whole else -(-80 // pace.tile)) * adaln_layers(model)
+    assert counts["adaln"] == tiles * adaln_layers(model)
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 3, 5, 17, 30, 33, 70])
+def test_as_few_tiles_as_hold_the_rows_for_any_number_of_prompts(model, inference, prompts):
+    """A pass that took the missing rows' texts alone would fall apart where they do not fill a tile."""
+    given, levels, tile = inputs(prompts), torch.linspace(1000, 10, 28), PACES["cpu"].tile
+    with model.prepared(levels) as options, reads(model) as counts:
+        for level in levels:
+            call(model, level, given, options)
+        assert rows_of(options, model) == 28 * prompts
+    passes, rest = divmod(28 * prompts, tile)
+    assert counts["adaln"] == (passes + (rest > 0)) * adaln_layers(model)
+
+
+def test_a_branch_that_is_left_out_at_times_is_computed_when_it_is_asked_for(model, inference):
+    both, levels = inputs(), torch.linspace(1000, 10, 28)
+    one = {name: value[:1] for name, value in both.items()}
+    with model.prepared(levels) as options:
+        for number, level in enumerate(levels):
+            given = one if number % 3 else both
+            assert error(call(model, level, given, options), call(model, level, given)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("count", [31, 32, 33, 70])
@@ -110,16 +140,20 @@ def test_rows_at_different_timesteps_and_without_pooled_text(model, inference):
                 assert error(call(model, times, some, options), call(model, times, some)) <= TOLERANCE
 
 
-def test_a_row_is_the_same_whatever_else_is_prepared_with_it(model, inference, pace):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_is_the_same_whatever_else_is_prepared_with_it(model, inference, pace, dtype):
     """Else a run in two parts, or one taken up in its middle, would make another picture than a run in one go."""
-    given = inputs()
+    model.to(dtype)
+    levels = torch.linspace(1000, 10, 40)
+    given, four = ({name: value.to(dtype) for name, value in inputs(*some).items()} for some in ((2,), (4, 2)))
     alone = {name: value[:1] for name, value in given.items()}
     outputs = []
-    for levels, first in ((LEVELS, given), (LEVELS[5:], alone), (LEVELS[2:], inputs(4, seed=2))):
-        with model.prepared(levels) as options:
-            call(model, levels[0], first, options)
-            outputs.append(call(model, LEVELS[6], alone, options))
-    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    # Its row comes in the second tile, in the first, alone in one, and with other texts.
+    for start, first in ((0, given), (18, given), (30, alone), (2, four)):
+        with model.prepared(levels[start:]) as options:
+            call(model, levels[start], first, options)
+            outputs.append(call(model, levels[30], alone, options))
+    assert all(torch.equal(outputs[0], each) for each in outputs[1:])
 
 
 @pytest.mark.parametrize("solver", ["midpoint", "heun", "rk4", "bosh3", "dpmpp_2m"])
@@ -151,23 +185,25 @@ def test_a_timestep_between_the_levels_is_computed_when_it_is_asked_for_and_then
 
 def test_the_table_stays_within_its_limit(model, inference, pace):
     row = 4 * layout_of(model).width
-    given = inputs()
+    given, levels = inputs(), torch.linspace(1000, 10, 30)
     for limit in (0, 3 * row, 7 * row, 40 * row):
-        with model.prepared(LEVELS, limit=limit) as options:
+        with model.prepared(levels, limit=limit) as options:
             run = options["mmdit_prepared"]
-            for level in (*LEVELS, 512.5, *torch.linspace(900, 100, 20), LEVELS[1]):
+            for level in (*levels, 512.5, *torch.linspace(900, 100, 20), levels[1]):
                 assert error(call(model, level, given, options), call(model, level, given)) <= TOLERANCE
                 assert run.nbytes <= limit
 
 
-def test_a_text_that_changes_in_every_step_is_not_prepared_for_all_of_them(model, inference):
+def test_a_text_that_changes_in_every_step_is_not_prepared_for_all_of_them(model, inference, pace):
     levels = torch.linspace(1000, 10, 30)
-    with model.prepared(levels) as options, reads(model) as counts:
+    held = []
+    with model.prepared(levels) as options:
         for number, level in enumerate(levels):
             given = inputs(1, seed=number)
             assert error(call(model, level, given, options), call(model, level, given)) <= TOLERANCE
-    assert counts["adaln"] == 2 * len(levels) * adaln_layers(model)  # with the plain calls
-    assert options["mmdit_prepared"].nbytes == 0
+            held.append(rows_of(options, model))
+    many = [30 - number for number in range(UNUSED)]  # those of the timesteps to come, until that is noticed
+    assert held == [*itertools.accumulate(many), *(sum(many) + number for number in range(1, 30 - UNUSED + 1))]
 
 
 def changed(model, kind: str, given):
