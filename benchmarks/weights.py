@@ -2,7 +2,7 @@
 
     python -m benchmarks.weights
 
-Whole: all of the transformer. In the steps: without what a run reads once, its modulation (AdaLN) and the
+Whole: all of the transformer. In the steps: without what is read ahead of them, its modulation (AdaLN) and the
 embedders of timestep and text. Table: what stands in their place for 40 steps of two prompts.
 """
 

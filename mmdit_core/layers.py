@@ -56,7 +56,10 @@ def side_by_side(x: Tensor) -> Tensor:
 
 
 def may_write(maker: nn.Module) -> bool:
-    """Whether what this layer has just made may be changed in place: no compiler, gradient or hook follows it."""
+    """Whether what this layer has just made may be changed in place: no compiler, gradient or hook follows it.
+
+    A layer that somebody put there must make a new tensor in each call, as a linear layer does.
+    """
     return not (torch.compiler.is_compiling() or torch.is_grad_enabled() or maker._forward_hooks)
 
 

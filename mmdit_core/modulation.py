@@ -1,8 +1,8 @@
 """What depends on the timestep and the text alone, computed ahead: every block's modulation, the embedded text.
 
 A third of an MMDiT's weights (AdaLN) does nothing but turn timestep, pooled text and guidance into a few vectors for
-each block. Where the schedule is known, `Prepared` computes them for its timesteps ahead, all in one pass or, on a CPU,
-in a pass for each 32 of them; the steps look them up by the values that went in, and read none of those weights.
+each block. Where the schedule is known, `Prepared` computes them ahead: all in one pass, on a CPU 32 rows at a time (16
+timesteps of two prompts). All other steps look them up by the values that went in and read none of those weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Pace(NamedTuple):
     """How many rows of modulation are computed at a time.
 
     tile: rows of each matrix product, always as many: a row then comes out the same, bit for bit, whatever else is
-    prepared with it, and a run that goes on where another one stopped makes the same picture as one over all steps.
+    prepared with it, and as long as the table has room, a run that goes on where another one stopped makes the same
+    picture as one over all steps.
     whole: all that a run will ask for in one pass; else, whenever rows are missing, the tiles that hold those.
     """
 
@@ -42,8 +43,8 @@ class Pace(NamedTuple):
 # CPU takes longer for each row and has the weights at hand: a pass over all rows would hold up the first step.
 PACES = {"cpu": Pace(32, whole=False)}
 USUAL_PACE = Pace(128, whole=True)
-# Texts that are prepared ahead and then not asked for again: after so many of them in a row someone changes the text in
-# every step, and each is computed when it is asked for.
+# Texts that were prepared ahead and not asked for since. Where there are so many, someone changes the text in every
+# step: one that was never seen is then computed for the moment alone, and ahead when it is asked for again.
 UNUSED = 8
 TIME = 4  # bytes of a timestep in a key
 
@@ -119,7 +120,7 @@ class Prepared:
         self._step = {time: step for step, time in enumerate(self._schedule)}
         self._table = _Table()
         self._setting: Any = None
-        self._unused = 0
+        self._waiting: set[bytes] = set()  # texts as UNUSED counts them
         self._texts: list[tuple[Tensor, Tensor]] = []
         self._text_setting: Any = None
 
@@ -167,10 +168,11 @@ class Prepared:
         setting = x.device, kinds, state
         if setting != self._setting:
             self._setting, self._table, self._layout = setting, _Table(), layout_of(model)
+            self._waiting.clear()
         keys = _rows_as_bytes(*present)
         missing = [key for key in dict.fromkeys(keys) if key not in self._table.places]
+        self._waiting.difference_update(key[TIME:] for key in keys if key in self._table.places)
         if not missing:
-            self._unused = 0
             return Rows(self._layout, self._table.take(keys))
         ahead = self._ahead(keys, missing, x)
         if ahead:
@@ -183,20 +185,32 @@ class Prepared:
         return Rows(self._layout, page)
 
     def _ahead(self, keys: Sequence[bytes], missing: Sequence[bytes], x: Tensor) -> list[bytes]:
-        """The rows to compute now: a call's missing ones and, of all its texts, those of timesteps to come."""
+        """The rows to compute now: a call's missing ones and, of all its texts, those of timesteps to come.
+
+        What is left of the last tile goes to timesteps before: somebody may ask in another order.
+        """
         steps = [self._step[key[:TIME]] for key in missing if key[:TIME] in self._step]
         room = (self._limit - self._table.nbytes) // (self._layout.width * x.element_size())
-        if len(steps) < len(missing) or self._unused >= UNUSED or room < len(missing):
+        if len(steps) < len(missing) or room < len(missing):
             return []
-        known = {key[TIME:] for key in self._table.places}
-        if known.isdisjoint(key[TIME:] for key in missing):
-            self._unused += 1
-        texts = dict.fromkeys(key[TIME:] for key in keys)
-        # Timestep by timestep, so that what does not fit is what is asked for last.
-        coming = (time + text for time in self._schedule[min(steps) :] for text in texts)
-        wanted = dict.fromkeys((*missing, *(key for key in coming if key not in self._table.places)))
+        missed = {key[TIME:] for key in missing}
+        if len(self._waiting) >= UNUSED and missed.isdisjoint(key[TIME:] for key in self._table.places):
+            return []
+        self._waiting |= missed
+        first = min(steps)
+        wanted = dict.fromkeys((*missing, *self._rows_at(self._schedule[first:], keys)))
         tile, whole = _pace(x.device)
-        return list(wanted)[: room if whole else min(room, -(-len(missing) // tile) * tile)]
+        tiles = -(-len(wanted if whole else missing) // tile)
+        wanted.update(dict.fromkeys(self._rows_at(self._schedule[:first][::-1], keys)))
+        return list(wanted)[: min(room, tiles * tile)]
+
+    def _rows_at(self, times: Sequence[bytes], keys: Sequence[bytes]) -> list[bytes]:
+        """The rows of a call's texts at these timesteps that are not known yet.
+
+        Timestep by timestep, so that what does not fit is what is asked for last.
+        """
+        texts = dict.fromkeys(key[TIME:] for key in keys)
+        return [time + text for time in times for text in texts if time + text not in self._table.places]
 
     def _computed_ahead(
         self,

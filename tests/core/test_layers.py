@@ -49,6 +49,14 @@ def test_who_watches_a_layer_sees_it_whole_and_unchanged(watched):
         assert all(torch.equal(*pair) for pair in zip(found, plainly(layer, x), strict=True))
 
 
+def test_who_watches_what_comes_into_a_norm_sees_it_whole():
+    layer, seen = projections(torch.float32), []
+    layer.ln_q.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape))
+    with torch.inference_mode():
+        layer(torch.randn(1, 2 * NORM_TOKENS, 128))
+    assert seen == [(1, 2 * NORM_TOKENS, 2, 64)]
+
+
 def test_a_norm_whose_weight_is_computed_in_each_call_is_called_once():
     """As the host's layers have it under LoRA with little memory."""
     layer, calls = projections(torch.float32), []
@@ -115,7 +123,7 @@ def test_tokens_of_a_latent_come_row_by_row_and_in_one_piece(dtype):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_picture_of_many_tokens_is_the_same_with_and_without_gradients(kind):
-    """With them every layer takes the plain way. 330 tokens: three pieces, the last of them not full."""
+    """With them norms and MLPs take the plain way. 660 tokens: six pieces, the last of them not full."""
     seen = []
 
     def noted(q, k, v, *args, **kwargs):

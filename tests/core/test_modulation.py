@@ -1,10 +1,9 @@
-"""Modulation and embedded text prepared once a run: the same velocity as the plain path, and nothing stale, ever."""
+"""Modulation and embedded text prepared ahead: the same velocity as the plain path, and nothing stale, ever."""
 
 from __future__ import annotations
 
 import copy
 import gc
-import itertools
 import weakref
 
 import pytest
@@ -147,12 +146,18 @@ def test_a_row_is_the_same_whatever_else_is_prepared_with_it(model, inference, p
     levels = torch.linspace(1000, 10, 40)
     given, four = ({name: value.to(dtype) for name, value in inputs(*some).items()} for some in ((2,), (4, 2)))
     alone = {name: value[:1] for name, value in given.items()}
+    for name, value in four.items():
+        value[2] = given[name][0]
     outputs = []
-    # Its row comes in the second tile, in the first, alone in one, and with other texts.
-    for start, first in ((0, given), (18, given), (30, alone), (2, four)):
-        with model.prepared(levels[start:]) as options:
-            call(model, levels[start], first, options)
+    # Asked for before: on a CPU its row then lies in the second tile of the run, in the first, in one with other texts,
+    # and in one without.
+    for first, steps in ((given, (0, 16)), (given, (18,)), (four, (26,)), (alone, (30,))):
+        with model.prepared(levels[steps[0] :]) as options, reads(model) as counts:
+            for step in steps:
+                call(model, levels[step], first, options)
+            before = counts["adaln"]
             outputs.append(call(model, levels[30], alone, options))
+            assert counts["adaln"] == before  # it was known
     assert all(torch.equal(outputs[0], each) for each in outputs[1:])
 
 
@@ -202,8 +207,44 @@ def test_a_text_that_changes_in_every_step_is_not_prepared_for_all_of_them(model
             given = inputs(1, seed=number)
             assert error(call(model, level, given, options), call(model, level, given)) <= TOLERANCE
             held.append(rows_of(options, model))
-    many = [30 - number for number in range(UNUSED)]  # those of the timesteps to come, until that is noticed
-    assert held == [*itertools.accumulate(many), *(sum(many) + number for number in range(1, 30 - UNUSED + 1))]
+    assert held == [*range(30, 30 * UNUSED + 1, 30), *range(30 * UNUSED + 1, 30 * UNUSED + 1 + 30 - UNUSED)]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one call", "in calls of their own"])
+def test_a_constant_text_is_known_beside_one_that_changes_in_every_step(model, inference, pace, apart):
+    """A host that is short of memory asks for the two branches one after the other."""
+    levels, constant = torch.linspace(1000, 10, 30), inputs(1, seed=99)
+    with model.prepared(levels) as options:
+        for number, level in enumerate(levels):
+            other = inputs(1, seed=number)
+            together = [{name: torch.cat((other[name], constant[name])) for name in other}]
+            for given in (other, constant) if apart else together:
+                assert error(call(model, level, given, options), call(model, level, given)) <= TOLERANCE
+            if number == UNUSED + 2:
+                settled = rows_of(options, model)
+        # Two rows in each of the 19 other steps, and a tile: not the 30 that each text would take.
+        assert rows_of(options, model) <= settled + 2 * 19 + 32
+
+
+def test_a_text_that_stays_after_many_changes_is_prepared_ahead_again(model, inference, pace):
+    levels = torch.linspace(1000, 10, 30)
+    with model.prepared(levels) as options:
+        for number, level in enumerate(levels[:12]):
+            call(model, level, inputs(1, seed=number), options)
+        for level in levels[12:14]:
+            call(model, level, inputs(1, seed=50), options)
+        with reads(model) as counts:
+            for level in levels[14:]:
+                call(model, level, inputs(1, seed=50), options)
+        assert not counts
+
+
+def test_timesteps_asked_for_from_the_end_are_computed_in_as_few_tiles(model, inference, pace):
+    levels = torch.linspace(1000, 10, 28)
+    with model.prepared(levels) as options, reads(model) as counts:
+        for level in levels.flip(0):
+            call(model, level, inputs(), options)
+    assert counts["adaln"] == -(-56 // pace.tile) * adaln_layers(model)
 
 
 def changed(model, kind: str, given):

@@ -1,4 +1,4 @@
-"""Modulation and text prepared once a run, under the host's samplers and ours: the plain path's picture, fewer reads.
+"""Modulation and text prepared ahead, under the host's samplers and ours: the plain path's picture, fewer reads.
 
 The plain path is the same MODEL without this pack's wrapper.
 """
