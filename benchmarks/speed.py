@@ -70,7 +70,7 @@ LARGE = MMDiTConfig(2432, 38, 2, qk_norm="rms", pos_embed_max_size=96)
 CASES = (
     *(
         Case(name, config, tokens, dtype, rounds)
-        for tokens, dtype, rounds in ((1024, torch.bfloat16, 15), (1024, torch.float32, 9), (4096, torch.bfloat16, 6))
+        for tokens, dtype, rounds in ((1024, torch.bfloat16, 15), (1024, torch.float32, 15), (4096, torch.bfloat16, 6))
         for name, config in (("3 blocks of SD3.5 Medium", MEDIUM), ("2 blocks of SD3.5 Large", LARGE))
     ),
     Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 6),
