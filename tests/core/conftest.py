@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmdit_core import modulation
+from mmdit_core.modulation import PACES, USUAL_PACE, Pace
+
 
 @pytest.fixture(params=[torch.inference_mode, torch.no_grad])
 def without_gradients(request):
@@ -17,3 +20,14 @@ def without_gradients(request):
 def inference():
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(params=["cpu", "gpu", "gpu, small tiles"])
+def pace(request, monkeypatch):
+    """Each way to compute the rows, on the device that is here."""
+    if request.param == "cpu":
+        return PACES["cpu"]
+    found = USUAL_PACE if request.param == "gpu" else Pace(16, whole=True)
+    monkeypatch.setattr(modulation, "USUAL_PACE", found)
+    monkeypatch.delitem(PACES, "cpu")
+    return found
