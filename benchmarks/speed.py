@@ -166,8 +166,8 @@ def _memory_child(contender: str, number: str, path: str) -> None:
     case = CASES[int(number)]
     runner = Runner(contender, case, read_state(Path(path), case.dtype))
     with loading.watched() as memory, runner.run() as step:
-        for number in (0, 1, AHEAD):
-            step(LEVELS[number])
+        for level in LEVELS[[0, 1, AHEAD]]:
+            step(level)
     print(json.dumps(memory["own"]))
 
 

@@ -171,20 +171,19 @@ class AttentionProjections(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         # Normed while rows lie as they were computed, which is faster than after the transposition.
         if self.ln_q is not None and self.ln_k is not None:
-            normed = _normed_in_pieces if q.device.type == "cpu" and may_write(self.qkv) else _normed
-            q, k = normed(self.ln_q, q), normed(self.ln_k, k)
+            over = q.device.type == "cpu" and may_write(self.qkv)
+            q, k = _normed(self.ln_q, q, over), _normed(self.ln_k, k, over)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
-def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    return norm(x)
-
-
-def _normed_in_pieces(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x), bit for bit, written over x [B, L, heads, d]; at once where somebody sees or counts the norm's calls."""
-    watched = norm._forward_hooks or norm._forward_pre_hooks or getattr(norm, "weight_function", None)
-    if watched or x.shape[1] <= NORM_TOKENS:
+def _normed(norm: nn.Module, x: Tensor, over: bool) -> Tensor:
+    """norm(x); over: in pieces written over x [B, L, heads, d], bit for bit, unless somebody sees the norm's calls."""
+    if not over or x.shape[1] <= NORM_TOKENS or _watched(norm):
         return norm(x)
     for part in x.split(NORM_TOKENS, dim=1):
         part.copy_(norm(part))
     return x
+
+
+def _watched(norm: nn.Module) -> bool:
+    return bool(norm._forward_hooks or norm._forward_pre_hooks or getattr(norm, "weight_function", None))
