@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from attributes.judge import COLUMNS, score, summarise, wilson  # noqa: E402
 from benchmarks.attributes.prompts import SETS, Prompt, read_prompts  # noqa: E402
+from benchmarks.flops import flop_counter  # noqa: E402
 from mmdit_core.economy import Economy  # noqa: E402
 from mmdit_core.speed_plans import PLANS  # noqa: E402
 from scripts import inprocess  # noqa: E402
@@ -161,7 +161,7 @@ class Bench:
             said = [[self.context[part], {"pooled_output": self.pooled[part]}]]
             empty = {"samples": torch.zeros(len(self.context[part]), 16, 16, 16)}
             dials = (seed * 100_000 + start, point.steps, CFG, "euler", "linear", 0.0, 1.0)
-            with FlopCounterMode(display=False) as counter:
+            with flop_counter() as counter:
                 made, *_ = sample(model, said, self.nothing, empty, *dials)
             flops += counter.get_total_flops()
             latents.append(made["samples"].float())

@@ -6,9 +6,11 @@ of SD3.5 Large, and the whole of SD3.5 Medium; 154 text tokens. All share the te
 A forward has one row of the batch, a step with CFG two, a positive and a negative text. Of ours the forward is a call
 by itself; the steps belong to a run that knows the 28 noise levels of its schedule, as every sampler's do: its first
 step computes the modulation of 16 of them and reads AdaLN for it, the 17th that of the others. A run is those two and
-26 more, added up; of the peers every step after the first counts as an ordinary one. Time is the median over rounds. A
-ratio is taken within a round, where all ran one after the other, and the median of those is given, with its 95%
-interval by order statistics; who goes first changes from round to round.
+26 more, added up. To the peers all steps are the same: theirs is the mean of the two that they take in a round. Time is
+the median over rounds. A ratio is taken within a round, where all take each figure one right after the other, and the
+median of those is given, with its 95% interval by order statistics; who goes first changes from round to round. The
+rounds are those of several processes, one after the other: where things happen to lie in memory makes one contender or
+another a few percent faster for as long as a process lives.
 
 Bytes read are those of the parameters of every layer that a step calls, counted by hooks. FLOPs are counted by torch,
 of matrix products and convolutions: attention on a CPU it does not know. Both are those of the second step. Memory is
@@ -27,17 +29,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import loading, peers  # noqa: E402
+from benchmarks.flops import flop_counter  # noqa: E402
 from benchmarks.peers import CONTENDERS, TEXT_TOKENS  # noqa: E402
 from benchmarks.random_file import medium, random_file  # noqa: E402
 from mmdit_core import MMDiTConfig, load_checkpoint  # noqa: E402
@@ -56,12 +58,13 @@ NEXT = f"{AHEAD + 1}th step, s"
 
 
 class Case(NamedTuple):
-    """One model at one size. rounds: as many as make its ratios steady in a few minutes."""
+    """One model at one size. processes, and rounds in each: as many as make its ratios steady in some minutes."""
 
     name: str
     config: MMDiTConfig
     tokens: int
     dtype: torch.dtype
+    processes: int
     rounds: int
 
 
@@ -69,11 +72,15 @@ MEDIUM = MMDiTConfig(1536, 24, 3, qk_norm="rms", dual_attention=(0,), pos_embed_
 LARGE = MMDiTConfig(2432, 38, 2, qk_norm="rms", pos_embed_max_size=96)
 CASES = (
     *(
-        Case(name, config, tokens, dtype, rounds)
-        for tokens, dtype, rounds in ((1024, torch.bfloat16, 15), (1024, torch.float32, 15), (4096, torch.bfloat16, 6))
+        Case(name, config, tokens, dtype, processes, rounds)
+        for tokens, dtype, processes, rounds in (
+            (1024, torch.bfloat16, 3, 3),
+            (1024, torch.float32, 3, 6),
+            (4096, torch.bfloat16, 2, 3),
+        )
         for name, config in (("3 blocks of SD3.5 Medium", MEDIUM), ("2 blocks of SD3.5 Large", LARGE))
     ),
-    Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 6),
+    Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 3, 3),
 )
 
 
@@ -125,40 +132,45 @@ def counted(runner: Runner) -> dict[str, Any]:
     made = [runner.call(LEVELS[1], 1, {}).float()]
     with runner.run() as step:
         step(LEVELS[0])
-        counter = FlopCounterMode(display=False)
+        counter = flop_counter()
         with counter:
             read = weights_read(runner.model, lambda: made.append(step(LEVELS[1]).float()))
     return {"read": read, "flops": counter.get_total_flops(), "made": made}
 
 
-def compare(counts: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> None:
+def compare(made: Mapping[str, Sequence[torch.Tensor]], dtype: torch.dtype) -> None:
     """Raises: SystemExit where the contenders do not compute the same."""
     for name in PEERS:
-        for ours, theirs in zip(counts[OURS]["made"], counts[name]["made"], strict=True):
+        for ours, theirs in zip(made[OURS], made[name], strict=True):
             error = ((theirs - ours).abs().max() / ours.std()).item()
             if not error <= FARTHEST[dtype]:
                 raise SystemExit(f"ours and {name} differ by {error:.2g} of the velocities' spread")
 
 
-def timed(runner: Runner) -> dict[str, float]:
-    """Seconds of one turn."""
-    seconds = {}
+def timed(runners: Mapping[str, Runner], order: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Seconds of one round: figure by figure, the contenders one right after the other."""
+    readings: dict[str, list[float]] = {name: [] for name in order}
 
-    def clock(figure: str, work: Callable[[], Any]) -> None:
+    def clock(name: str, work: Callable[..., Any], *given: Any) -> None:
         started = time.perf_counter()
-        work()
-        seconds[figure] = time.perf_counter() - started
+        work(*given)
+        readings[name].append(time.perf_counter() - started)
 
-    with runner.run() as step:
-        clock(FIRST, lambda: step(LEVELS[0]))
-        clock(STEP, lambda: step(LEVELS[1]))
-        if runner.contender == OURS:
-            clock(NEXT, lambda: step(LEVELS[AHEAD]))
-        else:
-            seconds[NEXT] = seconds[STEP]
-    clock(FORWARD, lambda: runner.call(LEVELS[1], 1, {}))
-    run = seconds[FIRST] + (PASSES - 1) * seconds[NEXT] + (len(LEVELS) - PASSES) * seconds[STEP]
-    return {RUN: run, **seconds}
+    with ExitStack() as runs:
+        steps = {name: runs.enter_context(runners[name].run()) for name in order}
+        for level in LEVELS[:2]:
+            for name in order:
+                clock(name, steps[name], level)
+        clock(OURS, steps[OURS], LEVELS[AHEAD])
+    for name in order:
+        clock(name, runners[name].call, LEVELS[1], 1, {})
+    seconds = {}
+    for name in order:
+        *taken, forward = readings[name]
+        first, step, after = taken if name == OURS else [statistics.mean(taken)] * 3
+        run = first + (PASSES - 1) * after + (len(LEVELS) - PASSES) * step
+        seconds[name] = {FORWARD: forward, STEP: step, FIRST: first, NEXT: after, RUN: run}
+    return seconds
 
 
 @torch.inference_mode()
@@ -171,12 +183,12 @@ def _memory_child(contender: str, number: str, path: str) -> None:
     print(json.dumps(memory["own"]))
 
 
-def peak_memory(contender: str, case: Case, path: Path) -> int:
-    """Bytes beside the weights."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", contender, str(CASES.index(case)), str(path)]
+def child(what: str, *given: str) -> Any:
+    """What a process of its own measures."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--child", what, *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{contender} could not be measured:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{what} of {given} could not be measured:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -200,20 +212,28 @@ def row(case: Case, figure: str, values: Mapping[str, float], digits: int, ratio
 
 
 @torch.inference_mode()
-def measure(case: Case, path: Path, rounds: int) -> Iterator[str]:
-    """The case's rows."""
-    memory = {name: peak_memory(name, case, path) / 1e6 for name in CONTENDERS}
-    state = read_state(path, case.dtype)
+def _turns_child(number: str, path: str, rounds: str) -> None:
+    case = CASES[int(number)]
+    state = read_state(Path(path), case.dtype)
     runners = {name: Runner(name, case, state) for name in CONTENDERS}
     counts = {name: counted(runner) for name, runner in runners.items()}
-    compare(counts, case.dtype)
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for number in range(rounds):
-        at = number % len(CONTENDERS)
-        for name in CONTENDERS[at:] + CONTENDERS[:at]:
-            turns[name].append(timed(runners[name]))
+    compare({name: count.pop("made") for name, count in counts.items()}, case.dtype)
+    turns = []
+    for turn in range(int(rounds)):
+        at = turn % len(CONTENDERS)
+        turns.append(timed(runners, CONTENDERS[at:] + CONTENDERS[:at]))
+    print(json.dumps({"counts": counts, "turns": turns}))
+
+
+def measure(case: Case, path: Path, rounds: int) -> Iterator[str]:
+    """The case's rows; rounds in each process."""
+    number = str(CASES.index(case))
+    memory = {name: child("memory", name, number, str(path)) / 1e6 for name in CONTENDERS}
+    found = [child("turns", number, str(path), str(rounds)) for _ in range(case.processes)]
+    turns = [turn for each in found for turn in each["turns"]]
+    counts = found[0]["counts"]
     for figure in (FORWARD, STEP, FIRST, NEXT, RUN):
-        seconds = {name: [turn[figure] for turn in turns[name]] for name in CONTENDERS}
+        seconds = {name: [turn[name][figure] for turn in turns] for name in CONTENDERS}
         ratios = {name: ratio_of(seconds[OURS], seconds[name]) for name in PEERS}
         yield row(case, figure, {name: statistics.median(seconds[name]) for name in CONTENDERS}, 3, ratios)
     for figure, values, digits in (
@@ -236,14 +256,15 @@ def loaded(case: Case, path: Path, rounds: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, help="in place of each case's own number")
+    parser.add_argument("--rounds", type=int, help="in each process, in place of each case's own number")
     parser.add_argument("--cases", nargs="+", help="only those whose name, tokens or dtype is one of these")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
-    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     inprocess.prepare("--cpu")
-    if given.memory_of:
-        _memory_child(*given.memory_of)
+    if given.child:
+        what, *arguments = given.child
+        {"memory": _memory_child, "turns": _turns_child}[what](*arguments)
         return
     lines = [
         f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "

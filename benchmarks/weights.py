@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig  # noqa: E402
 from mmdit_core.keymap import expected_shapes  # noqa: E402
-from mmdit_core.modulation import READ_ONCE, layout_of  # noqa: E402
+from mmdit_core.modulation import READ_AHEAD, layout_of  # noqa: E402
 
 BF16, FP8 = 2, 1  # bytes of an element
 ROWS = 80  # 40 steps, two prompts
@@ -35,7 +35,7 @@ def held(config: MMDiTConfig, itemsize: int = BF16) -> Held:
     """Positions are held in bf16, and the table is, also where weights are in fp8: the loader does it so."""
     items = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
     sizes = {name: size * (BF16 if name == "pos_embed" else itemsize) for name, size in items.items()}
-    once = sum(size for name, size in sizes.items() if any(part in name for part in READ_ONCE))
+    once = sum(size for name, size in sizes.items() if any(part in name for part in READ_AHEAD))
     table = BF16 * ROWS * layout_of(MMDiT(config, device="meta")).width
     return Held(sum(sizes.values()), sum(sizes.values()) - once, table)
 

@@ -18,6 +18,7 @@ from .blocks import Attention, BlockModulation, JointBlock
 from .config import MMDiTConfig
 from .layers import NORM_EPS, Embedder, PatchEmbed, attention, modulate, sincos_positions, timestep_embedding
 from .modulation import ROWS, RUN, Prepared, Rows
+from .products import with_fast_products
 
 TIME_FEATURES = 256
 VAE_FACTOR = 8  # picture pixels per latent pixel, in every model of the family
@@ -64,6 +65,7 @@ class MMDiT(nn.Module):
         attention: Attention = attention,
     ):
         super().__init__()
+        operations = with_fast_products(operations)
         factory: dict[str, Any] = {"device": device, "dtype": dtype, "operations": operations}
         size = config.hidden_size
         self.config = config

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .blocks import BlockModulation
 
 # Parts of the names of the weights that are read ahead of the steps.
-READ_ONCE = ("adaLN_modulation", "t_embedder", "y_embedder", "guidance_embedder", "context_embedder")
+READ_AHEAD = ("adaLN_modulation", "t_embedder", "y_embedder", "guidance_embedder", "context_embedder")
 RUN = "mmdit_prepared"  # of a Prepared in transformer_options
 ROWS = "mmdit_rows"  # of the present call's Rows there, for hooks that run a block on some of the rows
 

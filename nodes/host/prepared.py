@@ -7,7 +7,7 @@ from collections.abc import Collection
 import comfy.patcher_extension
 
 from ...mmdit_core.model import MMDiT
-from ...mmdit_core.modulation import LIMIT, READ_ONCE, RUN
+from ...mmdit_core.modulation import LIMIT, READ_AHEAD, RUN
 
 KEY = "mmdit_prepared"  # of our wrapper
 USUAL_ROWS = 80  # 40 steps of two prompts: what memory is asked for ahead of a run
@@ -37,7 +37,7 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     guider = executor.class_obj
     patcher = guider.model_patcher
     core = patcher.get_model_object("diffusion_model")
-    if not isinstance(core, MMDiT) or may_change(patcher, READ_ONCE):
+    if not isinstance(core, MMDiT) or may_change(patcher, READ_AHEAD):
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     # The last level is where the run ends: there nothing is asked. Not the model's own model_sampling: a shift node's.
     timesteps = patcher.get_model_object("model_sampling").timestep(sigmas[:-1].float())

@@ -7,6 +7,7 @@ import torch
 
 from mmdit_core import modulation
 from mmdit_core.modulation import PACES, USUAL_PACE, Pace
+from tests.core.prepared import CONFIGS, random_model
 
 
 @pytest.fixture(params=[torch.inference_mode, torch.no_grad])
@@ -20,6 +21,11 @@ def without_gradients(request):
 def inference():
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture
+def model():
+    return random_model(CONFIGS["dual"])
 
 
 @pytest.fixture(params=["cpu", "gpu", "gpu, small tiles"])

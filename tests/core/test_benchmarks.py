@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import weights
+from benchmarks import speed, weights
 from benchmarks.random_file import SPARE, bytes_of, medium, need_room, random_file
 from benchmarks.speed import CASES, ratio_of, weights_read
-from benchmarks.weights import FP8, READ_ONCE, held
+from benchmarks.weights import FP8, READ_AHEAD, held
 from mmdit_core import KNOWN_MODELS, MMDiT, load_checkpoint
 from tests.core.prepared import CONFIGS, LEVELS, call, inputs, random_model
 
@@ -44,7 +45,7 @@ def test_a_plain_step_reads_every_weight_and_a_prepared_one_all_but_those_that_a
     model, given = random_model(CONFIGS[name]), inputs()
     guidance = {"guidance": torch.ones(2)} if model.config.guidance_embed else {}
     sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}
-    once = sum(size for name, size in sizes.items() if any(part in name for part in READ_ONCE))
+    once = sum(size for name, size in sizes.items() if any(part in name for part in READ_AHEAD))
     assert weights_read(model, lambda: call(model, LEVELS[1], given, **guidance)) == sum(sizes.values())
     with model.prepared(LEVELS) as options:
         call(model, LEVELS[0], given, options, **guidance)
@@ -90,6 +91,41 @@ def test_a_ratio_is_the_median_of_the_rounds_with_an_interval_where_there_are_en
     # Of 11 rounds the second smallest and the second largest bound the median with 98.8%, the next ones with 93.5%.
     assert ratio_of(ours, [1.0] * 11) == "6.000 (2.000 to 10.000)"
     assert ratio_of(ours[:3], [1.0] * 3) == "2.000"
+
+
+def test_in_a_round_all_take_each_figure_in_turn_and_the_peers_ordinary_steps(monkeypatch):
+    """With a clock that each call moves on by the seconds that it is told to take: of that nothing can be said."""
+    log, now = [], [0.0]
+    costs = {"ours": {0: 5.0, 1: 3.0, speed.AHEAD: 4.0}, "host": {0: 6.0, 1: 8.0}, "diffusers": {0: 1.0, 1: 2.0}}
+    at = {float(level): number for number, level in enumerate(speed.LEVELS)}
+
+    class Told:
+        def __init__(self, name):
+            self.name = name
+
+        def take(self, what, seconds):
+            log.append((self.name, what))
+            now[0] += seconds
+
+        @contextmanager
+        def run(self):
+            yield lambda level: self.take(at[float(level)], costs[self.name][at[float(level)]])
+            log.append((self.name, "end"))
+
+        def call(self, level, rows, options):
+            assert rows == 1 and not options
+            self.take("forward", 0.5)
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    order = ("host", "diffusers", "ours")
+    seconds = speed.timed({name: Told(name) for name in order}, order)
+    steps = [(name, step) for step in (0, 1) for name in order] + [("ours", speed.AHEAD)]
+    assert log[:7] == steps and {what for _, what in log[7:10]} == {"end"}
+    assert log[10:] == [(name, "forward") for name in order]
+    length = len(speed.LEVELS)
+    assert list(seconds["ours"].values()) == [0.5, 3.0, 5.0, 4.0, 5.0 + 4.0 + 3.0 * (length - 2)]
+    assert list(seconds["host"].values()) == [0.5, 7.0, 7.0, 7.0, 7.0 * length]
+    assert list(seconds["diffusers"].values()) == [0.5, 1.5, 1.5, 1.5, 1.5 * length]
 
 
 def test_the_table_covers_stacks_and_the_whole_at_both_sizes():

@@ -70,7 +70,7 @@ def test_a_call_is_one_graph(model, inference, name, prepared):
         found = call(compiled, LEVELS[1], given, {**OPTIONS[name](), **more})
         expected = call(model, LEVELS[1], given, OPTIONS[name]())
     assert backend.frame_count == 1 and not counters["graph_break"]
-    assert torch.equal(found, expected)
+    assert error(found, expected) <= TOLERANCE  # some processors take another product where nothing is compiled
     assert name == "none" or error(found, call(model, LEVELS[1], given)) > 100 * TOLERANCE
 
 

@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from mmdit_core.modulation import PACES, RUN, UNUSED, layout_of
-from tests.core.prepared import CONFIGS, TOLERANCE, adaln_layers, call, error, inputs, random_model, reads
-
-
-@pytest.fixture
-def model():
-    return random_model(CONFIGS["dual"])
+from tests.core.prepared import TOLERANCE, adaln_layers, call, error, inputs, reads
 
 
 def rows_of(options, model) -> float:

@@ -16,11 +16,6 @@ from mmdit_core.second_text import SecondText, add_second_texts
 from tests.core.prepared import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model, reads
 
 
-@pytest.fixture
-def model():
-    return random_model(CONFIGS["dual"])
-
-
 def unchanged(args, extra):
     return extra["original_block"](args)
 
