@@ -6,11 +6,11 @@ of SD3.5 Large, and the whole of SD3.5 Medium; 154 text tokens. All share the te
 A forward has one row of the batch, a step with CFG two, a positive and a negative text. Of ours the forward is a call
 by itself; the steps belong to a run that knows the 28 noise levels of its schedule, as every sampler's do: its first
 step computes the modulation of 16 of them and reads AdaLN for it, the 17th that of the others. A run is those two and
-26 more, added up. To the peers all steps are the same: theirs is the mean of the two that they take in a round. Time is
-the median over rounds. A ratio is taken within a round, where all take each figure one right after the other, and the
-median of those is given, with its 95% interval by order statistics; who goes first changes from round to round. The
-rounds are those of several processes, one after the other: where things happen to lie in memory makes one contender or
-another a few percent faster for as long as a process lives.
+26 like the second, added up. Time is the median over rounds. A ratio is taken within a round, where all take each
+figure one right after the other, and the median of those is given; the order changes from round to round. The rounds
+are those of several processes: where things happen to lie in memory makes one contender or another a few percent
+faster for as long as a process lives. How far that goes is told beside a ratio: the least and the greatest of the
+processes' own medians.
 
 Bytes read are those of the parameters of every layer that a step calls, counted by hooks. FLOPs are counted by torch,
 of matrix products and convolutions: attention on a CPU it does not know. Both are those of the second step. Memory is
@@ -21,6 +21,7 @@ from `benchmarks.loading`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -44,6 +45,7 @@ from benchmarks.peers import CONTENDERS, TEXT_TOKENS  # noqa: E402
 from benchmarks.random_file import medium, random_file  # noqa: E402
 from mmdit_core import MMDiTConfig, load_checkpoint  # noqa: E402
 from mmdit_core.modulation import PACES  # noqa: E402
+from mmdit_core.products import fast_dtypes  # noqa: E402
 from mmdit_core.schedule import sigmas  # noqa: E402
 from scripts import inprocess  # noqa: E402
 
@@ -53,6 +55,7 @@ LEVELS = 1000 * sigmas(28, "linear", 3.0)[:-1].float()
 FARTHEST = {torch.float32: 1e-4, torch.bfloat16: 0.2}
 AHEAD = PACES["cpu"].tile // 2  # steps of two rows whose modulation is computed at once
 PASSES = -(-len(LEVELS) // AHEAD)
+LOADS = 6
 FORWARD, STEP, FIRST, RUN = "forward, s", "step with CFG, s", "first step, s", f"run of {len(LEVELS)} steps, s"
 NEXT = f"{AHEAD + 1}th step, s"
 
@@ -75,12 +78,12 @@ CASES = (
         Case(name, config, tokens, dtype, processes, rounds)
         for tokens, dtype, processes, rounds in (
             (1024, torch.bfloat16, 3, 3),
-            (1024, torch.float32, 3, 6),
+            (1024, torch.float32, 3, 3),
             (4096, torch.bfloat16, 2, 3),
         )
         for name, config in (("3 blocks of SD3.5 Medium", MEDIUM), ("2 blocks of SD3.5 Large", LARGE))
     ),
-    Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 3, 3),
+    Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 2, 3),
 )
 
 
@@ -158,16 +161,14 @@ def timed(runners: Mapping[str, Runner], order: Sequence[str]) -> dict[str, dict
 
     with ExitStack() as runs:
         steps = {name: runs.enter_context(runners[name].run()) for name in order}
-        for level in LEVELS[:2]:
+        for level in LEVELS[[0, 1, AHEAD]]:
             for name in order:
                 clock(name, steps[name], level)
-        clock(OURS, steps[OURS], LEVELS[AHEAD])
     for name in order:
         clock(name, runners[name].call, LEVELS[1], 1, {})
     seconds = {}
     for name in order:
-        *taken, forward = readings[name]
-        first, step, after = taken if name == OURS else [statistics.mean(taken)] * 3
+        first, step, after, forward = readings[name]
         run = first + (PASSES - 1) * after + (len(LEVELS) - PASSES) * step
         seconds[name] = {FORWARD: forward, STEP: step, FIRST: first, NEXT: after, RUN: run}
     return seconds
@@ -192,16 +193,11 @@ def child(what: str, *given: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """The median of the rounds' ratios, and its 95% interval where there are rounds enough for one."""
-    from scipy.stats import quantile_test
-
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    interval = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(0.95)
-    bounds = (interval.low, interval.high)
-    return f"{statistics.median(ratios):.3f}" + (
-        "" if any(bound != bound for bound in bounds) else f" ({bounds[0]:.3f} to {bounds[1]:.3f})"
-    )
+def ratio_of(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> str:
+    """The median of the rounds' ratios, and from where to where the medians of the processes go; both by process."""
+    ratios = [[a / b for a, b in zip(*pair, strict=True)] for pair in zip(ours, theirs, strict=True)]
+    medians = [statistics.median(each) for each in ratios]
+    return f"{statistics.median(sum(ratios, [])):.3f} ({min(medians):.3f} to {max(medians):.3f})"
 
 
 def row(case: Case, figure: str, values: Mapping[str, float], digits: int, ratios: Mapping[str, str]) -> str:
@@ -212,16 +208,15 @@ def row(case: Case, figure: str, values: Mapping[str, float], digits: int, ratio
 
 
 @torch.inference_mode()
-def _turns_child(number: str, path: str, rounds: str) -> None:
+def _turns_child(number: str, path: str, process: str, rounds: str) -> None:
     case = CASES[int(number)]
     state = read_state(Path(path), case.dtype)
     runners = {name: Runner(name, case, state) for name in CONTENDERS}
     counts = {name: counted(runner) for name, runner in runners.items()}
     compare({name: count.pop("made") for name, count in counts.items()}, case.dtype)
-    turns = []
-    for turn in range(int(rounds)):
-        at = turn % len(CONTENDERS)
-        turns.append(timed(runners, CONTENDERS[at:] + CONTENDERS[:at]))
+    orders = tuple(itertools.permutations(CONTENDERS))
+    started = int(process) * int(rounds)
+    turns = [timed(runners, orders[turn % len(orders)]) for turn in range(started, started + int(rounds))]
     print(json.dumps({"counts": counts, "turns": turns}))
 
 
@@ -229,13 +224,12 @@ def measure(case: Case, path: Path, rounds: int) -> Iterator[str]:
     """The case's rows; rounds in each process."""
     number = str(CASES.index(case))
     memory = {name: child("memory", name, number, str(path)) / 1e6 for name in CONTENDERS}
-    found = [child("turns", number, str(path), str(rounds)) for _ in range(case.processes)]
-    turns = [turn for each in found for turn in each["turns"]]
+    found = [child("turns", number, str(path), str(process), str(rounds)) for process in range(case.processes)]
     counts = found[0]["counts"]
     for figure in (FORWARD, STEP, FIRST, NEXT, RUN):
-        seconds = {name: [turn[name][figure] for turn in turns] for name in CONTENDERS}
+        seconds = {name: [[turn[name][figure] for turn in each["turns"]] for each in found] for name in CONTENDERS}
         ratios = {name: ratio_of(seconds[OURS], seconds[name]) for name in PEERS}
-        yield row(case, figure, {name: statistics.median(seconds[name]) for name in CONTENDERS}, 3, ratios)
+        yield row(case, figure, {name: statistics.median(sum(seconds[name], [])) for name in CONTENDERS}, 3, ratios)
     for figure, values, digits in (
         ("weights read in a step, GB", {name: counts[name]["read"] / 1e9 for name in CONTENDERS}, 3),
         ("TFLOP in a step", {name: counts[name]["flops"] / 1e12 for name in CONTENDERS}, 3),
@@ -245,12 +239,17 @@ def measure(case: Case, path: Path, rounds: int) -> Iterator[str]:
 
 
 def loaded(case: Case, path: Path, rounds: int) -> Iterator[str]:
-    """How long the file takes to become a MODEL, and what that holds; diffusers has no loader that needs no network."""
+    """How long the file takes to become a MODEL, and what that holds; each round in processes of its own.
+
+    diffusers has no loader that needs no network.
+    """
     turns = loading.turns(path, rounds)
     for figure, (label, unit) in loading.FIGURES.items():
         columns = {name: [turn[figure] / unit for turn in turns[name]] for name in turns}
         middle = {name: statistics.median(values) for name, values in columns.items()}
-        ratios = {"host": ratio_of(columns[OURS], columns["host"])} if all(columns["host"]) else {}
+        ratios = {}
+        if all(columns["host"]):
+            ratios["host"] = ratio_of(*([[value] for value in columns[name]] for name in (OURS, "host")))
         yield row(case, label, middle, 2 if unit == 1 else 0, ratios)
 
 
@@ -267,8 +266,8 @@ def main() -> None:
         {"memory": _memory_child, "turns": _turns_child}[what](*arguments)
         return
     lines = [
-        f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-        f"{TEXT_TOKENS} text tokens",
+        f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"float32 by {'oneDNN' if torch.float32 in fast_dtypes() else 'MKL'}; {TEXT_TOKENS} text tokens",
         "",
         "| model | tokens | dtype | figure | ours | host | diffusers | ours / host | ours / diffusers |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -278,10 +277,12 @@ def main() -> None:
         if given.cases and not {case.name, str(case.tokens), str(case.dtype)[6:]} & set(given.cases):
             continue
         with random_file(case.config) as path:
-            for found in (measure, loaded) if case.config.depth == 24 else (measure,):
-                for line in found(case, path, given.rounds or case.rounds):
-                    lines.append(line)
-                    print(line, flush=True)
+            found = [measure(case, path, given.rounds or case.rounds)]
+            if case.config.depth == 24:
+                found.append(loaded(case, path, LOADS))
+            for line in itertools.chain(*found):
+                lines.append(line)
+                print(line, flush=True)
     if given.markdown:
         given.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -1,62 +1,102 @@
-"""Linear layers whose products in float32 are fast on AMD's processors too.
+"""Linear layers that on a CPU ask oneDNN for their product, where that is faster than the way that torch goes to it.
 
-torch leaves these to MKL. oneDNN, which torch has as well and takes for bfloat16, needs less time on an AMD processor
-(measured in docs/performance.md) for the same sums in another order. On others torch's own choice stands.
+In bfloat16 torch asks oneDNN too, but first writes the bias into the result and has the product added: the same values,
+bit for bit, in more time. In float32 torch asks MKL, which on AMD's processors needs more time than oneDNN for the same
+sums in another order; on others that stands. Measured in docs/performance.md.
 """
 
 from __future__ import annotations
 
 import functools
 import platform
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 
 @functools.cache
-def has_fast_products() -> bool:
-    """Whether this machine's processor is one that gains, and torch has what it takes."""
+def fast_dtypes() -> frozenset[torch.dtype]:
+    """Those in which this machine's processor gains."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    listed = Path("/proc/cpuinfo")
-    processor = listed.read_text(errors="replace") if listed.exists() else platform.processor()
-    return "AuthenticAMD" in processor
+        return frozenset()
+    found = set()
+    if hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        found.add(torch.bfloat16)
+    if torch.backends.mkl.is_available() and "AuthenticAMD" in _processor():
+        found.add(torch.float32)
+    return frozenset(found)
+
+
+def _processor() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # no Linux, or one that does not tell
+        return platform.processor()
 
 
 def with_fast_products(operations: Any) -> Any:
     """This namespace of layers, for `MMDiT`, with a Linear that takes the faster product where it gives the same."""
-    if not has_fast_products() or not issubclass(operations.Linear, nn.Linear):
+    if not fast_dtypes() or not _is_known(operations.Linear):
         return operations
-    names = ("Conv2d", "LayerNorm", "RMSNorm")
-    return SimpleNamespace(Linear=_fast(operations.Linear), **{name: getattr(operations, name) for name in names})
+    names = [name for name in ("Conv2d", "LayerNorm", "RMSNorm") if hasattr(operations, name)]
+    return SimpleNamespace(Linear=fast_linear(operations.Linear), **{name: getattr(operations, name) for name in names})
+
+
+def _is_known(linear: Any) -> bool:
+    """Whether it is torch's layer or one of ComfyUI's: of those it is known what else they may have to do."""
+    if not (isinstance(linear, type) and issubclass(linear, nn.Linear)):
+        return False
+    return linear.forward is nn.Linear.forward or hasattr(linear, "comfy_cast_weights")
 
 
 @functools.cache
-def _fast(linear: type[nn.Linear]) -> type[nn.Linear]:
+def fast_linear(linear: type[nn.Linear]) -> type[nn.Linear]:
+    """The layer with the faster product, whatever processor this is; the same class each time."""
+    # What ComfyUI's layers do first: they end a run that was cancelled.
+    before = getattr(sys.modules[linear.__module__], "run_every_op", None)
+
     class Linear(linear):  # type: ignore[misc, valid-type]
-        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if args or kwargs or not _is_plain(self, x):
-                return super().forward(x, *args, **kwargs)
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            weight, bias = self.weight, self.bias
+            if args or kwargs or not _is_plain(self, input, weight, bias):
+                return super().forward(input, *args, **kwargs)
+            if before is not None:
+                before()
+            return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+
+        def __reduce__(self) -> Any:
+            return _of_this_machine, (linear,), self.__dict__
 
     return Linear
 
 
-def _is_plain(layer: nn.Linear, x: Tensor) -> bool:
-    """Whether the layer has nothing to do but this product of float32 on a CPU."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+def _of_this_machine(linear: type[nn.Linear]) -> nn.Module:
+    """For pickle and copies: a layer without its state."""
+    kind = fast_linear(linear) if fast_dtypes() else linear  # type: ignore[arg-type]
+    return kind.__new__(kind)
+
+
+def _is_plain(layer: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the layer has nothing to do but a product on a CPU that is faster this way."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    # A host changes weights in the call, by these, where it has not changed them in place.
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return False
+    # ComfyUI changes weights in the call, by these, where it has not changed them in place.
     if getattr(layer, "weight_function", ()) or getattr(layer, "bias_function", ()):
         return False
-    for value in (x, layer.weight, layer.bias):
-        if value is None and value is layer.bias:
-            continue
-        if type(value) not in (Tensor, nn.Parameter) or value.dtype != torch.float32 or value.device.type != "cpu":
-            return False
-        if value.requires_grad and torch.is_grad_enabled():
-            return False
-    return True
+    given = (input, weight) if bias is None else (input, weight, bias)
+    if weight is None or weight.dtype not in fast_dtypes() or not all(_is_dense(v, weight.dtype) for v in given):
+        return False
+    # What does not fit is left to the layer, whose error says so.
+    return bool(input.ndim) and input.shape[-1] == weight.shape[-1] and all(v.is_contiguous() for v in given[1:])
+
+
+def _is_dense(value: Tensor, dtype: torch.dtype) -> bool:
+    known = type(value) in (Tensor, nn.Parameter)  # quantized weights come as other kinds of tensor
+    return known and value.dtype == dtype and value.device.type == "cpu" and value.layout == torch.strided

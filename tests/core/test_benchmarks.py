@@ -85,18 +85,19 @@ def test_the_page_on_performance_holds_the_table_as_it_is_printed(capsys):
     assert capsys.readouterr().out in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
 
-def test_a_ratio_is_the_median_of_the_rounds_with_an_interval_where_there_are_enough():
-    ours = [float(value) for value in range(1, 12)]
-    assert ratio_of(ours, [2 * value for value in ours]) == "0.500 (0.500 to 0.500)"
-    # Of 11 rounds the second smallest and the second largest bound the median with 98.8%, the next ones with 93.5%.
-    assert ratio_of(ours, [1.0] * 11) == "6.000 (2.000 to 10.000)"
-    assert ratio_of(ours[:3], [1.0] * 3) == "2.000"
+def test_a_ratio_is_the_median_of_all_rounds_between_the_medians_of_the_processes():
+    ours = [[1.0, 2.0, 9.0], [4.0, 5.0, 6.0]]
+    assert ratio_of(ours, [[2 * value for value in process] for process in ours]) == "0.500 (0.500 to 0.500)"
+    assert ratio_of(ours, [[1.0] * 3] * 2) == "4.500 (2.000 to 5.000)"
+    assert ratio_of([[3.0], [2.0], [4.0]], [[1.0]] * 3) == "3.000 (2.000 to 4.000)"
 
 
-def test_in_a_round_all_take_each_figure_in_turn_and_the_peers_ordinary_steps(monkeypatch):
-    """With a clock that each call moves on by the seconds that it is told to take: of that nothing can be said."""
+def test_in_a_round_all_take_each_figure_in_turn(monkeypatch):
+    """By a clock that each call moves on itself: real seconds cannot be foretold."""
     log, now = [], [0.0]
-    costs = {"ours": {0: 5.0, 1: 3.0, speed.AHEAD: 4.0}, "host": {0: 6.0, 1: 8.0}, "diffusers": {0: 1.0, 1: 2.0}}
+    order, figures = ("host", "diffusers", "ours"), (0, 1, speed.AHEAD)
+    taken = {"host": (6, 8, 7), "diffusers": (1, 2, 4), "ours": (5, 3, 9)}
+    costs = {name: dict(zip(figures, taken[name], strict=True)) for name in order}
     at = {float(level): number for number, level in enumerate(speed.LEVELS)}
 
     class Told:
@@ -117,15 +118,13 @@ def test_in_a_round_all_take_each_figure_in_turn_and_the_peers_ordinary_steps(mo
             self.take("forward", 0.5)
 
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
-    order = ("host", "diffusers", "ours")
     seconds = speed.timed({name: Told(name) for name in order}, order)
-    steps = [(name, step) for step in (0, 1) for name in order] + [("ours", speed.AHEAD)]
-    assert log[:7] == steps and {what for _, what in log[7:10]} == {"end"}
-    assert log[10:] == [(name, "forward") for name in order]
-    length = len(speed.LEVELS)
-    assert list(seconds["ours"].values()) == [0.5, 3.0, 5.0, 4.0, 5.0 + 4.0 + 3.0 * (length - 2)]
-    assert list(seconds["host"].values()) == [0.5, 7.0, 7.0, 7.0, 7.0 * length]
-    assert list(seconds["diffusers"].values()) == [0.5, 1.5, 1.5, 1.5, 1.5 * length]
+    assert log[:9] == [(name, step) for step in figures for name in order]
+    assert {what for _, what in log[9:12]} == {"end"}
+    assert log[12:] == [(name, "forward") for name in order]
+    for name, (first, step, after) in taken.items():
+        run = first + after + step * (len(speed.LEVELS) - 2)
+        assert list(seconds[name].values()) == [0.5, step, first, after, run]
 
 
 def test_the_table_covers_stacks_and_the_whole_at_both_sizes():

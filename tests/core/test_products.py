@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from benchmarks.flops import flop_counter
 from mmdit_core import MMDiT, products
@@ -15,12 +19,15 @@ from tests.core.prepared import CONFIGS, LEVELS, TOLERANCE, call, error, inputs,
 ONEDNN = "mkldnn::_linear_pointwise"
 
 
+pytestmark = pytest.mark.usefixtures("inference")
+
+
 @pytest.fixture(autouse=True)
 def on_such_a_processor(monkeypatch):
     """On any machine whose torch has the product: it is as right on the others, only not known to be faster."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no such product")
-    monkeypatch.setattr(products, "has_fast_products", lambda: True)
+    monkeypatch.setattr(products, "fast_dtypes", lambda: frozenset((torch.float32, torch.bfloat16)))
 
 
 def layer_of(**given) -> nn.Linear:
@@ -46,30 +53,31 @@ def test_it_is_the_product_of_a_plain_layer(shape, bias):
     assert taken(lambda: layer(x)) == [ONEDNN]
 
 
+@pytest.mark.parametrize("shape", [(1, 48), (2, 48), (2, 5, 48), (300, 48)])
+def test_in_bfloat16_it_is_that_of_a_plain_layer_bit_for_bit(shape):
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return  # then it is not taken
+    layer, x = layer_of(dtype=torch.bfloat16), torch.randn(shape).bfloat16()
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    assert taken(lambda: layer(x)) == [ONEDNN]
+
+
 def test_rows_need_not_lie_side_by_side():
     layer, x = layer_of(), torch.randn(2, 48, 9)[:, :, ::2].transpose(1, 2)
     expected = nn.functional.linear(x, layer.weight, layer.bias)
     assert torch.allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(layer(x[:, 1:3]), layer(x[:, 1:3].contiguous()))
+    assert torch.equal(layer(input=x), layer(x))
 
 
 def half(layer, x):
-    layer.bfloat16()
-    return x.bfloat16()
+    layer.half()
+    return x.half()
 
 
 def double(layer, x):
     layer.double()
     return x.double()
-
-
-def training(layer, x):
-    layer.requires_grad_(True)
-    return x
-
-
-def input_that_learns(layer, x):
-    return x.requires_grad_(True)
 
 
 def weight_changed_in_the_call(layer, x):
@@ -91,11 +99,15 @@ def another_kind_of_weight(layer, x):
     return x
 
 
+def weight_that_lies_across(layer, x):
+    layer.weight = nn.Parameter(layer.weight.t().contiguous().t(), requires_grad=False)
+    return x
+
+
 OTHERS = (
     half,
     double,
-    training,
-    input_that_learns,
+    weight_that_lies_across,
     weight_changed_in_the_call,
     bias_changed_in_the_call,
     another_kind_of_weight,
@@ -120,9 +132,35 @@ def test_another_dtype_is_refused_as_ever():
         layer_of()(torch.randn(2, 48, dtype=torch.float64))
 
 
-def test_gradients_are_those_of_the_plain_layer():
-    layer = layer_of(dtype=torch.float64).requires_grad_(True)
-    assert torch.autograd.gradcheck(layer, (torch.randn(3, 48, dtype=torch.float64, requires_grad=True),))
+def test_what_does_not_fit_is_refused_as_ever():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer_of()(torch.randn(2, 47))
+
+
+@pytest.mark.parametrize("learns", ["weight", "bias", "input"])
+def test_gradients_are_those_of_the_plain_layer(learns):
+    with torch.inference_mode(False), torch.enable_grad():
+        layer, x = layer_of(), torch.randn(3, 48)
+        values = {"weight": layer.weight, "bias": layer.bias, "input": x}
+        values[learns].requires_grad_(True)
+        assert taken(lambda: layer(x)) == ["aten::linear"]
+        found, expected = layer(x), nn.functional.linear(x, layer.weight, layer.bias)
+        assert torch.equal(found, expected)
+        gradients = [torch.autograd.grad(out.square().sum(), values[learns])[0] for out in (found, expected)]
+        assert torch.equal(*gradients)
+
+
+def test_derivatives_forward_are_those_of_the_plain_layer():
+    with torch.inference_mode(False), torch.no_grad(), forward_ad.dual_level():
+        layer, tangent = layer_of(), torch.randn(3, 48)
+        out = layer(forward_ad.make_dual(torch.randn(3, 48), tangent))
+        assert torch.equal(forward_ad.unpack_dual(out).tangent, tangent @ layer.weight.T)
+
+
+def test_over_many_at_once_it_is_left_to_the_layer():
+    with torch.inference_mode(False), torch.no_grad():
+        layer, x = layer_of(), torch.randn(4, 3, 48)
+        assert ONEDNN not in taken(lambda: torch.func.vmap(layer)(x))
 
 
 def test_hooks_and_exchanged_forwards_see_the_layer_as_ever():
@@ -134,35 +172,83 @@ def test_hooks_and_exchanged_forwards_see_the_layer_as_ever():
     assert torch.equal(layer(x), 2 * seen[0])
 
 
+def namespace(linear, **more) -> SimpleNamespace:
+    return SimpleNamespace(Linear=linear, Conv2d=nn.Conv2d, LayerNorm=nn.LayerNorm, **more)
+
+
+class Hosts(nn.Linear):
+    comfy_cast_weights = False
+
+
+class Others(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
 def test_the_layer_is_a_hosts_own_kind_and_one_class_for_all_models():
-    class Linear(nn.Linear):
-        comfy_cast_weights = False
-
-    host = SimpleNamespace(Linear=Linear, Conv2d=nn.Conv2d, LayerNorm=nn.LayerNorm, RMSNorm=nn.RMSNorm)
+    host = namespace(Hosts, RMSNorm=nn.RMSNorm)
     fast = products.with_fast_products(host)
-    assert issubclass(fast.Linear, Linear) and fast.Linear is products.with_fast_products(host).Linear
-    assert fast.LayerNorm is nn.LayerNorm
+    assert issubclass(fast.Linear, Hosts) and fast.Linear is products.with_fast_products(host).Linear
+    assert fast.LayerNorm is nn.LayerNorm and fast.RMSNorm is nn.RMSNorm
+    assert not hasattr(products.with_fast_products(namespace(Hosts)), "RMSNorm")
 
 
-def test_a_linear_layer_that_is_none_of_torchs_is_left_alone():
-    host = SimpleNamespace(Linear=object)
+@pytest.mark.parametrize("linear", [Others, object, lambda *sizes: nn.Linear(*sizes)], ids=["class", "any", "function"])
+def test_a_linear_layer_of_which_nothing_is_known_is_left_alone(linear):
+    host = namespace(linear)
     assert products.with_fast_products(host) is host
+
+
+def test_what_a_hosts_layers_do_first_is_done(monkeypatch):
+    def ended():
+        raise KeyboardInterrupt("cancelled")
+
+    monkeypatch.setattr(sys.modules[__name__], "run_every_op", ended, raising=False)
+    products.fast_linear.cache_clear()
+    layer = products.with_fast_products(namespace(Hosts)).Linear(48, 8)
+    products.fast_linear.cache_clear()
+    with pytest.raises(KeyboardInterrupt, match="cancelled"):
+        layer(torch.randn(1, 48))
+
+
+def test_copies_and_what_comes_back_from_a_file_are_the_same_layer(monkeypatch):
+    layer, x = layer_of(), torch.randn(2, 48)
+    stored = pickle.dumps(layer)
+    for made in (copy.deepcopy(layer), pickle.loads(stored)):
+        assert type(made) is type(layer) and torch.equal(made(x), layer(x))
+    monkeypatch.setattr(products, "fast_dtypes", frozenset)
+    elsewhere = pickle.loads(stored)
+    assert type(elsewhere) is nn.Linear and torch.equal(elsewhere.weight, layer.weight)
+
+
+def test_compiled_it_is_left_to_the_compiler(inference):
+    model, given, targets = random_model(CONFIGS["dual"]), inputs(), []
+
+    def backend(graph, _):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch._dynamo.reset()
+    found = call(torch.compile(model, backend=backend, fullgraph=True), LEVELS[0], given)
+    torch._dynamo.reset()
+    assert error(found, call(model, LEVELS[0], given)) <= TOLERANCE
+    assert targets and not any("_linear_pointwise" in target for target in targets)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_model_computes_the_same_and_every_product_of_it_is_the_fast_one(kind, monkeypatch, inference):
     model, given = random_model(CONFIGS[kind]), inputs()
-    monkeypatch.setattr(products, "has_fast_products", lambda: False)
-    plain = random_model(CONFIGS[kind])
-    assert error(call(model, LEVELS[0], given), call(plain, LEVELS[0], given)) <= TOLERANCE
+    found = call(model, LEVELS[0], given)
     assert taken(lambda: call(model, LEVELS[0], given)) == [ONEDNN]
-    assert taken(lambda: call(plain, LEVELS[0], given)) == ["aten::linear"]
+    monkeypatch.setattr(products, "fast_dtypes", frozenset)
+    assert error(found, call(random_model(CONFIGS[kind]), LEVELS[0], given)) <= TOLERANCE
+    assert taken(lambda: call(model, LEVELS[0], given)) == ["aten::linear"]
 
 
 def test_flops_are_counted_whichever_product_it_is(monkeypatch, inference):
     given, counts = inputs(), []
-    for fast in (True, False):
-        monkeypatch.setattr(products, "has_fast_products", lambda fast=fast: fast)
+    for fast in (frozenset((torch.float32,)), frozenset()):
+        monkeypatch.setattr(products, "fast_dtypes", lambda fast=fast: fast)
         model = random_model(CONFIGS["dual"])
         with flop_counter() as counter:
             call(model, LEVELS[0], given)
@@ -170,31 +256,29 @@ def test_flops_are_counted_whichever_product_it_is(monkeypatch, inference):
     assert counts[0] == counts[1] > 0
 
 
-@pytest.mark.parametrize(
-    ("processor", "has", "expected"),
-    [
-        ("vendor_id : AuthenticAMD", True, True),
-        ("vendor_id : GenuineIntel", True, False),
-        ("vendor_id : AuthenticAMD", False, False),
-    ],
-)
-def test_only_where_it_gains(processor, has, expected, monkeypatch, tmp_path):
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize("amd", [True, False])
+def test_it_is_taken_only_where_it_gains(amd, carried, bf16, monkeypatch, tmp_path):
     monkeypatch.undo()
     listed = tmp_path / "cpuinfo"
-    listed.write_text(processor)
+    listed.write_text(f"vendor_id : {'AuthenticAMD' if amd else 'GenuineIntel'}")
     monkeypatch.setattr(products, "Path", lambda _: listed)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has)
-    assert products.has_fast_products.__wrapped__() is expected
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: carried)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
+    expected = {torch.float32} if amd else set()
+    expected |= {torch.bfloat16} if bf16 else set()
+    assert products.fast_dtypes.__wrapped__() == (expected if carried else set())
 
 
 def test_where_the_system_lists_no_processors_its_name_is_asked(monkeypatch, tmp_path):
-    monkeypatch.undo()
     monkeypatch.setattr(products, "Path", lambda _: tmp_path / "none")
     monkeypatch.setattr(products.platform, "processor", lambda: "AMD64 Family 25 Model 33 Stepping 2, AuthenticAMD")
-    assert products.has_fast_products.__wrapped__() is True
+    assert "AuthenticAMD" in products._processor()
 
 
 def test_weights_keep_their_names(monkeypatch):
     fast = MMDiT(CONFIGS["dual"], device="meta")
-    monkeypatch.setattr(products, "has_fast_products", lambda: False)
+    monkeypatch.setattr(products, "fast_dtypes", frozenset)
     assert list(fast.state_dict()) == list(MMDiT(CONFIGS["dual"], device="meta").state_dict())
