@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmdit_core.products import ONEDNN
+
 
 def flop_counter() -> FlopCounterMode:
     """A counter of what is executed inside it: matrix products and convolutions; attention on a CPU it leaves out."""
-    product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # of mmdit_core.products
-    known = {} if product is None else {product: _linear}
+    known = {} if ONEDNN is None else {ONEDNN: _linear}
     return FlopCounterMode(display=False, custom_mapping=known)
 
 

@@ -18,11 +18,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+# A linear layer by oneDNN, or None where this torch has none; torch's own compiler asks for it too.
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """input [..., K], weight [N, K], bias [N] -> [..., N], all of one dtype, on a CPU. No gradients."""
+    assert ONEDNN is not None
+    return ONEDNN(input, weight, bias, "none", [], "")
+
 
 @functools.cache
 def fast_dtypes() -> frozenset[torch.dtype]:
     """Those in which this machine's processor gains."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if ONEDNN is None or not torch.backends.mkldnn.is_available():
         return frozenset()
     found = set()
     if hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -67,7 +76,7 @@ def fast_linear(linear: type[nn.Linear]) -> type[nn.Linear]:
                 return super().forward(input, *args, **kwargs)
             if before is not None:
                 before()
-            return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+            return product(input, weight, bias)
 
         def __reduce__(self) -> Any:
             return _of_this_machine, (linear,), self.__dict__

@@ -15,9 +15,7 @@ from torch.autograd import forward_ad
 from benchmarks.flops import flop_counter
 from mmdit_core import MMDiT, products
 from tests.core.prepared import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model
-
-ONEDNN = "mkldnn::_linear_pointwise"
-
+from tests.core.taken import ONEDNN, taken
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -25,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("inference")
 @pytest.fixture(autouse=True)
 def on_such_a_processor(monkeypatch):
     """On any machine whose torch has the product: it is as right on the others, only not known to be faster."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if products.ONEDNN is None:
         pytest.skip("this torch has no such product")
     monkeypatch.setattr(products, "fast_dtypes", lambda: frozenset((torch.float32, torch.bfloat16)))
 
@@ -33,13 +31,6 @@ def on_such_a_processor(monkeypatch):
 def layer_of(**given) -> nn.Linear:
     torch.manual_seed(0)
     return products.with_fast_products(nn).Linear(48, 80, **given).requires_grad_(False)
-
-
-def taken(work) -> list[str]:
-    """The products among what torch is asked for."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        work()
-    return [event.key for event in profile.key_averages() if event.key in (ONEDNN, "aten::linear")]
 
 
 @pytest.mark.parametrize("shape", [(48,), (0, 48), (1, 48), (2, 48), (2, 5, 48), (3, 2, 7, 48)])
@@ -54,9 +45,11 @@ def test_it_is_the_product_of_a_plain_layer(shape, bias):
 
 
 @pytest.mark.parametrize("shape", [(1, 48), (2, 48), (2, 5, 48), (300, 48)])
-def test_in_bfloat16_it_is_that_of_a_plain_layer_bit_for_bit(shape):
+def test_in_bfloat16_it_is_that_of_a_plain_layer_bit_for_bit(shape, monkeypatch):
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return  # then it is not taken
+        monkeypatch.undo()
+        assert torch.bfloat16 not in products.fast_dtypes()
+        return
     layer, x = layer_of(dtype=torch.bfloat16), torch.randn(shape).bfloat16()
     assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     assert taken(lambda: layer(x)) == [ONEDNN]
@@ -221,7 +214,7 @@ def test_copies_and_what_comes_back_from_a_file_are_the_same_layer(monkeypatch):
     assert type(elsewhere) is nn.Linear and torch.equal(elsewhere.weight, layer.weight)
 
 
-def test_compiled_it_is_left_to_the_compiler(inference):
+def test_compiled_it_is_left_to_the_compiler():
     model, given, targets = random_model(CONFIGS["dual"]), inputs(), []
 
     def backend(graph, _):
@@ -236,7 +229,7 @@ def test_compiled_it_is_left_to_the_compiler(inference):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_model_computes_the_same_and_every_product_of_it_is_the_fast_one(kind, monkeypatch, inference):
+def test_a_model_computes_the_same_and_every_product_of_it_is_the_fast_one(kind, monkeypatch):
     model, given = random_model(CONFIGS[kind]), inputs()
     found = call(model, LEVELS[0], given)
     assert taken(lambda: call(model, LEVELS[0], given)) == [ONEDNN]
@@ -245,7 +238,7 @@ def test_a_model_computes_the_same_and_every_product_of_it_is_the_fast_one(kind,
     assert taken(lambda: call(model, LEVELS[0], given)) == ["aten::linear"]
 
 
-def test_flops_are_counted_whichever_product_it_is(monkeypatch, inference):
+def test_flops_are_counted_whichever_product_it_is(monkeypatch):
     given, counts = inputs(), []
     for fast in (frozenset((torch.float32,)), frozenset()):
         monkeypatch.setattr(products, "fast_dtypes", lambda fast=fast: fast)
