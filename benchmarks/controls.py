@@ -42,7 +42,7 @@ def random_model(pack: ModuleType, blocks: int, dtype: torch.dtype):
         path = Path(folder) / "stack.safetensors"
         save_file(state, path)
         del state
-        models = sys.modules[f"{pack.__name__}.nodes.host.models"]
+        models = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.model"]
         return models.load_model(str(path)).clone()
 
 
@@ -78,8 +78,8 @@ def main() -> None:
     given = parser.parse_args()
     inprocess.prepare("--cpu")
     pack = inprocess.load_pack()
-    sampling, controls = (sys.modules[f"{pack.__name__}.nodes.host.{name}"] for name in ("sampling", "controls"))
-    control = sys.modules[f"{pack.__name__}.mmdit_core.control"].BlockControl
+    sampling, controls = (sys.modules[f"{pack.__name__}.nodes.comfyui.{name}"] for name in ("run.sampling", "controls"))
+    control = sys.modules[f"{pack.__name__}.mmdit_core.control.spec"].BlockControl
     model = random_model(pack, given.blocks, getattr(torch, given.dtype))
     side = math.isqrt(given.tokens) * 2
     latent = {"samples": torch.zeros(1, 16, side, side)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmdit_core.products import ONEDNN
+from mmdit_core.models.products import ONEDNN
 
 
 def flop_counter() -> FlopCounterMode:

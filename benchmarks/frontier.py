@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))
 from attributes.judge import COLUMNS, score, summarise, wilson  # noqa: E402
 from benchmarks.attributes.prompts import SETS, Prompt, read_prompts  # noqa: E402
 from benchmarks.flops import flop_counter  # noqa: E402
-from mmdit_core.economy import Economy  # noqa: E402
-from mmdit_core.speed_plans import PLANS  # noqa: E402
+from mmdit_core.caching.plans import PLANS  # noqa: E402
+from mmdit_core.caching.step_cache import Economy  # noqa: E402
 from scripts import inprocess  # noqa: E402
 
 SMALL = ROOT / "models" / "mmdit-small.safetensors"
@@ -119,8 +119,8 @@ class Bench:
 
     def __init__(self, checkpoint: Path, dtype: str, prompts: Sequence[Prompt], seeds: int):
         self.pack = inprocess.load_pack()
-        parts = self.module("host.parts")
-        self.model = self.module("host.models").load_model(str(checkpoint)).clone()
+        parts = self.module("comfyui.loading.clip_vae")
+        self.model = self.module("comfyui.loading.model").load_model(str(checkpoint)).clone()
         self.model.set_model_compute_dtype(getattr(torch, dtype))
         clip, self.vae = parts.load_clip(str(checkpoint)), parts.load_vae(str(checkpoint))
         self.prompts, self.seeds = prompts, seeds
@@ -141,11 +141,11 @@ class Bench:
         """The model as a graph with the nodes for this point would hand it to the sampler."""
         from comfy_extras.nodes_easycache import EasyCacheNode
 
-        economy, model = self.module("host.economy"), self.model
+        economy, model = self.module("comfyui.step_cache"), self.model
         for branch, count in (("both", point.both), ("negative", point.negative)):
             if count:
                 blocks = ",".join(str(block) for block in self.order[:count])
-                model = self.module("blocks").BlockSkip().apply(model, blocks, branch, 0.0, 1.0)[0]
+                model = self.module("control").BlockSkip().apply(model, blocks, branch, 0.0, 1.0)[0]
         if not point.economy.does_nothing:
             model = economy.attach(model, economy.Economy.from_json(point.economy.to_json()), None)
         if point.cache:
@@ -154,7 +154,7 @@ class Bench:
 
     def run(self, point: Point, seed: int, first: int) -> tuple[Tensor, int]:
         """The latents [pictures, C, H, W] of one round, and the FLOPs that were executed for them."""
-        sample, model = self.module("sampling").FlowMatchingSampler().sample, self.controlled(point)
+        sample, model = self.module("sampler.node").FlowMatchingSampler().sample, self.controlled(point)
         latents, flops = [], 0
         for start in range(first, min(first + ROUND, len(self.prompts)), BATCH):
             part = slice(start, min(start + BATCH, first + ROUND))
@@ -366,7 +366,7 @@ def main() -> None:
             given.json.write_text(json.dumps(figures, indent=1) + "\n")
     for plan in PLANS:
         if (entry := points.get(f"plan {plan.speedup:g}x")) is not None:
-            print(f"mmdit_core/speed_plans.py: {plan.speedup:g}x: {price_of(entry)}")
+            print(f"mmdit_core/caching/plans.py: {plan.speedup:g}x: {price_of(entry)}")
     if given.plot and len(points) > 1:
         draw(points, given.plot)
 

@@ -43,11 +43,11 @@ class Bench:
 
     def __init__(self, pack: ModuleType, checkpoint: Path):
         self.pack = pack
-        parts = self.module("host.parts")
-        self.model = self.module("host.models").load_model(str(checkpoint))
+        parts = self.module("comfyui.loading.clip_vae")
+        self.model = self.module("comfyui.loading.model").load_model(str(checkpoint))
         self.clip, self.vae = parts.load_clip(str(checkpoint)), parts.load_vae(str(checkpoint))
         self.invert = self.module("invert").FlowInvert().invert
-        self.sample = self.module("sampling").FlowMatchingSampler().sample
+        self.sample = self.module("sampler.node").FlowMatchingSampler().sample
 
     def module(self, name: str) -> ModuleType:
         return importlib.import_module(f"{self.pack.__name__}.nodes.{name}")
@@ -56,7 +56,7 @@ class Bench:
         solver = "leapfrog" if row == ANEW else row
         (noise,) = self.invert(self.model, text, {"samples": latent}, steps, solver, 0.0)
         if row == ANEW:
-            handover = self.module("host.handover")
+            handover = self.module("comfyui.run.resume")
             noise = {**noise, handover.KEY: handover.without_history(noise[handover.KEY])}
         back, *_ = self.sample(self.model, text, text, noise, 0, steps, 1.0, solver, "linear", 0.0, 1.0)
         return psnr(self.vae.decode(back["samples"]).clamp(0, 1), self.vae.decode(latent).clamp(0, 1))

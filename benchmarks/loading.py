@@ -75,7 +75,7 @@ def _child(contender: str, path: str, tiny: str) -> None:
     import comfy.sd
 
     load = {
-        "ours": lambda name: sys.modules[f"{pack.__name__}.nodes.host.models"].load_model(name, "bf16"),
+        "ours": lambda name: sys.modules[f"{pack.__name__}.nodes.comfyui.loading.model"].load_model(name, "bf16"),
         "host": lambda name: comfy.sd.load_diffusion_model(name, model_options={"dtype": torch.bfloat16}),
     }[contender]
 

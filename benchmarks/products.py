@@ -19,7 +19,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mmdit_core import products  # noqa: E402
+from mmdit_core.models import products  # noqa: E402
 
 ROWS = (1, 2, 32, 154, 1024, 2048)
 SIZES = (1536, 6144)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from mmdit_core import KNOWN_MODELS, MMDiTConfig
-from mmdit_core.keymap import expected_shapes
+from mmdit_core.checkpoints.keymaps import expected_shapes
 
 PREFIX = "model.diffusion_model."
 SPARE = 1 << 30  # bytes of disk that stay free

@@ -44,9 +44,9 @@ from benchmarks.flops import flop_counter  # noqa: E402
 from benchmarks.peers import CONTENDERS, TEXT_TOKENS  # noqa: E402
 from benchmarks.random_file import medium, random_file  # noqa: E402
 from mmdit_core import MMDiTConfig, load_checkpoint  # noqa: E402
-from mmdit_core.modulation import PACES  # noqa: E402
-from mmdit_core.products import fast_dtypes  # noqa: E402
-from mmdit_core.schedule import sigmas  # noqa: E402
+from mmdit_core.flow.schedules import sigmas  # noqa: E402
+from mmdit_core.models.adaln import PACES  # noqa: E402
+from mmdit_core.models.products import fast_dtypes  # noqa: E402
 from scripts import inprocess  # noqa: E402
 
 OURS, PEERS = CONTENDERS[0], CONTENDERS[1:]

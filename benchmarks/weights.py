@@ -16,8 +16,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig  # noqa: E402
-from mmdit_core.keymap import expected_shapes  # noqa: E402
-from mmdit_core.modulation import READ_AHEAD, layout_of  # noqa: E402
+from mmdit_core.checkpoints.keymaps import expected_shapes  # noqa: E402
+from mmdit_core.models.adaln import READ_AHEAD, layout_of  # noqa: E402
 
 BF16, FP8 = 2, 1  # bytes of an element
 ROWS = 80  # 40 steps, two prompts

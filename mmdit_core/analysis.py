@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .control import BlockControl
+from .control.spec import BlockControl
 
 OPERATIONS = ("skip", "disable", "boost")
 

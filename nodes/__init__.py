@@ -1,7 +1,13 @@
 """The pack's nodes. Each module lists its own; this is the registry that ComfyUI reads."""
 
-from . import analysis, blocks, invert, loader, routes, sampling, speed, text
-from .host import folders, page
+from . import caching as speed
+from . import control as blocks
+from . import invert, loader, text
+from . import web_api as routes
+from .analysis import node as analysis
+from .comfyui.frontend import web_files as page
+from .comfyui.loading import folders
+from .sampler import node as sampling
 
 folders.register()
 page.register()

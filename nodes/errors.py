@@ -8,10 +8,3 @@ class InputError(ValueError):
 
     def __init__(self, node: str, name: str, found: str, right: str):
         super().__init__(f"{node}: {name}: {found}. {right}")
-
-
-class MissingPartError(ValueError, AttributeError):
-    """A part that the checkpoint does not hold was used.
-
-    Also an AttributeError, so that the host's `hasattr` probes on the stand-in find nothing instead of failing.
-    """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from ..mmdit_core.schedule import sigmas
+from ..mmdit_core.flow.schedules import sigmas
 from ..mmdit_core.solvers import SOLVERS
+from .comfyui.frontend import messages as ui
+from .comfyui.run import inversion
+from .comfyui.run import resume as handover
+from .comfyui.run import sampling as host
 from .errors import InputError
-from .host import handover, inversion, ui
-from .host import sampling as host
-from .sampler_inputs import SHIFT, check_values, steps_widget
-from .sampling import check_finite, check_inputs
+from .sampler.inputs import SHIFT, steps_widget
+from .sampler.node import check_finite, check_inputs
+from .widgets import check_values
 
 NODE = "FlowInvert"
 SOLVER_NAMES = ("leapfrog", "midpoint", "euler")

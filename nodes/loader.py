@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ..mmdit_core.checkpoint import CheckpointError
+from ..mmdit_core.checkpoints.load import CheckpointError
+from .comfyui.loading import clip_vae as parts
+from .comfyui.loading import folders
+from .comfyui.loading import model as models
 from .errors import InputError
-from .host import folders, models, parts
 
 CATEGORY = "MMDiT"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..mmdit_core.text import TextStrengths
+from ..mmdit_core.text.encoders import TextStrengths
+from .comfyui.frontend import messages as ui
+from .comfyui.text.conditioning import STRENGTH_OF, Count, Encoders, label_of
 from .errors import InputError
-from .host import ui
-from .host.text import STRENGTH_OF, Count, Encoders, label_of
-from .sampler_inputs import check_values
+from .widgets import check_values
 
 NODE = "TripleTextEncode"
 T5_LENGTHS = {"auto": None, "77": 77, "154": 154, "256": 256, "512": 512}

@@ -2,7 +2,7 @@
 
     python -m scripts.make_locales
 
-The other languages are written by hand; `tests/host/test_locales.py` says what one of them still lacks.
+The other languages are written by hand; `tests/nodes/pages/test_locales.py` says what one of them still lacks.
 """
 
 from __future__ import annotations

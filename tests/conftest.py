@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PlainRoot())
 
 
-ORDER = ("core", "host", "browser")  # the quick ones first
+ORDER = ("core", "nodes", "browser")  # the quick ones first
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from mmdit_core import MMDiT, load_checkpoint
-from mmdit_core.checkpoint import load_component
-from mmdit_core.guidance import cfg as combine
-from mmdit_core.header import read_header
-from mmdit_core.schedule import sigmas
+from mmdit_core.checkpoints.header import read_header
+from mmdit_core.checkpoints.load import load_component
+from mmdit_core.flow.schedules import sigmas
+from mmdit_core.guidance.cfg import cfg as combine
 from mmdit_core.solvers import solve
 
 from .attention import plain_attention

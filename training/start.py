@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mmdit_core import load_checkpoint
-from mmdit_core.checkpoint import load_component
-from mmdit_core.header import read_header
+from mmdit_core.checkpoints.header import read_header
+from mmdit_core.checkpoints.load import load_component
 
 from .state import write_tensors
 from .text import ENCODERS, TextEncoders

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdit_core.text import TextWidths, assemble
+from mmdit_core.text.encoders import TextWidths, assemble
 
 from .tokens import CLIP_END, CLIP_START, LENGTH, T5_END, Vocabulary
 

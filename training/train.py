@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdit_core import MMDiT, MMDiTConfig
-from mmdit_core.flow import flow_loss, interpolate, sample_timesteps
+from mmdit_core.flow.path import flow_loss, interpolate, sample_timesteps
 
 from .attention import plain_attention
 from .batches import Batch, draw

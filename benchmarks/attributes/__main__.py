@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from attributes.judge import summarise
-from mmdit_core.runge_kutta import EmbeddedPair
 from mmdit_core.solvers import SOLVERS
+from mmdit_core.solvers.runge_kutta import EmbeddedPair
 from training.render import CHUNK, Renderer, Sampling, sheet
 
 from .drawing import draw_sweep

@@ -24,7 +24,7 @@ import torch
 from attributes.judge import COLUMNS, summarise
 from benchmarks.attributes.prompts import Prompt, read_prompts
 from benchmarks.attributes.run import score_prompts
-from mmdit_core.control import CHOICES, BlockControl
+from mmdit_core.control.spec import CHOICES, BlockControl
 from training.render import Renderer, Sampling
 
 from .controlled import Controlled

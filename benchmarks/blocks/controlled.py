@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmdit_core import MMDiT
-from mmdit_core.control import BlockControl
-from mmdit_core.hooks import NEGATIVE, POSITIVE, Call, Tally, compile_controls
+from mmdit_core.control.hooks import NEGATIVE, POSITIVE, Call, Tally, compile_controls
+from mmdit_core.control.spec import BlockControl
 
 SLACK = 1e-4  # of a place: noise levels are float32
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mmdit_core.control import BlockTextError, parse_block_strengths
+from mmdit_core.control.spec import BlockTextError, parse_block_strengths
 
 PACK = Path(__file__).parents[2].name
 MODELS = ((24, 0), (19, 38), (38, 0), (60, 0), (8, 0), (5, 3), (1, 0))

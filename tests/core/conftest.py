@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdit_core import modulation
-from mmdit_core.modulation import PACES, USUAL_PACE, Pace
-from tests.core.prepared import CONFIGS, random_model
+from mmdit_core.models import adaln as modulation
+from mmdit_core.models.adaln import PACES, USUAL_PACE, Pace
+from tests.core.models.prepared import CONFIGS, random_model
 
 
 @pytest.fixture(params=[torch.inference_mode, torch.no_grad])

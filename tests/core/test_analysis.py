@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmdit_core.analysis import Cell, Distances, effects, mean, plan, relative_l2, report, suggest_skips
-from mmdit_core.control import BlockControl
+from mmdit_core.control.spec import BlockControl
 
 
 def test_a_plan_holds_each_operation_on_each_block_once_and_strength_on_boosts_alone():

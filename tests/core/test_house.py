@@ -40,19 +40,36 @@ HOST_MODULES = {
 HOST_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "execution", "latent_preview", "node_helpers"}
 CORE_MAY_USE = {"torch", "safetensors", "numpy", "mmdit_core"}
 
-# module of the core -> modules of the core that it may import; the others are free. design.md's one-way street.
-LEAVES: dict[str, set[str]] = {
+# package of the core -> the packages and modules of the core that it may import, and why where it is not plain.
+CORE_PACKAGES: dict[str, set[str]] = {
     "config": set(),
-    "layers": {"config"},
-    "blocks": {"config", "layers"},
-    "modulation": {"blocks"},
-    "products": set(),
-    "model": {"config", "layers", "blocks", "modulation", "products"},
+    "models": {"config"},
+    "checkpoints": {"config"},
     "flow": set(),
-    "schedule": set(),
+    "solvers": set(),
     "guidance": set(),
     "text": set(),
-    "control": set(),
+    "control": {"text", "models"},  # phrases are found in token maps; hooks keep AdaLN rows for part of a batch
+    "caching": {"config"},  # a plan names the model that it was measured on
+    "analysis": {"control"},
+    "__init__": {"config", "models", "checkpoints"},
+}
+
+# package of nodes/ -> the packages and modules of nodes/ that it may import.
+NODE_PACKAGES: dict[str, set[str]] = {
+    "comfyui": set(),
+    "errors": set(),
+    "plots": set(),
+    "widgets": {"errors"},
+    "sampler": {"comfyui", "errors", "plots", "widgets"},
+    "analysis": {"comfyui", "errors", "plots", "widgets", "sampler", "control"},
+    "loader": {"comfyui", "errors", "widgets"},
+    "text": {"comfyui", "errors", "widgets"},
+    "control": {"comfyui", "errors", "widgets"},
+    "caching": {"comfyui", "errors", "widgets"},
+    "invert": {"comfyui", "errors", "widgets", "sampler"},
+    "web_api": {"comfyui", "sampler", "text"},
+    "__init__": {"comfyui", "sampler", "analysis", "loader", "text", "control", "caching", "invert", "web_api"},
 }
 
 TOP_LEVEL = {
@@ -112,24 +129,49 @@ def test_the_core_needs_only_torch_safetensors_numpy_and_the_standard_library(pa
     assert not offences(path, lambda module: top(module) not in allowed)
 
 
+def room(module: str, house: str) -> str:
+    """The package, or module of its own, of a dotted name in a house: mmdit_core.flow.path -> flow."""
+    return module.removeprefix(house).lstrip(".").partition(".")[0]
+
+
+def across(path: Path, house: str, packages: dict[str, set[str]]) -> list[str]:
+    """The imports of a file from other rooms of its house than it may use."""
+    inside = path.relative_to(ROOT / house)
+    own = inside.parts[0] if len(inside.parts) > 1 else path.stem
+
+    def wrong(module: str) -> bool:
+        name = room(module, house)
+        return module.startswith(f"{house}.") and name in packages and name != own and name not in packages[own]
+
+    return offences(path, wrong)
+
+
 @each(CORE)
 def test_the_core_imports_run_one_way(path):
-    allowed = LEAVES.get(path.stem)
-    if allowed is None:
-        allowed = {other.stem for other in CORE}
-    stems = {other.stem for other in CORE}
-
-    def upward(module: str) -> bool:
-        part = module.removeprefix("mmdit_core.").partition(".")[0]
-        return module.startswith("mmdit_core.") and part in stems and part not in allowed
-
-    assert not offences(path, upward)
+    assert not across(path, "mmdit_core", CORE_PACKAGES)
 
 
 @each(NODES)
-def test_only_the_host_files_touch_comfys_internals(path):
-    inside = path.relative_to(ROOT / "nodes")
-    if inside.parts[0].startswith("host"):
+def test_the_nodes_import_one_way(path):
+    assert not across(path, "nodes", NODE_PACKAGES)
+
+
+@pytest.mark.parametrize(("house", "packages"), [("mmdit_core", CORE_PACKAGES), ("nodes", NODE_PACKAGES)])
+def test_every_room_has_its_rule(house, packages):
+    folder = ROOT / house
+    found = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert found == set(packages)
+
+
+def test_no_room_is_crowded():
+    folders = {path.parent for path in [*CORE, *NODES]}
+    crowded = {name(folder): n for folder in folders if (n := len(list(folder.glob("[!_]*.py")))) > 11}
+    assert not crowded
+
+
+@each(NODES)
+def test_only_nodes_comfyui_touches_comfys_internals(path):
+    if path.relative_to(ROOT / "nodes").parts[0] == "comfyui":
         return
     assert not offences(path, lambda module: top(module) in HOST_INTERNALS)
 

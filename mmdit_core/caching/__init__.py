@@ -1,0 +1,1 @@
+"""Predictions reused from earlier steps."""

@@ -1,0 +1,1 @@
+"""Checkpoint files: headers, detection of the model, key maps, loading."""

@@ -1,0 +1,292 @@
+"""What the names and shapes of a file's tensors say: which parts it holds, which model it is, what to call the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..config import MMDiTConfig
+from .header import CheckpointError, Header, are, listing
+from .keymaps import OUR_BLOCKS, THEIR_BLOCKS, our_name, rule_for
+
+HEAD_DIM = 64  # of every published model of the family; the only thing that shapes cannot tell, without QK-norm
+
+SINGLE_FILE, DIFFUSERS = "single file", "diffusers"
+
+# Layout, the prefix of its tensors, and the one kind of name that only it has. Other models' diffusers files also
+# have `transformer_blocks` with `add_q_proj`, but never with a text normalisation of their own.
+LAYOUTS: tuple[tuple[str, str, str], ...] = (
+    (SINGLE_FILE, "model.diffusion_model.", rf"{OUR_BLOCKS}\.\d+\."),
+    (SINGLE_FILE, "", rf"{OUR_BLOCKS}\.\d+\."),
+    (DIFFUSERS, "", rf"{THEIR_BLOCKS}\.\d+\.norm1_context\."),
+)
+
+# The other parts of a single file. Source: Stability AI's published files; ComfyUI saves them alike.
+PART_PREFIXES: dict[str, str] = {
+    "clip_l": "text_encoders.clip_l.transformer.",
+    "clip_g": "text_encoders.clip_g.transformer.",
+    "t5xxl": "text_encoders.t5xxl.transformer.",
+    "vae": "first_stage_model.",
+}
+
+# The beginnings of names that only these have, the single file's prefix taken off; asked before the layouts.
+FOREIGN: tuple[tuple[str, str], ...] = (
+    ("a LoRA: put it on a loaded model with a LoRA loader", r".*(lora_[ABa-z]|\.lora\.|hada_w|lokr_w|\.dora_scale)"),
+    ("a ControlNet", r"(controlnet_blocks|control_model|controlnet_cond_embedding|input_hint_block)\."),
+    ("AuraFlow", r"(double_layers|joint_transformer_blocks)\."),
+    ("HunyuanVideo", r"txt_in\.individual_token_refiner\.|context_embedder\.token_refiner\."),
+    ("Chroma", r"distilled_guidance_layer\."),
+    ("FLUX", r"(double_blocks\.\d+\.img_attn|single_transformer_blocks)\."),
+    ("Qwen-Image", r"transformer_blocks\.\d+\.img_mod\."),
+    ("PixArt or LTX-Video", r"adaln_single\."),
+    ("Lumina 2", r"noise_refiner\."),
+    ("HunyuanDiT", r"mlp_t5\."),
+    ("Wan", r"head\.modulation|condition_embedder\.time_embedder\."),
+    ("SDXL, a UNet", r"(label_emb\.0\.0|add_embedding\.linear_1)\."),
+    ("Stable Diffusion 1 or 2, a UNet", r"(input_blocks\.0\.0|down_blocks\.\d+\.(resnets|attentions))\."),
+)
+
+# Asked last.
+ALONE: tuple[tuple[str, str], ...] = (
+    ("a VAE alone", r"(vae\.)?(taesd_)?(encoder|decoder)\.(\d+|conv_in|conv_out|mid|mid_block|up|down)\."),
+    (
+        "a text encoder alone",
+        r"(.*\.)?(text_model\.(encoder|embeddings)|encoder\.block\.\d+\.layer|resblocks\.\d+|layers\.\d+\.self_attn)\.",
+    ),
+)
+
+# Where the models that block controls reach keep their blocks: (double or joint, single).
+BLOCK_LISTS: tuple[tuple[str, str], ...] = (
+    (OUR_BLOCKS, ""),  # SD3
+    ("double_blocks", "single_blocks"),  # FLUX, Chroma
+    ("double_layers", "single_layers"),  # AuraFlow
+    ("joint_transformer_blocks", "single_transformer_blocks"),  # AuraFlow in diffusers' layout
+    (THEIR_BLOCKS, "single_transformer_blocks"),  # Qwen-Image; SD3 and FLUX in diffusers' layout
+)
+
+# Weights that mean nothing without their scales, as fp8-scaled, int8 and 4-bit files store them.
+QUANTISED = (
+    r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale(_2)?|input_scale|comfy_quant|absmax|quant_map"
+    r"|quant_state\..*|SCB|qweight|qzeros|wscales)"
+)
+
+# The tensors whose shapes decide the config.
+DECIDING = (
+    "pos_embed",
+    "x_embedder.proj.weight",
+    "y_embedder.mlp.0.weight",
+    "context_embedder.weight",
+    f"{OUR_BLOCKS}.0.x_block.mlp.fc1.weight",
+    "final_layer.linear.weight",
+)
+
+NEEDED = (
+    "An MMDiT of the SD3 family is needed (SD3, SD3.5): tensors named joint_blocks.* (single file, with or without "
+    "the prefix model.diffusion_model.) or transformer_blocks.* with norm1_context (diffusers)"
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a checkpoint. layout is "single file" or "diffusers"; prefix is what its tensors' names begin with;
+    dtypes are safetensors' names ("BF16", "F8_E4M3"), the one with most bytes first."""
+
+    layout: str
+    prefix: str
+    tensors: int
+    nbytes: int
+    dtypes: tuple[str, ...]
+
+
+def components(header: Header) -> dict[str, Part]:
+    """The parts that a file holds: any of "transformer", "clip_l", "clip_g", "t5xxl", "vae"."""
+    places: dict[str, tuple[str, str]] = {name: (SINGLE_FILE, prefix) for name, prefix in PART_PREFIXES.items()}
+    layout = find_layout(header.tensors)
+    if layout is not None:
+        places = {"transformer": layout, **places}
+    parts = {}
+    for part, (kind, prefix) in places.items():
+        infos = [header.tensors[name] for name in names_under(header.tensors, prefix)]
+        sizes: dict[str, int] = {}
+        for info in infos:
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.end - info.start
+        if infos:
+            dtypes = tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype)))
+            parts[part] = Part(kind, prefix, len(infos), sum(sizes.values()), dtypes)
+    return parts
+
+
+def names_under(names: Iterable[str], prefix: str) -> list[str]:
+    """The names that begin with the prefix; without a prefix, all that belong to no other part."""
+    others = () if prefix else tuple(PART_PREFIXES.values())
+    return [name for name in names if name.startswith(prefix) and not name.startswith(others)]
+
+
+def find_layout(names: Iterable[str]) -> tuple[str, str] | None:
+    """(layout, prefix) of the transformer, None where there is none of this family."""
+    names = list(names)
+    if _matching(FOREIGN, names) is not None:
+        return None
+    for layout, prefix, pattern in LAYOUTS:
+        if any(name.startswith(prefix) and re.match(pattern, name[len(prefix) :]) for name in names):
+            return layout, prefix
+    return None
+
+
+def describe_unknown(names: Iterable[str]) -> str:
+    """What a file without a transformer of this family looks like."""
+    names = list(names)
+    if not names:
+        return "the file holds no tensors"
+    parts = [part for part, prefix in PART_PREFIXES.items() if names_under(names, prefix)]
+    label = _matching(FOREIGN, names)
+    if label is None and parts:
+        return f"the file holds {', '.join(parts)} and no transformer"
+    label = label or _matching(ALONE, names)
+    if label is not None:
+        return f"this looks like {label}"
+    return f"unknown architecture ({len(names)} tensors: {listing(sorted(names))})"
+
+
+def count_blocks(names: Iterable[str]) -> tuple[int, int] | None:
+    """How many double (joint) and single blocks the transformer in a file has; None where there is none.
+
+    Args: names of its tensors, with or without the single file's prefix. Also of models that are not loaded here.
+    """
+    numbers: dict[str, set[str]] = {}
+    for name in names:
+        match = re.match(r"(?:model\.diffusion_model\.)?(\w+)\.(\d+)\.", name)
+        if match:
+            numbers.setdefault(match[1], set()).add(match[2])
+    for double, single in BLOCK_LISTS:
+        if double in numbers:
+            return len(numbers[double]), len(numbers.get(single, ()))
+    return None
+
+
+def _matching(table: tuple[tuple[str, str], ...], names: list[str]) -> str | None:
+    stripped = [name.removeprefix("model.diffusion_model.") for name in names]
+    for label, pattern in table:
+        compiled = re.compile(pattern)
+        if any(compiled.match(name) for name in stripped):
+            return label
+    return None
+
+
+def config_from_state_dict(
+    tensors: Mapping[str, Tensor] | Mapping[str, tuple[int, ...]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    source: object = "state dict",
+) -> MMDiTConfig:
+    """The config that fits these tensors, from their names and shapes alone.
+
+    Args: tensors, name -> tensor or shape, in any known layout; metadata, asked only for the number of heads and only
+        where there is no QK-norm (whose length tells it): `num_heads` in the JSON under "mmdit.config", else
+        `num_attention_heads` in the diffusers config under "diffusers.config", else heads are 64 wide; source, what
+        errors name as the file.
+    Raises: CheckpointError for another architecture, or when tensors that decide the config are missing.
+    """
+    layout = find_layout(tensors)
+    if layout is None:
+        raise CheckpointError(source, describe_unknown(tensors), NEEDED)
+    kind, prefix = layout
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in names_under(tensors, prefix):
+        ours = our_name(name) if kind == DIFFUSERS else name[len(prefix) :]
+        if ours is not None:
+            value = tensors[name]
+            shapes[ours] = tuple(value.shape if isinstance(value, Tensor) else value)
+    missing = [name for name in DECIDING if name not in shapes]
+    if missing:
+        spelled = [prefix + (rule_for(name, 0).theirs[0] if kind == DIFFUSERS else name) for name in missing]
+        raise CheckpointError(source, *missing_tensors(spelled))
+    return _config_from_shapes(shapes, metadata or {}, source)
+
+
+def missing_tensors(names: list[str]) -> tuple[str, str]:
+    """(what was found, what would be right) for a checkpoint that lacks these tensors."""
+    return f"{are(len(names))} missing: {listing(names)}", "The file is not whole: take a complete one"
+
+
+def _config_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], source: object
+) -> MMDiTConfig:
+    def size(name: str, rank: int, axis: int) -> int:
+        if len(shapes[name]) != rank or 0 in shapes[name]:
+            raise CheckpointError(source, f"wrong shape: {name} is {list(shapes[name])}; expected are {rank} sizes")
+        return shapes[name][axis]
+
+    def blocks_with(pattern: str) -> list[int]:
+        matches = (re.match(rf"{OUR_BLOCKS}\.(0|[1-9]\d{{0,8}})\.{pattern}", name) for name in shapes)
+        return sorted({int(match[1]) for match in matches if match})
+
+    blocks = blocks_with("")
+    hidden, patch = size("x_embedder.proj.weight", 4, 0), size("x_embedder.proj.weight", 4, 2)
+    in_channels = size("x_embedder.proj.weight", 4, 1)
+    inner = size(f"{OUR_BLOCKS}.0.x_block.mlp.fc1.weight", 2, 0)
+    out_channels = size("final_layer.linear.weight", 2, 0) // patch**2
+    # The commonest length, so that one odd tensor is named as that and does not decide the model.
+    norms = Counter(size(name, 1, 0) for name in shapes if re.search(r"\.ln_[qk]\.weight$", name)).most_common(1)
+    # A gap in the numbers means missing blocks, but one absurd number must not ask for a billion of them.
+    depth = blocks[-1] + 1 if blocks[-1] < len(shapes) else len(blocks)
+    try:
+        return MMDiTConfig(
+            hidden_size=hidden,
+            num_heads=hidden // norms[0][0] if norms else _heads_from_metadata(hidden, metadata, source),
+            depth=depth,
+            mlp_ratio=_ratio(inner, hidden),
+            context_dim=size("context_embedder.weight", 2, 1),
+            pooled_dim=size("y_embedder.mlp.0.weight", 2, 1),
+            patch_size=patch,
+            in_channels=in_channels,
+            out_channels=None if out_channels == in_channels else out_channels,
+            pos_embed_max_size=math.isqrt(size("pos_embed", 3, 1)),
+            qk_norm="rms" if norms else None,
+            dual_attention=tuple(index for index in blocks_with(r"x_block\.attn2\.") if index < depth),
+            guidance_embed=any(name.startswith("guidance_embedder.") for name in shapes),
+            qkv_bias=any(name.endswith(".attn.qkv.bias") for name in shapes),
+        )
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(source, f"its tensors fit no MMDiT ({error})", NEEDED) from error
+
+
+def _ratio(inner: int, hidden: int) -> float:
+    """The MLP ratio that the model turns back into `inner` with int(hidden * ratio)."""
+    ratio = inner / hidden
+    return ratio if int(hidden * ratio) == inner else math.nextafter(ratio, math.inf)
+
+
+def _heads_from_metadata(hidden: int, metadata: Mapping[str, str], source: object) -> int:
+    for key, field in (("mmdit.config", "num_heads"), ("diffusers.config", "num_attention_heads")):
+        if key not in metadata:
+            continue
+        try:
+            values = json.loads(metadata[key])
+            if key == "diffusers.config" and values.get("_class_name") != "SD3Transformer2DModel":
+                continue  # some other model's file that lies in the same folder
+            heads = values[field]
+            if type(heads) is not int or heads < 1 or hidden % heads:
+                raise ValueError(f"{field} is {heads!r}")
+            return heads
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                source,
+                f"the metadata {key} does not say how many attention heads the model has ({error})",
+                f"Without QK-norm it must hold {field}, a divisor of {hidden}",
+            ) from error
+    if hidden % HEAD_DIM:
+        raise CheckpointError(
+            source,
+            f"its width {hidden} is no multiple of {HEAD_DIM}, and without QK-norm nothing else tells the heads",
+            'Store the config as JSON under "mmdit.config" in the file\'s metadata',
+        )
+    return hidden // HEAD_DIM

@@ -1,0 +1,204 @@
+"""Which tensors an MMDiT has, and what diffusers calls them: one table, read in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import MMDiTConfig
+
+TIME_FEATURES = 256
+
+
+class Rule(NamedTuple):
+    """How one of our modules or tensors is spelled by diffusers.
+
+    theirs: several names mean that ours is theirs one below the other (q, k, v). swap: the two halves of the rows
+    change places, because diffusers keeps (scale, shift) where Stability's files keep (shift, scale).
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    swap: bool = False
+
+
+def _qkv(ours: str, theirs: str, names: tuple[str, str, str] = ("to_q", "to_k", "to_v")) -> Rule:
+    return Rule(ours, tuple(f"{theirs}.{name}" for name in names))
+
+
+# diffusers' SD3 has no guidance embedding; its name here is the one that diffusers' FLUX uses.
+MODEL_RULES: tuple[Rule, ...] = (
+    Rule("pos_embed", ("pos_embed.pos_embed",)),
+    Rule("x_embedder.proj", ("pos_embed.proj",)),
+    Rule("t_embedder.mlp.0", ("time_text_embed.timestep_embedder.linear_1",)),
+    Rule("t_embedder.mlp.2", ("time_text_embed.timestep_embedder.linear_2",)),
+    Rule("y_embedder.mlp.0", ("time_text_embed.text_embedder.linear_1",)),
+    Rule("y_embedder.mlp.2", ("time_text_embed.text_embedder.linear_2",)),
+    Rule("guidance_embedder.mlp.0", ("time_text_embed.guidance_embedder.linear_1",)),
+    Rule("guidance_embedder.mlp.2", ("time_text_embed.guidance_embedder.linear_2",)),
+    Rule("context_embedder", ("context_embedder",)),
+    Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swap=True),
+    Rule("final_layer.linear", ("proj_out",)),
+)
+
+BLOCK_RULES: tuple[Rule, ...] = (
+    _qkv("x_block.attn.qkv", "attn"),
+    _qkv("x_block.attn2.qkv", "attn2"),
+    _qkv("context_block.attn.qkv", "attn", ("add_q_proj", "add_k_proj", "add_v_proj")),
+    Rule("x_block.attn.proj", ("attn.to_out.0",)),
+    Rule("x_block.attn2.proj", ("attn2.to_out.0",)),
+    Rule("context_block.attn.proj", ("attn.to_add_out",)),
+    Rule("x_block.attn.ln_q", ("attn.norm_q",)),
+    Rule("x_block.attn.ln_k", ("attn.norm_k",)),
+    Rule("x_block.attn2.ln_q", ("attn2.norm_q",)),
+    Rule("x_block.attn2.ln_k", ("attn2.norm_k",)),
+    Rule("context_block.attn.ln_q", ("attn.norm_added_q",)),
+    Rule("context_block.attn.ln_k", ("attn.norm_added_k",)),
+    Rule("x_block.mlp.fc1", ("ff.net.0.proj",)),
+    Rule("x_block.mlp.fc2", ("ff.net.2",)),
+    Rule("context_block.mlp.fc1", ("ff_context.net.0.proj",)),
+    Rule("context_block.mlp.fc2", ("ff_context.net.2",)),
+    Rule("x_block.adaLN_modulation.1", ("norm1.linear",)),
+    Rule("context_block.adaLN_modulation.1", ("norm1_context.linear",)),
+)
+
+# In the last block the text has only (shift, scale), which diffusers keeps in its other order.
+LAST_BLOCK_SWAPPED = "context_block.adaLN_modulation.1"
+
+OUR_BLOCKS, THEIR_BLOCKS = "joint_blocks", "transformer_blocks"
+_RULE_OF = {rule.ours: rule for rule in MODEL_RULES + BLOCK_RULES}
+_OUR_NAME = {theirs: rule.ours for rule in MODEL_RULES + BLOCK_RULES for theirs in rule.theirs}
+
+
+def expected_shapes(config: MMDiTConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the model with this config: name -> shape; the buffer pos_embed included."""
+    size, inner = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
+    shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, config.pos_embed_max_size**2, size)}
+
+    def layer(name: str, rows: int, *columns: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (rows, *columns)
+        if bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    def embedder(name: str, width: int) -> None:
+        layer(f"{name}.mlp.0", size, width)
+        layer(f"{name}.mlp.2", size, size)
+
+    def attention(name: str, projection: bool = True) -> None:
+        layer(f"{name}.qkv", 3 * size, size, bias=config.qkv_bias)
+        if projection:
+            layer(f"{name}.proj", size, size)
+        if config.qk_norm is not None:
+            layer(f"{name}.ln_q", config.head_dim, bias=False)
+            layer(f"{name}.ln_k", config.head_dim, bias=False)
+
+    def stream(name: str, modulations: int, pre_only: bool = False) -> None:
+        layer(f"{name}.adaLN_modulation.1", modulations * size, size)
+        attention(f"{name}.attn", projection=not pre_only)
+        if not pre_only:
+            layer(f"{name}.mlp.fc1", inner, size)
+            layer(f"{name}.mlp.fc2", size, inner)
+
+    layer("x_embedder.proj", size, config.in_channels, config.patch_size, config.patch_size)
+    embedder("t_embedder", TIME_FEATURES)
+    embedder("y_embedder", config.pooled_dim)
+    if config.guidance_embed:
+        embedder("guidance_embedder", TIME_FEATURES)
+    layer("context_embedder", size, config.context_dim)
+    for index in range(config.depth):
+        block, dual, last = f"{OUR_BLOCKS}.{index}", index in config.dual_attention, index == config.depth - 1
+        stream(f"{block}.context_block", 2 if last else 6, pre_only=last)
+        stream(f"{block}.x_block", 9 if dual else 6)
+        if dual:
+            attention(f"{block}.x_block.attn2")
+    layer("final_layer.adaLN_modulation.1", 2 * size, size)
+    layer("final_layer.linear", config.patch_size**2 * config.channels_out, size)
+    return shapes
+
+
+def key_map(config: MMDiTConfig) -> dict[str, Rule]:
+    """For every tensor of this model, by our name: the rule with both layouts' full tensor names."""
+    return {name: rule_for(name, config.depth) for name in expected_shapes(config)}
+
+
+def rule_for(name: str, depth: int) -> Rule:
+    """The rule of one tensor, by our name, in a model of so many blocks."""
+    if name in _RULE_OF:  # pos_embed, the one tensor that is no layer's
+        return _RULE_OF[name]
+    stem, leaf = name.rsplit(".", 1)
+    block = re.match(rf"{OUR_BLOCKS}\.(\d+)\.", stem)
+    if block is None:
+        rule, place = _RULE_OF[stem], ""
+    else:
+        rule, place = _RULE_OF[stem[block.end() :]], f"{THEIR_BLOCKS}.{block[1]}."
+    swap = rule.swap or (block is not None and int(block[1]) == depth - 1 and rule.ours == LAST_BLOCK_SWAPPED)
+    return Rule(name, tuple(f"{place}{theirs}.{leaf}" for theirs in rule.theirs), swap)
+
+
+def our_name(theirs: str) -> str | None:
+    """Our name of one diffusers tensor, None where there is none; q, k and v each give the one qkv."""
+    if theirs in _OUR_NAME:
+        return _OUR_NAME[theirs]
+    block = re.match(rf"{THEIR_BLOCKS}\.(\d+)\.", theirs)
+    stem, _, leaf = (theirs[block.end() :] if block else theirs).rpartition(".")
+    if stem not in _OUR_NAME:
+        return None
+    return f"{OUR_BLOCKS}.{block[1]}.{_OUR_NAME[stem]}.{leaf}" if block else f"{_OUR_NAME[stem]}.{leaf}"
+
+
+def diffusers_shapes(config: MMDiTConfig) -> dict[str, tuple[int, ...]]:
+    """`expected_shapes` in diffusers' names."""
+    shapes, rules = expected_shapes(config), key_map(config)
+    return {
+        theirs: (shape[0] // len(rules[name].theirs), *shape[1:])
+        for name, shape in shapes.items()
+        for theirs in rules[name].theirs
+    }
+
+
+def swap_halves(tensor: Tensor) -> Tensor:
+    """[2n, ...] -> [2n, ...]: the lower n rows first; a copy."""
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def join(parts: list[Tensor], rule: Rule) -> Tensor:
+    """diffusers' tensors -> ours; the tensor itself, not a copy, where the rule only renames."""
+    tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return swap_halves(tensor) if rule.swap else tensor
+
+
+def to_diffusers(state_dict: Mapping[str, Tensor], config: MMDiTConfig) -> dict[str, Tensor]:
+    """Our tensors under diffusers' names (SD3Transformer2DModel), bit for bit; q, k and v are views into ours.
+
+    Raises: ValueError unless state_dict holds exactly the tensors of this config.
+    """
+    rules = key_map(config)
+    _check_names(state_dict, rules)
+    converted: dict[str, Tensor] = {}
+    for name, rule in rules.items():
+        tensor = swap_halves(state_dict[name]) if rule.swap else state_dict[name]
+        converted.update(zip(rule.theirs, tensor.chunk(len(rule.theirs)), strict=True))
+    return converted
+
+
+def from_diffusers(state_dict: Mapping[str, Tensor], config: MMDiTConfig) -> dict[str, Tensor]:
+    """The inverse of `to_diffusers`, bit for bit; tensors that only change their name are not copied.
+
+    Raises: ValueError unless state_dict holds exactly the tensors of this config.
+    """
+    rules = key_map(config)
+    _check_names(state_dict, diffusers_shapes(config))
+    return {name: join([state_dict[theirs] for theirs in rule.theirs], rule) for name, rule in rules.items()}
+
+
+def _check_names(found: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if missing or surplus:
+        raise ValueError(
+            f"key map: {len(missing)} tensors are missing ({sorted(missing)[:4]}), "
+            f"{len(surplus)} do not belong to this config ({sorted(surplus)[:4]})"
+        )

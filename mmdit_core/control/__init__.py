@@ -1,0 +1,1 @@
+"""Block controls: skip, disable, boost and block prompts."""

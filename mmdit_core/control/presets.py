@@ -1,0 +1,60 @@
+"""Published settings of block controls, as data. Only what has a source is here; other lists are for you to find.
+
+For SD3.5 and Qwen-Image no block lists are published: BlockAnalysis finds them on the model that you use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .spec import BlockControl
+
+PAPER = "arXiv 2601.02211 and its public code"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Controls that somebody has published for one kind of model.
+
+    Fields: name, for people; model, whose numbers of double and single blocks follow; controls; source; note, what it
+    was published with and for.
+    """
+
+    name: str
+    model: str
+    double: int
+    single: int
+    controls: tuple[BlockControl, ...]
+    source: str
+    note: str
+
+
+PRESETS = (
+    Preset(
+        name="FLUX.1-dev: text alignment",
+        model="FLUX.1-dev",
+        double=19,
+        single=38,
+        controls=(BlockControl("boost", (2, 7, 12, 17, 22), 1.5),),
+        source=PAPER,
+        note="Better text alignment, not for spatial relations. 22 is a single block, the others are double ones.",
+    ),
+    Preset(
+        name="FLUX.1-dev: fewer blocks with true CFG",
+        model="FLUX.1-dev",
+        double=19,
+        single=38,
+        controls=(
+            BlockControl("skip", (30, 40, 50)),
+            BlockControl("skip", tuple(range(5, 56, 5)), branch="negative"),
+        ),
+        source=PAPER,
+        note="Published with true CFG at 1.5, 28 steps, on top of step caching at 0.4.",
+    ),
+)
+BY_NAME = {preset.name: preset for preset in PRESETS}
+
+
+def presets_of(action: str) -> tuple[Preset, ...]:
+    """The presets whose controls are all of one action: "skip", "disable" or "boost"."""
+    return tuple(preset for preset in PRESETS if all(control.action == action for control in preset.controls))

@@ -1,0 +1,1 @@
+"""Rectified flow: the path between data and noise, sigma schedules, noise."""

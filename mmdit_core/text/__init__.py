@@ -1,0 +1,1 @@
+"""Text encoders' outputs joined, and the positions of words in them."""

@@ -1,0 +1,1 @@
+"""Messages, previews and files for the frontend."""

@@ -1,0 +1,1 @@
+"""Checkpoints as ComfyUI's MODEL, CLIP and VAE."""

@@ -1,0 +1,1 @@
+"""One sampling run inside ComfyUI's sampler."""

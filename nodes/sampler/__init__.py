@@ -1,0 +1,1 @@
+"""The samplers: inputs, plan, run, report."""

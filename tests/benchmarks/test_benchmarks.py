@@ -1,0 +1,135 @@
+"""What the benchmarks stand on: their file, their counts, and the figures that the README takes from them."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import speed, weights
+from benchmarks.random_file import SPARE, bytes_of, medium, need_room, random_file
+from benchmarks.speed import CASES, ratio_of, weights_read
+from benchmarks.weights import FP8, READ_AHEAD, held
+from mmdit_core import KNOWN_MODELS, MMDiT, load_checkpoint
+from tests.core.models.prepared import CONFIGS, LEVELS, call, inputs, random_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_random_file_is_a_model_and_is_gone_after_an_error():
+    config = medium(2)
+    with pytest.raises(RuntimeError, match="in the middle"), random_file(config) as path:
+        found, state = load_checkpoint(path)
+        assert found == config and sum(tensor.nbytes for tensor in state.values()) == bytes_of(config)
+        assert all(torch.isfinite(tensor).all() and tensor.any() for tensor in state.values())
+        raise RuntimeError("in the middle")
+    assert not path.parent.exists()
+
+
+def test_24_blocks_are_sd35_medium():
+    assert medium(24) == KNOWN_MODELS["SD3.5 Medium"]
+    assert 4.5e9 < bytes_of(medium(24)) < 5e9
+
+
+def test_a_disk_without_room_is_told_of_before_it_is_filled(tmp_path):
+    need_room(str(tmp_path), -SPARE)
+    with pytest.raises(SystemExit, match=r"takes 1000000000\.0 GB .* Make room, or set TMPDIR"):
+        need_room(str(tmp_path), 10**18)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_plain_step_reads_every_weight_and_a_prepared_one_all_but_those_that_a_run_reads_once(name, inference):
+    model, given = random_model(CONFIGS[name]), inputs()
+    guidance = {"guidance": torch.ones(2)} if model.config.guidance_embed else {}
+    sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}
+    once = sum(size for name, size in sizes.items() if any(part in name for part in READ_AHEAD))
+    assert weights_read(model, lambda: call(model, LEVELS[1], given, **guidance)) == sum(sizes.values())
+    with model.prepared(LEVELS) as options:
+        call(model, LEVELS[0], given, options, **guidance)
+        later = weights_read(model, lambda: call(model, LEVELS[1], given, options, **guidance))
+    assert later == sum(sizes.values()) - once
+
+
+@pytest.mark.parametrize("name", KNOWN_MODELS)
+def test_the_steps_of_every_known_model_need_at_least_30_percent_less(name):
+    size = held(KNOWN_MODELS[name])
+    model = MMDiT(KNOWN_MODELS[name], device="meta")
+    assert size.whole == sum(2 * math.prod(tensor.shape) for tensor in model.state_dict().values())
+    assert size.steps <= 0.7 * size.whole and size.table < 200e6
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_the_readme_says_what_is_computed(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for config in KNOWN_MODELS.values():
+        size = held(config)
+        assert f"{size.whole / 1e9:.2f}" in text and f"{size.steps / 1e9:.2f}" in text
+    large, room = held(KNOWN_MODELS["SD3.5 Large"]), held(KNOWN_MODELS["SD3.5 Medium"])
+    small = held(KNOWN_MODELS["SD3.5 Large"], FP8)
+    card = {
+        line.split("GB")[0]: line
+        for line in text.splitlines()
+        if line.startswith(("- **8 GB", "- **12 GB", "- **24 GB"))
+    }
+    assert f"{small.whole / 1e9:.1f}" in card["- **8 "] and f"{small.steps / 1e9:.1f}" in card["- **8 "]
+    assert f"{(room.whole - room.steps) / 1e9:.1f}" in card["- **8 "]
+    assert f"{large.whole / 1e9:.1f}" in card["- **12 "] and f"{large.steps / 1e9:.1f}" in card["- **12 "]
+    assert f"{(large.whole - large.steps) / 1e9:.1f}" in card["- **24 "]
+
+
+def test_the_page_on_performance_holds_the_table_as_it_is_printed(capsys):
+    weights.main()
+    assert capsys.readouterr().out in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+
+def test_a_ratio_is_the_median_of_all_rounds_between_the_medians_of_the_processes():
+    ours = [[1.0, 2.0, 9.0], [4.0, 5.0, 6.0]]
+    assert ratio_of(ours, [[2 * value for value in process] for process in ours]) == "0.500 (0.500 to 0.500)"
+    assert ratio_of(ours, [[1.0] * 3] * 2) == "4.500 (2.000 to 5.000)"
+    assert ratio_of([[3.0], [2.0], [4.0]], [[1.0]] * 3) == "3.000 (2.000 to 4.000)"
+
+
+def test_in_a_round_all_take_each_figure_in_turn(monkeypatch):
+    """By a clock that each call moves on itself: real seconds cannot be foretold."""
+    log, now = [], [0.0]
+    order, figures = ("host", "diffusers", "ours"), (0, 1, speed.AHEAD)
+    taken = {"host": (6, 8, 7), "diffusers": (1, 2, 4), "ours": (5, 3, 9)}
+    costs = {name: dict(zip(figures, taken[name], strict=True)) for name in order}
+    at = {float(level): number for number, level in enumerate(speed.LEVELS)}
+
+    class Told:
+        def __init__(self, name):
+            self.name = name
+
+        def take(self, what, seconds):
+            log.append((self.name, what))
+            now[0] += seconds
+
+        @contextmanager
+        def run(self):
+            yield lambda level: self.take(at[float(level)], costs[self.name][at[float(level)]])
+            log.append((self.name, "end"))
+
+        def call(self, level, rows, options):
+            assert rows == 1 and not options
+            self.take("forward", 0.5)
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    seconds = speed.timed({name: Told(name) for name in order}, order)
+    assert log[:9] == [(name, step) for step in figures for name in order]
+    assert {what for _, what in log[9:12]} == {"end"}
+    assert log[12:] == [(name, "forward") for name in order]
+    for name, (first, step, after) in taken.items():
+        run = first + after + step * (len(speed.LEVELS) - 2)
+        assert list(seconds[name].values()) == [0.5, step, first, after, run]
+
+
+def test_the_table_covers_stacks_and_the_whole_at_both_sizes():
+    assert {case.tokens for case in CASES} == {1024, 4096}
+    assert {case.dtype for case in CASES} == {torch.bfloat16, torch.float32}
+    assert any(case.config == KNOWN_MODELS["SD3.5 Medium"] for case in CASES)
+    for case in CASES:
+        assert case.config.hidden_size in {1536, 2432}, "full width"

@@ -1,0 +1,29 @@
+"""Published settings: what they hold, and that each can be parsed back as blocks of its model."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmdit_core.control.presets import BY_NAME, PRESETS, presets_of
+from mmdit_core.control.spec import BlockControl, parse_blocks
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_a_preset_has_a_source_and_lies_within_its_model(preset):
+    assert preset.source and preset.note and preset.controls
+    for control in preset.controls:
+        assert not control.does_nothing
+        text = ", ".join(map(str, control.blocks))
+        assert parse_blocks(text, preset.double, preset.single) == control.blocks
+
+
+def test_the_papers_settings_for_flux():
+    assert BY_NAME["FLUX.1-dev: text alignment"].controls == (BlockControl("boost", (2, 7, 12, 17, 22), 1.5),)
+    both, negative = BY_NAME["FLUX.1-dev: fewer blocks with true CFG"].controls
+    assert both == BlockControl("skip", (30, 40, 50))
+    assert negative == BlockControl("skip", (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55), branch="negative")
+
+
+def test_presets_by_action_leave_none_out_and_double_none():
+    found = [preset for action in ("skip", "disable", "boost") for preset in presets_of(action)]
+    assert sorted(preset.name for preset in found) == sorted(BY_NAME) and len(BY_NAME) == len(PRESETS)

@@ -1,0 +1,170 @@
+import math
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmdit_core.flow import schedules as schedule
+from mmdit_core.flow.schedules import (
+    SCHEDULES,
+    custom,
+    flux_mu,
+    mu_to_shift,
+    resolution_shift,
+    shift_sigma,
+    sigmas,
+    unshift_sigma,
+)
+
+SHIFTS = st.floats(0.05, 50)
+
+
+def test_linear_by_hand():
+    expected = [1, 3 * 0.75 / 2.5, 3 * 0.5 / 2, 3 * 0.25 / 1.5, 0]
+    torch.testing.assert_close(sigmas(4), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
+    assert sigmas(4, shift=1.0).tolist() == [1, 0.75, 0.5, 0.25, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 200), SHIFTS, st.floats(0.05, 1))
+def test_every_schedule_falls_strictly_to_zero(name, steps, shift, denoise):
+    grid = sigmas(steps, name, shift, denoise=denoise)
+    assert grid.shape == (steps + 1,) and grid.dtype == torch.float64 and grid.device.type == "cpu"
+    assert grid[-1] == 0 and grid[0] <= 1
+    assert (grid.diff() < 0).all()
+    assert denoise < 1 or grid[0] == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0, 1), SHIFTS, SHIFTS)
+def test_shift_has_an_inverse_and_composes(sigma, shift, other):
+    assert unshift_sigma(shift_sigma(sigma, shift), shift) == pytest.approx(sigma, abs=1e-14)
+    assert shift_sigma(shift_sigma(sigma, shift), other) == pytest.approx(shift_sigma(sigma, shift * other), abs=1e-14)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SHIFTS, st.sampled_from([torch.float32, torch.float64]))
+def test_shift_keeps_ends_exactly_order_and_dtype(shift, dtype):
+    grid = shift_sigma(torch.linspace(0, 1, 101, dtype=dtype), shift)
+    assert grid.dtype == dtype
+    assert grid[0] == 0 and grid[-1] == 1
+    assert (grid.diff() > 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 28, 50, 1000])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.5])
+def test_sd3_grid_is_the_one_diffusers_makes(steps, shift):
+    reference = FlowMatchEulerDiscreteScheduler(shift=shift)
+    reference.set_timesteps(steps)
+    torch.testing.assert_close(sigmas(steps, "sd3", shift), reference.sigmas.double(), rtol=0, atol=1e-6)
+
+
+def test_sd3_tail_is_shifted_twice():
+    assert sigmas(28, "sd3", 3.0)[-2].item() == pytest.approx(0.00893, abs=5e-6)
+
+
+@pytest.mark.parametrize("tokens", [256, 1024, 4096, 8100])
+@pytest.mark.parametrize("steps", [4, 28])
+def test_flux_shift_gives_the_grid_diffusers_makes_from_mu(tokens, steps):
+    reference = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    mu = flux_mu(tokens)
+    reference.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
+    grid = sigmas(steps, "linear", mu_to_shift(mu))
+    torch.testing.assert_close(grid, reference.sigmas.double(), rtol=0, atol=1e-6)
+
+
+def test_flux_mu_at_its_two_published_sizes():
+    assert flux_mu(256) == 0.5
+    assert flux_mu(4096) == 1.15
+    assert mu_to_shift(flux_mu(4096)) == pytest.approx(3.158, abs=5e-4)
+
+
+def test_resolution_shift_is_the_root_of_the_pixel_ratio():
+    assert resolution_shift(2048 * 2048) == 2
+    assert resolution_shift(512 * 512, 1024 * 1024) == 0.5
+    assert resolution_shift(1024 * 1024) == 1
+
+
+def test_denoise_keeps_the_tail_of_a_longer_schedule():
+    assert torch.equal(sigmas(10, denoise=0.5), sigmas(20)[10:])
+    assert torch.equal(sigmas(7, "sd3", denoise=0.3), sigmas(23, "sd3")[16:])
+    assert torch.equal(sigmas(7, denoise=1.0), sigmas(7))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps is 0; it must be a whole number >= 1"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"steps": 4, "schedule": "cubic"}, "schedule 'cubic' is unknown; choose one of linear, sd3"),
+        ({"steps": 4, "shift": 0.0}, "shift is 0.0; it must be finite and > 0"),
+        ({"steps": 4, "shift": math.inf}, "shift is inf"),
+        ({"steps": 4, "denoise": 0.0}, r"denoise is 0.0; it must be in \[0.0001, 1\]"),
+        ({"steps": 4, "denoise": 1.5}, "denoise is 1.5"),
+        ({"steps": 4, "denoise": math.nan}, "denoise is nan"),
+    ],
+)
+def test_bad_input_is_named_with_its_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sigmas(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: shift_sigma(0.5, -1.0), "shift is -1.0"),
+        (lambda: unshift_sigma(0.5, 0.0), "shift is 0.0"),
+        (lambda: flux_mu(0), "tokens is 0; it must be > 0"),
+        (lambda: resolution_shift(0), "pixels is 0; it must be > 0"),
+        (lambda: resolution_shift(1, -4), "base_pixels is -4; it must be > 0"),
+    ],
+)
+def test_bad_number_to_a_shift_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_new_schedule_is_one_function_and_one_row(monkeypatch):
+    def cosine(steps, shift, *, power=1.0):
+        return shift_sigma(
+            torch.cos(torch.linspace(0, 1, steps + 1, dtype=torch.float64) * math.pi / 2) ** power, shift
+        )
+
+    monkeypatch.setitem(schedule.SCHEDULES, "cosine", cosine)
+    assert torch.equal(sigmas(8, "cosine", 2.0, power=2.0), cosine(8, 2.0, power=2.0))
+
+
+@pytest.mark.parametrize("text", ["1, 0.75, 0.5, 0", "1;0.75; .5\n0", "1.0 0.75 5e-1 0 "])
+def test_a_written_list_is_taken_as_it_is(text):
+    assert custom(text).tolist() == [1, 0.75, 0.5, 0] and custom(text).dtype == torch.float64
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9, unique=True))
+def test_a_list_goes_through_text_and_back(levels):
+    falling = sorted(levels, reverse=True)
+    assert custom(", ".join(map(repr, falling))).tolist() == custom(falling).tolist() == falling
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ("", "there are 0 levels"),
+        ("1", "there are 1 levels; a step needs two"),
+        ("1, half, 0", "'half' is no number"),
+        ("1, 0.5, 0.5, 0", "level 1 is 0.5 and level 2 is 0.5; levels must fall"),
+        ([0.0, 1.0], "level 0 is 0 and level 1 is 1; levels must fall"),
+        ([14.6, 1.0], r"level 0 is 14.6; it must be in \[0, 1\]"),
+        ("1, nan", "level 1 is nan"),
+        ("1, -0.1", "level 1 is -0.1"),
+    ],
+)
+def test_a_list_that_cannot_be_followed_is_named(levels, message):
+    with pytest.raises(ValueError, match=message):
+        custom(levels)
+
+
+def test_a_rounding_above_one_is_one():
+    assert custom([1 + 2**-23, 0.5]).tolist() == [1, 0.5]

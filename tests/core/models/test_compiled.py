@@ -1,0 +1,86 @@
+"""torch.compile: the block loop is one graph, without block controls, with each kind of them, and in a prepared run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+
+from mmdit_core.control.block_prompt import SecondText, add_second_texts
+from mmdit_core.control.hooks import Call, Tally, compile_controls
+from mmdit_core.control.spec import BlockControl
+from mmdit_core.models import products
+from tests.core.models.prepared import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model
+
+ROWS = Call(double=4, single=0, branches=(0, 1), batch=2, place=0.5)
+
+
+def hooked(*controls: BlockControl):
+    def options() -> dict:
+        return {"patches_replace": {"dit": compile_controls(controls, ROWS, {}, Tally())}}
+
+    return options
+
+
+def second_text() -> dict:
+    torch.manual_seed(4)
+    texts = [SecondText((0, 2), torch.randn(1, 9, 128))]
+    return {"patches_replace": {"dit": add_second_texts(texts, ROWS, {}, {}, Tally(), ())}}
+
+
+def patches() -> dict:
+    def attn1(q, k, v, **_):
+        return {"v": v * 1.5}
+
+    def double_block(args):
+        return {"img": args["img"] * 1.1, "txt": args["txt"]}
+
+    return {"patches": {"attn1_patch": [attn1], "double_block": [double_block]}}
+
+
+OPTIONS = {
+    "none": dict,
+    "skip": hooked(BlockControl("skip", (1,))),
+    "skip, negative": hooked(BlockControl("skip", (1, 2), branch="negative")),
+    "boost": hooked(BlockControl("boost", (0,), strength=1.5, fade="cosine")),
+    "boost, attention": hooked(BlockControl("boost", (0, 1), strength=1.5, mode="attention")),
+    "boost, value": hooked(BlockControl("boost", (0, 1), strength=1.5, mode="value", branch="positive")),
+    "disable": hooked(BlockControl("disable", (0, 1))),
+    "disable, one block": hooked(BlockControl("disable", (0, 1), scope="block")),
+    "a second text": second_text,
+    "patches of others": patches,
+}
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setattr(products, "fast_dtypes", frozenset)  # compiled, they are not taken
+    torch._dynamo.reset()
+    counters.clear()
+    yield random_model(CONFIGS["dual"])
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "prepared"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_call_is_one_graph(model, inference, name, prepared):
+    given, backend = inputs(), CompileCounter()
+    compiled = torch.compile(model, backend=backend)
+    with model.prepared(LEVELS) as run:
+        more = run if prepared else {}
+        found = call(compiled, LEVELS[1], given, {**OPTIONS[name](), **more})
+        expected = call(model, LEVELS[1], given, OPTIONS[name]())
+    assert backend.frame_count == 1 and not counters["graph_break"]
+    assert torch.equal(found, expected)
+    assert name == "none" or error(found, call(model, LEVELS[1], given)) > 100 * TOLERANCE
+
+
+def test_a_graph_break_would_be_counted(model, inference):
+    def printing(args):
+        print(float(args["img"].sum()))
+        return {"img": args["img"], "txt": args["txt"]}
+
+    backend = CompileCounter()
+    call(torch.compile(model, backend=backend), LEVELS[1], inputs(), {"patches": {"double_block": [printing]}})
+    assert backend.frame_count != 1 or counters["graph_break"]

@@ -1,0 +1,178 @@
+"""The Runge-Kutta rows against formulas written out, scipy's tableaux, and closed forms."""
+
+import math
+
+import pytest
+import torch
+from scipy.integrate import RK23, RK45, solve_ivp
+
+from mmdit_core.flow.schedules import sigmas
+from mmdit_core.solvers import SOLVERS, solve, solve_part
+from mmdit_core.solvers.runge_kutta import LOWEST
+
+ADAPTIVE = {"bosh3": RK23, "dopri5": RK45}
+
+
+def curved(x, sigma):
+    return torch.tanh(1.3 * x + 0.4) * (1 + sigma**2) - 0.5 * x.roll(1, -1) * math.cos(2 * float(sigma))
+
+
+def start():
+    return torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+class Counted:
+    """A velocity that remembers where it was asked."""
+
+    def __init__(self, velocity):
+        self.velocity, self.sigmas = velocity, []
+
+    def __call__(self, x, sigma):
+        self.sigmas.append(sigma.item())
+        return self.velocity(x, sigma)
+
+
+def midpoint_step(f, x, s, h):
+    return x + h * f(x + h / 2 * f(x, s), s + h / 2)
+
+
+def ralston_step(f, x, s, h):
+    k = f(x, s)
+    return x + h / 4 * (k + 3 * f(x + 2 / 3 * h * k, s + 2 / 3 * h))
+
+
+def rk4_step(f, x, s, h):
+    k1 = f(x, s)
+    k2 = f(x + h / 2 * k1, s + h / 2)
+    k3 = f(x + h / 2 * k2, s + h / 2)
+    k4 = f(x + h * k3, s + h)
+    return x + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6
+
+
+@pytest.mark.parametrize(
+    ("solver", "step"), [("midpoint", midpoint_step), ("ralston", ralston_step), ("rk4", rk4_step)]
+)
+@pytest.mark.parametrize("ends", [(1.0, 0.05), (0.05, 1.0)])
+def test_fixed_steps_match_the_formula_written_out(solver, step, ends):
+    grid = (ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, 9, dtype=torch.float64) ** 1.5).tolist()
+    x = start()
+    for sigma, following in zip(grid[:-1], grid[1:], strict=True):
+        x = step(curved, x, sigma, following - sigma)
+    torch.testing.assert_close(solve(curved, start(), grid, solver), x, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "ralston"])
+def test_a_last_step_to_zero_that_never_looks_there_keeps_its_order(solver):
+    seen = Counted(curved)
+    solve(seen, start(), [0.3, 0.0], solver)
+    assert len(seen.sigmas) == 2 and min(seen.sigmas) > 0
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_the_pairs_are_scipys(solver):
+    ours, theirs = SOLVERS[solver], ADAPTIVE[solver]
+    slopes = len(theirs.C)
+    for index, row in enumerate(ours.stages[:-1]):
+        assert row == pytest.approx(theirs.A[index + 1][: index + 1], abs=1e-15)
+        assert sum(row) == pytest.approx(ours.places[index], abs=1e-14)
+    assert ours.places == pytest.approx([*theirs.C[1:], 1.0], abs=1e-15)
+    assert ours.stages[-1] == pytest.approx(theirs.B, abs=1e-15)
+    # The sign of an error estimate is a convention: scipy takes embedded less result.
+    assert [-value for value in ours.errors] == pytest.approx(theirs.E, abs=1e-15)
+    assert ours.calls_per_step == slopes
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+@pytest.mark.parametrize("ends", [(1.0, 0.1), (0.1, 1.0)])
+def test_a_tight_tolerance_gives_what_scipy_gives(solver, ends):
+    def flat(sigma, y):
+        return curved(torch.from_numpy(y).reshape(2, 3, 4), sigma).flatten().numpy()
+
+    reference = solve_ivp(flat, ends, start().flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-12)
+    expected = torch.from_numpy(reference.y[:, -1]).reshape(2, 3, 4)
+    found = solve(curved, start(), ends, solver, tolerance=1e-8, max_calls=20_000)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_error_follows_the_tolerance(solver):
+    exact = solve(curved, start(), [1.0, 0.0], "dopri5", tolerance=1e-8)
+    errors, calls = [], []
+    for tolerance in (1e-2, 1e-4, 1e-6):
+        seen = Counted(curved)
+        errors.append((solve(seen, start(), [1.0, 0.0], solver, tolerance=tolerance) - exact).abs().max().item())
+        calls.append(len(seen.sigmas))
+        assert errors[-1] < 10 * tolerance
+    assert errors[0] > errors[1] > errors[2] and calls == sorted(calls)
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_only_the_ends_of_the_schedule_count_and_sigma_zero_is_never_asked(solver):
+    few, many = Counted(curved), Counted(curved)
+    a = solve(few, start(), [1.0, 0.0], solver)
+    b = solve(many, start(), sigmas(28), solver)
+    assert torch.equal(a, b) and few.sigmas == many.sigmas
+    assert max(few.sigmas) == 1 and min(few.sigmas) == LOWEST
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_calls_are_counted_with_the_refused_steps_and_first_slopes_are_used_again(solver):
+    # A bend that the step before it does not announce.
+    seen, taken = Counted(lambda x, sigma: 8 * torch.tanh(60 * (sigma - 0.4)) * x.cos()), []
+    solve(seen, start(), [1.0, 0.1], solver, callback=lambda *told: taken.append(told), tolerance=1e-5)
+    steps = (len(seen.sigmas) - 1) / SOLVERS[solver].calls_per_step
+    assert steps == int(steps) > len(taken)
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_progress_is_told_in_the_given_levels(solver):
+    told, grid = [], sigmas(5)
+    solve(curved, start(), grid, solver, callback=lambda step, steps, x, d, sigma: told.append((step, steps, sigma)))
+    steps = [step for step, _, _ in told]
+    assert steps == sorted(steps) and steps[0] == 0 and steps[-1] == 4
+    assert {total for _, total, _ in told} == {5}
+    for step, _, sigma in told:
+        assert grid[step] >= sigma > grid[step + 1]
+
+
+def test_an_error_in_one_sample_is_not_hidden_by_the_others():
+    def velocity(x, sigma):
+        return curved(x, sigma) * torch.tensor([40.0] + [0.01] * 15).reshape(16, 1, 1)
+
+    one = start()[:1]
+    alone, together = Counted(lambda x, sigma: 40 * curved(x, sigma)), Counted(velocity)
+    solve(alone, one, [1.0, 0.1], "bosh3")
+    solve(together, one.repeat(16, 1, 1), [1.0, 0.1], "bosh3")
+    assert len(together.sigmas) >= len(alone.sigmas)
+
+
+def test_a_cap_on_calls_says_how_far_it_came():
+    with pytest.raises(ValueError, match=r"solve: 2\d model calls led from sigma 1 to 0\.\d+, and 0 is not reached; m"):
+        solve(curved, start(), [1.0, 0.0], "bosh3", tolerance=1e-7, max_calls=30)
+
+
+def test_a_velocity_that_is_not_finite_stops_the_run():
+    with pytest.raises(ValueError, match="the velocity is not finite in a step from sigma 1"):
+        solve(lambda x, sigma: x / 0 * 0, start(), [1.0, 0.0], "dopri5")
+
+
+def test_an_adaptive_run_hands_on_nothing_and_can_be_split_to_its_tolerance():
+    half, history = solve_part(curved, start(), [1.0, 0.5], "dopri5", tolerance=1e-7)
+    assert history == ()
+    rest = solve(curved, half, [0.5, 0.0], "dopri5", tolerance=1e-7)
+    whole = solve(curved, start(), [1.0, 0.0], "dopri5", tolerance=1e-7)
+    torch.testing.assert_close(rest, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("solver", "options", "message"),
+    [
+        ("euler", {"tolerance": 0.1}, "solver 'euler' has no option 'tolerance'; it takes none"),
+        ("dopri5", {"eta": 0.1}, "solver 'dopri5' has no option 'eta'; it takes tolerance, max_calls"),
+        ("bosh3", {"tolerance": 0.0}, r"tolerance is 0.0; for 'bosh3' it must be in \[1e-08, 1\]"),
+        ("bosh3", {"max_calls": math.nan}, "max_calls is nan"),
+    ],
+)
+def test_options_are_checked_for_the_solver(solver, options, message):
+    with pytest.raises(ValueError, match=message):
+        solve(curved, start(), sigmas(4), solver, **options)

@@ -1,0 +1,112 @@
+"""In-process access to ComfyUI's own modules, for tests that compare our code with the host's without a server.
+
+Test modules in this folder may `import comfy...` at their top: ComfyUI is put on sys.path before they are imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from scripts import inprocess
+
+COMFY = inprocess.prepare("--cpu")
+
+
+@pytest.fixture(scope="session")
+def comfy_path() -> Path:
+    """ComfyUI's folder, on sys.path, its options parsed for the CPU."""
+    return COMFY
+
+
+@pytest.fixture(scope="session")
+def pack(comfy_path: Path) -> ModuleType:
+    """This repository as ComfyUI imports it, see `inprocess.load_pack`."""
+    return inprocess.load_pack()
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random transformer in Stability's single-file layout, small enough for the host's own SD3 class to load too."""
+    import torch
+    from safetensors.torch import save_file
+
+    from mmdit_core import MMDiT, MMDiTConfig
+
+    torch.manual_seed(0)
+    # The host takes width to be 64 * depth and heads to be depth.
+    config = MMDiTConfig(hidden_size=128, num_heads=2, depth=2, pos_embed_max_size=24, qk_norm="rms")
+    model = MMDiT(config).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.04)
+    model.pos_embed.normal_()
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny-sd35.safetensors"
+    save_file({f"model.diffusion_model.{name}": value for name, value in model.state_dict().items()}, path)
+    return path
+
+
+class Bench:
+    """FlowMatchingSampler on the tiny model, with usual inputs that a test changes by name."""
+
+    USUAL = dict(seed=5, steps=6, cfg=3.0, solver="euler", schedule="linear", shift=0.0, denoise=1.0)
+
+    def __init__(self, pack: ModuleType, model):
+        import torch
+
+        self.pack, self.model = pack, model
+        source = torch.Generator().manual_seed(1)
+        self.positive, self.negative = (
+            [[torch.randn(1, 20, 4096, generator=source), {"pooled_output": torch.randn(1, 2048, generator=source)}]]
+            for _ in range(2)
+        )
+        self.picture = torch.randn(1, 16, 8, 8, generator=source)
+
+    def module(self, name: str) -> ModuleType:
+        """A module of the pack's nodes: "sampler.node", "comfyui.controls", ..."""
+        return importlib.import_module(f"{self.pack.__name__}.nodes.{name}")
+
+    def empty(self, batch: int = 1, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:
+        import torch
+
+        return {"samples": torch.zeros(batch, 16, *size)}
+
+    def all(self, latent=None, *, model=None, positive=None, negative=None, node=None, **changed):
+        """The node's outputs: latent, curve, summary."""
+        node = node or self.module("sampler.node").FlowMatchingSampler()
+        texts = positive or self.positive, negative or self.negative
+        given = {**self.USUAL, **changed}
+        return node.sample(model or self.model, *texts, latent if latent is not None else self.empty(), **given)
+
+    def run(self, latent=None, **changed):
+        """The samples of the latent."""
+        return self.all(latent, **changed)[0]["samples"]
+
+    def facts(self, latent=None, **changed) -> dict[str, Any]:
+        """What goes into the PNG."""
+        written: dict[str, Any] = {}
+        self.all(latent, unique_id="7", extra_pnginfo=written, **changed)
+        return written["mmdit_sampler"]["7"]
+
+    @contextmanager
+    def rows(self, model=None):
+        """The rows of each call of the model while it is open."""
+        seen: list[int] = []
+        core = (model or self.model).model.diffusion_model
+        handle = core.x_embedder.register_forward_hook(lambda _, args, out: seen.append(len(out)))
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+
+@pytest.fixture(scope="session")
+def bench(pack: ModuleType, tiny_file: Path) -> Bench:
+    return Bench(
+        pack, importlib.import_module(f"{pack.__name__}.nodes.comfyui.loading.model").load_model(str(tiny_file))
+    )

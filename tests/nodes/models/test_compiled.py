@@ -1,0 +1,94 @@
+"""The host's TorchCompileModel on our MODEL: one graph, the same picture, controls that come and go within a run.
+
+The backend runs what torch captured as it is, so that a test waits for no compiler.
+"""
+
+from __future__ import annotations
+
+import comfy.patcher_extension
+import comfy_extras.nodes_slg
+import pytest
+import torch
+from comfy_extras.nodes_torch_compile import TorchCompileModel
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+
+from mmdit_core.control.spec import BlockControl
+from tests.core.models.prepared import TOLERANCE, error
+
+
+@pytest.fixture(autouse=True)
+def as_nodes_run():
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.inference_mode():
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def model(bench, tiny_file):
+    """Of its own: torch keeps what it compiled with the layers."""
+    return bench.module("comfyui.loading.model").load_model(str(tiny_file))
+
+
+def controls(*given):
+    return lambda bench, model: bench.module("comfyui.controls").attach(model, list(given), None)
+
+
+def second_prompt(bench, model):
+    host = bench.module("comfyui.controls")
+    return host.attach_prompt(model, host.AttachedPrompt(bench.negative[0][0][:, :11], (0, 1), 0.3, 0.8, None))
+
+
+def skip_layer_guidance(bench, model):
+    return comfy_extras.nodes_slg.SkipLayerGuidanceDiT.execute(
+        model, double_layers="1", single_layers="", scale=2.5, start_percent=0.2, end_percent=0.6, rescaling_scale=0.0
+    ).result[0]
+
+
+CASES = {
+    "nothing": lambda bench, model: model,
+    "skip": controls(BlockControl("skip", (1,))),
+    "skip, from the middle on": controls(BlockControl("skip", (0, 1), branch="negative", start_percent=0.5)),
+    "boost that fades": controls(BlockControl("boost", (0,), strength=4.0, mode="value", fade="out")),
+    "boost, attention, at first": controls(
+        BlockControl("boost", (0, 1), strength=4.0, mode="attention", end_percent=0.4)
+    ),
+    "two, one after the other": controls(
+        BlockControl("disable", (0, 1), end_percent=0.3), BlockControl("skip", (1,), start_percent=0.6)
+    ),
+    "a second prompt": second_prompt,
+    "skip-layer guidance": skip_layer_guidance,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_hosts_node_changes_no_picture_and_breaks_no_graph(bench, model, name):
+    changed, backend = CASES[name](bench, model), CompileCounter()
+    compiled = TorchCompileModel.execute(changed, backend).result[0]
+    made = bench.run(model=compiled)
+    assert backend.frame_count > 0 and not counters["graph_break"]
+    assert error(made, bench.run(model=changed)) <= TOLERANCE
+    assert name == "nothing" or error(made, bench.run(model=model)) > 100 * TOLERANCE
+    captured = backend.frame_count
+    assert torch.equal(bench.run(model=compiled), made)
+    assert backend.frame_count == captured, "a second run captured everything anew"
+
+
+def test_a_count_of_skipped_blocks_is_the_same_compiled(bench, model):
+    """The tally is a side effect within the graph."""
+    hooks, tallies = bench.module("comfyui.controls"), []
+    changed = CASES["skip, from the middle on"](bench, model)
+
+    def note(executor, *args, **kwargs):
+        run = executor.class_obj.model_options["transformer_options"]
+        out = executor(*args, **kwargs)
+        tallies.append(run[hooks.RUN].tally)
+        return out
+
+    for given in (changed, TorchCompileModel.execute(changed, CompileCounter()).result[0]):
+        clone = given.clone()
+        clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "test", note)
+        bench.run(model=clone)
+    assert tallies[0].skipped > 0 and tallies[0] == tallies[1]

@@ -1,0 +1,201 @@
+"""What the web page asks the server: the blocks in a file, from its header alone, and the presets."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from pathlib import Path
+from urllib.parse import urlencode
+
+import comfy.ops
+import pytest
+import torch
+from comfy.ldm.aura.mmdit import MMDiT as AuraFlow
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel as QwenImage
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel
+
+from mmdit_core import MMDiT, MMDiTConfig
+from mmdit_core.checkpoints.detect import count_blocks
+from mmdit_core.control.presets import PRESETS
+from mmdit_core.flow.schedules import sigmas
+from scripts.client import HostError
+
+OPERATIONS = comfy.ops.disable_weight_init
+# Tiny ones: only the names of their tensors matter.
+MODELS = {
+    "SD3": lambda: MMDiT(MMDiTConfig(hidden_size=32, num_heads=4, depth=3, pos_embed_max_size=4)),
+    "SD3 in diffusers": lambda: SD3Transformer2DModel(num_layers=3, num_attention_heads=2, attention_head_dim=8),
+    "FLUX": lambda: Flux(
+        in_channels=16, out_channels=16, patch_size=2, vec_in_dim=8, context_in_dim=8, hidden_size=64, num_heads=2,
+        mlp_ratio=1.0, depth=3, depth_single_blocks=5, axes_dim=[8, 12, 12], theta=10000, qkv_bias=True,
+        guidance_embed=True, txt_ids_dims=[], operations=OPERATIONS,
+    ),
+    "FLUX in diffusers": lambda: FluxTransformer2DModel(
+        num_layers=3, num_single_layers=5, num_attention_heads=2, attention_head_dim=8, axes_dims_rope=(2, 2, 4)
+    ),
+    "Qwen-Image": lambda: QwenImage(
+        in_channels=64, out_channels=16, num_layers=3, attention_head_dim=32, num_attention_heads=2,
+        joint_attention_dim=8, axes_dims_rope=(8, 12, 12), operations=OPERATIONS,
+    ),
+    "Qwen-Image in diffusers": lambda: QwenImageTransformer2DModel(
+        num_layers=3, attention_head_dim=32, num_attention_heads=2, axes_dims_rope=(8, 12, 12)
+    ),
+    "AuraFlow": lambda: AuraFlow(
+        in_channels=16, out_channels=16, dim=64, n_layers=8, n_double_layers=3, n_heads=2, global_conddim=64,
+        cond_seq_dim=8, max_seq=16, operations=OPERATIONS,
+    ),
+}  # fmt: skip
+SINGLE = {"FLUX": 5, "FLUX in diffusers": 5, "AuraFlow": 5}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_the_blocks_of_every_reachable_model_are_counted_from_its_tensors_names(pack, name, prefix):
+    with torch.device("meta"):
+        model = MODELS[name]()
+    expected = (3, SINGLE.get(name, 0))
+    assert count_blocks([prefix + key for key in model.state_dict()]) == expected
+    if "diffusers" not in name:
+        controls = sys.modules[f"{pack.__name__}.nodes.comfyui.controls"]
+        assert controls.counts_of(model) == expected, "the controls would count others than the strip shows"
+
+
+@pytest.mark.parametrize("names", [[], ["input_blocks.1.1.transformer_blocks.0.norm1.weight"], ["transformer_blocks"]])
+def test_files_without_such_blocks_have_none(names):
+    assert count_blocks(names) is None
+
+
+def header_only(path: Path, names: list[str]) -> None:
+    """A safetensors file with tensors of no size: enough for whoever reads headers alone."""
+    entries = {name: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for name in names}
+    text = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+@pytest.fixture
+def flux(host):
+    path = host.base / "models" / "diffusion_models" / "routes-flux.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    names = [f"double_blocks.{i}.img_attn.qkv.weight" for i in range(19)]
+    header_only(path, names + [f"single_blocks.{i}.linear1.weight" for i in range(38)])
+    yield path
+    path.unlink()
+
+
+def blocks(host, **query):
+    return host.get("/mmdit/blocks?" + urlencode(query))
+
+
+def test_the_server_counts_blocks_by_folder_or_by_the_loaders_own_rule(host, flux):
+    assert blocks(host, name=flux.name, folder="diffusion_models") == {"double": 19, "single": 38}
+    assert blocks(host, name=flux.name) == {"double": 19, "single": 38}
+    assert blocks(host, name="mmdit-small.safetensors") == {"double": 8, "single": 0}
+
+
+def test_a_file_that_changed_is_counted_anew(host, flux):
+    assert blocks(host, name=flux.name)["single"] == 38
+    header_only(flux, ["joint_blocks.0.x_block.attn.qkv.weight"])
+    assert blocks(host, name=flux.name) == {"double": 1, "single": 0}
+
+
+def test_only_what_the_host_lists_is_looked_at(host, flux):
+    outside = host.base / "outside.safetensors"
+    header_only(outside, ["joint_blocks.0.x_block.attn.qkv.weight"])
+    damaged = flux.with_name("routes-damaged.safetensors")
+    damaged.write_bytes(b"no header")
+    unknown = {"double": None, "single": None}
+    for query in (
+        {"name": "../../outside.safetensors"},
+        {"name": "../../outside.safetensors", "folder": "diffusion_models"},
+        {"name": str(outside)},
+        {"name": flux.name, "folder": "checkpoints"},
+        {"name": flux.name, "folder": "../diffusion_models"},
+        {"name": flux.name, "folder": "custom_nodes"},
+        {"name": damaged.name},
+        {"name": ""},
+        {},
+    ):
+        assert blocks(host, **query) == unknown, query
+    damaged.unlink()
+    with pytest.raises(HostError, match="405"):
+        host.post("/mmdit/blocks", {})
+
+
+def test_the_server_tells_the_presets(host):
+    told = host.get("/mmdit/presets")
+    assert [preset["name"] for preset in told] == [preset.name for preset in PRESETS]
+    assert told[0]["strengths"] == [[2, 1.5], [7, 1.5], [12, 1.5], [17, 1.5], [22, 1.5]]
+    assert told[1]["action"] == "skip" and [block for block, _ in told[1]["strengths"]] == [*range(5, 56, 5)]
+
+
+def test_the_server_counts_tokens_as_the_node_does(host):
+    text = "a red circle and " * 40
+    told = host.post("/mmdit/tokens", {"prompt": text, "clip_g": "a star", "t5_length": "77"})
+    encode = {"clip": ["1", 1], "prompt": text, "negative": "", "clip_l": "", "clip_g": "a star", "t5xxl": ""}
+    encode |= {"clip_l_strength": 1.0, "clip_g_strength": 1.0, "t5_strength": 1.0, "t5_length": "77", "empty": "encode"}
+    record = host.run(
+        {
+            "1": {
+                "class_type": "MMDiTLoader",
+                "inputs": {"checkpoint": "mmdit-small.safetensors", "weight_dtype": "default"},
+            },
+            "2": {"class_type": "TripleTextEncode", "inputs": encode},
+            "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 2]}},
+        }
+    )
+    (info,) = record["outputs"]["3"]["text"]
+    for found in told["prompt"]:
+        chunks = f" in {found['chunks']} chunks" if found["chunks"] > 1 else ""
+        assert f"{found['label']}: {found['used']} tokens{chunks}" in info
+    t5 = told["prompt"][2]
+    assert t5["cut"] and f"T5 cut: {' | '.join(t5['cut'])}" in info
+    assert [found["used"] for found in told["negative"]] == [0, 0, 0]
+
+
+def test_what_cannot_be_counted_is_refused_or_left_alone(host):
+    assert host.post("/mmdit/tokens", {"prompt": "a" * 60_000}) == {}
+    for body in ([], {"prompt": 3}, {"t5_length": "many"}, "text", None):
+        with pytest.raises(HostError, match="400"):
+            host.post("/mmdit/tokens", body)
+
+
+DIALS = {
+    "steps": 5, "cfg": 4.5, "solver": "euler", "schedule": "linear", "shift": 0.0, "denoise": 1, "cfg_start": 0.0,
+    "cfg_end": 0.5, "start_step": 0, "end_step": 10_000, "custom_sigmas": "", "cfg_curve": "constant",
+    "size_shift": "off",
+}  # fmt: skip
+
+
+def test_the_server_tells_the_curve_of_the_connected_model(host):
+    window = {"start": 0.5, "end": 1.0, "fade": "constant"}
+    model = {"name": "mmdit-small.safetensors", "folder": ""}
+    told = host.post("/mmdit/curve", {"dials": DIALS, "model": model, "windows": [window]})
+    assert [step for step, _ in told["points"]] == [0, 1, 2, 3, 4, 5] and told["own"] and not told["adaptive"]
+    levels = sigmas(5, "linear", told["shift"]).tolist()
+    assert [level for _, level in told["points"]] == pytest.approx(levels, abs=1e-5)
+    assert told["cfg"] == [1, 1, 1, 0, 0] and told["windows"] == [[0, 0, 0, 1, 1]]
+    assert host.post("/mmdit/curve", {"dials": DIALS, "model": None}) == {"missing": "shift"}
+    outside = {"name": "../../outside.safetensors", "folder": "diffusion_models"}
+    assert host.post("/mmdit/curve", {"dials": DIALS, "model": outside}) == {"missing": "shift"}
+
+
+def test_what_is_no_question_about_a_curve_is_refused(host):
+    for body in (
+        {},
+        [],
+        None,
+        {"dials": {}},
+        {"dials": {**DIALS, "steps": "5"}},
+        {"dials": {**DIALS, "steps": True}},
+        {"dials": {**DIALS, "solver": 3}},
+        {"dials": DIALS, "model": "file"},
+        {"dials": DIALS, "windows": [{"start": 0.5}]},
+        {"dials": DIALS, "windows": [{"start": -1, "end": 2}]},
+        {"dials": DIALS, "model_shift": "high"},
+        {"dials": DIALS, "model_shift": -3},
+        {"dials": DIALS, "width": 0, "height": 64},
+    ):
+        with pytest.raises(HostError, match="400"):
+            host.post("/mmdit/curve", body)

@@ -1,0 +1,193 @@
+"""A run split over several samplers is the whole run: start_step, end_step, and what travels in the LATENT."""
+
+from __future__ import annotations
+
+import comfy.sample
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import nodes as host_nodes
+from mmdit_core.flow.schedules import SCHEDULES
+from mmdit_core.solvers import SOLVERS
+
+ADAPTIVE = ("bosh3", "dopri5")  # they choose their own steps, so that an end on the way makes other ones
+STEPWISE = [name for name in SOLVERS if name not in ADAPTIVE]
+
+
+def error(a, b) -> float:
+    return ((a - b).abs().max() / b.std()).item()
+
+
+def in_parts(bench, latent, cuts, second=None, **dials):
+    """The run over one sampler for each part; `second` are inputs of all but the first."""
+    ends = [0, *cuts, 10_000]
+    for number, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+        changed = {**dials, **(second or {})} if number else dials
+        latent = bench.all(latent, start_step=start, end_step=end, **changed)[0]
+    return latent
+
+
+def masked(bench):
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 32:] = 1
+    return {"samples": bench.picture, "noise_mask": mask}
+
+
+@pytest.mark.parametrize("solver", STEPWISE)
+def test_two_halves_are_the_whole_for_every_solver(bench, solver):
+    whole = bench.run(solver=solver)
+    halves = in_parts(bench, bench.empty(), [3], solver=solver)
+    assert error(halves["samples"], whole) <= 1e-5
+    assert set(halves) == {"samples"}  # a finished run leaves no mark
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    solver=st.sampled_from(STEPWISE),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    steps=st.integers(3, 6),
+    kind=st.sampled_from(["empty", "picture", "mask", "batch"]),
+    dials=st.sampled_from(
+        [
+            {},
+            {"cfg": 1.0},
+            {"cfg_start": 0.3, "cfg_end": 0.7},
+            {"guidance": "apg", "cfg_curve": "falling"},
+            {"guidance": "cfg_zero_star", "zero_steps": 2},
+            {"shift": 1.0, "denoise": 0.6},
+            {"batch_noise": "per image", "variation_strength": 0.4},
+        ]
+    ),
+    data=st.data(),
+)
+def test_parts_are_the_whole(bench, solver, schedule, steps, kind, dials, data):
+    latent = {
+        "empty": bench.empty(),
+        "picture": {"samples": bench.picture},
+        "mask": masked(bench),
+        "batch": bench.empty(2),
+    }[kind]
+    cuts = sorted(data.draw(st.sets(st.integers(0, steps), min_size=1, max_size=2)))
+    given = dict(solver=solver, schedule=schedule, steps=steps, **dials)
+    assert error(in_parts(bench, latent, cuts, **given)["samples"], bench.run(latent, **given)) <= 1e-5
+
+
+def test_a_multistep_solver_hands_its_history_on(bench):
+    """Without it the second half would begin anew at first order: that is another picture."""
+    whole = bench.run(solver="dpmpp_2m")
+    half = bench.all(solver="dpmpp_2m", end_step=3)[0]
+    forgetful = {"samples": half["samples"]}
+    second = dict(solver="dpmpp_2m", start_step=3)
+    assert error(bench.run(half, **second), whole) <= 1e-5
+    assert error(bench.run(forgetful, add_noise="disable", **second), whole) > 1e-4
+
+
+def test_what_is_outside_a_mask_is_the_first_picture_in_both_halves(bench):
+    latent = masked(bench)
+    made = in_parts(bench, latent, [3])["samples"]
+    assert torch.allclose(made[..., :3], bench.picture[..., :3], atol=1e-4)
+
+
+def test_the_second_seed_is_the_first_ones_business(bench):
+    """The noise is already there: another seed in the second sampler changes a deterministic run in nothing."""
+    whole = bench.run()
+    assert error(in_parts(bench, bench.empty(), [3], {"seed": 77})["samples"], whole) <= 1e-5
+    stochastic = dict(solver="euler_ancestral")
+    other = in_parts(bench, bench.empty(), [3], {"seed": 77}, **stochastic)["samples"]
+    assert error(other, bench.run(**stochastic)) > 0.1
+
+
+def test_another_solver_may_go_on(bench):
+    mixed = in_parts(bench, bench.empty(), [3], {"solver": "heun"}, solver="ab4")["samples"]
+    assert error(mixed, bench.run()) < 0.2
+
+
+def host_advanced(bench, latent, **changed):
+    given = dict(
+        add_noise="enable",
+        noise_seed=5,
+        steps=6,
+        cfg=3.0,
+        sampler_name="euler",
+        scheduler="normal",
+        start_at_step=0,
+        end_at_step=10_000,
+        return_with_leftover_noise="disable",
+    )
+    texts = dict(positive=bench.positive, negative=bench.negative, latent_image=latent)
+    return host_nodes.KSamplerAdvanced().sample(bench.model, **texts, **{**given, **changed})[0]
+
+
+def test_the_hosts_sampler_takes_our_first_half_and_we_take_its(bench):
+    whole = bench.run(schedule="sd3")
+    ours = bench.all(schedule="sd3", end_step=3)[0]
+    after = host_advanced(bench, ours, add_noise="disable", start_at_step=3)
+    assert error(after["samples"], whole) <= 1e-5
+    theirs = host_advanced(bench, bench.empty(), end_at_step=3, return_with_leftover_noise="enable")
+    assert error(bench.run(theirs, schedule="sd3", start_step=3, add_noise="disable"), whole) <= 1e-5
+
+
+def test_a_start_step_on_a_finished_picture_adds_the_noise_of_that_step(bench):
+    latent = {"samples": bench.picture}
+    theirs = host_advanced(bench, latent, start_at_step=2)["samples"]
+    assert error(bench.run(latent, schedule="sd3", start_step=2), theirs) <= 1e-5
+
+
+def test_a_mark_counts_only_with_the_samples_that_it_came_with(bench):
+    """The host's nodes carry a LATENT's other keys along; what they changed is a picture like any other."""
+    half = bench.all(end_step=3)[0]
+    handover = bench.module("comfyui.run.resume")
+    assert handover.unfinished(half) is not None
+    done = host_advanced(bench, half, add_noise="disable", start_at_step=3)
+    (upscaled,) = host_nodes.LatentUpscale().upscale(half, "nearest-exact", 96, 96, "disabled")
+    (taken,) = host_nodes.LatentFromBatch().frombatch(bench.all(bench.empty(2), end_step=3)[0], 1, 1)
+    for changed in (done, upscaled, taken):
+        assert handover.KEY in changed and handover.unfinished(changed) is None
+        plain = {key: value for key, value in changed.items() if key != handover.KEY}
+        assert torch.equal(bench.run(changed, start_step=2), bench.run(plain, start_step=2))
+
+
+def test_noise_may_be_added_to_what_a_run_left(bench):
+    half = bench.all(end_step=3)[0]
+    plain = {"samples": half["samples"]}
+    assert torch.equal(bench.run(half, start_step=3, add_noise="enable"), bench.run(plain, start_step=3))
+
+
+def test_a_latent_that_stands_at_noise_level_one_is_the_noise(bench):
+    """As FlowInvert hands it on: no noise is added, whatever the seed."""
+    handover = bench.module("comfyui.run.resume")
+    noise = comfy.sample.prepare_noise(bench.empty()["samples"], 5)
+    start = handover.Unfinished(samples=noise, sigma=1.0, x=noise, noise=noise, image=bench.empty()["samples"])
+    latent = {"samples": noise, handover.KEY: start}
+    assert torch.equal(bench.run(latent, seed=123), bench.run(seed=5))
+
+
+@pytest.mark.parametrize(("start", "end"), [(3, 3), (5, 2), (6, 10_000), (9_000, 10_000), (0, 0)])
+def test_no_steps_leave_the_latent_as_it_is(bench, start, end):
+    half = bench.all(end_step=3)[0]
+    latent, curve, summary = bench.all(half, start_step=start, end_step=end)
+    assert latent is half and curve.ndim == 4 and summary.startswith("Nothing was run")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"start_step": 2}, "start_step: the latent comes from a run that ended at noise level .* and step 2 is at"),
+        ({"start_step": 3, "steps": 9}, "start_step: the latent comes from a run .* Give both samplers the same"),
+        ({}, "start_step: the latent comes from a run that ended at noise level 0.75, and step 0 is at 1"),
+        ({"add_noise": "disable"}, "add_noise: without noise there is nothing to begin with at step 0, noise level 1"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(bench, changed, words):
+    half = bench.all(end_step=3)[0]
+    with pytest.raises(ValueError, match=f"FlowMatchingSampler: {words}"):
+        bench.run(half, **changed)
+
+
+def test_the_summary_says_what_is_left_and_what_is_taken_up(bench):
+    half, _, first = bench.all(end_step=3)
+    second = bench.all(half, start_step=3)[2]
+    assert "Steps: 0 to 3 of 6" in first and "what is left stays in the latent" in first
+    assert "Steps: 3 to 6 of 6" in second and "goes on where an earlier run ended" in second

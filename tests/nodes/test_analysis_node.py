@@ -1,0 +1,383 @@
+"""BlockAnalysis: in process on a tiny random model, its drawings, and once in the live host on the shipped model."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import comfy.model_management
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts.client import HostError, Interrupted
+
+CALLS = 3  # model calls of one picture: 3 steps, both branches in one batch
+
+
+@pytest.fixture(scope="module")
+def node_class(pack):
+    return pack.NODE_CLASS_MAPPINGS["BlockAnalysis"]
+
+
+@pytest.fixture(scope="module")
+def blocks(pack):
+    return sys.modules[f"{pack.__name__}.nodes.blocks"]
+
+
+@pytest.fixture(scope="module")
+def drawing(pack):
+    return sys.modules[f"{pack.__name__}.nodes.drawing"]
+
+
+@pytest.fixture
+def model(pack, tiny_file):
+    return sys.modules[f"{pack.__name__}.nodes.comfyui.loading.model"].load_model(str(tiny_file))
+
+
+class Vae:
+    """A VAE whose picture is the latent's first three channels, enlarged."""
+
+    def decode(self, latent):
+        return (latent[:, :3] / 6 + 0.5).clamp(0, 1).movedim(1, -1).repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+
+def texts(seed=1):
+    torch.manual_seed(seed)
+    return [[[torch.randn(1, 20, 4096), {"pooled_output": torch.randn(1, 2048)}]] for _ in range(2)]
+
+
+def empty(batch=1):
+    return {"samples": torch.zeros(batch, 16, 8, 8)}
+
+
+def analyse(node, model, *, conds=None, latent=None, **changed):
+    given = dict(operations="all", blocks="all", strength=2.0, seed=7, seeds=1, steps=3, cfg=3.0)
+    given |= dict(speedup=1.3, early_late=False)
+    sheet, plot, report = node.analyse(model, *(conds or texts()), latent or empty(), Vae(), **{**given, **changed})
+    return sheet, plot, json.loads(report)
+
+
+class Calls:
+    """Counts a model's calls while it is entered; presses cancel at one of them."""
+
+    def __init__(self, model, cancel_at: int | None = None):
+        self.core, self.cancel_at, self.count = model.model.diffusion_model, cancel_at, 0
+
+    def __enter__(self):
+        self.handle = self.core.x_embedder.register_forward_hook(self._called)
+        return self
+
+    def _called(self, *_):
+        self.count += 1
+        if self.count == self.cancel_at:
+            comfy.model_management.interrupt_current_processing(True)
+
+    def __exit__(self, *_):
+        self.handle.remove()
+        comfy.model_management.interrupt_current_processing(False)
+
+
+def test_the_baseline_is_sampled_once_for_each_seed_and_every_cell_once(node_class, model):
+    with Calls(model) as calls:
+        _, _, report = analyse(node_class(), model, seeds=2)
+    assert calls.count == 2 * (1 + 3 * 2) * CALLS
+    cells = [(cell["operation"], cell["block"]) for cell in report["cells"]]
+    assert cells == [(operation, block) for operation in ("skip", "disable", "boost") for block in (0, 1)]
+    assert report["settings"]["seeds"] == [7, 8] and report["blocks"] == {"double": 2, "single": 0, "total": 2}
+    for cell in report["cells"]:
+        assert len(cell["latent_by_seed"]) == 2
+        assert cell["latent"] == pytest.approx(np.mean(cell["latent_by_seed"]), rel=1e-4)
+
+
+def test_its_distances_are_those_of_the_pictures_that_the_control_nodes_make(node_class, blocks, pack, model):
+    sampler = pack.NODE_CLASS_MAPPINGS["FlowMatchingSampler"]()
+
+    def sample(patched):
+        return sampler.sample(patched, *texts(), empty(), 7, 3, 3.0, "euler", "linear", 0.0, 1.0)[0]["samples"]
+
+    baseline = sample(model)
+    made = {
+        ("skip", "whole"): blocks.BlockSkip().apply(model, "0", "both", 0.0, 1.0),
+        ("disable", "late"): blocks.TextDisable().apply(model, "0", "onward", "both", 0.5, 1.0),
+        ("boost", "early"): blocks.TextBoost().apply(
+            model, "0", 3.0, "residual", "", "all", "both", 0.0, 0.5, "constant"
+        ),
+    }
+    _, _, report = analyse(node_class(), model, blocks="0", strength=3.0, early_late=True)
+    found = {(cell["operation"], cell["window"]): cell["latent"] for cell in report["cells"]}
+    assert len(found) == 9
+    for key, (patched,) in made.items():
+        expected = ((sample(patched) - baseline).norm() / baseline.norm()).item()
+        assert found[key] == pytest.approx(expected, rel=1e-3) and expected > 1e-5, key
+
+
+def test_a_run_after_a_cancel_samples_only_what_is_missing(node_class, model):
+    node = node_class()
+    with (
+        Calls(model, cancel_at=3 * CALLS + 2) as calls,
+        pytest.raises(comfy.model_management.InterruptProcessingException),
+    ):
+        analyse(node, model)
+    assert calls.count == 3 * CALLS + 2  # the baseline and two cells are done, the third was in its second step
+    with Calls(model) as calls:
+        resumed = analyse(node, model)
+    assert calls.count == (7 - 3) * CALLS
+    fresh = analyse(node_class(), model)
+    assert resumed[2] == fresh[2] and torch.equal(resumed[0], fresh[0]) and torch.equal(resumed[1], fresh[1])
+
+
+def test_a_second_run_reuses_all_and_a_wider_one_adds_what_is_new(node_class, model):
+    node = node_class()
+    analyse(node, model, operations="skip")
+    with Calls(model) as calls:
+        analyse(node, model, operations="skip", speedup=2.0)
+    assert calls.count == 0
+    with Calls(model) as calls:
+        analyse(node, model, operations="all")
+    assert calls.count == 4 * CALLS
+    with Calls(model) as calls:
+        analyse(node, model, operations="boost", strength=1.5)
+    assert calls.count == 2 * CALLS
+
+
+def test_what_decides_the_pictures_decides_what_is_kept(node_class, blocks, model):
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    skipping = blocks.BlockSkip().apply(model, "0", "negative", 0.0, 1.0)[0]
+    shifted = ModelSamplingSD3().patch(model, 2.0)[0]
+    weighted = model.clone()
+    weighted.add_patches({"diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight": (torch.ones(512, 128),)})
+    torch.manual_seed(0)
+    mask = {"samples": torch.randn(1, 16, 8, 8), "noise_mask": torch.ones(1, 8, 8)}
+    for changed in (
+        dict(model=skipping),
+        dict(model=shifted),
+        dict(model=weighted),
+        dict(conds=texts(2)),
+        dict(latent=mask),
+        dict(steps=2),
+        dict(cfg=4.0),
+        dict(seed=8),
+    ):
+        node = node_class()
+        analyse(node, model, operations="skip", blocks="0")
+        patched = changed.pop("model", model)
+        with Calls(model) as calls:
+            analyse(node, patched, operations="skip", blocks="0", **changed)
+        assert calls.count == 2 * changed.get("steps", CALLS), changed
+
+
+def test_a_clone_of_the_same_model_and_equal_texts_count_as_the_same(node_class, model):
+    node = node_class()
+    analyse(node, model, operations="skip", blocks="0")
+    with Calls(model) as calls:
+        analyse(node, model.clone(), conds=texts(), operations="skip", blocks="0")
+    assert calls.count == 0
+
+
+def test_the_node_and_another_of_its_kind_share_nothing_and_the_model_stays_as_it_was(node_class, blocks, model):
+    patched = blocks.BlockSkip().apply(model, "1", "negative", 0.0, 1.0)[0]
+    before = repr(patched.model_options), repr(patched.patches), patched.patches_uuid
+    _, _, report = analyse(node_class(), patched, operations="skip", blocks="0")
+    assert (repr(patched.model_options), repr(patched.patches), patched.patches_uuid) == before
+    assert report["settings"]["controls_on_the_model"] == [{"action": "skip", "blocks": [1], "branch": "negative"}]
+    with Calls(model) as calls:
+        analyse(node_class(), patched, operations="skip", blocks="0")
+    assert calls.count == 2 * CALLS
+
+
+def test_sheet_and_plot_show_something(node_class, model):
+    sheet, plot, _ = analyse(node_class(), model, early_late=True)
+    for image in (sheet, plot):
+        assert image.ndim == 4 and image.shape[0] == 1 and image.shape[3] == 3 and image.dtype == torch.float32
+        assert 0 <= image.min() and image.max() == 1 and image.std() > 0.05
+    assert 400 < sheet.shape[2] < 2000 and 9 * 160 < sheet.shape[1] < 9 * 260
+    assert plot.shape[2] == 1440 and 400 < plot.shape[1] < 800
+
+
+def test_only_the_first_picture_of_a_batch_is_used_and_the_report_says_so(node_class, model):
+    with Calls(model) as calls:
+        _, _, report = analyse(node_class(), model, latent=empty(3), operations="skip")
+    assert calls.count == 3 * CALLS and any("3 pictures" in note for note in report["notes"])
+    assert report["cells"] == analyse(node_class(), model, operations="skip")[2]["cells"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (dict(blocks="0, 9"), "BlockAnalysis: blocks: block 9 does not exist.*blocks 0 to 1"),
+        (dict(blocks=""), "BlockAnalysis: blocks: no block is named.*all"),
+        (dict(speedup=0.9), "BlockAnalysis: speedup: 0.9 is slower.*1 or more"),
+        (dict(seeds=0), "BlockAnalysis: seeds: 0. Average at least 1"),
+        (dict(steps=1, early_late=True), "BlockAnalysis: early_late: 1 step has no halves"),
+        (dict(operations="melt"), "BlockAnalysis: operations: 'melt' is unknown.*skip"),
+        (dict(latent={"samples": torch.ones(1, 4, 8, 8)}), "BlockAnalysis: latent_image: .*4 channels.*16"),
+    ],
+)
+def test_wrong_inputs_are_named_before_anything_is_sampled(node_class, model, changed, words):
+    with Calls(model) as calls, pytest.raises(ValueError, match=words):
+        analyse(node_class(), model, **changed)
+    assert calls.count == 0
+
+
+def test_a_model_that_follows_no_flow_is_refused(node_class, model):
+    other = model.clone()
+    other.add_object_patch("model_sampling", torch.nn.Identity())
+    with pytest.raises(ValueError, match="BlockAnalysis: model: .* is not a flow-matching model"):
+        analyse(node_class(), other)
+
+
+def test_a_sheet_for_a_large_model_and_a_wide_picture_stays_in_bounds(drawing):
+    tile = drawing.Tile(Image.new("RGB", (320, 180), "red"), ("latent 0.123", "image 0.456"), 0.5)
+    row = drawing.Row(("skip", "all steps"), drawing.COLOURS["skip"], (tile,) * 58)
+    sheet = drawing.contact_sheet("title", "about", [str(n) for n in range(58)], [row] * 2, aspect=16 / 9)
+    assert 58 * 90 < sheet.width < 58 * 110 and sheet.height < 500
+    assert sheet.getpixel((sheet.width // 2, 120)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("most", "marks"),
+    [
+        (1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (1.74, [0, 0.5, 1.0, 1.5, 2.0]),
+        (0.031, [0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035]),
+        (0.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+    ],
+)
+def test_the_axis_has_round_marks_up_to_the_largest_value(drawing, most, marks):
+    assert drawing.ticks(most) == marks
+
+
+def test_a_plot_with_gaps_and_a_single_block_is_drawn(drawing):
+    lines = (drawing.Line("a", "#ff0000", ((3, 0.5),)), drawing.Line("b", "#0000ff", ((3, None),), "dotted"))
+    plot = drawing.line_plot("t", "s", [drawing.Panel("p", "x", "y", lines)])
+    colours = {colour for _, colour in plot.getcolors(1 << 20)}
+    assert (255, 0, 0) in colours and (0, 0, 255) in colours  # the point, and the second line in the legend
+
+
+SMALL = "mmdit-small.safetensors"
+
+
+def graph(**changed):
+    text = {name: "" for name in ("negative", "clip_l", "clip_g", "t5xxl")}
+    strengths = {f"{name}_strength": 1.0 for name in ("clip_l", "clip_g", "t5")}
+    inputs = {
+        "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 1], "latent_image": ["3", 0], "vae": ["1", 2],
+        "operations": "skip", "blocks": "2, 5", "strength": 2.0, "seed": 3, "seeds": 1, "steps": 3, "cfg": 3.0,
+        "speedup": 1.1, "early_late": False, **changed,
+    }  # fmt: skip
+    prompt = "a red circle on a white background"
+    return {
+        "1": {"class_type": "MMDiTLoader", "inputs": {"checkpoint": SMALL, "weight_dtype": "default"}},
+        "2": {
+            "class_type": "TripleTextEncode",
+            "inputs": {"clip": ["1", 1], "prompt": prompt, **text, **strengths, "t5_length": "auto", "empty": "encode"},
+        },
+        "3": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "4": {"class_type": "BlockAnalysis", "inputs": inputs},
+        "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}},
+        "6": {"class_type": "PreviewImage", "inputs": {"images": ["4", 1]}},
+        "7": {"class_type": "PreviewAny", "inputs": {"source": ["4", 2]}},
+    }
+
+
+def drawn(host, record, node: str):
+    (image,) = host.images({"outputs": {node: record["outputs"][node]}})
+    return Image.open(io.BytesIO(image))
+
+
+def prompted(pack, text):
+    """Conditioning that carries the words of a prompt, as TripleTextEncode's does."""
+    core = sys.modules[f"{pack.__name__}.mmdit_core.text.tokens"]
+    key = sys.modules[f"{pack.__name__}.nodes.comfyui.text.conditioning"].TOKEN_MAP
+    words = tuple(core.Word(word, (place,)) for place, word in enumerate(text.split()))
+    positive, negative = texts()
+    positive[0][1][key] = core.TokenMap((core.EncoderTokens("CLIP-L", True, 0, 20, words),))
+    return positive, negative
+
+
+def test_attributes_are_judged_for_each_cell_and_the_untouched_picture(node_class, pack, model):
+    conds = prompted(pack, "two red circles above a blue star on a white background")
+    _, plot, found = analyse(node_class(), model, conds=conds, blocks="0", seeds=2, attributes=True)
+    columns = {"colour", "shape", "count", "spatial", "all"}
+    assert set(found["untouched"]["attributes"]) == columns
+    for cell in found["cells"]:
+        # A random model's noise shows nothing that was asked for; what matters is that every picture was looked at.
+        assert set(cell["attributes"]) == columns and set(cell["attributes"].values()) <= {0.0, 50.0, 100.0}
+    plain = analyse(node_class(), model, conds=conds, blocks="0", seeds=2)
+    assert "untouched" not in plain[2] and "attributes" not in plain[2]["cells"][0]
+    assert plot.shape != plain[1].shape
+
+
+def test_attributes_of_a_true_picture_are_right_and_of_another_wrong(pack):
+    import random
+
+    from attributes.world import Group, Scene, paint, place
+
+    attributes = sys.modules[f"{pack.__name__}.nodes.attributes"]
+    scores = attributes.scores_for("BlockAnalysis", prompted(pack, "two red circles above a blue star")[0])
+    scene = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "above")
+    other = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "below")
+    for shown in (scene, other):
+        scores.add(None, torch.from_numpy(paint(shown, place(shown, random.Random(0)))))
+    assert scores.report(None)["attributes"] == {"colour": 100, "shape": 100, "count": 100, "spatial": 50, "all": 50}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [(None, "does not carry its words"), ("a castle", "names 0 shapes"), ("red circles", "how many")],
+)
+def test_a_prompt_that_cannot_be_judged_is_named(node_class, pack, model, prompt, words):
+    conds = texts() if prompt is None else prompted(pack, prompt)
+    with pytest.raises(ValueError, match=f"BlockAnalysis: attributes.*{words}"):
+        analyse(node_class(), model, conds=conds, attributes=True)
+
+
+def test_live_two_blocks_of_the_shipped_model(host):
+    bars, previews = [], []
+
+    def heard(event):
+        if event.kind == "progress" and event.data.get("node") == "4":
+            bars.append((event.data["value"], event.data["max"]))
+        if event.kind == "preview":
+            previews.append(Image.open(io.BytesIO(event.image)).size)
+
+    record = host.run(graph(), on_event=heard)
+    sheet, plot = (drawn(host, record, node) for node in ("5", "6"))
+    assert bars == sorted(bars) and bars[-1] == (9, 9)
+    assert previews and set(previews) == {sheet.size}
+    assert 400 < sheet.width < 1280 and plot.width == 1440
+    report = json.loads(record["outputs"]["7"]["text"][0])
+    assert report["model"].startswith(SMALL) and [cell["block"] for cell in report["cells"]] == [2, 5]
+    assert all(cell["latent"] > 0.01 and cell["image"] > 0.01 for cell in report["cells"])
+    assert len(report["skip_list"]["blocks_least_effect_first"]) == 1
+
+
+def test_live_a_cancel_keeps_what_is_finished(host):
+    first = graph(seed=11, steps=8, blocks="all")  # far longer than it takes to cancel it
+    with host.events() as events:
+        prompt_id, cancelled = host.queue(first, client_id=events.client_id), False
+        for event in events.until_done(prompt_id, timeout=120):
+            if event.kind == "progress" and event.data.get("node") == "4" and event.data["value"] > 8 and not cancelled:
+                host.interrupt()
+                cancelled = True
+    with pytest.raises(Interrupted):
+        host.finished(prompt_id)
+    values = []
+
+    def heard(event):
+        if event.kind == "progress" and event.data.get("node") == "4":
+            values.append(event.data["value"])
+
+    host.run(graph(seed=11, steps=8, blocks="0"), on_event=heard)
+    assert values[0] >= 8 and values[-1] == 16  # the bar starts where the first run's finished pictures end
+
+
+def test_live_a_wrong_block_is_named_with_the_models_range(host):
+    with pytest.raises(
+        HostError, match=r"BlockAnalysis: blocks: block 40 does not exist: this model has blocks 0 to 7"
+    ):
+        host.run(graph(blocks="40"))
