@@ -43,8 +43,8 @@ def find_host() -> Host:
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One live ComfyUI server for all tests: `host.run(prompt)`, `host.object_info(node)`, `host.events()`, ..."""
+def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """One live ComfyUI server for all tests: `comfyui.run(prompt)`, `comfyui.object_info(node)`, `comfyui.events()`."""
     base = tmp_path_factory.mktemp("host")
     with Server(find_host(), base) as server:
         if failure := server.pack_failure():

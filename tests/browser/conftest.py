@@ -56,7 +56,7 @@ class ComfyPage:
     """ComfyUI's page: load a workflow, change it, queue it, look at it. `page` is Playwright's own."""
 
     page: Page
-    host: Any
+    server: Any
     renderer: str
     complaints: list[str] = field(default_factory=list)  # console errors and uncaught exceptions
 
@@ -123,7 +123,7 @@ class ComfyPage:
         self.page.set_default_timeout(300_000)
         ended = self.run(QUEUE)
         assert ended["kind"] == "execution_success", json.dumps(ended, indent=1)[:4000]
-        return self.host.finished(ended["prompt_id"])
+        return self.server.finished(ended["prompt_id"])
 
     def screenshot(self, path: Path) -> Path:
         """Fit the graph into the window and take a picture of it."""
@@ -156,28 +156,28 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def opened(
-    browser: Browser, host: Any, renderer: str, *, language: str = "en", blocked: str | None = None
+    browser: Browser, comfyui: Any, renderer: str, *, language: str = "en", blocked: str | None = None
 ) -> Iterator[ComfyPage]:
     """ComfyUI's page with our settings, ready to use, in a browser context of its own.
 
     Args: blocked, a pattern of addresses that the browser does not get.
     """
-    version = host.get("/system_stats")["system"]["required_frontend_version"]
+    version = comfyui.get("/system_stats")["system"]["required_frontend_version"]
     chosen = {
         "Comfy.InstalledVersion": version,
         "Comfy.VueNodes.Enabled": RENDERERS[renderer],
         "Comfy.Locale": language,
     }
-    host.post("/settings", SETTINGS | chosen)
+    comfyui.post("/settings", SETTINGS | chosen)
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     try:
         page = context.new_page()
         if blocked:
             page.route(blocked, lambda route: route.abort())
-        comfy = ComfyPage(page, host, renderer)
+        comfy = ComfyPage(page, comfyui, renderer)
         page.on("console", comfy.hear)
         page.on("pageerror", lambda error: comfy.complaints.append(f"uncaught: {error} {error.stack or ''}"))
-        page.goto(host.url)
+        page.goto(comfyui.url)
         page.wait_for_function(READY, timeout=180_000)
         yield comfy
     finally:
@@ -190,30 +190,30 @@ def renderer(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def comfy(chromium: Browser, host, renderer: str) -> Iterator[ComfyPage]:
+def comfy(chromium: Browser, comfyui, renderer: str) -> Iterator[ComfyPage]:
     """An open page of ComfyUI, once in each renderer."""
-    with opened(chromium, host, renderer) as page:
+    with opened(chromium, comfyui, renderer) as page:
         yield page
 
 
 @pytest.fixture(scope="module", params=RENDERERS)
-def shared(request: pytest.FixtureRequest, chromium: Browser, host) -> Iterator[ComfyPage]:
+def shared(request: pytest.FixtureRequest, chromium: Browser, comfyui) -> Iterator[ComfyPage]:
     """One open page for all tests of a module, once in each renderer: opening it is what takes the time."""
-    with opened(chromium, host, request.param) as page:
+    with opened(chromium, comfyui, request.param) as page:
         yield page
 
 
 @pytest.fixture
-def chinese(chromium: Browser, host, renderer: str) -> Iterator[ComfyPage]:
+def chinese(chromium: Browser, comfyui, renderer: str) -> Iterator[ComfyPage]:
     """An open page of ComfyUI in Chinese."""
-    with opened(chromium, host, renderer, language="zh") as page:
+    with opened(chromium, comfyui, renderer, language="zh") as page:
         yield page
 
 
 @pytest.fixture
-def without_scripts(chromium: Browser, host) -> Iterator[ComfyPage]:
+def without_scripts(chromium: Browser, comfyui) -> Iterator[ComfyPage]:
     """An open page in which the pack's own scripts did not load."""
-    with opened(chromium, host, "nodes2", blocked=f"**/extensions/{ROOT.name}/**") as page:
+    with opened(chromium, comfyui, "nodes2", blocked=f"**/extensions/{ROOT.name}/**") as page:
         yield page
 
 

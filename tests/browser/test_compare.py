@@ -85,7 +85,7 @@ def test_one_click_compares_and_leaves_the_graph_alone(comfy, test_output):
     record = comfy.queue()
     settled(comfy)
     graph, undos = work(comfy), comfy.run(UNDOS)
-    saved = sorted(path.name for path in (comfy.host.base / "output").iterdir())
+    saved = sorted(path.name for path in (comfy.server.base / "output").iterdir())
     comfy.run("""() => {
         globalThis.cached = [];
         app.api.addEventListener("execution_cached", ({ detail }) => cached.push(...detail.nodes));
@@ -93,7 +93,7 @@ def test_one_click_compares_and_leaves_the_graph_alone(comfy, test_output):
     choose(comfy)
     dialog = overlay(comfy)
     assert work(comfy) == graph and comfy.run(UNDOS) == undos
-    assert sorted(path.name for path in (comfy.host.base / "output").iterdir()) == saved, "nothing is saved"
+    assert sorted(path.name for path in (comfy.server.base / "output").iterdir()) == saved, "nothing is saved"
     sampler, encode, skipped = (
         next(str(node["id"]) for node in graph["nodes"] if node["type"] == kind)
         for kind in ("FlowMatchingSampler", "TripleTextEncode", "TextBoost")
@@ -102,7 +102,7 @@ def test_one_click_compares_and_leaves_the_graph_alone(comfy, test_output):
     assert {sampler, encode, skipped} <= cached, "the half that was there is not rendered again"
     first, second = comfy.run(PIXELS, "with"), comfy.run(PIXELS, "without")
     assert first != second
-    assert first == decoded(comfy.host.images(record)[0]), "the picture that one saw before"
+    assert first == decoded(comfy.server.images(record)[0]), "the picture that one saw before"
     dialog.screenshot(path=test_output / f"compare-overlay-{comfy.renderer}.png")
     comfy.page.screenshot(path=test_output / f"compare-{comfy.renderer}.png")
     comfy.page.keyboard.press("Escape")
@@ -111,7 +111,7 @@ def test_one_click_compares_and_leaves_the_graph_alone(comfy, test_output):
 
     # Without the node in the graph, the picture is the overlay's other half.
     comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; }}")
-    assert second == decoded(comfy.host.images(comfy.queue())[0])
+    assert second == decoded(comfy.server.images(comfy.queue())[0])
 
 
 def decoded(png: bytes) -> list[int]:
@@ -177,7 +177,7 @@ def test_a_seed_that_changed_after_the_run_is_the_runs(comfy):
     assert after == 12
     choose(comfy)
     overlay(comfy)
-    assert comfy.run(PIXELS, "with") == decoded(comfy.host.images(record)[0])
+    assert comfy.run(PIXELS, "with") == decoded(comfy.server.images(record)[0])
     comfy.page.keyboard.press("Escape")
     assert next(n for n in comfy.graph()["nodes"] if n["type"] == "FlowMatchingSampler")["widgets_values"][0] == after
 
@@ -195,7 +195,7 @@ def test_the_command_takes_all_chosen_controls(comfy):
     comfy.page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
     comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; of('BlockSkip').mode = 4; }}")
-    assert both == decoded(comfy.host.images(comfy.queue())[0])
+    assert both == decoded(comfy.server.images(comfy.queue())[0])
 
 
 def test_the_toolbox_of_a_chosen_control_offers_it(comfy):

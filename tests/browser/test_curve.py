@@ -81,7 +81,7 @@ def pnginfo(comfy, record):
 
     from PIL import Image
 
-    (image,) = comfy.host.images(record)
+    (image,) = comfy.server.images(record)
     return {key: json.loads(text) for key, text in Image.open(io.BytesIO(image)).text.items()}
 
 

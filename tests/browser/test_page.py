@@ -30,7 +30,7 @@ def test_a_graph_loads_runs_and_is_drawn(comfy, renderer, test_output):
     assert comfy.unknown_nodes() == []
     assert comfy.prompt()["1"]["inputs"] == {"width": 64, "height": 48, "batch_size": 1, "color": 255}
     record = comfy.queue()
-    assert comfy.host.images(record)[0][:4] == b"\x89PNG"
+    assert comfy.server.images(record)[0][:4] == b"\x89PNG"
     drawn_as_html = comfy.page.locator("[data-node-id]").count() > 0
     assert drawn_as_html == (renderer == "nodes2")
     comfy.screenshot(test_output / f"page-{renderer}.png")

@@ -48,11 +48,11 @@ def in_python(text: str, double: int, single: int, strengths: bool):
 
 
 @pytest.fixture
-def plain(chromium, host):
+def plain(chromium, comfyui):
     """A page of the server's that is not ComfyUI's, so that a module can be imported by itself."""
     context = chromium.new_context()
     page = context.new_page()
-    page.goto(f"{host.url}/system_stats")
+    page.goto(f"{comfyui.url}/system_stats")
     yield page
     context.close()
 
@@ -131,10 +131,10 @@ def test_the_page_opens_with_one_script_and_the_first_node_brings_the_rest(comfy
     print(f"{comfy.renderer}: strips, counts and the curve together {sum(size for *_, size in whole[1:])} bytes")
 
 
-def test_a_browser_asks_whether_a_module_is_still_the_same(host):
+def test_a_browser_asks_whether_a_module_is_still_the_same(comfyui):
     """An update must not leave old modules beside new ones."""
     for name, kept in (("mmdit.js", "no-store"), ("parts.mjs", "no-cache")):
-        with urllib.request.urlopen(f"{host.url}/extensions/{PACK}/js/{name}") as answer:
+        with urllib.request.urlopen(f"{comfyui.url}/extensions/{PACK}/js/{name}") as answer:
             assert answer.headers["Cache-Control"] == kept
             assert answer.headers.get_content_type() in ("text/javascript", "application/javascript")
 

@@ -54,7 +54,7 @@ def test_each_has_words_in_both_languages_and_the_nodes_own_default(comfy):
         assert each["name"] and each["tooltip"] and set(words) == {"name", "tooltip"}
         assert set(each["category"][:2]) <= set(groups)
     widgets = comfy.run(DRAG, "FlowMatchingSampler")
-    info = comfy.host.object_info("FlowMatchingSampler")["input"]["required"]
+    info = comfy.server.object_info("FlowMatchingSampler")["input"]["required"]
     for name in CHANGED:
         assert (
             found[f"MMDiT.NewSampler.{name.capitalize()}"]["defaultValue"] == widgets[name] == info[name][1]["default"]
@@ -128,7 +128,7 @@ COLOURS = """(type) => {
 
 
 def test_a_new_node_has_a_coloured_title_and_an_opened_one_its_own(comfy):
-    ours = [name for name, node in comfy.host.object_info().items() if node["category"].startswith("MMDiT")]
+    ours = [name for name, node in comfy.server.object_info().items() if node["category"].startswith("MMDiT")]
     found = {name: comfy.run(COLOURS, name) for name in ours}
     assert all(each["fresh"] for each in found.values()), found
     assert found["BlockSkip"]["fresh"] == found["TextBoost"]["fresh"] != found["FlowMatchingSampler"]["fresh"]

@@ -10,9 +10,9 @@ ALIGNMENT = "FLUX.1-dev: text alignment"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def files(host):
+def files(comfyui):
     """There for as long as this module's page is open: its loaders list them."""
-    paths = write_headers(host.base / "models" / "diffusion_models")
+    paths = write_headers(comfyui.base / "models" / "diffusion_models")
     yield
     for path in paths:
         path.unlink()
@@ -257,7 +257,7 @@ def test_the_menu_chooses_whole_parts(comfy):
         strip.choose(entry)
         assert strip.value() == text
         assert strip.page.locator(".mmdit-menu").count() == 0
-    strip.page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=comfy.host.url)
+    strip.page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=comfy.server.url)
     comfy.run("() => navigator.clipboard.writeText('1, 3')")
     strip.choose("Paste text")
     strip.until("s.text === '1, 3'")

@@ -10,9 +10,9 @@ from tests.browser.strips import FLUX, MEDIUM, SMALL, Strip, clear_hover_texts, 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def files(host):
+def files(comfyui):
     """There for as long as this module's page is open: its loaders list them."""
-    paths = write_headers(host.base / "models" / "diffusion_models")
+    paths = write_headers(comfyui.base / "models" / "diffusion_models")
     yield
     for path in paths:
         path.unlink()
@@ -56,7 +56,7 @@ def test_a_picture_brings_its_strips_back(comfy, tmp_path):
     comfy.load({**made, "links": [*made["links"], [9, 8, 0, 9, 0, "IMAGE"]]})
     strip = Strip(comfy, "BlockSkip")
     strip.set("3-5, 11")
-    (image,) = comfy.host.images(comfy.queue())
+    (image,) = comfy.server.images(comfy.queue())
     comfy.load(graph("TextDisable"))
     drop = """(bytes) => {
         const data = new DataTransfer();

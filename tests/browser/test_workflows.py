@@ -89,7 +89,7 @@ def test_it_opens_without_a_warning_and_its_nodes_lie_apart(comfy, path: Path, t
 def test_it_runs_in_the_page(comfy, name: str, test_output):
     comfy.load(ROOT / "workflows" / f"{name}.json")
     before = comfy.run(BOXES)
-    pictures = comfy.host.images(comfy.queue())
+    pictures = comfy.server.images(comfy.queue())
     assert len(pictures) == 2 and all(picture[:4] == b"\x89PNG" for picture in pictures)
     assert pictures[0] != pictures[1]
     after = boxes(comfy)

@@ -284,8 +284,8 @@ def graph(**changed):
     }
 
 
-def drawn(host, record, node: str):
-    (image,) = host.images({"outputs": {node: record["outputs"][node]}})
+def drawn(comfyui, record, node: str):
+    (image,) = comfyui.images({"outputs": {node: record["outputs"][node]}})
     return Image.open(io.BytesIO(image))
 
 
@@ -336,7 +336,7 @@ def test_a_prompt_that_cannot_be_judged_is_named(node_class, pack, model, prompt
         analyse(node_class(), model, conds=conds, attributes=True)
 
 
-def test_live_two_blocks_of_the_shipped_model(host):
+def test_live_two_blocks_of_the_shipped_model(comfyui):
     bars, previews = [], []
 
     def heard(event):
@@ -345,8 +345,8 @@ def test_live_two_blocks_of_the_shipped_model(host):
         if event.kind == "preview":
             previews.append(Image.open(io.BytesIO(event.image)).size)
 
-    record = host.run(graph(), on_event=heard)
-    sheet, plot = (drawn(host, record, node) for node in ("5", "6"))
+    record = comfyui.run(graph(), on_event=heard)
+    sheet, plot = (drawn(comfyui, record, node) for node in ("5", "6"))
     assert bars == sorted(bars) and bars[-1] == (9, 9)
     assert previews and set(previews) == {sheet.size}
     assert 400 < sheet.width < 1280 and plot.width == 1440
@@ -356,28 +356,28 @@ def test_live_two_blocks_of_the_shipped_model(host):
     assert len(report["skip_list"]["blocks_least_effect_first"]) == 1
 
 
-def test_live_a_cancel_keeps_what_is_finished(host):
+def test_live_a_cancel_keeps_what_is_finished(comfyui):
     first = graph(seed=11, steps=8, blocks="all")  # far longer than it takes to cancel it
-    with host.events() as events:
-        prompt_id, cancelled = host.queue(first, client_id=events.client_id), False
+    with comfyui.events() as events:
+        prompt_id, cancelled = comfyui.queue(first, client_id=events.client_id), False
         for event in events.until_done(prompt_id, timeout=120):
             if event.kind == "progress" and event.data.get("node") == "4" and event.data["value"] > 8 and not cancelled:
-                host.interrupt()
+                comfyui.interrupt()
                 cancelled = True
     with pytest.raises(Interrupted):
-        host.finished(prompt_id)
+        comfyui.finished(prompt_id)
     values = []
 
     def heard(event):
         if event.kind == "progress" and event.data.get("node") == "4":
             values.append(event.data["value"])
 
-    host.run(graph(seed=11, steps=8, blocks="0"), on_event=heard)
+    comfyui.run(graph(seed=11, steps=8, blocks="0"), on_event=heard)
     assert values[0] >= 8 and values[-1] == 16  # the bar starts where the first run's finished pictures end
 
 
-def test_live_a_wrong_block_is_named_with_the_models_range(host):
+def test_live_a_wrong_block_is_named_with_the_models_range(comfyui):
     with pytest.raises(
         HostError, match=r"BlockAnalysis: blocks: block 40 does not exist: this model has blocks 0 to 7"
     ):
-        host.run(graph(blocks="40"))
+        comfyui.run(graph(blocks="40"))

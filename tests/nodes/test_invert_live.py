@@ -49,11 +49,11 @@ def test_the_picture_comes_back_at_50_steps(pack, dtype):
 
 
 @pytest.fixture(scope="module")
-def live(host):
+def live(comfyui):
     """The server, with `drawn` as the picture that graphs load."""
     pixels = (drawn()[0].numpy() * 255).round().astype(np.uint8)
-    Image.fromarray(pixels).save(host.base / "input" / "drawn.png")
-    return host
+    Image.fromarray(pixels).save(comfyui.base / "input" / "drawn.png")
+    return comfyui
 
 
 def graph(**sampler):
@@ -93,16 +93,16 @@ def graph(**sampler):
     }  # fmt: skip
 
 
-def picture(host, prompt) -> np.ndarray:
+def picture(comfyui, prompt) -> np.ndarray:
     """The first image of a graph, [H, W, 3] in 0..255."""
-    return np.asarray(Image.open(io.BytesIO(host.images(host.run(prompt))[0])).convert("RGB")).astype(float)
+    return np.asarray(Image.open(io.BytesIO(comfyui.images(comfyui.run(prompt))[0])).convert("RGB")).astype(float)
 
 
-def source(host) -> np.ndarray:
+def source(comfyui) -> np.ndarray:
     """The drawn picture through the VAE."""
     prompt = graph()
     prompt["8"]["inputs"]["samples"] = ["5", 0]
-    return picture(host, prompt)
+    return picture(comfyui, prompt)
 
 
 def test_the_same_prompt_gives_the_picture_back_and_its_seed_does_nothing(live):

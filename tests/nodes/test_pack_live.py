@@ -46,9 +46,9 @@ def graph(**sampler):
     }  # fmt: skip
 
 
-def picture(host, prompt, **kwargs) -> np.ndarray:
+def picture(comfyui, prompt, **kwargs) -> np.ndarray:
     """Run a graph; its first image as [H, W, 3] floats in 0..255."""
-    images = host.images(host.run(prompt, **kwargs))
+    images = comfyui.images(comfyui.run(prompt, **kwargs))
     return np.asarray(Image.open(io.BytesIO(images[0])).convert("RGB")).astype(float)
 
 
@@ -58,24 +58,24 @@ def changed(prompt, node: str, **inputs):
     return prompt
 
 
-def test_the_quickstart_workflow_runs_and_shows_more_than_noise(host):
+def test_the_quickstart_workflow_runs_and_shows_more_than_noise(comfyui):
     workflow = json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
-    image = picture(host, to_prompt(workflow, host.object_info()))
+    image = picture(comfyui, to_prompt(workflow, comfyui.object_info()))
     assert image.shape == (128, 128, 3)
     assert image.std() > 20
     rough = np.abs(np.diff(image, axis=1)).mean()
     assert rough < 12  # flat areas with edges; a picture of noise has 40 and more
 
 
-def test_the_same_seed_gives_the_same_picture_and_another_another(host):
-    first, again = picture(host, graph(seed=3)), picture(host, changed(graph(seed=3), "6"))
-    other = picture(host, graph(seed=4))
+def test_the_same_seed_gives_the_same_picture_and_another_another(comfyui):
+    first, again = picture(comfyui, graph(seed=3)), picture(comfyui, changed(graph(seed=3), "6"))
+    other = picture(comfyui, graph(seed=4))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_ksampler_runs_the_loaders_model(host):
+def test_ksampler_runs_the_loaders_model(comfyui):
     prompt = graph()
-    ours = picture(host, graph(schedule="sd3"))
+    ours = picture(comfyui, graph(schedule="sd3"))
     prompt["4"] = {
         "class_type": "KSampler",
         "inputs": {
@@ -83,18 +83,18 @@ def test_ksampler_runs_the_loaders_model(host):
             "steps": 6, "cfg": 4.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
         },
     }  # fmt: skip
-    assert np.abs(picture(host, prompt) - ours).max() <= 1
+    assert np.abs(picture(comfyui, prompt) - ours).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8_e4m3fn"])
-def test_every_weight_dtype_draws_nearly_the_same(host, dtype):
-    plain, held = picture(host, graph()), picture(host, changed(graph(), "1", weight_dtype=dtype))
+def test_every_weight_dtype_draws_nearly_the_same(comfyui, dtype):
+    plain, held = picture(comfyui, graph()), picture(comfyui, changed(graph(), "1", weight_dtype=dtype))
     # The file holds fp16, so that only the others lose something.
     lost = np.abs(plain - held).mean()
     assert (lost < 0.1 if dtype == "fp16" else 0 < lost) and lost < (12 if dtype.startswith("fp8") else 4)
 
 
-def test_image_to_image_keeps_the_picture_and_a_mask_keeps_its_outside(host):
+def test_image_to_image_keeps_the_picture_and_a_mask_keeps_its_outside(comfyui):
     base = graph()
     base["7"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["5", 0], "vae": ["1", 2]}}
     base["8"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}}
@@ -104,25 +104,25 @@ def test_image_to_image_keeps_the_picture_and_a_mask_keeps_its_outside(host):
     base["11"] = {"class_type": "VAEDecode", "inputs": {"samples": ["10", 0], "vae": ["1", 2]}}
     base["12"] = {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}}
     base["6"]["inputs"]["images"] = ["12", 0]
-    through_vae = picture(host, base)
+    through_vae = picture(comfyui, base)
     base["6"]["inputs"]["images"] = ["11", 0]
-    assert np.abs(picture(host, base) - through_vae).max() <= 2  # a mask of nothing: nothing is redrawn
+    assert np.abs(picture(comfyui, base) - through_vae).max() <= 2  # a mask of nothing: nothing is redrawn
     base["10"]["inputs"].update(latent_image=["7", 0], denoise=0.1)
-    slight = np.abs(picture(host, base) - through_vae).mean()
+    slight = np.abs(picture(comfyui, base) - through_vae).mean()
     # The same prompt would bring back much the same picture, for the small model lays a scene out in one way.
     base["13"] = copy.deepcopy(base["2"])
     base["13"]["inputs"]["prompt"] = "four red stars on a white background"
     base["10"]["inputs"].update(denoise=1.0, positive=["13", 0])
-    assert slight < np.abs(picture(host, base) - through_vae).mean()
+    assert slight < np.abs(picture(comfyui, base) - through_vae).mean()
 
 
-def test_a_lora_made_for_sd3_keys_changes_the_picture(host):
+def test_a_lora_made_for_sd3_keys_changes_the_picture(comfyui):
     import torch
 
     torch.manual_seed(0)
     name = "lora_unet_joint_blocks_3_x_block_mlp_fc1"
     weights = {f"{name}.lora_up.weight": torch.randn(512, 4), f"{name}.lora_down.weight": torch.randn(4, 128) * 0.3}
-    folder = host.base / "models" / "loras"
+    folder = comfyui.base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "small-test.safetensors")
     prompt = graph()
@@ -131,13 +131,13 @@ def test_a_lora_made_for_sd3_keys_changes_the_picture(host):
         "inputs": {"model": ["1", 0], "lora_name": "small-test.safetensors", "strength_model": 1.0},
     }
     prompt["4"]["inputs"]["model"] = ["7", 0]
-    assert np.abs(picture(host, prompt) - picture(host, graph())).mean() > 1
+    assert np.abs(picture(comfyui, prompt) - picture(comfyui, graph())).mean() > 1
 
 
-def test_previews_and_progress_come_step_by_step(host):
+def test_previews_and_progress_come_step_by_step(comfyui):
     steps, previews = [], []
-    with host.events() as events:
-        prompt_id = host.queue(
+    with comfyui.events() as events:
+        prompt_id = comfyui.queue(
             graph(seed=21), client_id=events.client_id, extra={"extra_data": {"preview_method": "auto"}}
         )
         for event in events.until_done(prompt_id, timeout=120):
@@ -150,36 +150,36 @@ def test_previews_and_progress_come_step_by_step(host):
     assert len(previews) >= 3 and all(min(size) > 1 for size in previews)
 
 
-def test_cancel_stops_in_mid_run_and_the_graph_runs_again(host):
+def test_cancel_stops_in_mid_run_and_the_graph_runs_again(comfyui):
     reached, cancelled = 0, False
-    with host.events() as events:
-        prompt_id = host.queue(graph(steps=1000, seed=31), client_id=events.client_id)
+    with comfyui.events() as events:
+        prompt_id = comfyui.queue(graph(steps=1000, seed=31), client_id=events.client_id)
         for event in events.until_done(prompt_id, timeout=180):
             if event.kind == "progress" and event.data.get("node") == "4":
                 reached = max(reached, event.data["value"])
                 if reached >= 3 and not cancelled:
-                    host.interrupt()
+                    comfyui.interrupt()
                     cancelled = True
     with pytest.raises(Interrupted):
-        host.finished(prompt_id)
+        comfyui.finished(prompt_id)
     assert 3 <= reached < 500
-    assert picture(host, graph(seed=3)).std() > 20
+    assert picture(comfyui, graph(seed=3)).std() > 20
 
 
-def test_a_picture_too_large_gets_the_named_error_and_the_graph_runs_after_the_fix(host):
+def test_a_picture_too_large_gets_the_named_error_and_the_graph_runs_after_the_fix(comfyui):
     with pytest.raises(HostError, match=r"FlowMatchingSampler.*1024 x 1024 pixels.*at most 384 x 384"):
-        host.run(changed(graph(), "3", width=1024, height=1024))
-    assert picture(host, graph(seed=5)).shape == (128, 128, 3)
+        comfyui.run(changed(graph(), "3", width=1024, height=1024))
+    assert picture(comfyui, graph(seed=5)).shape == (128, 128, 3)
 
 
-def test_the_hosts_own_sampler_gets_that_error_too(host):
+def test_the_hosts_own_sampler_gets_that_error_too(comfyui):
     prompt = changed(graph(), "3", width=1024, height=1024)
     sampler = {
         key: value for key, value in graph()["4"]["inputs"].items() if key not in ("solver", "schedule", "shift")
     }
     prompt["4"] = {"class_type": "KSampler", "inputs": {**sampler, "sampler_name": "euler", "scheduler": "normal"}}
     with pytest.raises(HostError, match=r"1024 x 1024 pixels.*at most 384 x 384"):
-        host.run(prompt)
+        comfyui.run(prompt)
 
 
 @pytest.mark.parametrize(
@@ -189,10 +189,10 @@ def test_the_hosts_own_sampler_gets_that_error_too(host):
         ("vae", r"holds no VAE.*VAELoader.*sd3_vae\.safetensors.*models/vae"),
     ],
 )
-def test_a_part_that_the_file_lacks_raises_on_use_and_names_what_provides_it(host, part, words):
+def test_a_part_that_the_file_lacks_raises_on_use_and_names_what_provides_it(comfyui, part, words):
     from safetensors import safe_open
 
-    folder = host.base / "models" / "diffusion_models"
+    folder = comfyui.base / "models" / "diffusion_models"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "transformer-only.safetensors"
     if not path.exists():
@@ -202,11 +202,11 @@ def test_a_part_that_the_file_lacks_raises_on_use_and_names_what_provides_it(hos
     prompt = graph(seed=12)
     prompt["20"] = {"class_type": "MMDiTLoader", "inputs": {"checkpoint": path.name, "weight_dtype": "default"}}
     prompt["4"]["inputs"]["model"] = ["20", 0]
-    assert picture(host, prompt).std() > 20  # the transformer alone is enough where the parts come from elsewhere
+    assert picture(comfyui, prompt).std() > 20  # the transformer alone is enough where the parts come from elsewhere
     node, key, slot = {"clip": ("2", "clip", 1), "vae": ("5", "vae", 2)}[part]
     prompt[node]["inputs"][key] = ["20", slot]
     with pytest.raises(HostError, match=words):
-        host.run(prompt)
+        comfyui.run(prompt)
 
 
 @pytest.mark.parametrize(
@@ -217,16 +217,18 @@ def test_a_part_that_the_file_lacks_raises_on_use_and_names_what_provides_it(hos
         ("page.safetensors", b"<!DOCTYPE html><html><body>Sign in</body></html>", "HTML|web page"),
     ],
 )
-def test_files_that_cannot_be_used_say_why(host, name, content, words):
-    folder = host.base / "models" / "checkpoints"
+def test_files_that_cannot_be_used_say_why(comfyui, name, content, words):
+    folder = comfyui.base / "models" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes((ROOT / "models" / SMALL).read_bytes()[:1_000_000] if content is None else content)
     with pytest.raises(HostError, match=rf"(?s)MMDiTLoader.*{name}.*({words})"):
-        host.run(changed(graph(), "1", checkpoint=name))
+        comfyui.run(changed(graph(), "1", checkpoint=name))
 
 
-def test_every_input_of_every_node_has_a_tooltip_and_every_node_a_description(host):
-    ours = {name: info for name, info in host.object_info().items() if info["python_module"].startswith("custom_nodes")}
+def test_every_input_of_every_node_has_a_tooltip_and_every_node_a_description(comfyui):
+    ours = {
+        name: info for name, info in comfyui.object_info().items() if info["python_module"].startswith("custom_nodes")
+    }
     assert {"MMDiTLoader", "TripleTextEncode", "FlowMatchingSampler", "MMDiTSampler"} <= set(ours)
     for name, info in ours.items():
         assert info["description"] and info["output_tooltips"], name

@@ -25,8 +25,8 @@ def read(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def pictures(host, record) -> list[np.ndarray]:
-    return [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(float) for image in host.images(record)]
+def pictures(comfyui, record) -> list[np.ndarray]:
+    return [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(float) for image in comfyui.images(record)]
 
 
 def each(paths):
@@ -42,13 +42,13 @@ def test_there_is_a_frozen_copy_of_every_workflow():
 
 
 @pytest.mark.parametrize("name", SHEETS)
-def test_a_file_is_what_its_description_says(host, name):
-    assert read(ROOT / "workflows" / f"{name}.json") == build(SHEETS[name], host.object_info())
+def test_a_file_is_what_its_description_says(comfyui, name):
+    assert read(ROOT / "workflows" / f"{name}.json") == build(SHEETS[name], comfyui.object_info())
 
 
 @each(SHIPPED)
-def test_links_widgets_and_choices_fit_the_node_definitions(host, path):
-    workflow, info = read(path), host.object_info()
+def test_links_widgets_and_choices_fit_the_node_definitions(comfyui, path):
+    workflow, info = read(path), comfyui.object_info()
     nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] != "MarkdownNote"}
     for link, source, output, target, slot, kind in workflow["links"]:
         given = info[nodes[source]["type"]]["output"][output]
@@ -86,16 +86,16 @@ def test_a_note_explains_and_nodes_do_not_overlap(path):
 
 
 @runs(SHIPPED)
-def test_the_small_model_runs_it(host, path):
-    found = pictures(host, host.run(to_prompt(read(path), host.object_info())))
+def test_the_small_model_runs_it(comfyui, path):
+    found = pictures(comfyui, comfyui.run(to_prompt(read(path), comfyui.object_info())))
     assert found and all(np.isfinite(image).all() and image.std() > 1 for image in found)
     if len(found) == 2 and path.stem != "analysis":  # without and with what the workflow is about
         assert found[0].shape != found[1].shape or np.abs(found[0] - found[1]).mean() > 0.1
 
 
 @each(FROZEN)
-def test_a_frozen_copy_still_loads(host, path):
-    workflow, info = read(path), host.object_info()
+def test_a_frozen_copy_still_loads(comfyui, path):
+    workflow, info = read(path), comfyui.object_info()
     prompt = to_prompt(workflow, info)
     assert prompt
     for node in prompt.values():
@@ -103,14 +103,14 @@ def test_a_frozen_copy_still_loads(host, path):
         assert set(node["inputs"]) <= known
 
 
-def test_a_frozen_copy_of_every_node_still_runs(host):
+def test_a_frozen_copy_of_every_node_still_runs(comfyui):
     """The fewest frozen files that hold every node of the pack that any of them holds."""
-    info = host.object_info()
+    info = comfyui.object_info()
     ours = {name for name, entry in info.items() if entry["python_module"].startswith("custom_nodes")}
     held = {path: {n["type"] for n in read(path)["nodes"]} & ours for path in FROZEN if path.stem not in LARGE}
     left = set().union(*held.values())
     assert {"MMDiTLoader", "FlowMatchingSampler", "BlockSkip", "TextBoost", "BlockAnalysis"} <= left
     while left:
         path = max(held, key=lambda candidate: len(held[candidate] & left))
-        assert pictures(host, host.run(to_prompt(read(path), info)))
+        assert pictures(comfyui, comfyui.run(to_prompt(read(path), info)))
         left -= held[path]

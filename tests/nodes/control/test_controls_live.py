@@ -85,9 +85,9 @@ def chained(*nodes, **settings):
     return prompt
 
 
-def picture(host, prompt) -> np.ndarray:
+def picture(comfyui, prompt) -> np.ndarray:
     """Run a graph; its first image as [H, W, 3] floats in 0..255."""
-    images = host.images(host.run(prompt))
+    images = comfyui.images(comfyui.run(prompt))
     return np.asarray(Image.open(io.BytesIO(images[0])).convert("RGB")).astype(float)
 
 
@@ -97,38 +97,40 @@ def differ(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @pytest.fixture(scope="module")
-def lora_file(host):
+def lora_file(comfyui):
     torch.manual_seed(0)
     name = "lora_unet_joint_blocks_3_x_block_mlp_fc1"
     weights = {f"{name}.lora_up.weight": torch.randn(512, 4), f"{name}.lora_down.weight": torch.randn(4, 128) * 0.3}
-    folder = host.base / "models" / "loras"
+    folder = comfyui.base / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "controls-test.safetensors")
 
 
 @pytest.mark.parametrize("other", [slg, easy_cache, lora], ids=lambda node: node.__name__)
 @pytest.mark.parametrize("control", [skip, boost], ids=lambda node: node.__name__)
-def test_a_control_and_another_node_both_act_in_either_order_and_leave_the_model_alone(host, lora_file, control, other):
+def test_a_control_and_another_node_both_act_in_either_order_and_leave_the_model_alone(
+    comfyui, lora_file, control, other
+):
     steps = 10 if other is easy_cache else 6  # EasyCache needs a few steps before it leaves one out
-    plain = picture(host, chained(steps=steps))
-    alone = [picture(host, chained(node, steps=steps)) for node in (control, other)]
-    both = picture(host, chained(control, other, steps=steps))
+    plain = picture(comfyui, chained(steps=steps))
+    alone = [picture(comfyui, chained(node, steps=steps)) for node in (control, other)]
+    both = picture(comfyui, chained(control, other, steps=steps))
     assert all(differ(both, one) for one in (plain, *alone)) and all(differ(plain, one) for one in alone)
-    assert np.array_equal(both, picture(host, chained(other, control, steps=steps)))
-    assert np.array_equal(plain, picture(host, chained(steps=steps)))
+    assert np.array_equal(both, picture(comfyui, chained(other, control, steps=steps)))
+    assert np.array_equal(plain, picture(comfyui, chained(steps=steps)))
 
 
-def test_two_stacked_skips_are_one_skip_of_both(host):
-    stacked = picture(host, chained(lambda m: skip(m, "2"), lambda m: skip(m, "5", "negative")))
-    other_way = picture(host, chained(lambda m: skip(m, "5", "negative"), lambda m: skip(m, "2")))
+def test_two_stacked_skips_are_one_skip_of_both(comfyui):
+    stacked = picture(comfyui, chained(lambda m: skip(m, "2"), lambda m: skip(m, "5", "negative")))
+    other_way = picture(comfyui, chained(lambda m: skip(m, "5", "negative"), lambda m: skip(m, "2")))
     assert np.array_equal(stacked, other_way)
     assert np.array_equal(
-        picture(host, chained(lambda m: skip(m, "2"), lambda m: skip(m, "5"))),
-        picture(host, chained(lambda m: skip(m, "2, 5"))),
+        picture(comfyui, chained(lambda m: skip(m, "2"), lambda m: skip(m, "5"))),
+        picture(comfyui, chained(lambda m: skip(m, "2, 5"))),
     )
 
 
-def test_two_samplers_of_one_graph_keep_their_own_controls(host):
+def test_two_samplers_of_one_graph_keep_their_own_controls(comfyui):
     prompt = graph()
     prompt["7"], prompt["8"] = skip(["1", 0], "2"), boost(["1", 0])
     for model, sampler in (("7", "10"), ("8", "20")):
@@ -136,15 +138,15 @@ def test_two_samplers_of_one_graph_keep_their_own_controls(host):
         prompt[sampler]["inputs"]["model"] = [model, 0]
         prompt[f"{sampler}d"] = {"class_type": "VAEDecode", "inputs": {"samples": [sampler, 0], "vae": ["1", 2]}}
         prompt[f"{sampler}p"] = {"class_type": "PreviewImage", "inputs": {"images": [f"{sampler}d", 0]}}
-    record = host.run(prompt)
+    record = comfyui.run(prompt)
     apart = {"6": graph(), "10p": chained(skip), "20p": chained(boost)}
     for node, alone in apart.items():
-        (image,) = host.images({"outputs": {node: record["outputs"][node]}})
+        (image,) = comfyui.images({"outputs": {node: record["outputs"][node]}})
         together = np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(float)
-        assert np.array_equal(together, picture(host, alone)), node
+        assert np.array_equal(together, picture(comfyui, alone)), node
 
 
-def test_an_area_keeps_its_place_beside_a_control(host):
+def test_an_area_keeps_its_place_beside_a_control(comfyui):
     def wide(prompt):
         prompt["3"]["inputs"].update(width=128, height=128)
         return prompt
@@ -153,26 +155,26 @@ def test_an_area_keeps_its_place_beside_a_control(host):
     area = {"conditioning": ["2", 0], "width": 64, "height": 128, "x": 0, "y": 0, "strength": 1.0}
     prompt["9"] = {"class_type": "ConditioningSetArea", "inputs": area}
     prompt["4"]["inputs"]["positive"] = ["9", 0]
-    both = picture(host, prompt)
-    assert differ(both, picture(host, wide(chained(skip))))
+    both = picture(comfyui, prompt)
+    assert differ(both, picture(comfyui, wide(chained(skip))))
     prompt["4"]["inputs"]["model"] = ["1", 0]
-    assert differ(both, picture(host, prompt))
+    assert differ(both, picture(comfyui, prompt))
 
 
-def test_after_a_cancel_the_picture_without_the_node_is_the_original(host):
-    original = picture(host, graph(seed=8))
+def test_after_a_cancel_the_picture_without_the_node_is_the_original(comfyui):
+    original = picture(comfyui, graph(seed=8))
     reached, cancelled = 0, False
-    with host.events() as events:
-        prompt_id = host.queue(chained(skip, boost, steps=1000, seed=8), client_id=events.client_id)
+    with comfyui.events() as events:
+        prompt_id = comfyui.queue(chained(skip, boost, steps=1000, seed=8), client_id=events.client_id)
         for event in events.until_done(prompt_id, timeout=180):
             if event.kind == "progress" and event.data.get("node") == "4":
                 reached = max(reached, event.data["value"])
                 if reached >= 3 and not cancelled:
-                    host.interrupt()
+                    comfyui.interrupt()
                     cancelled = True
     with pytest.raises(Interrupted):
-        host.finished(prompt_id)
+        comfyui.finished(prompt_id)
     assert 3 <= reached < 500
     # Another seed in between, so that the host cannot answer from its cache.
-    assert differ(picture(host, graph(seed=9)), original)
-    assert np.array_equal(picture(host, graph(seed=8)), original)
+    assert differ(picture(comfyui, graph(seed=9)), original)
+    assert np.array_equal(picture(comfyui, graph(seed=8)), original)

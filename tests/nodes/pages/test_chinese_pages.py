@@ -80,10 +80,10 @@ def test_bold_words_are_bold_between_chinese_letters(name):
         assert re.match(r"\w", found[1][0]) and re.match(r"\w", found[1][-1]), found[0]
 
 
-def test_the_live_host_serves_the_pages_and_their_pictures(host):
+def test_the_live_host_serves_the_pages_and_their_pictures(comfyui):
     for name in PAGES:
         folder = f"/extensions/{ROOT.name}/docs"
-        assert host.fetch(f"{folder}/{name}/zh.md").decode() == chinese(name)
+        assert comfyui.fetch(f"{folder}/{name}/zh.md").decode() == chinese(name)
         # ComfyUI's page joins a picture's relative address to docs/, not to the page's own folder.
         for picture in SAME["pictures"].findall(chinese(name)):
-            assert host.fetch(f"{folder}/{picture}").startswith(b"\x89PNG")
+            assert comfyui.fetch(f"{folder}/{picture}").startswith(b"\x89PNG")

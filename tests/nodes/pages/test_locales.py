@@ -32,9 +32,9 @@ def strings(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def info(host, pack) -> dict[str, Any]:
+def info(comfyui, pack) -> dict[str, Any]:
     """The pack's nodes as the live host describes them."""
-    found = of_pack(host.object_info())
+    found = of_pack(comfyui.object_info())
     assert set(found) == set(pack.NODE_CLASS_MAPPINGS)
     return found
 
@@ -86,8 +86,8 @@ def test_two_inputs_of_a_node_never_share_a_name():
             assert len(set(names)) == len(names), (language, name)
 
 
-def test_the_live_host_serves_both_languages(host):
-    served = host.get("/api/i18n")
+def test_the_live_host_serves_both_languages(comfyui):
+    served = comfyui.get("/api/i18n")
     for language in LANGUAGES:
         assert served[language]["nodeDefs"] == words(language, "nodeDefs.json")
         assert served[language]["nodeCategories"] == words(language, "main.json")["nodeCategories"]

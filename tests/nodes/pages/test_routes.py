@@ -75,8 +75,8 @@ def header_only(path: Path, names: list[str]) -> None:
 
 
 @pytest.fixture
-def flux(host):
-    path = host.base / "models" / "diffusion_models" / "routes-flux.safetensors"
+def flux(comfyui):
+    path = comfyui.base / "models" / "diffusion_models" / "routes-flux.safetensors"
     path.parent.mkdir(exist_ok=True)
     names = [f"double_blocks.{i}.img_attn.qkv.weight" for i in range(19)]
     header_only(path, names + [f"single_blocks.{i}.linear1.weight" for i in range(38)])
@@ -84,24 +84,24 @@ def flux(host):
     path.unlink()
 
 
-def blocks(host, **query):
-    return host.get("/mmdit/blocks?" + urlencode(query))
+def blocks(comfyui, **query):
+    return comfyui.get("/mmdit/blocks?" + urlencode(query))
 
 
-def test_the_server_counts_blocks_by_folder_or_by_the_loaders_own_rule(host, flux):
-    assert blocks(host, name=flux.name, folder="diffusion_models") == {"double": 19, "single": 38}
-    assert blocks(host, name=flux.name) == {"double": 19, "single": 38}
-    assert blocks(host, name="mmdit-small.safetensors") == {"double": 8, "single": 0}
+def test_the_server_counts_blocks_by_folder_or_by_the_loaders_own_rule(comfyui, flux):
+    assert blocks(comfyui, name=flux.name, folder="diffusion_models") == {"double": 19, "single": 38}
+    assert blocks(comfyui, name=flux.name) == {"double": 19, "single": 38}
+    assert blocks(comfyui, name="mmdit-small.safetensors") == {"double": 8, "single": 0}
 
 
-def test_a_file_that_changed_is_counted_anew(host, flux):
-    assert blocks(host, name=flux.name)["single"] == 38
+def test_a_file_that_changed_is_counted_anew(comfyui, flux):
+    assert blocks(comfyui, name=flux.name)["single"] == 38
     header_only(flux, ["joint_blocks.0.x_block.attn.qkv.weight"])
-    assert blocks(host, name=flux.name) == {"double": 1, "single": 0}
+    assert blocks(comfyui, name=flux.name) == {"double": 1, "single": 0}
 
 
-def test_only_what_the_host_lists_is_looked_at(host, flux):
-    outside = host.base / "outside.safetensors"
+def test_only_what_the_host_lists_is_looked_at(comfyui, flux):
+    outside = comfyui.base / "outside.safetensors"
     header_only(outside, ["joint_blocks.0.x_block.attn.qkv.weight"])
     damaged = flux.with_name("routes-damaged.safetensors")
     damaged.write_bytes(b"no header")
@@ -117,25 +117,25 @@ def test_only_what_the_host_lists_is_looked_at(host, flux):
         {"name": ""},
         {},
     ):
-        assert blocks(host, **query) == unknown, query
+        assert blocks(comfyui, **query) == unknown, query
     damaged.unlink()
     with pytest.raises(HostError, match="405"):
-        host.post("/mmdit/blocks", {})
+        comfyui.post("/mmdit/blocks", {})
 
 
-def test_the_server_tells_the_presets(host):
-    told = host.get("/mmdit/presets")
+def test_the_server_tells_the_presets(comfyui):
+    told = comfyui.get("/mmdit/presets")
     assert [preset["name"] for preset in told] == [preset.name for preset in PRESETS]
     assert told[0]["strengths"] == [[2, 1.5], [7, 1.5], [12, 1.5], [17, 1.5], [22, 1.5]]
     assert told[1]["action"] == "skip" and [block for block, _ in told[1]["strengths"]] == [*range(5, 56, 5)]
 
 
-def test_the_server_counts_tokens_as_the_node_does(host):
+def test_the_server_counts_tokens_as_the_node_does(comfyui):
     text = "a red circle and " * 40
-    told = host.post("/mmdit/tokens", {"prompt": text, "clip_g": "a star", "t5_length": "77"})
+    told = comfyui.post("/mmdit/tokens", {"prompt": text, "clip_g": "a star", "t5_length": "77"})
     encode = {"clip": ["1", 1], "prompt": text, "negative": "", "clip_l": "", "clip_g": "a star", "t5xxl": ""}
     encode |= {"clip_l_strength": 1.0, "clip_g_strength": 1.0, "t5_strength": 1.0, "t5_length": "77", "empty": "encode"}
-    record = host.run(
+    record = comfyui.run(
         {
             "1": {
                 "class_type": "MMDiTLoader",
@@ -154,11 +154,11 @@ def test_the_server_counts_tokens_as_the_node_does(host):
     assert [found["used"] for found in told["negative"]] == [0, 0, 0]
 
 
-def test_what_cannot_be_counted_is_refused_or_left_alone(host):
-    assert host.post("/mmdit/tokens", {"prompt": "a" * 60_000}) == {}
+def test_what_cannot_be_counted_is_refused_or_left_alone(comfyui):
+    assert comfyui.post("/mmdit/tokens", {"prompt": "a" * 60_000}) == {}
     for body in ([], {"prompt": 3}, {"t5_length": "many"}, "text", None):
         with pytest.raises(HostError, match="400"):
-            host.post("/mmdit/tokens", body)
+            comfyui.post("/mmdit/tokens", body)
 
 
 DIALS = {
@@ -168,20 +168,20 @@ DIALS = {
 }  # fmt: skip
 
 
-def test_the_server_tells_the_curve_of_the_connected_model(host):
+def test_the_server_tells_the_curve_of_the_connected_model(comfyui):
     window = {"start": 0.5, "end": 1.0, "fade": "constant"}
     model = {"name": "mmdit-small.safetensors", "folder": ""}
-    told = host.post("/mmdit/curve", {"dials": DIALS, "model": model, "windows": [window]})
+    told = comfyui.post("/mmdit/curve", {"dials": DIALS, "model": model, "windows": [window]})
     assert [step for step, _ in told["points"]] == [0, 1, 2, 3, 4, 5] and told["own"] and not told["adaptive"]
     levels = sigmas(5, "linear", told["shift"]).tolist()
     assert [level for _, level in told["points"]] == pytest.approx(levels, abs=1e-5)
     assert told["cfg"] == [1, 1, 1, 0, 0] and told["windows"] == [[0, 0, 0, 1, 1]]
-    assert host.post("/mmdit/curve", {"dials": DIALS, "model": None}) == {"missing": "shift"}
+    assert comfyui.post("/mmdit/curve", {"dials": DIALS, "model": None}) == {"missing": "shift"}
     outside = {"name": "../../outside.safetensors", "folder": "diffusion_models"}
-    assert host.post("/mmdit/curve", {"dials": DIALS, "model": outside}) == {"missing": "shift"}
+    assert comfyui.post("/mmdit/curve", {"dials": DIALS, "model": outside}) == {"missing": "shift"}
 
 
-def test_what_is_no_question_about_a_curve_is_refused(host):
+def test_what_is_no_question_about_a_curve_is_refused(comfyui):
     for body in (
         {},
         [],
@@ -198,4 +198,4 @@ def test_what_is_no_question_about_a_curve_is_refused(host):
         {"dials": DIALS, "width": 0, "height": 64},
     ):
         with pytest.raises(HostError, match="400"):
-            host.post("/mmdit/curve", body)
+            comfyui.post("/mmdit/curve", body)

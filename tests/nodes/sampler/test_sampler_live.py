@@ -16,9 +16,9 @@ QUICKSTART = json.loads((Path(__file__).parents[3] / "workflows" / "quickstart.j
 
 
 @pytest.fixture(scope="module")
-def graph(host):
+def graph(comfyui):
     """The quickstart's graph with the sampler's three outputs in use; inputs of the sampler may be changed."""
-    prompt = to_prompt(QUICKSTART, host.object_info())
+    prompt = to_prompt(QUICKSTART, comfyui.object_info())
     (sampler,) = [key for key, node in prompt.items() if node["class_type"] == "FlowMatchingSampler"]
 
     def made(**inputs):
@@ -34,46 +34,46 @@ def graph(host):
     return made
 
 
-def ran(host, prompt):
+def ran(comfyui, prompt):
     """The record of a prompt queued as the page does it: with its workflow, to be written into pictures."""
     extra = {"extra_data": {"extra_pnginfo": {"workflow": QUICKSTART}, "preview_method": "latent2rgb"}}
-    with host.events() as events:
-        prompt_id = host.queue(prompt, client_id=events.client_id, extra=extra)
+    with comfyui.events() as events:
+        prompt_id = comfyui.queue(prompt, client_id=events.client_id, extra=extra)
         told = list(events.until_done(prompt_id))
-    return host.finished(prompt_id), told
+    return comfyui.finished(prompt_id), told
 
 
-def pictures(host, record) -> list[Image.Image]:
-    return [Image.open(io.BytesIO(image)) for image in host.images(record)]
+def pictures(comfyui, record) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(image)) for image in comfyui.images(record)]
 
 
-def facts(host, record, sampler):
+def facts(comfyui, record, sampler):
     """What the PNGs of a run say about it."""
-    written = [json.loads(image.text["mmdit_sampler"]) for image in pictures(host, record)]
+    written = [json.loads(image.text["mmdit_sampler"]) for image in pictures(comfyui, record)]
     assert written and all(other == written[0] for other in written)
     return written[0][sampler]
 
 
-def test_the_png_says_what_ran_and_so_does_the_summary(host, graph):
-    record, told = ran(host, graph(seed=11, cfg_end=0.5))
-    found = facts(host, record, graph.sampler)
+def test_the_png_says_what_ran_and_so_does_the_summary(comfyui, graph):
+    record, told = ran(comfyui, graph(seed=11, cfg_end=0.5))
+    found = facts(comfyui, record, graph.sampler)
     assert found["noise"]["seed"] == 11 and len(found["sigmas"]) == 5
     assert found["calls"]["positive_rows"] == 4 and found["calls"]["negative_rows"] == 2
     (text,) = record["outputs"]["91"]["text"]
     assert "Model calls: 4; pictures in them: 4 positive, 2 negative" in text
-    assert any(image.size[0] == 720 for image in pictures(host, record))  # the curve
-    assert all(json.loads(image.text["workflow"]) == QUICKSTART for image in pictures(host, record))
+    assert any(image.size[0] == 720 for image in pictures(comfyui, record))  # the curve
+    assert all(json.loads(image.text["workflow"]) == QUICKSTART for image in pictures(comfyui, record))
     assert sum(event.kind == "preview" for event in told) == 4  # from the first step on
 
 
-def test_the_host_keeps_the_last_run_between_two_queues(host, graph):
-    first, _ = ran(host, graph(seed=12, reuse=True, cfg_end=0.5))
-    assert facts(host, first, graph.sampler)["steps"]["reused"] == 0
-    second, _ = ran(host, graph(seed=12, reuse=True, cfg_end=0.75))
-    assert facts(host, second, graph.sampler)["steps"]["reused"] == 2
-    plain, _ = ran(host, graph(seed=12, cfg_end=0.75))
-    (made,) = [image for image in pictures(host, second) if image.size[0] != 720]
-    (full,) = [image for image in pictures(host, plain) if image.size[0] != 720]
+def test_the_host_keeps_the_last_run_between_two_queues(comfyui, graph):
+    first, _ = ran(comfyui, graph(seed=12, reuse=True, cfg_end=0.5))
+    assert facts(comfyui, first, graph.sampler)["steps"]["reused"] == 0
+    second, _ = ran(comfyui, graph(seed=12, reuse=True, cfg_end=0.75))
+    assert facts(comfyui, second, graph.sampler)["steps"]["reused"] == 2
+    plain, _ = ran(comfyui, graph(seed=12, cfg_end=0.75))
+    (made,) = [image for image in pictures(comfyui, second) if image.size[0] != 720]
+    (full,) = [image for image in pictures(comfyui, plain) if image.size[0] != 720]
     assert made.tobytes() == full.tobytes()
 
 
@@ -84,6 +84,6 @@ def test_the_host_keeps_the_last_run_between_two_queues(host, graph):
         ({"custom_sigmas": "1, 0.2, 0.4"}, "FlowMatchingSampler: custom_sigmas: level 1 is 0.2 and level 2 is 0.4"),
     ],
 )
-def test_what_the_host_lets_through_is_named_by_the_node(host, graph, inputs, words):
+def test_what_the_host_lets_through_is_named_by_the_node(comfyui, graph, inputs, words):
     with pytest.raises(HostError, match=words):
-        host.run(graph(**inputs))
+        comfyui.run(graph(**inputs))

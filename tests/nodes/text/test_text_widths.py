@@ -111,7 +111,7 @@ def test_strengths_scale_what_is_there(node, holding, subset):
     assert torch.equal(half[0][1]["pooled_output"], plain[0][1]["pooled_output"] * 0.5)
 
 
-def test_the_node_shows_tokens_used_and_cut_and_nan_through_the_api_is_named(host):
+def test_the_node_shows_tokens_used_and_cut_and_nan_through_the_api_is_named(comfyui):
     def graph(**changed):
         text = {
             "clip": ["1", 1], "prompt": LONG, "negative": "blurry", "clip_l": "", "clip_g": "", "t5xxl": "",
@@ -128,8 +128,8 @@ def test_the_node_shows_tokens_used_and_cut_and_nan_through_the_api_is_named(hos
         }
 
     shown = []
-    with host.events() as events:
-        prompt_id = host.queue(graph(), client_id=events.client_id)
+    with comfyui.events() as events:
+        prompt_id = comfyui.queue(graph(), client_id=events.client_id)
         for event in events.until_done(prompt_id, timeout=120):
             if event.kind == "binary_3":  # the host's progress text: length of the node's id, the id, the text
                 (length,) = struct.unpack(">I", event.image[:4])
@@ -138,5 +138,5 @@ def test_the_node_shows_tokens_used_and_cut_and_nan_through_the_api_is_named(hos
     assert "prompt: CLIP-L 107, CLIP-G 107, T5 76 (" in said and " cut)" in said
     assert "negative: CLIP-L 1, CLIP-G 1, T5 " in said
     with pytest.raises(Exception, match="TripleTextEncode: t5_strength: nan. Set a number from 0 to 10"):
-        host.run(graph(t5_strength=float("nan")))
-    host.run(graph(t5_length="154"))  # the graph runs after the fix
+        comfyui.run(graph(t5_strength=float("nan")))
+    comfyui.run(graph(t5_length="154"))  # the graph runs after the fix
