@@ -47,10 +47,11 @@ CORE_PACKAGES: dict[str, set[str]] = {
     "checkpoints": {"config"},
     "flow": set(),
     "solvers": set(),
-    "guidance": set(),
+    "guidance": {"flow"},  # windows and sigmas
     "text": set(),
-    "control": {"text", "models"},  # phrases are found in token maps; hooks keep AdaLN rows for part of a batch
-    "caching": {"config"},  # a plan names the model that it was measured on
+    # phrases are found in token maps; hooks keep AdaLN rows for part of a batch; controls act in windows
+    "control": {"text", "models", "flow"},
+    "caching": {"config", "flow"},  # a plan names the model that it was measured on; sigmas are compared
     "analysis": {"control"},
     "__init__": {"config", "models", "checkpoints"},
 }
