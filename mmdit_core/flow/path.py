@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .sigma import shift_sigma
+
 
 def interpolate(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
     """Point of the path at a noise level: (1 - sigma) * data + sigma * noise.
@@ -154,13 +156,9 @@ def sample_timesteps(
     """
     if density not in DENSITIES:
         raise ValueError(f"sample_timesteps: density {density!r} is unknown; choose one of {', '.join(DENSITIES)}")
-    if not 0 < shift < math.inf:
-        raise ValueError(f"sample_timesteps: shift is {shift}; it must be finite and > 0")
     source = generator.device if generator is not None else device
     u = torch.rand(n, generator=generator, device=source, dtype=torch.float32)
-    sigma = DENSITIES[density](u, **options)
-    # The schedules' shift, restated here because training and sampling do not import each other.
-    sigma = shift * sigma / (shift * sigma + (1 - sigma))
+    sigma = shift_sigma(DENSITIES[density](u, **options), shift)
     # rand() can give exactly 0, and a narrow tail can round to an end: a loss weight may divide by either.
     edge = torch.finfo(torch.float32).eps
     return sigma.clamp(edge, 1 - edge).to(device if device is not None else source)

@@ -11,76 +11,15 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-Level = TypeVar("Level", Tensor, float)
+from .sigma import SIGMA_TOLERANCE, TRAIN_STEPS, shift_sigma
 
-TRAIN_STEPS = 1000  # timesteps the SD3 family was trained at; its own grid ends at the lowest of them
 MIN_DENOISE = 1e-4  # keeps steps / denoise, the length of the whole schedule, within reason
 NEWTON_STEPS = 20  # at most, for beta quantiles; every shape allowed settles sooner
-ROUNDING = 1e-6  # levels computed in float32 may overshoot 1 by a rounding
 FULL_DENOISE = 0.9999  # the host's threshold: above it a run is a full one
-
-
-def shift_sigma(sigma: Level, shift: float) -> Level:
-    """Warp noise levels toward high noise (shift > 1) or low noise (shift < 1).
-
-    Args: sigma a number or tensor [n] in [0, 1]; shift > 0, dimensionless.
-    Returns: as sigma, same dtype and device; 0 and 1 stay exactly, monotone. Two shifts multiply.
-    Raises: ValueError if shift is not finite and > 0.
-    Source: Esser et al. 2024, eq. 23, written so that 1 maps to exactly 1 in floating point.
-    """
-    _require_shift(shift)
-    return shift * sigma / (shift * sigma + (1 - sigma))
-
-
-def unshift_sigma(sigma: Level, shift: float) -> Level:
-    """Inverse of `shift_sigma`.
-
-    Args: sigma a number or tensor [n] in [0, 1]; shift > 0, the one that was applied.
-    Returns: as sigma, same dtype and device.
-    Raises: ValueError if shift is not finite and > 0.
-    """
-    _require_shift(shift)
-    return sigma / (sigma + shift * (1 - sigma))
-
-
-def resolution_shift(pixels: int, base_pixels: int = 1024 * 1024) -> float:
-    """Shift that gives a picture of one size the noise level that another size has: sqrt(pixels / base_pixels).
-
-    Args: pixels, base_pixels width * height, > 0. Multiply the result by the shift in use at the base size.
-    Returns: the shift, > 0.
-    Raises: ValueError if a count is not > 0.
-    Source: Esser et al. 2024, section 5.3.2.
-    """
-    for name, count in (("pixels", pixels), ("base_pixels", base_pixels)):
-        if not 0 < count < math.inf:
-            raise ValueError(f"resolution_shift: {name} is {count}; it must be > 0")
-    return math.sqrt(pixels / base_pixels)
-
-
-def flux_mu(tokens: int) -> float:
-    """FLUX's shift parameter for a picture's size: linear through (256 tokens, 0.5) and (4096 tokens, 1.15).
-
-    Args: tokens > 0, image tokens (for a patch of 2 and a VAE of 8: width / 16 * height / 16).
-    Returns: mu; `mu_to_shift` makes it a shift.
-    Raises: ValueError if tokens is not > 0.
-    Source: Black Forest Labs, FLUX.1 reference sampling.
-    """
-    if not 0 < tokens < math.inf:
-        raise ValueError(f"flux_mu: tokens is {tokens}; it must be > 0")
-    return 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
-
-
-def mu_to_shift(mu: float) -> float:
-    """Shift of FLUX's form e^mu / (e^mu + 1/sigma - 1), which is `shift_sigma` with shift e^mu.
-
-    Args: mu any real number. Returns: the shift, > 0.
-    """
-    return math.exp(mu)
 
 
 def linear(steps: int, shift: float) -> Tensor:
@@ -197,7 +136,6 @@ def sigmas(
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"sigmas: schedule {schedule!r} has no option {name!r}; {takes}")
-    _require_shift(shift)
     if not MIN_DENOISE <= denoise <= 1:
         raise ValueError(f"sigmas: denoise is {denoise}; it must be in [{MIN_DENOISE}, 1]")
     total = steps if denoise > FULL_DENOISE else int(steps / denoise)
@@ -217,7 +155,7 @@ def custom(levels: str | Sequence[float]) -> Tensor:
     if len(grid) < 2:
         raise ValueError(f"there are {len(grid)} levels; a step needs two, such as 1, 0")
     for index, level in enumerate(grid.tolist()):
-        if not 0 <= level <= 1 + ROUNDING:
+        if not 0 <= level <= 1 + SIGMA_TOLERANCE:
             raise ValueError(f"level {index} is {level:g}; it must be in [0, 1]")
         if index and not level < grid[index - 1]:
             raise ValueError(
@@ -231,11 +169,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{text!r} is no number, as 0.9 is") from None
-
-
-def _require_shift(shift: float) -> None:
-    if not 0 < shift < math.inf:
-        raise ValueError(f"shift is {shift}; it must be finite and > 0")
 
 
 def beta_quantile(probability: Tensor, a: float, b: float) -> Tensor:

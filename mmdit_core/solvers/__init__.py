@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..flow.sigma import SIGMA_TOLERANCE, same_sigma
 from .base import Course, History, Method, OwnCourse, Point, State
 from .exponential import NOISE_TO_ONE, SIGNAL_TO_NOISE, TwoStage, TwoStep, UniPC, midpoint, residual
 from .leapfrog import AsynchronousLeapfrog
@@ -23,8 +24,6 @@ from .stochastic import EulerAncestral, TwoStepSDE
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor, Tensor, Tensor], object]
 Generators = torch.Generator | Sequence[torch.Generator]
-
-ROUNDING = 1e-6  # schedules computed in float32 may overshoot 1 by a rounding
 
 _DPMPP = "Lu et al. 2022, 'DPM-Solver++', algorithm 2 (multistep, midpoint)"
 _RES = "Zhang et al. 2023, 'Improved order analysis and design of exponential integrator', RES 2M"
@@ -229,7 +228,7 @@ def _check_history(history: History, x: Tensor, levels: list[float], method: Met
         if point.x.shape != x.shape:
             raise ValueError(f"solve: history is of shape {list(point.x.shape)}; expected x's, {list(x.shape)}")
         if method.carries:
-            if abs(following - point.sigma) > ROUNDING:
+            if not same_sigma(following, point.sigma):
                 raise ValueError(
                     f"solve: history has its point at sigma {point.sigma:g}, and the run begins at {following:g}; "
                     "give the history of a run that ended there"
@@ -247,7 +246,7 @@ def _read_schedule(sigmas: Tensor | Sequence[float]) -> list[float]:
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"solve: sigmas has shape {list(grid.shape)}; expected [steps + 1] with at least one step")
     for index, level in enumerate(grid.tolist()):
-        if not 0 <= level <= 1 + ROUNDING:
+        if not 0 <= level <= 1 + SIGMA_TOLERANCE:
             raise ValueError(f"solve: sigmas[{index}] is {level}; it must be in [0, 1]")
     levels = grid.clamp(max=1).tolist()
     falling = levels[1] < levels[0]

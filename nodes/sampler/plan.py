@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...mmdit_core.flow import schedules as schedule
+from ...mmdit_core.flow.sigma import flux_mu, mu_to_shift, resolution_shift
 from ...mmdit_core.solvers import SOLVERS
 from ..comfyui.run import resume as handover
 from ..comfyui.run import sampling
@@ -186,11 +187,11 @@ def shift_by(
     """The shift to sample with, and where it comes from. Args: own, the model's; tokens and pixels of the picture."""
     if dials.size_shift == "flux":
         count = tokens()
-        return schedule.mu_to_shift(schedule.flux_mu(count)), f"FLUX's rule for {count} image tokens"
+        return mu_to_shift(flux_mu(count)), f"FLUX's rule for {count} image tokens"
     base, said = (dials.shift, "as set") if dials.shift else (own, OWN)
     if dials.size_shift == "off":
         return base, said
-    return base * schedule.resolution_shift(pixels()), f"{base:g} ({said}) at 1024 x 1024, by the root of the pixels"
+    return base * resolution_shift(pixels()), f"{base:g} ({said}) at 1024 x 1024, by the root of the pixels"
 
 
 def levels_of(dials: SimpleNamespace, shift: float) -> tuple[Tensor, str]:

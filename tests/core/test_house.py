@@ -46,7 +46,7 @@ CORE_PACKAGES: dict[str, set[str]] = {
     "models": {"config"},
     "checkpoints": {"config"},
     "flow": set(),
-    "solvers": set(),
+    "solvers": {"flow"},  # the tolerance for equal sigmas
     "guidance": {"flow"},  # windows and sigmas
     "text": set(),
     # phrases are found in token maps; hooks keep AdaLN rows for part of a batch; controls act in windows

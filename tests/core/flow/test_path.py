@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mmdit_core.flow import path as flow
-from mmdit_core.flow.schedules import shift_sigma
+from mmdit_core.flow.sigma import shift_sigma
 
 DRAWS = 20_000
 

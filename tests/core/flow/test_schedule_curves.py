@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta as beta_distribution
 
-from mmdit_core.flow.schedules import SCHEDULES, beta_quantile, shift_sigma, sigmas, unshift_sigma
+from mmdit_core.flow.schedules import SCHEDULES, beta_quantile, sigmas
+from mmdit_core.flow.sigma import shift_sigma, unshift_sigma
 
 CURVES = ("beta", "karras", "cosine", "log_snr", "cosmap")
 STEPS = (1, 2, 3, 7, 28, 100)

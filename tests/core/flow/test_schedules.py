@@ -7,16 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdit_core.flow import schedules as schedule
-from mmdit_core.flow.schedules import (
-    SCHEDULES,
-    custom,
-    flux_mu,
-    mu_to_shift,
-    resolution_shift,
-    shift_sigma,
-    sigmas,
-    unshift_sigma,
-)
+from mmdit_core.flow.schedules import SCHEDULES, custom, sigmas
+from mmdit_core.flow.sigma import flux_mu, mu_to_shift, shift_sigma
 
 SHIFTS = st.floats(0.05, 50)
 
@@ -35,22 +27,6 @@ def test_every_schedule_falls_strictly_to_zero(name, steps, shift, denoise):
     assert grid[-1] == 0 and grid[0] <= 1
     assert (grid.diff() < 0).all()
     assert denoise < 1 or grid[0] == 1
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.floats(0, 1), SHIFTS, SHIFTS)
-def test_shift_has_an_inverse_and_composes(sigma, shift, other):
-    assert unshift_sigma(shift_sigma(sigma, shift), shift) == pytest.approx(sigma, abs=1e-14)
-    assert shift_sigma(shift_sigma(sigma, shift), other) == pytest.approx(shift_sigma(sigma, shift * other), abs=1e-14)
-
-
-@settings(max_examples=200, deadline=None)
-@given(SHIFTS, st.sampled_from([torch.float32, torch.float64]))
-def test_shift_keeps_ends_exactly_order_and_dtype(shift, dtype):
-    grid = shift_sigma(torch.linspace(0, 1, 101, dtype=dtype), shift)
-    assert grid.dtype == dtype
-    assert grid[0] == 0 and grid[-1] == 1
-    assert (grid.diff() > 0).all()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 28, 50, 1000])
@@ -75,18 +51,6 @@ def test_flux_shift_gives_the_grid_diffusers_makes_from_mu(tokens, steps):
     torch.testing.assert_close(grid, reference.sigmas.double(), rtol=0, atol=1e-6)
 
 
-def test_flux_mu_at_its_two_published_sizes():
-    assert flux_mu(256) == 0.5
-    assert flux_mu(4096) == 1.15
-    assert mu_to_shift(flux_mu(4096)) == pytest.approx(3.158, abs=5e-4)
-
-
-def test_resolution_shift_is_the_root_of_the_pixel_ratio():
-    assert resolution_shift(2048 * 2048) == 2
-    assert resolution_shift(512 * 512, 1024 * 1024) == 0.5
-    assert resolution_shift(1024 * 1024) == 1
-
-
 def test_denoise_keeps_the_tail_of_a_longer_schedule():
     assert torch.equal(sigmas(10, denoise=0.5), sigmas(20)[10:])
     assert torch.equal(sigmas(7, "sd3", denoise=0.3), sigmas(23, "sd3")[16:])
@@ -109,21 +73,6 @@ def test_denoise_keeps_the_tail_of_a_longer_schedule():
 def test_bad_input_is_named_with_its_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         sigmas(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: shift_sigma(0.5, -1.0), "shift is -1.0"),
-        (lambda: unshift_sigma(0.5, 0.0), "shift is 0.0"),
-        (lambda: flux_mu(0), "tokens is 0; it must be > 0"),
-        (lambda: resolution_shift(0), "pixels is 0; it must be > 0"),
-        (lambda: resolution_shift(1, -4), "base_pixels is -4; it must be > 0"),
-    ],
-)
-def test_bad_number_to_a_shift_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 def test_a_new_schedule_is_one_function_and_one_row(monkeypatch):

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mmdit_core.control.spec import BlockControl
-from mmdit_core.flow.schedules import flux_mu, sigmas
+from mmdit_core.flow.schedules import sigmas
+from mmdit_core.flow.sigma import flux_mu
 from mmdit_core.solvers import SOLVERS
 
 LEVELS = [1.0, 0.93, 0.71, 0.3, 0.0]

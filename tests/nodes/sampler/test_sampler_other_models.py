@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmdit_core.control.spec import BlockControl
-from mmdit_core.flow.schedules import flux_mu
+from mmdit_core.flow.sigma import flux_mu
 
 FLUX = dict(
     image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=20, context_in_dim=24,
