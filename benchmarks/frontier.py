@@ -35,7 +35,7 @@ from attributes.judge import COLUMNS, score, summarise, wilson  # noqa: E402
 from benchmarks.attributes.prompts import SETS, Prompt, read_prompts  # noqa: E402
 from benchmarks.flops import flop_counter  # noqa: E402
 from mmdit_core.caching.plans import PLANS  # noqa: E402
-from mmdit_core.caching.step_cache import Economy  # noqa: E402
+from mmdit_core.caching.step_cache import StepCache  # noqa: E402
 from scripts import inprocess  # noqa: E402
 
 SMALL = ROOT / "models" / "mmdit-small.safetensors"
@@ -50,26 +50,26 @@ FULL = "everything"
 class Point:
     """One way to compute less.
 
-    Fields: curve, its line in the plot; name; steps; economy; both and negative, how many blocks are skipped on both
+    Fields: curve, its line in the plot; name; steps; step_cache; both and negative, how many blocks are skipped on both
     branches and on the negative one, least missed first; cache, EasyCache's threshold, 0 for none.
     """
 
     curve: str
     name: str
     steps: int = STEPS
-    economy: Economy = Economy()
+    step_cache: StepCache = StepCache()
     both: int = 0
     negative: int = 0
     cache: float = 0.0
 
 
-def carried(curve: str, settings: Sequence[tuple[str, Economy]]) -> tuple[Point, ...]:
-    return tuple(Point(curve, name, economy=economy) for name, economy in settings)
+def carried(curve: str, settings: Sequence[tuple[str, StepCache]]) -> tuple[Point, ...]:
+    return tuple(Point(curve, name, step_cache=step_cache) for name, step_cache in settings)
 
 
-def other(economy: Economy) -> Economy:
+def other(step_cache: StepCache) -> StepCache:
     """What is taken over as it is where a line was drawn, and the other way round."""
-    return replace(economy, order=1 - economy.order)
+    return replace(step_cache, order=1 - step_cache.order)
 
 
 # The paper (arXiv 2601.02211) skips 3 of 57 blocks on both branches and 14 on the negative one, over step caching: of 8
@@ -78,38 +78,38 @@ POINTS = (
     Point(FULL, FULL),
     *carried(
         "whole steps carried over",
-        (*((f"plan {plan.speedup:g}x", plan.economy) for plan in PLANS),),
+        (*((f"plan {plan.speedup:g}x", plan.step_cache) for plan in PLANS),),
     ),
     *(Point("fewer steps", f"{steps} steps", steps) for steps in (14, 10, 20, 7)),
-    *carried("every n-th step throughout", [(f"steps every {n}", Economy(every=n)) for n in (2, 3)]),
-    *carried("negative carried over", [(f"negative every {n}", Economy(negative_every=n)) for n in (2, 3, 4)]),
+    *carried("every n-th step throughout", [(f"steps every {n}", StepCache(every=n)) for n in (2, 3)]),
+    *carried("negative carried over", [(f"negative every {n}", StepCache(uncond_every=n)) for n in (2, 3, 4)]),
     *(Point("EasyCache", f"EasyCache {cache:g}", cache=cache) for cache in (0.1, 0.2, 0.05)),
-    *carried("cfg window's end", [(f"cfg up to {end:.0%}", Economy(end=end)) for end in (0.5, 0.75, 0.25)]),
+    *carried("cfg window's end", [(f"cfg up to {end:.0%}", StepCache(end=end)) for end in (0.5, 0.75, 0.25)]),
     *(Point("paper's recipe", f"paper's recipe, cache {c:g}", both=1, negative=2, cache=c) for c in (0.1, 0.0, 0.05)),
     *(Point("blocks, negative", f"{count} blocks, negative", negative=count) for count in (1, 2, 3, 4)),
     *(Point("blocks, both", f"{count} blocks, both", both=count) for count in (1, 2)),
-    *carried("cfg window's start", [(f"cfg from {start:.0%}", Economy(start=start)) for start in (0.1, 0.25)]),
+    *carried("cfg window's start", [(f"cfg from {start:.0%}", StepCache(start=start)) for start in (0.1, 0.25)]),
     *carried(
         "mixtures",
         (
-            ("settled, negative every 2", Economy(negative_every=2, settle=0.25)),
-            ("steps and negative every 2", Economy(every=2, negative_every=2)),
-            ("steps every 2, cfg up to 75%", Economy(every=2, end=0.75)),
-            ("negative every 3, cfg up to 75%", Economy(negative_every=3, end=0.75)),
+            ("settled, negative every 2", StepCache(uncond_every=2, warmup=0.25)),
+            ("steps and negative every 2", StepCache(every=2, uncond_every=2)),
+            ("steps every 2, cfg up to 75%", StepCache(every=2, end=0.75)),
+            ("negative every 3, cfg up to 75%", StepCache(uncond_every=3, end=0.75)),
         ),
     ),
-    Point("mixtures", "steps every 2, EasyCache 0.1", economy=Economy(every=2), cache=0.1),
+    Point("mixtures", "steps every 2, EasyCache 0.1", step_cache=StepCache(every=2), cache=0.1),
     *carried(
         "carried over as it is",
         (
-            ("steps every 2, as it is", Economy(every=2, order=0)),
-            ("steps every 3, as it is", Economy(every=3, order=0)),
-            ("negative every 2, as it is", Economy(negative_every=2, order=0)),
+            ("steps every 2, as it is", StepCache(every=2, order=0)),
+            ("steps every 3, as it is", StepCache(every=3, order=0)),
+            ("negative every 2, as it is", StepCache(uncond_every=2, order=0)),
         ),
     ),
     *carried(
         "the plans, in the other order",
-        [(f"{plan.speedup:g}x, order {1 - plan.economy.order}", other(plan.economy)) for plan in PLANS],
+        [(f"{plan.speedup:g}x, order {1 - plan.step_cache.order}", other(plan.step_cache)) for plan in PLANS],
     ),
 )
 
@@ -141,13 +141,13 @@ class Bench:
         """The model as a graph with the nodes for this point would hand it to the sampler."""
         from comfy_extras.nodes_easycache import EasyCacheNode
 
-        economy, model = self.module("comfyui.step_cache"), self.model
+        step_cache, model = self.module("comfyui.step_cache"), self.model
         for branch, count in (("both", point.both), ("negative", point.negative)):
             if count:
                 blocks = ",".join(str(block) for block in self.order[:count])
                 model = self.module("control").BlockSkip().apply(model, blocks, branch, 0.0, 1.0)[0]
-        if not point.economy.does_nothing:
-            model = economy.attach(model, economy.Economy.from_json(point.economy.to_json()), None)
+        if not point.step_cache.does_nothing:
+            model = step_cache.attach(model, step_cache.StepCache.from_json(point.step_cache.to_json()), None)
         if point.cache:
             model = EasyCacheNode.execute(model, point.cache, 0.15, 0.95, False).result[0]
         return model
@@ -208,7 +208,7 @@ def begun(point: Point) -> dict[str, Any]:
     return {
         "curve": point.curve,
         "steps": point.steps,
-        **({} if point.economy.does_nothing else {"economy": json.loads(point.economy.to_json())}),
+        **({} if point.step_cache.does_nothing else {"step_cache": json.loads(point.step_cache.to_json())}),
         **{name: getattr(point, name) for name in ("both", "negative", "cache") if getattr(point, name)},
         "marks": dict.fromkeys(COLUMNS, ""),
         "flops": [],
@@ -218,7 +218,9 @@ def begun(point: Point) -> dict[str, Any]:
 
 def settings_of(entry: dict[str, Any]) -> dict[str, Any]:
     """What an entry is of, without what was measured."""
-    return {name: entry[name] for name in ("curve", "steps", "economy", "both", "negative", "cache") if name in entry}
+    return {
+        name: entry[name] for name in ("curve", "steps", "step_cache", "both", "negative", "cache") if name in entry
+    }
 
 
 def lengthened(entry: dict, scores: list[dict[str, bool]], flops: int, distance: Tensor) -> None:
@@ -297,8 +299,8 @@ def draw(points: dict[str, dict], target: Path) -> None:
                 [scale * v["high"] - m for m, v in zip(middle, values, strict=True)],
             ]
             panel.errorbar(shares, middle, yerr=spread, elinewidth=0.7, capsize=2, **looks)
-    economies = [json.loads(plan.economy.to_json()) for plan in PLANS]
-    chosen = [entry for entry in points.values() if not entry.get("cache") and entry.get("economy") in economies]
+    step_caches = [json.loads(plan.step_cache.to_json()) for plan in PLANS]
+    chosen = [entry for entry in points.values() if not entry.get("cache") and entry.get("step_cache") in step_caches]
     shares = [100 * entry["share"] for entry in chosen]
     ring = {"s": 130, "facecolors": "none", "edgecolors": "black", "zorder": 5, "label": "plans of the node SpeedPlan"}
     above.scatter(shares, [entry["scores"]["all"]["percent"] for entry in chosen], **ring)

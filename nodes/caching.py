@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from ..mmdit_core.caching.plans import BY_SPEEDUP, MEASURED_ON, SETTING, STEPS, Plan
-from ..mmdit_core.caching.step_cache import Economy
+from ..mmdit_core.caching.step_cache import StepCache
 from .comfyui import step_cache as host
 from .comfyui.loading.model import core_config
 from .errors import InputError
@@ -14,7 +14,7 @@ NODE = "SpeedPlan"
 OFF = "1x (off)"
 CHOICES: dict[str, Plan | None] = {OFF: None, **{f"{speedup:g}x": plan for speedup, plan in BY_SPEEDUP.items()}}
 PRICES = {
-    name: {"work": plan.economy.work(STEPS), "steps": STEPS, **asdict(plan.price)}
+    name: {"work": plan.step_cache.work(STEPS), "steps": STEPS, **asdict(plan.price)}
     for name, plan in CHOICES.items()
     if plan is not None and plan.price is not None
 }
@@ -67,43 +67,45 @@ class SpeedPlan:
         if plan is None:
             said = "Off: everything is computed."
             host.ui.show_text(unique_id, said)
-            return host.attach(model, Economy(), unique_id), said
+            return host.attach(model, StepCache(), unique_id), said
         said = words_of(plan, core_config(model) == MEASURED_ON)
         host.ui.show_text(unique_id, said)
-        return host.attach(model, plan.economy, unique_id), said
+        return host.attach(model, plan.step_cache, unique_id), said
 
 
 def words_of(plan: Plan, is_measured_model: bool) -> str:
     """What a plan sets, how much faster that is, and its price."""
-    work = plan.economy.work(STEPS)
+    work = plan.step_cache.work(STEPS)
     return "\n".join(
         [
-            dials_of(plan.economy),
+            dials_of(plan.step_cache),
             f"{work:.0%} of the predictions over {STEPS} steps: up to {1 / work:.2f} times as fast",
             price_of(plan, is_measured_model),
         ]
     )
 
 
-def dials_of(economy: Economy) -> str:
-    """What an economy computes and what it carries over."""
+def dials_of(step_cache: StepCache) -> str:
+    """What a step cache computes and what it carries over."""
     parts = []
-    if economy.settle > 0:
-        parts.append(f"the first {economy.settle:.0%} of the steps in full")
-    if economy.finish < 1:
+    if step_cache.warmup > 0:
+        parts.append(f"the first {step_cache.warmup:.0%} of the steps in full")
+    if step_cache.tail < 1:
         parts.append(
-            f"the last {1 - economy.finish:.0%} too" if parts else f"the last {1 - economy.finish:.0%} in full"
+            f"the last {1 - step_cache.tail:.0%} too" if parts else f"the last {1 - step_cache.tail:.0%} in full"
         )
-    if economy.every > 1:
-        parts.append(f"between, every {_ordinal(economy.every)} step is computed, the others go on from those before")
-    if economy.negative_every > 1:
-        of = "computed step" if economy.every > 1 else "step"
+    if step_cache.every > 1:
         parts.append(
-            f"the negative prompt in every {_ordinal(economy.negative_every)} {of}, elsewhere its distance to the "
+            f"between, every {_ordinal(step_cache.every)} step is computed, the others go on from those before"
+        )
+    if step_cache.uncond_every > 1:
+        of = "computed step" if step_cache.every > 1 else "step"
+        parts.append(
+            f"the negative prompt in every {_ordinal(step_cache.uncond_every)} {of}, elsewhere its distance to the "
             "positive is carried over"
         )
-    if economy.has_window:
-        parts.append(f"guidance from {economy.start:.0%} to {economy.end:.0%} of the sampling")
+    if step_cache.has_window:
+        parts.append(f"guidance from {step_cache.start:.0%} to {step_cache.end:.0%} of the sampling")
     text = "; ".join(parts) or "everything is computed"
     return text[0].upper() + text[1:]
 

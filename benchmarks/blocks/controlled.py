@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdit_core import MMDiT
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, Call, Tally, compile_controls
+from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
 
 SLACK = 1e-4  # of a place: noise levels are float32
@@ -21,12 +21,12 @@ class Controlled:
     """
 
     def __init__(self, model: MMDiT, controls: Sequence[BlockControl], shift: float = 1.0):
-        self.model, self.controls, self.shift, self.tally = model, controls, shift, Tally()
+        self.model, self.controls, self.shift, self.block_calls = model, controls, shift, BlockCallCount()
 
     def __call__(self, x: Tensor, timesteps: Tensor, *, context: Tensor, y: Tensor) -> Tensor:
         sigma = float(timesteps[0]) / 1000
         place = 1 - sigma / (self.shift - (self.shift - 1) * sigma)
-        call = Call(
+        call = ModelCall(
             double=self.model.config.depth,
             single=0,
             branches=(POSITIVE, NEGATIVE),
@@ -35,7 +35,7 @@ class Controlled:
             maps=(None, None),
         )
         active = [each for each in self.controls if _holds(each, place)]
-        hooks = compile_controls(active, call, {}, self.tally)
+        hooks = compile_controls(active, call, {}, self.block_calls)
         options = {"patches_replace": {"dit": hooks}, "cond_or_uncond": [POSITIVE, NEGATIVE]}
         with torch.inference_mode():
             return self.model(x, timesteps, context=context, y=y, transformer_options=options)

@@ -1,4 +1,4 @@
-"""Speed plans: for each wanted speed-up an economy of predictions, with the price that was measured for it, as data.
+"""Speed plans: for each wanted speed-up a step cache of predictions, with the price that was measured for it, as data.
 
 The prices come from `python -m benchmarks.frontier` (docs/frontier.json, docs/performance.md), on the small model that
 ships; on other models the dials do the same work, but what they cost there has not been measured.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..config import MMDiTConfig
-from .step_cache import Economy
+from .step_cache import StepCache
 
 MEASURED_ON = MMDiTConfig(
     hidden_size=128,
@@ -47,19 +47,19 @@ class Plan:
     """A wanted speed-up, how it is reached, and its price, None where it was not measured."""
 
     speedup: float
-    economy: Economy
+    step_cache: StepCache
     price: Price | None = None
 
 
 # In runs of fewer steps the same plan left whole pictures black.
-_economy = partial(Economy, meant_for=STEPS)
+_step_cache = partial(StepCache, meant_for=STEPS)
 # Chosen on prompts of the set `seen`, priced on held-out ones. A line through the last two predictions overshoots where
 # computed steps lie far apart: from 2x on the last one is kept.
 PLANS = (
-    Plan(1.2, _economy(every=2, settle=0.3, finish=0.68), Price(0.822, 0.4, -0.5, 1.3, 0.02, 512)),
-    Plan(1.5, _economy(every=2, settle=0.14, finish=0.86), Price(0.644, 0.2, -0.9, 1.3, 0.025, 512)),
-    Plan(2.0, _economy(every=3, settle=0.14, finish=0.93, order=0), Price(0.466, -0.2, -1.6, 1.1, 0.04, 512)),
-    Plan(2.5, _economy(every=4, settle=0.14, finish=0.93, order=0), Price(0.395, -0.8, -2.3, 0.7, 0.059, 512)),
-    Plan(3.0, _economy(every=6, settle=0.14, finish=0.93, order=0), Price(0.323, -2.3, -4.3, -0.5, 0.112, 512)),
+    Plan(1.2, _step_cache(every=2, warmup=0.3, tail=0.68), Price(0.822, 0.4, -0.5, 1.3, 0.02, 512)),
+    Plan(1.5, _step_cache(every=2, warmup=0.14, tail=0.86), Price(0.644, 0.2, -0.9, 1.3, 0.025, 512)),
+    Plan(2.0, _step_cache(every=3, warmup=0.14, tail=0.93, order=0), Price(0.466, -0.2, -1.6, 1.1, 0.04, 512)),
+    Plan(2.5, _step_cache(every=4, warmup=0.14, tail=0.93, order=0), Price(0.395, -0.8, -2.3, 0.7, 0.059, 512)),
+    Plan(3.0, _step_cache(every=6, warmup=0.14, tail=0.93, order=0), Price(0.323, -2.3, -4.3, -0.5, 0.112, 512)),
 )
 BY_SPEEDUP = {plan.speedup: plan for plan in PLANS}

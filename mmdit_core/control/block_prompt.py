@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hooks import BRANCHES, POSITIVE, Call, Hook, Key, Tally, chunk_args, chunk_rows
+from .hooks import BRANCHES, POSITIVE, BlockCallCount, Hook, Key, ModelCall, chunk_args, chunk_rows
 from .spec import BlockControl
 
 
@@ -27,15 +27,15 @@ class SecondText:
 
 def add_second_texts(
     texts: Sequence[SecondText],
-    call: Call,
+    call: ModelCall,
     hooks: Mapping[Key, Hook],
     existing: Mapping[Key, Hook],
-    tally: Tally,
+    block_calls: BlockCallCount,
     controls: Sequence[BlockControl] = (),
 ) -> dict[Key, Hook]:
     """Block hooks with second texts on the positive branch, around those that `compile_controls` made.
 
-    Each chunk that carries a second stream through a block is one block call more in the tally. A block that is skipped
+    Each chunk that carries a second stream through a block is one block call more in the count. A block that is skipped
     on the positive branch is skipped for the second text too; other controls act on the first text alone.
     Args: hooks, from compile_controls, and the controls they were made from; existing, the host's.
     Returns: all hooks of the call.
@@ -64,7 +64,7 @@ def add_second_texts(
                 continue
             key = ("double_block", block) if block < call.double else ("single_block", block - call.double)
             inner = made.get(key, existing.get(key))
-            made[key] = _hook(inner, existing.get(key), stream, block in text.blocks, chunks, call, tally)
+            made[key] = _hook(inner, existing.get(key), stream, block in text.blocks, chunks, call, block_calls)
     return made
 
 
@@ -81,8 +81,8 @@ def _hook(
     stream: _Stream,
     chosen: bool,
     chunks: tuple[int, ...],
-    call: Call,
-    tally: Tally,
+    call: ModelCall,
+    block_calls: BlockCallCount,
 ) -> Hook:
     def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         joint = args.get("txt") is None
@@ -102,7 +102,7 @@ def _hook(
         # First the main run: some of the host's blocks change their arguments in place, and ours are copies.
         out = extra["original_block"](args) if inner is None else inner(args, extra)
         second = extra["original_block"](beside) if previous is None else previous(beside, extra)
-        tally.extra += len(chunks)
+        block_calls.extra += len(chunks)
         stream.txt = second["img"][:, :length] if joint else second["txt"]
         if not chosen:
             return out

@@ -30,7 +30,7 @@ Hook = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
 @dataclass
-class Tally:
+class BlockCallCount:
     """Block calls of a run: one for each block, model call and chunk (prompt) of the batch."""
 
     total: int = 0
@@ -44,7 +44,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Call:
+class ModelCall:
     """One model call, as controls see it.
 
     Fields: double and single, the model's blocks of each kind; branches, POSITIVE or NEGATIVE for each equal chunk of
@@ -84,9 +84,9 @@ class _BlockPlan:
 
 def compile_controls(
     controls: Sequence[BlockControl],
-    call: Call,
+    call: ModelCall,
     existing: Mapping[Key, Hook] | None = None,
-    tally: Tally | None = None,
+    block_calls: BlockCallCount | None = None,
 ) -> dict[Key, Hook]:
     """Block hooks for the controls that are active in this call; {} where none is.
 
@@ -96,8 +96,8 @@ def compile_controls(
     """
     existing = existing or {}
     chunks = len(call.branches)
-    if tally is not None:
-        tally.total += (call.double + call.single) * chunks
+    if block_calls is not None:
+        block_calls.total += (call.double + call.single) * chunks
     plans: dict[int, _BlockPlan] = {}
     for control in controls:
         if control.does_nothing:
@@ -109,15 +109,15 @@ def compile_controls(
     hooks: dict[Key, Hook] = {}
     for block, plan in sorted(plans.items()):
         key = ("double_block", block) if block < call.double else ("single_block", block - call.double)
-        hooks[key] = _hook(plan, call, existing.get(key), tally, seen_text)
+        hooks[key] = _hook(plan, call, existing.get(key), block_calls, seen_text)
     if call.single and any(key[0] == "single_block" for key in hooks):
         # A single block's hook must know where the text ends. Most models say so; the last double block always knows.
         key = ("double_block", call.double - 1)
-        hooks.setdefault(key, _hook(_BlockPlan(), call, existing.get(key), tally, seen_text))
+        hooks.setdefault(key, _hook(_BlockPlan(), call, existing.get(key), block_calls, seen_text))
     return hooks
 
 
-def _add(plan: _BlockPlan, control: BlockControl, call: Call) -> None:
+def _add(plan: _BlockPlan, control: BlockControl, call: ModelCall) -> None:
     chunks = call.chunks_of(control)
     if control.action == "skip":
         plan.skipped.update(chunks)
@@ -137,7 +137,9 @@ class _TextLength:
     tokens: int | None = None
 
 
-def _hook(plan: _BlockPlan, call: Call, previous: Hook | None, tally: Tally | None, seen: _TextLength) -> Hook:
+def _hook(
+    plan: _BlockPlan, call: ModelCall, previous: Hook | None, block_calls: BlockCallCount | None, seen: _TextLength
+) -> Hook:
     everything = set(range(len(call.branches)))
     running = tuple(sorted(everything - plan.skipped))
 
@@ -147,31 +149,31 @@ def _hook(plan: _BlockPlan, call: Call, previous: Hook | None, tally: Tally | No
         if not joint:
             seen.tokens = args["txt"].shape[1]
         if not running:
-            _count(tally, len(everything))
+            _count(block_calls, len(everything))
             return {"img": args["img"]} if joint else {"img": args["img"], "txt": args["txt"]}
         changed = _with_factors(args, plan, call, seen)
         if not plan.skipped:
             return block(changed)
         if not call.partial_rows:
             return _run_all_restore_some(block, args, changed, plan.skipped, call)
-        _count(tally, len(plan.skipped))
+        _count(block_calls, len(plan.skipped))
         return _run_some(block, args, changed, running, call)
 
     return hook
 
 
-def _count(tally: Tally | None, chunks: int) -> None:
-    if tally is not None:
-        tally.skipped += chunks
+def _count(block_calls: BlockCallCount | None, chunks: int) -> None:
+    if block_calls is not None:
+        block_calls.skipped += chunks
 
 
-def chunk_rows(chunk: int, call: Call) -> slice:
+def chunk_rows(chunk: int, call: ModelCall) -> slice:
     """The rows of the batch that are one chunk."""
     size = call.rows_per_chunk
     return slice(chunk * size, (chunk + 1) * size)
 
 
-def chunk_args(args: dict[str, Any], chunks: Sequence[int], call: Call) -> dict[str, Any]:
+def chunk_args(args: dict[str, Any], chunks: Sequence[int], call: ModelCall) -> dict[str, Any]:
     """A block's arguments for some chunks of the batch alone: copies of their rows, options that name them."""
 
     def pick(value: Any) -> Any:
@@ -200,7 +202,7 @@ def chunk_args(args: dict[str, Any], chunks: Sequence[int], call: Call) -> dict[
     return {**some, "transformer_options": options}
 
 
-def _run_some(block, args: dict[str, Any], changed: dict[str, Any], running: tuple[int, ...], call: Call):
+def _run_some(block, args: dict[str, Any], changed: dict[str, Any], running: tuple[int, ...], call: ModelCall):
     """Run a block on some chunks of the batch; the other rows pass through as they came."""
     out = block(chunk_args(changed, running, call))
     merged: dict[str, Tensor | None] = {}
@@ -215,7 +217,7 @@ def _run_some(block, args: dict[str, Any], changed: dict[str, Any], running: tup
     return merged
 
 
-def _run_all_restore_some(block, args: dict[str, Any], changed: dict[str, Any], skipped: set[int], call: Call):
+def _run_all_restore_some(block, args: dict[str, Any], changed: dict[str, Any], skipped: set[int], call: ModelCall):
     """For blocks that cannot run on part of the rows: the same result, nothing saved."""
     kept = {name: args[name].clone() for name in ("img", "txt") if args.get(name) is not None}
     out = dict(block(changed))
@@ -227,7 +229,7 @@ def _run_all_restore_some(block, args: dict[str, Any], changed: dict[str, Any], 
     return out
 
 
-def _with_factors(args: dict[str, Any], plan: _BlockPlan, call: Call, seen: _TextLength) -> dict[str, Any]:
+def _with_factors(args: dict[str, Any], plan: _BlockPlan, call: ModelCall, seen: _TextLength) -> dict[str, Any]:
     """The block's arguments with its text scaled, and with an attention override where one is needed."""
     if not (plan.residual or plan.attention or plan.value):
         return args
@@ -269,7 +271,7 @@ def _with_factors(args: dict[str, Any], plan: _BlockPlan, call: Call, seen: _Tex
     return changed
 
 
-def _factors(entries: list[tuple[int, BlockControl, float]], call: Call, tokens: int, like: Tensor) -> Tensor:
+def _factors(entries: list[tuple[int, BlockControl, float]], call: ModelCall, tokens: int, like: Tensor) -> Tensor:
     """[B, tokens] in `like`'s dtype and device: what each text token of each row is multiplied by."""
     table = [[1.0] * tokens for _ in call.branches]
     for chunk, control, strength in entries:

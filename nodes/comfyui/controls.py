@@ -10,7 +10,7 @@ import comfy.patcher_extension
 import torch
 
 from ...mmdit_core.control.block_prompt import SecondText, add_second_texts
-from ...mmdit_core.control.hooks import Call, Tally, compile_controls
+from ...mmdit_core.control.hooks import BlockCallCount, ModelCall, compile_controls
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.text.tokens import PhraseError, TokenMap
 from . import patching as attaching
@@ -65,7 +65,7 @@ Timed = TypeVar("Timed", BlockControl, AttachedPrompt)
 class _Run:
     """What one sampling run gathers. Made when it starts, and gone with it."""
 
-    tally: Tally = field(default_factory=Tally)
+    block_calls: BlockCallCount = field(default_factory=BlockCallCount)
     # The token map of each conditioning. An area gives the negative the positive's id, so the branch is in the key.
     maps: dict[tuple[int, Any], TokenMap | None] = field(default_factory=dict)
     # Embedded second prompts by what they were embedded from and for.
@@ -153,10 +153,10 @@ def _around_run(executor, *args, **kwargs):
         return executor(*args, **kwargs)
     finally:
         options.pop(RUN, None)
-        if run.tally.total:
+        if run.block_calls.total:
             for item in options.get(KEY, ()):
                 if _has_a_count(item):
-                    ui.show_text(item.node_id, _count_of(item, run.tally))
+                    ui.show_text(item.node_id, _count_of(item, run.block_calls))
 
 
 def _has_a_count(item: Attached | AttachedPrompt) -> bool:
@@ -166,10 +166,10 @@ def _has_a_count(item: Attached | AttachedPrompt) -> bool:
     return item.control.action == "skip" and not item.control.does_nothing
 
 
-def _count_of(item: Attached | AttachedPrompt, tally: Tally) -> str:
+def _count_of(item: Attached | AttachedPrompt, block_calls: BlockCallCount) -> str:
     if isinstance(item, AttachedPrompt):
-        return f"{tally.extra:,} block calls more than {tally.total:,}, for the second prompt"
-    return str(tally)
+        return f"{block_calls.extra:,} block calls more than {block_calls.total:,}, for the second prompt"
+    return str(block_calls)
 
 
 def _around_conditions(executor, model, conds, x_in, timestep, model_options):
@@ -195,7 +195,7 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     branches = tuple(options.get("cond_or_uncond") or (0,))
     uuids = options.get("uuids") or (None,) * len(branches)
-    call = Call(
+    call = ModelCall(
         double=counts[0],
         single=counts[1],
         branches=branches,
@@ -207,10 +207,10 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     )
     replaced = options.get("patches_replace", {})
     existing = replaced.get("dit", {})
-    hooks = compile_controls(active, call, existing, run.tally)
+    hooks = compile_controls(active, call, existing, run.block_calls)
     if prompts:
         texts = [SecondText(prompt.blocks, _embedded(run, base, prompt, x)) for prompt in prompts]
-        hooks = add_second_texts(texts, call, hooks, existing, run.tally, active)
+        hooks = add_second_texts(texts, call, hooks, existing, run.block_calls, active)
     if hooks:
         # A copy: the host shares this dictionary between calls, and nothing may stay in it.
         options = {**options, "patches_replace": {**replaced, "dit": {**existing, **hooks}}}

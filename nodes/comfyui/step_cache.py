@@ -1,4 +1,4 @@
-"""An economy on a host MODEL: attached to a clone, carried out while it samples, gone afterwards.
+"""A step cache on a host MODEL: attached to a clone, carried out while it samples, gone afterwards.
 
 The host asks for the predictions of a step's prompts in one place, for areas, masks and several prompts alike. There
 predictions go on from earlier ones, or the negative is left out, whatever samples and guides.
@@ -14,38 +14,38 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ...mmdit_core.caching.step_cache import Count, Economy, Run
+from ...mmdit_core.caching.step_cache import PredictionCount, StepCache, StepCacheRun
 from . import controls
 from . import patching as attaching
 from .frontend import messages as ui
 from .windows import ToSigma, holds, percent_at
 
-KEY = "mmdit_economy"  # of the economy in transformer_options, and of our wrappers
-RUN = "mmdit_economy_run"
+KEY = "mmdit_step_cache"  # of the step_cache in transformer_options, and of our wrappers
+RUN = "mmdit_step_cache_run"
 
 
 @dataclass(frozen=True)
 class Attached:
-    """An economy and the node that set it."""
+    """A step cache and the node that set it."""
 
-    economy: Economy
+    step_cache: StepCache
     node_id: str | None
 
 
-def attach(model, economy: Economy, node_id: str | None):
-    """A clone of the MODEL with an economy in place of one that it had, or with none where it does nothing; the MODEL
+def attach(model, step_cache: StepCache, node_id: str | None):
+    """A clone of the MODEL with a step cache in place of one that it had, or with none where it does nothing; the MODEL
     that came in stays as it is."""
     kinds = comfy.patcher_extension.WrappersMP
     wrappers = {kinds.OUTER_SAMPLE: _around_run, kinds.CALC_COND_BATCH: _around_conditions}
-    if economy.does_nothing:
+    if step_cache.does_nothing:
         return attaching.detach(model, KEY, wrappers)
-    return attaching.attach(model, KEY, Attached(economy, node_id), wrappers)
+    return attaching.attach(model, KEY, Attached(step_cache, node_id), wrappers)
 
 
-def of(model) -> Economy | None:
-    """The economy that a MODEL carries."""
+def of(model) -> StepCache | None:
+    """The step_cache that a MODEL carries."""
     found = model.model_options["transformer_options"].get(KEY)
-    return None if found is None else found.economy
+    return None if found is None else found.step_cache
 
 
 def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
@@ -53,7 +53,7 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     # The guider's options are a copy that the host made for this run alone.
     options = executor.class_obj.model_options["transformer_options"]
     attached = options[KEY]
-    run = options[RUN] = Run(attached.economy, sigmas.tolist())
+    run = options[RUN] = StepCacheRun(attached.step_cache, sigmas.tolist())
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     finally:
@@ -63,19 +63,19 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 
 def _around_conditions(executor, model, conds, x_in, timestep, model_options):
-    run: Run | None = model_options["transformer_options"].get(RUN)
+    run: StepCacheRun | None = model_options["transformer_options"].get(RUN)
     if run is None:
         return executor(model, conds, x_in, timestep, model_options)
     # More or fewer than a positive and a negative: another kind of guidance, or a prediction that a node makes besides.
     # A context window shows a part of the latent each time.
     if len(conds) != 2 or not conds[0] or model_options.get("context_handler") is not None:
-        run.count.besides += sum(map(bool, conds))
+        run.count.other += sum(map(bool, conds))
         return executor(model, conds, x_in, timestep, model_options)
     sigma = float(timestep.max())
     if sigma <= 0:
         return executor(model, conds, x_in, timestep, model_options)
     to_sigma = model.model_sampling.percent_to_sigma
-    place = percent_at(sigma, to_sigma) if run.economy.has_window else 0.0
+    place = percent_at(sigma, to_sigma) if run.step_cache.has_window else 0.0
     level = timestep.reshape(-1, *(1,) * (x_in.ndim - 1))
     computed: list[Tensor] = []
 
@@ -158,20 +158,20 @@ def _item_holds(item: controls.Attached | controls.AttachedPrompt, sigma: float,
     return holds(sigma, window.start_percent, window.end_percent, to_sigma)
 
 
-def words_of(count: Count) -> str:
-    """What an economy did in a run."""
+def words_of(count: PredictionCount) -> str:
+    """What a step cache did in a run."""
     if not count.predictions:
         return "nothing was left out: another node makes the predictions itself"
     lines = [f"{count.work:.0%} of all predictions computed"]
-    guided = count.predictions - count.unasked
+    guided = count.predictions - count.without_uncond
     if guided:
-        done = [f"{n} {what}" for n, what in ((count.taken_over, "carried over"), (count.left_out, "left out")) if n]
+        done = [f"{n} {what}" for n, what in ((count.reused, "carried over"), (count.left_out, "left out")) if n]
         more = f" ({', '.join(done)})" if done else ""
-        lines.append(f"negative prompt computed in {count.negatives} of {guided} predictions{more}")
-    elif not count.besides:
+        lines.append(f"negative prompt computed in {count.uncond} of {guided} predictions{more}")
+    elif not count.other:
         lines.append("cfg is 1: there is no negative prompt to compute")
-    if count.besides:
-        lines.append(f"{count.besides} predictions that another node asked for, all computed")
-    if count.guessed:
-        lines.append(f"{count.guessed} of {count.predictions} predictions carried over whole")
+    if count.other:
+        lines.append(f"{count.other} predictions that another node asked for, all computed")
+    if count.extrapolated:
+        lines.append(f"{count.extrapolated} of {count.predictions} predictions carried over whole")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ def facts_of(plan: Plan, walk: Walk, guider: FlowGuider, notes: Sequence[str]) -
     route, guidance, seeds, count = walk.route, plan.guidance, plan.seeds, guider.count
     run = route.steps - walk.reused
     blocks = controls.block_counts(plan.model)
-    tally = guider.tally
+    block_calls = guider.block_calls
     predictions = guider.alone + guider.guided
     return {
         "model": progress.name_of(plan.model),
@@ -68,8 +68,13 @@ def facts_of(plan: Plan, walk: Walk, guider: FlowGuider, notes: Sequence[str]) -
             "without_negative": guider.alone,
         },
         "block_calls": None
-        if tally is None
-        else {"total": tally.total, "skipped": tally.skipped, "extra": tally.extra, "words": str(tally)},
+        if block_calls is None
+        else {
+            "total": block_calls.total,
+            "skipped": block_calls.skipped,
+            "extra": block_calls.extra,
+            "words": str(block_calls),
+        },
         "speed_plan": None if guider.spared is None else {**asdict(guider.spared), "work": guider.spared.work},
         "seconds": {
             "total": round(sum(walk.seconds), 4),
@@ -183,9 +188,10 @@ def _skipped(facts: dict[str, Any]) -> list[str]:
         lines.append(blocks["words"].removeprefix("skipped "))
     plan = facts["speed_plan"]
     if plan is not None and plan["work"] < 1:
-        spared = plan["taken_over"] + plan["left_out"]
+        spared = plan["reused"] + plan["left_out"]
         lines.append(
-            f"by the speed plan {spared} negative and {plan['guessed']} positive of {plan['predictions']} predictions, "
+            f"by the speed plan {spared} negative and {plan['extrapolated']} positive of "
+            f"{plan['predictions']} predictions, "
             f"which saves {1 - plan['work']:.0%} of the model's work"
         )
     return lines

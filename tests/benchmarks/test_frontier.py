@@ -67,8 +67,8 @@ def test_the_distance_is_of_each_picture_by_itself():
 
 def test_every_plan_is_a_point_and_every_point_has_a_name_of_its_own():
     assert POINTS[0].name == FULL and len({point.name for point in POINTS}) == len(POINTS)
-    alone = [point.economy for point in POINTS if not (point.cache or point.both or point.negative)]
-    assert all(plan.economy in alone for plan in PLANS)
+    alone = [point.step_cache for point in POINTS if not (point.cache or point.both or point.negative)]
+    assert all(plan.step_cache in alone for plan in PLANS)
 
 
 def test_a_plan_that_has_changed_is_another_point():
@@ -76,5 +76,5 @@ def test_a_plan_that_has_changed_is_another_point():
     entry = begun(plan)
     lengthened(entry, [{"all": True}], 7, torch.zeros(1))
     assert settings_of(entry) == settings_of(begun(plan))
-    changed = replace(plan, economy=replace(plan.economy, every=plan.economy.every + 1))
+    changed = replace(plan, step_cache=replace(plan.step_cache, every=plan.step_cache.every + 1))
     assert settings_of(entry) != settings_of(begun(changed)) and settings_of({}) != settings_of(begun(plan))

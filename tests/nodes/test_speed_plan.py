@@ -13,20 +13,20 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiTSimple
 
 import nodes as host_nodes
 from mmdit_core.caching.plans import PLANS
-from mmdit_core.caching.step_cache import Economy
+from mmdit_core.caching.step_cache import StepCache
 
 
 @pytest.fixture(scope="module")
-def economy(bench):
+def step_cache(bench):
     """The host side of the node."""
     return bench.module("comfyui.step_cache")
 
 
 @pytest.fixture
-def said(economy, monkeypatch):
+def said(step_cache, monkeypatch):
     """What runs tell on node 3."""
     lines = []
-    monkeypatch.setattr(economy.ui, "show_text", lambda node, text: lines.append(text) if node == "3" else None)
+    monkeypatch.setattr(step_cache.ui, "show_text", lambda node, text: lines.append(text) if node == "3" else None)
     return lines
 
 
@@ -36,10 +36,10 @@ def ksampler(bench, model, *, sampler="euler", steps=6, cfg=3.0, batch=1, positi
     return host_nodes.KSampler().sample(model, seed, steps, cfg, sampler, "simple", *texts, latent)[0]["samples"]
 
 
-def sparing(bench, economy, model=None, node_id=None, **dials):
+def sparing(bench, step_cache, model=None, node_id=None, **dials):
     # The pack's own class: it is another one than that of a plain import.
-    made = economy.Economy(**dials)
-    return economy.attach(model or bench.model, made, node_id)
+    made = step_cache.StepCache(**dials)
+    return step_cache.attach(model or bench.model, made, node_id)
 
 
 def error(a, b) -> float:
@@ -50,34 +50,34 @@ SAMPLERS = {"ours": lambda bench, model, **given: bench.run(model=model, **given
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_each_dial_asks_for_its_share_of_rows_and_leaves_the_model_as_it_was(bench, economy, sampler):
+def test_each_dial_asks_for_its_share_of_rows_and_leaves_the_model_as_it_was(bench, step_cache, sampler):
     plain = sampler(bench, bench.model)
     for dials, rows in (
         ({}, [2] * 6),
-        ({"negative_every": 2}, [2, 1] * 3),
-        ({"negative_every": 3}, [2, 1, 1] * 2),
+        ({"uncond_every": 2}, [2, 1] * 3),
+        ({"uncond_every": 3}, [2, 1, 1] * 2),
         ({"every": 2}, [2] * 3),
-        ({"every": 2, "negative_every": 3}, [2, 1, 1]),
+        ({"every": 2, "uncond_every": 3}, [2, 1, 1]),
         ({"end": 0.5}, [2, 2, 2, 1, 1, 1]),
         ({"start": 0.5}, [1, 1, 1, 2, 2, 2]),
-        ({"negative_every": 2, "settle": 0.5}, [2, 2, 2, 2, 1, 2]),
-        ({"every": 4, "settle": 0.3, "finish": 0.8}, [2, 2, 2, 2]),
+        ({"uncond_every": 2, "warmup": 0.5}, [2, 2, 2, 2, 1, 2]),
+        ({"every": 4, "warmup": 0.3, "tail": 0.8}, [2, 2, 2, 2]),
     ):
         with bench.rows() as seen:
-            made = sampler(bench, sparing(bench, economy, **dials))
+            made = sampler(bench, sparing(bench, step_cache, **dials))
         assert seen == rows, dials
         assert torch.equal(made, plain) == (dials == {}), dials
-        assert torch.equal(sampler(bench, sparing(bench, economy, **dials)), made), dials
+        assert torch.equal(sampler(bench, sparing(bench, step_cache, **dials)), made), dials
     assert torch.equal(sampler(bench, bench.model), plain)
 
 
-def test_outside_its_window_it_is_the_samplers_own_window(bench, economy):
-    ours = bench.run(model=sparing(bench, economy, end=0.5))
+def test_outside_its_window_it_is_the_samplers_own_window(bench, step_cache):
+    ours = bench.run(model=sparing(bench, step_cache, end=0.5))
     theirs = bench.run(cfg_end=0.5)
     assert error(ours, theirs) < 1e-6
 
 
-def test_the_last_computed_difference_stands_for_the_next_steps(bench, economy):
+def test_the_last_computed_difference_stands_for_the_next_steps(bench, step_cache):
     """Against the same written out: a denoiser of two predictions, the second made of the first in odd steps."""
     kept = {}
 
@@ -91,7 +91,7 @@ def test_the_last_computed_difference_stands_for_the_next_steps(bench, economy):
     model = bench.model.clone()
     model.set_model_sampler_cfg_function(by_hand)
     expected = ksampler(bench, model)
-    made = ksampler(bench, sparing(bench, economy, negative_every=2, order=0))
+    made = ksampler(bench, sparing(bench, step_cache, uncond_every=2, order=0))
     assert error(made, expected) < 1e-5 and error(made, ksampler(bench, bench.model)) > 1e-4
 
 
@@ -104,8 +104,8 @@ def test_the_last_computed_difference_stands_for_the_next_steps(bench, economy):
         ("euler_ancestral", [2, 1, 2, 1, 2, 1]),
     ],
 )
-def test_the_hosts_samplers_of_several_calls_are_treated_step_by_step(bench, economy, sampler, rows):
-    model = sparing(bench, economy, negative_every=2)
+def test_the_hosts_samplers_of_several_calls_are_treated_step_by_step(bench, step_cache, sampler, rows):
+    model = sparing(bench, step_cache, uncond_every=2)
     with bench.rows() as seen:
         made = ksampler(bench, model, sampler=sampler)
     assert seen == rows
@@ -113,19 +113,19 @@ def test_the_hosts_samplers_of_several_calls_are_treated_step_by_step(bench, eco
 
 
 @pytest.mark.parametrize("solver", ["heun", "midpoint", "dopri5", "dpmpp_2m"])
-def test_our_solvers_save_about_half_of_the_negatives(bench, economy, solver):
-    facts = bench.facts(model=sparing(bench, economy, negative_every=2), solver=solver, steps=8)
+def test_our_solvers_save_about_half_of_the_negatives(bench, step_cache, solver):
+    facts = bench.facts(model=sparing(bench, step_cache, uncond_every=2), solver=solver, steps=8)
     plan, calls = facts["speed_plan"], facts["calls"]
-    assert calls["positive_rows"] == plan["positives"] == plan["predictions"]
-    assert calls["negative_rows"] == plan["negatives"] < 0.75 * plan["predictions"]
+    assert calls["positive_rows"] == plan["cond"] == plan["predictions"]
+    assert calls["negative_rows"] == plan["uncond"] < 0.75 * plan["predictions"]
 
 
-def test_the_summary_and_the_node_tell_what_was_saved(bench, economy, said):
-    model = sparing(bench, economy, node_id="3", every=2, negative_every=3)
+def test_the_summary_and_the_node_tell_what_was_saved(bench, step_cache, said):
+    model = sparing(bench, step_cache, node_id="3", every=2, uncond_every=3)
     facts = bench.facts(model=model)
     assert facts["speed_plan"] == {
-        "predictions": 6, "positives": 3, "negatives": 1, "guessed": 3, "taken_over": 5, "left_out": 0, "unasked": 0,
-        "besides": 0, "work": pytest.approx(1 / 3),
+        "predictions": 6, "cond": 3, "uncond": 1, "extrapolated": 3, "reused": 5, "left_out": 0, "without_uncond": 0,
+        "other": 0, "work": pytest.approx(1 / 3),
     }  # fmt: skip
     assert facts["calls"]["model"] == 3
     assert "computed in 1 of 6" in said[-1] and "33% of all predictions computed" in said[-1]
@@ -134,31 +134,31 @@ def test_the_summary_and_the_node_tell_what_was_saved(bench, economy, said):
     assert bench.facts()["speed_plan"] is None
 
 
-def test_at_cfg_1_there_is_nothing_to_save_but_whole_steps(bench, economy, said):
-    model = sparing(bench, economy, node_id="3", negative_every=4)
+def test_at_cfg_1_there_is_nothing_to_save_but_whole_steps(bench, step_cache, said):
+    model = sparing(bench, step_cache, node_id="3", uncond_every=4)
     assert torch.equal(bench.run(model=model, cfg=1.0), bench.run(cfg=1.0))
     assert said == ["100% of all predictions computed\ncfg is 1: there is no negative prompt to compute"]
     with bench.rows() as seen:
-        bench.run(model=sparing(bench, economy, every=2), cfg=1.0)
+        bench.run(model=sparing(bench, step_cache, every=2), cfg=1.0)
     assert seen == [1] * 3
 
 
-def test_it_keeps_to_the_samplers_own_window(bench, economy):
+def test_it_keeps_to_the_samplers_own_window(bench, step_cache):
     with bench.rows() as seen:
-        bench.run(model=sparing(bench, economy, negative_every=2), cfg_start=0.5)
+        bench.run(model=sparing(bench, step_cache, uncond_every=2), cfg_start=0.5)
     assert seen == [1, 1, 1, 2, 2, 1]  # the first in the window has nothing to go on with
 
 
 @pytest.mark.parametrize("guidance", ["rescale", "cfg_zero_star", "apg"])
-def test_other_forms_of_guidance_take_what_it_gives(bench, economy, guidance):
+def test_other_forms_of_guidance_take_what_it_gives(bench, step_cache, guidance):
     plain = bench.run(guidance=guidance)
-    made = bench.run(guidance=guidance, model=sparing(bench, economy, negative_every=2))
+    made = bench.run(guidance=guidance, model=sparing(bench, step_cache, uncond_every=2))
     assert 0 < error(made, plain) < 0.2
-    alone = bench.run(guidance=guidance, model=sparing(bench, economy, end=0.0))
+    alone = bench.run(guidance=guidance, model=sparing(bench, step_cache, end=0.0))
     assert error(alone, bench.run(cfg=1.0)) < 1e-5
 
 
-def test_areas_masks_and_several_prompts_take_part(bench, economy):
+def test_areas_masks_and_several_prompts_take_part(bench, step_cache):
     half = [[bench.positive[0][0], {**bench.positive[0][1], "area": (4, 8, 0, 0), "strength": 1.0}]]
     masked = [[bench.negative[0][0], {**bench.negative[0][1], "mask": torch.ones(1, 8, 8) * 0.5, "mask_strength": 1.0}]]
     prompts = bench.positive + half + masked
@@ -167,11 +167,11 @@ def test_areas_masks_and_several_prompts_take_part(bench, economy):
         ksampler(bench, bench.model, positive=prompts)
     whole = sum(seen)
     with bench.rows() as seen:
-        made = ksampler(bench, sparing(bench, economy, negative_every=2), positive=prompts)
+        made = ksampler(bench, sparing(bench, step_cache, uncond_every=2), positive=prompts)
     assert sum(seen) < whole and 0 < error(made, plain) < 0.2
 
 
-def test_a_prompt_that_ends_on_the_way_makes_a_fresh_start(bench, economy):
+def test_a_prompt_that_ends_on_the_way_makes_a_fresh_start(bench, step_cache):
     def until(share, text):
         return [[text[0][0], {**text[0][1], "start_percent": 0.0, "end_percent": share}]]
 
@@ -179,22 +179,22 @@ def test_a_prompt_that_ends_on_the_way_makes_a_fresh_start(bench, economy):
         [bench.positive[0][0], {**bench.negative[0][1], "start_percent": 0.4, "end_percent": 1.0}]
     ]
     with bench.rows() as seen:
-        ksampler(bench, sparing(bench, economy, negative_every=6), negative=changing)
+        ksampler(bench, sparing(bench, step_cache, uncond_every=6), negative=changing)
     assert [rows for rows in seen if rows > 1] != [2], "only the first step's negative was computed"
 
 
-def test_prompts_with_hooks_are_computed_each_time(bench, economy):
+def test_prompts_with_hooks_are_computed_each_time(bench, step_cache):
     hooks = comfy.hooks.HookGroup()
     hooks.add(comfy.hooks.TransformerOptionsHook(transformers_dict={}))
     hooked = [[bench.negative[0][0], {**bench.negative[0][1], "hooks": hooks}]]
     with bench.rows() as seen:
-        made = ksampler(bench, sparing(bench, economy, every=2, negative_every=2), negative=hooked)
+        made = ksampler(bench, sparing(bench, step_cache, every=2, uncond_every=2), negative=hooked)
     with bench.rows() as usual:
         plain = ksampler(bench, bench.model, negative=hooked)
     assert seen == usual and torch.equal(made, plain)
 
 
-def test_another_nodes_guidance_gets_both_predictions(bench, economy):
+def test_another_nodes_guidance_gets_both_predictions(bench, step_cache):
     seen = []
 
     def theirs(args):
@@ -203,31 +203,31 @@ def test_another_nodes_guidance_gets_both_predictions(bench, economy):
 
     model = bench.model.clone()
     model.set_model_sampler_cfg_function(theirs)
-    made = ksampler(bench, sparing(bench, economy, model=model, negative_every=2))
+    made = ksampler(bench, sparing(bench, step_cache, model=model, uncond_every=2))
     assert len(seen) == 6 and min(seen) > 0
-    assert error(made, ksampler(bench, sparing(bench, economy, negative_every=2))) < 1e-5
+    assert error(made, ksampler(bench, sparing(bench, step_cache, uncond_every=2))) < 1e-5
 
 
-def test_a_node_that_makes_the_predictions_itself_is_left_to_do_so(bench, economy, said):
+def test_a_node_that_makes_the_predictions_itself_is_left_to_do_so(bench, step_cache, said):
     model = bench.model.clone()
     model.model_options["sampler_calc_cond_batch_function"] = lambda args: comfy.samplers._calc_cond_batch(
         args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
     )
-    made = ksampler(bench, sparing(bench, economy, model=model, node_id="3", negative_every=2))
+    made = ksampler(bench, sparing(bench, step_cache, model=model, node_id="3", uncond_every=2))
     assert torch.equal(made, ksampler(bench, bench.model))
     assert said == ["nothing was left out: another node makes the predictions itself"]
 
 
-def test_what_a_node_asks_for_besides_is_computed_and_counted(bench, economy, said):
+def test_what_a_node_asks_for_besides_is_computed_and_counted(bench, step_cache, said):
     model = SkipLayerGuidanceDiTSimple.execute(bench.model, 0.0, 1.0, double_layers="0").result[0]
     with bench.rows() as seen:
-        ksampler(bench, sparing(bench, economy, model=model, node_id="3", every=2))
+        ksampler(bench, sparing(bench, step_cache, model=model, node_id="3", every=2))
     computed, share = sum(seen), int(said[-1].split("%")[0])
     assert share == round(100 * computed / 12) and "cfg is 1" not in said[-1], said
     assert "6 predictions that another node asked for, all computed" in said[-1]
 
 
-def test_prompts_that_are_asked_for_again_with_a_block_left_out_stay_apart(bench, economy):
+def test_prompts_that_are_asked_for_again_with_a_block_left_out_stay_apart(bench, step_cache):
     """A node's guidance may ask for both prompts of a step once more, with hooks on the model."""
 
     def asked_again(model, found):
@@ -246,31 +246,31 @@ def test_prompts_that_are_asked_for_again_with_a_block_left_out_stay_apart(bench
         return clone
 
     found: list[float] = []
-    plan = sparing(bench, economy, every=2)
+    plan = sparing(bench, step_cache, every=2)
     assert torch.equal(ksampler(bench, asked_again(plan, found)), ksampler(bench, plan))
     assert len(found) == 6 and min(found) > 1e-3
 
 
-def test_a_picture_of_a_batch_is_what_it_is_alone(bench, economy):
-    model = sparing(bench, economy, every=2, negative_every=2)
+def test_a_picture_of_a_batch_is_what_it_is_alone(bench, step_cache):
+    model = sparing(bench, step_cache, every=2, uncond_every=2)
     together = bench.run(bench.empty(2), model=model, batch_noise="per image")
     alone = bench.run(bench.empty(1), model=model, batch_noise="per image")
     assert error(together[:1], alone) < 1e-5
 
 
-def test_two_samplers_of_one_graph_and_other_sizes_share_nothing(bench, economy):
-    model = sparing(bench, economy, every=2, negative_every=2)
+def test_two_samplers_of_one_graph_and_other_sizes_share_nothing(bench, step_cache):
+    model = sparing(bench, step_cache, every=2, uncond_every=2)
     first = ksampler(bench, model)
     ksampler(bench, model, batch=2, seed=9)
     bench.run(bench.empty(1, (8, 12)), model=model)
     assert torch.equal(ksampler(bench, model), first)
     options = model.model_options["transformer_options"]
-    assert economy.RUN not in options and economy.RUN not in bench.model.model_options["transformer_options"]
+    assert step_cache.RUN not in options and step_cache.RUN not in bench.model.model_options["transformer_options"]
 
 
 @pytest.mark.parametrize("trouble", [management.InterruptProcessingException, RuntimeError])
-def test_a_run_that_is_cancelled_or_fails_leaves_nothing_behind(bench, economy, trouble):
-    model = sparing(bench, economy, every=2, negative_every=2)
+def test_a_run_that_is_cancelled_or_fails_leaves_nothing_behind(bench, step_cache, trouble):
+    model = sparing(bench, step_cache, every=2, uncond_every=2)
     whole = ksampler(bench, model)
     calls = []
 
@@ -288,7 +288,7 @@ def test_a_run_that_is_cancelled_or_fails_leaves_nothing_behind(bench, economy, 
     assert torch.equal(ksampler(bench, model), whole)
 
 
-def test_the_hosts_easycache_saves_more_on_top_of_it(bench, economy):
+def test_the_hosts_easycache_saves_more_on_top_of_it(bench, step_cache):
     def cached(model):
         return comfy_extras.nodes_easycache.EasyCacheNode.execute(model, 3.0, 0.0, 1.0, False).result[0]
 
@@ -299,9 +299,9 @@ def test_the_hosts_easycache_saves_more_on_top_of_it(bench, economy):
 
     plain, _ = cost(bench.model)
     theirs, _ = cost(cached(bench.model))
-    plan = sparing(bench, economy, negative_every=2)
+    plan = sparing(bench, step_cache, uncond_every=2)
     ours, _ = cost(plan)
-    for both in (cached(plan), sparing(bench, economy, model=cached(bench.model), negative_every=2)):
+    for both in (cached(plan), sparing(bench, step_cache, model=cached(bench.model), uncond_every=2)):
         together, made = cost(both)
         assert together < ours < plain and theirs < plain and made.isfinite().all()
 
@@ -340,49 +340,49 @@ def test_easycache_leaves_the_latent_alone_that_the_host_goes_on_with(bench):
     assert error(made, ksampler(bench, expected)) < 1e-4
 
 
-def test_block_controls_act_in_what_is_still_computed(bench, economy):
+def test_block_controls_act_in_what_is_still_computed(bench, step_cache):
     skip = bench.module("control").BlockSkip().apply(bench.model, "0", "negative", 0.0, 1.0)[0]
-    facts = bench.facts(model=sparing(bench, economy, model=skip, negative_every=2))
+    facts = bench.facts(model=sparing(bench, step_cache, model=skip, uncond_every=2))
     # 6 positive and 3 negative predictions of 2 blocks, of which a negative one skips one.
     assert (facts["block_calls"]["total"], facts["block_calls"]["skipped"]) == (18, 3)
 
 
-def test_a_block_control_that_begins_or_ends_is_computed_at_once(bench, economy):
+def test_a_block_control_that_begins_or_ends_is_computed_at_once(bench, step_cache):
     boost = bench.module("control").TextBoost()
     given = dict(strength=2.0, mode="attention", phrase="", part="all", branch="both", fade="constant")
     model = boost.apply(bench.model, "0", start_percent=1 / 6, end_percent=0.5, **given)[0]
-    facts = bench.facts(model=sparing(bench, economy, model=model, every=6))
-    assert facts["speed_plan"]["positives"] == 3  # the first step, and where the boost begins and ends
+    facts = bench.facts(model=sparing(bench, step_cache, model=model, every=6))
+    assert facts["speed_plan"]["cond"] == 3  # the first step, and where the boost begins and ends
 
 
-def test_a_controlnet_that_begins_or_ends_is_computed_at_once(economy):
+def test_a_controlnet_that_begins_or_ends_is_computed_at_once(step_cache):
     class Net:
         def __init__(self, timestep_range, previous=None):
             self.timestep_range, self.previous_controlnet = timestep_range, previous
 
     chain = Net((1.0, 0.5), Net((0.7, 0.0), Net(None)))
-    assert [economy._controlnets(chain, sigma) for sigma in (0.9, 0.7, 0.5, 0.4)] == [2, 3, 3, 2]
-    assert economy._controlnets(None, 0.5) == 0
+    assert [step_cache._controlnets(chain, sigma) for sigma in (0.9, 0.7, 0.5, 0.4)] == [2, 3, 3, 2]
+    assert step_cache._controlnets(None, 0.5) == 0
 
 
-def test_reuse_of_the_last_run_is_off_and_says_why(bench, economy):
-    model = sparing(bench, economy, negative_every=2)
+def test_reuse_of_the_last_run_is_off_and_says_why(bench, step_cache):
+    model = sparing(bench, step_cache, uncond_every=2)
     written = bench.all(model=model, reuse=True)[2]
     assert "Reuse: not possible, SpeedPlan carries predictions over from earlier steps" in written
     off, _ = bench.module("caching").SpeedPlan().apply(model, "1x (off)")
-    assert economy.of(off) is None and economy.of(model) is not None
+    assert step_cache.of(off) is None and step_cache.of(model) is not None
     assert "not possible" not in bench.all(model=off, reuse=True)[2]
 
 
-def test_a_second_plan_takes_the_place_of_the_first(bench, economy):
-    first = sparing(bench, economy, negative_every=4)
-    second = sparing(bench, economy, model=first, every=2)
-    assert torch.equal(ksampler(bench, second), ksampler(bench, sparing(bench, economy, every=2)))
-    assert economy.of(first).negative_every == 4
+def test_a_second_plan_takes_the_place_of_the_first(bench, step_cache):
+    first = sparing(bench, step_cache, uncond_every=4)
+    second = sparing(bench, step_cache, model=first, every=2)
+    assert torch.equal(ksampler(bench, second), ksampler(bench, sparing(bench, step_cache, every=2)))
+    assert step_cache.of(first).uncond_every == 4
 
 
-def test_an_inversion_stays_exact(bench, economy):
-    model = sparing(bench, economy, every=2, negative_every=2)
+def test_an_inversion_stays_exact(bench, step_cache):
+    model = sparing(bench, step_cache, every=2, uncond_every=2)
     invert = bench.module("invert").FlowInvert().invert
     latent = {"samples": bench.picture}
     (plain,) = invert(bench.model, bench.positive, latent, 6, "leapfrog", 0.0)
@@ -398,7 +398,7 @@ def test_the_node_reaches_what_it_promises(bench, plan):
     assert 1 / facts["speed_plan"]["work"] >= plan.speedup
     rows = facts["calls"]["positive_rows"] + facts["calls"]["negative_rows"]
     assert rows / 56 == pytest.approx(facts["speed_plan"]["work"])
-    assert f"up to {1 / plan.economy.work(28):.2f} times as fast" in words
+    assert f"up to {1 / plan.step_cache.work(28):.2f} times as fast" in words
     assert "Measured on this model" not in words  # the bench's model is another one than the prices are of
 
 
@@ -410,5 +410,5 @@ def test_off_is_the_plain_run_bit_for_bit_and_an_unknown_choice_is_refused(bench
         node.apply(bench.model, "9x")
 
 
-def test_the_core_that_tests_import_and_the_packs_are_the_same(bench, economy):
-    assert economy.Economy().to_json() == Economy().to_json() and economy.Economy is not Economy
+def test_the_core_that_tests_import_and_the_packs_are_the_same(bench, step_cache):
+    assert step_cache.StepCache().to_json() == StepCache().to_json() and step_cache.StepCache is not StepCache

@@ -18,11 +18,10 @@ import comfy.patcher_extension
 import comfy.samplers
 from torch import Tensor
 
-from ....mmdit_core.caching.step_cache import Count as Spared
-from ....mmdit_core.control.hooks import Tally
+from ....mmdit_core.caching.step_cache import PredictionCount as Spared
+from ....mmdit_core.control.hooks import BlockCallCount
 from ....mmdit_core.guidance.cfg import apg, cfg, cfg_zero_star, rescale, scale_at
-from .. import controls
-from .. import step_cache as economy
+from .. import controls, step_cache
 from ..windows import ToSigma, holds, percent_at
 
 KEY = "mmdit_count"
@@ -97,8 +96,8 @@ class Count:
 class FlowGuider(comfy.samplers.CFGGuider):
     """The host's guider with a scale that may change on the way; it counts what it asks of the model.
 
-    guided and alone: predictions with the negative and without; tally: of the block controls, None where there are
-    none; spared: what an economy on the model did, None where there is none.
+    guided and alone: predictions with the negative and without; block_calls: of the block controls, None where there
+    are none; spared: what a step cache on the model did, None where there is none.
     """
 
     def __init__(self, model, positive, negative, guidance: Guidance):
@@ -107,7 +106,7 @@ class FlowGuider(comfy.samplers.CFGGuider):
         self.set_cfg(guidance.cfg)
         self.guidance = guidance
         self.guided = self.alone = 0
-        self.tally: Tally | None = None
+        self.block_calls: BlockCallCount | None = None
         self.spared: Spared | None = None
         self._asked, self._computed = Count(), Count()
         form = FORMS[guidance.form]
@@ -135,8 +134,8 @@ class FlowGuider(comfy.samplers.CFGGuider):
             scale = self.guidance.scale(float(timestep.max()), to_sigma)
         options = model_options.get("transformer_options", {})
         if (run := options.get(controls.RUN)) is not None:
-            self.tally = run.tally
-        if (sparing := options.get(economy.RUN)) is not None:
+            self.block_calls = run.block_calls
+        if (sparing := options.get(step_cache.RUN)) is not None:
             self.spared = sparing.count
         if math.isclose(scale, 1.0) and not model_options.get("disable_cfg1_optimization", False):
             self.alone += 1

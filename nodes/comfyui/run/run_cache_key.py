@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ....mmdit_core.control.spec import BlockControl
-from .. import controls
-from .. import step_cache as economy
+from .. import controls, step_cache
 from ..controls import AttachedPrompt, shares_of
 from ..fingerprint import fingerprint, of_model
 from ..windows import ToSigma
@@ -25,7 +24,7 @@ HOOKS = ("callbacks", "injections", "attachments", "additional_models", "hook_pa
 
 def memory_of(model, *conditionings) -> str | None:
     """Why a run cannot be taken up in its middle: what may remember earlier steps. None where nothing does."""
-    if economy.of(model) is not None:
+    if step_cache.of(model) is not None:
         return "SpeedPlan carries predictions over from earlier steps"
     options, wrappers = _without_controls(model)
     if options or wrappers:

@@ -7,10 +7,10 @@ import torch
 
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, Call, Tally, compile_controls
+from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
 
 CONFIG = MMDiTConfig(hidden_size=64, num_heads=2, depth=4, context_dim=24, pooled_dim=20, pos_embed_max_size=8)
-CALL = Call(4, 0, (NEGATIVE, POSITIVE, POSITIVE), batch=6, place=0.0)
+CALL = ModelCall(4, 0, (NEGATIVE, POSITIVE, POSITIVE), batch=6, place=0.0)
 
 
 def reference(model, given, txt2, chosen):
@@ -40,12 +40,14 @@ def test_both_streams_run_beside_each_other_and_the_chosen_blocks_use_the_second
         "y": torch.randn(6, 20),
     }
     txt2 = model.context_embedder(torch.randn(1, length, 24))
-    tally = Tally()
-    hooks = add_second_texts([SecondText(chosen, txt2)], CALL, compile_controls([], CALL, {}, tally), {}, tally)
+    block_calls = BlockCallCount()
+    hooks = add_second_texts(
+        [SecondText(chosen, txt2)], CALL, compile_controls([], CALL, {}, block_calls), {}, block_calls
+    )
     out = model(**given, transformer_options={"patches_replace": {"dit": hooks}})
     plain, mixed = model(**given), reference(model, given, txt2, chosen)
     scale = plain.std()
     assert ((out[:2] - plain[:2]).abs().max() / scale) <= 1e-5  # the negative rows
     assert ((out[2:] - mixed[2:]).abs().max() / scale) <= 1e-5
     assert ((out[2:] - plain[2:]).abs().max() / scale) > 1e-3
-    assert (tally.total, tally.extra) == (12, 2 * (max(chosen) + 1))
+    assert (block_calls.total, block_calls.extra) == (12, 2 * (max(chosen) + 1))

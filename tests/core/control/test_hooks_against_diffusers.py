@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.load import to_diffusers
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, Call, Tally, compile_controls
+from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.text.tokens import EncoderTokens, PhraseError, TokenMap, words_of
 
@@ -60,13 +60,15 @@ def inputs(batch: int = 4):
 
 
 # A batched guidance call: negative first, two rows each.
-CALL = Call(double=5, single=0, branches=(NEGATIVE, POSITIVE), batch=4, place=0.5, maps=(None, MAP))
+CALL = ModelCall(double=5, single=0, branches=(NEGATIVE, POSITIVE), batch=4, place=0.5, maps=(None, MAP))
 
 
-def run(model, controls, call: Call = CALL, tally: Tally | None = None, options: dict | None = None) -> Tensor:
+def run(
+    model, controls, call: ModelCall = CALL, block_calls: BlockCallCount | None = None, options: dict | None = None
+) -> Tensor:
     options = dict(options or {})
     existing = options.get("patches_replace", {}).get("dit", {})
-    hooks = compile_controls(controls, call, existing, tally)
+    hooks = compile_controls(controls, call, existing, block_calls)
     options["patches_replace"] = {"dit": {**existing, **hooks}}
     return model(**inputs(call.batch), transformer_options=options)
 
@@ -155,7 +157,7 @@ def test_a_phrase_means_the_positive_branch_alone(model):
 
 
 def test_a_phrase_without_a_token_map_says_which_node_makes_one(model):
-    without = Call(5, 0, (NEGATIVE, POSITIVE), 4, 0.5)
+    without = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, 0.5)
     with pytest.raises(ValueError, match="TripleTextEncode"):
         run(model, [BlockControl("boost", (1,), 2.0, phrases=("red",))], without)
     with pytest.raises(PhraseError, match="'green' is not in the prompt.*red circle"):
@@ -278,7 +280,7 @@ def test_a_hook_and_an_override_that_are_there_are_chained(model):
     assert calls.count("hook") == 1 and calls.count("override") == 5 + 2 + 1
 
 
-def rows_run(model, controls, call: Call = CALL) -> list[int]:
+def rows_run(model, controls, call: ModelCall = CALL) -> list[int]:
     """Rows that each block really computes."""
     rows = []
     handles = [
@@ -297,23 +299,28 @@ def test_skipping_one_branch_really_runs_fewer_rows(model):
     assert rows_run(model, []) == [4] * 5
     assert rows_run(model, [BlockControl("skip", (1, 3), branch="negative")]) == [4, 2, 4, 2, 4]
     assert rows_run(model, [BlockControl("skip", (1, 3))]) == [4, 4, 4]
-    whole = Call(5, 0, (NEGATIVE, POSITIVE), 4, 0.5, partial_rows=False)
+    whole = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, 0.5, partial_rows=False)
     assert rows_run(model, [BlockControl("skip", (1,), branch="negative")], whole) == [4] * 5
 
 
 def test_models_that_cannot_run_part_of_the_rows_give_the_same_result(model):
     control = BlockControl("skip", (1, 3), branch="negative")
-    whole = Call(5, 0, (NEGATIVE, POSITIVE), 4, 0.5, partial_rows=False)
+    whole = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, 0.5, partial_rows=False)
     assert error(run(model, [control], whole), run(model, [control])) <= 1e-5
 
 
-def test_the_tally_counts_block_calls_by_prompt(model):
-    tally = Tally()
-    run(model, [BlockControl("skip", (1, 3), branch="negative"), BlockControl("skip", (0,))], tally=tally)
-    assert (tally.total, tally.skipped) == (10, 4)
-    assert str(tally) == "skipped 4 of 10 block calls, 40.0%"
-    run(model, [BlockControl("skip", (1,), branch="negative")], Call(5, 0, (0, 1), 4, 0.5, partial_rows=False), tally)
-    assert (tally.total, tally.skipped) == (20, 4)  # nothing was saved there
+def test_the_count_counts_block_calls_by_prompt(model):
+    block_calls = BlockCallCount()
+    run(model, [BlockControl("skip", (1, 3), branch="negative"), BlockControl("skip", (0,))], block_calls=block_calls)
+    assert (block_calls.total, block_calls.skipped) == (10, 4)
+    assert str(block_calls) == "skipped 4 of 10 block calls, 40.0%"
+    run(
+        model,
+        [BlockControl("skip", (1,), branch="negative")],
+        ModelCall(5, 0, (0, 1), 4, 0.5, partial_rows=False),
+        block_calls,
+    )
+    assert (block_calls.total, block_calls.skipped) == (20, 4)  # nothing was saved there
 
 
 def test_nothing_that_came_in_is_changed(model):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import Call, Tally, compile_controls
+from mmdit_core.control.hooks import BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.models.adaln import ROWS, RUN
 from tests.core.models.prepared import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model, reads
@@ -64,7 +64,7 @@ CONTROLS = {
 
 def controlled(names, branches, batch, previous=None):
     """Options with the hooks of some controls."""
-    what = Call(double=4, single=0, branches=branches, batch=batch, place=0.0)
+    what = ModelCall(double=4, single=0, branches=branches, batch=batch, place=0.0)
     controls = [CONTROLS[name] for name in names]
     hooks = compile_controls(controls, what, previous)
     return what, controls, hooks
@@ -90,7 +90,7 @@ def test_a_second_text_reads_no_adaln_weights_either(model, inference):
 
     def replace():
         what, controls, hooks = controlled(["skip, negative"], (1, 0, 0), 3)
-        made = add_second_texts([second], what, hooks, {}, Tally(), controls)
+        made = add_second_texts([second], what, hooks, {}, BlockCallCount(), controls)
         return {"patches_replace": {"dit": made}}
 
     with model.prepared(LEVELS) as options:

@@ -8,17 +8,17 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import Call, Tally, compile_controls
+from mmdit_core.control.hooks import BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.models import products
 from tests.core.models.prepared import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model
 
-ROWS = Call(double=4, single=0, branches=(0, 1), batch=2, place=0.5)
+ROWS = ModelCall(double=4, single=0, branches=(0, 1), batch=2, place=0.5)
 
 
 def hooked(*controls: BlockControl):
     def options() -> dict:
-        return {"patches_replace": {"dit": compile_controls(controls, ROWS, {}, Tally())}}
+        return {"patches_replace": {"dit": compile_controls(controls, ROWS, {}, BlockCallCount())}}
 
     return options
 
@@ -26,7 +26,7 @@ def hooked(*controls: BlockControl):
 def second_text() -> dict:
     torch.manual_seed(4)
     texts = [SecondText((0, 2), torch.randn(1, 9, 128))]
-    return {"patches_replace": {"dit": add_second_texts(texts, ROWS, {}, {}, Tally(), ())}}
+    return {"patches_replace": {"dit": add_second_texts(texts, ROWS, {}, {}, BlockCallCount(), ())}}
 
 
 def patches() -> dict:

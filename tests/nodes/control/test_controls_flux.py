@@ -13,14 +13,14 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, Call, Tally, compile_controls
+from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
 
 DOUBLE, SINGLE, TEXT, IMAGE = 3, 3, 7, 12
 WIDTH, HEADS = 64, 2
 MAP = TokenMap((EncoderTokens("T5", False, 0, TEXT, words_of([("red", True, 1), ("circle", True, 2)])),))
-CALL = Call(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), batch=4, place=0.5, maps=(None, MAP))
+CALL = ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), batch=4, place=0.5, maps=(None, MAP))
 ROWS = {"both": slice(0, 4), "negative": slice(0, 2), "positive": slice(2, 4)}
 
 
@@ -102,10 +102,10 @@ def inputs(batch: int = 4) -> dict[str, Tensor]:
     return {name: value[-batch:] for name, value in given.items()}
 
 
-def run(model, controls=(), call: Call = CALL, existing=None, second=(), tally=None, **changed) -> Tensor:
+def run(model, controls=(), call: ModelCall = CALL, existing=None, second=(), block_calls=None, **changed) -> Tensor:
     existing = existing or {}
-    hooks = compile_controls(controls, call, existing, tally)
-    hooks = add_second_texts(second, call, hooks, existing, tally or Tally())
+    hooks = compile_controls(controls, call, existing, block_calls)
+    hooks = add_second_texts(second, call, hooks, existing, block_calls or BlockCallCount())
     options = {"patches_replace": {"dit": {**existing, **hooks}}}
     return model(**{**inputs(call.batch), **changed}, transformer_options=options)
 
@@ -229,7 +229,7 @@ def test_attention_and_value_boosts_equal_a_dense_reference(model, key, branch, 
 
 @pytest.mark.parametrize("partial", [True, False])
 def test_nothing_leaks_between_branches_though_the_blocks_write_into_what_they_are_given(model, partial):
-    call = Call(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, 0.5, partial_rows=partial)
+    call = ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, 0.5, partial_rows=partial)
     rows = []
 
     def watch(args, extra):
@@ -276,15 +276,15 @@ def other_context(length: int) -> Tensor:
 @pytest.mark.parametrize("length", [TEXT, 4, 19])
 @pytest.mark.parametrize("chosen", [(0,), (1, 3), (5,)])
 def test_a_second_text_in_some_blocks_equals_a_stream_beside_the_first(model, twin, length, chosen):
-    tally, context = Tally(), other_context(length)
-    ours = run(model, second=[SecondText(chosen, model.txt_in(context))], tally=tally)
+    block_calls, context = BlockCallCount(), other_context(length)
+    ours = run(model, second=[SecondText(chosen, model.txt_in(context))], block_calls=block_calls)
     assert error(ours, reference(twin, {}, {}, second_stream(twin, context, chosen))) <= 1e-5
-    assert error(ours, run(model)) > 1e-4 and tally.extra == max(chosen) + 1
+    assert error(ours, run(model)) > 1e-4 and block_calls.extra == max(chosen) + 1
 
 
 @pytest.mark.parametrize("length", [TEXT, 4, 19])
 def test_a_second_text_in_all_blocks_is_that_prompt(model, length):
-    call, context = Call(DOUBLE, SINGLE, (POSITIVE,), 1, 0.5), other_context(length)
+    call, context = ModelCall(DOUBLE, SINGLE, (POSITIVE,), 1, 0.5), other_context(length)
     embedded = model.txt_in(context)
     kept = embedded.clone()
     ours = run(model, call=call, second=[SecondText(tuple(range(6)), embedded)])

@@ -17,7 +17,7 @@ from comfy.ldm.chroma.model import Chroma
 from torch import Tensor
 
 from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, Call, Tally, compile_controls
+from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
 
@@ -44,8 +44,8 @@ class Case:
         return [block for name in self.lists for block in getattr(self.model, name)]
 
     @property
-    def call(self) -> Call:
-        return Call(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, 0.5, (None, MAP), registers=self.registers)
+    def call(self) -> ModelCall:
+        return ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, 0.5, (None, MAP), registers=self.registers)
 
     @cached_property
     def plain(self) -> Tensor:
@@ -91,9 +91,9 @@ def case(request) -> Case:
     return made_by(request.param)
 
 
-def run(case: Case, controls=(), existing=None, second=(), tally=None, options=None) -> Tensor:
-    hooks = compile_controls(controls, case.call, existing, tally)
-    hooks = add_second_texts(second, case.call, hooks, existing or {}, tally or Tally())
+def run(case: Case, controls=(), existing=None, second=(), block_calls=None, options=None) -> Tensor:
+    hooks = compile_controls(controls, case.call, existing, block_calls)
+    hooks = add_second_texts(second, case.call, hooks, existing or {}, block_calls or BlockCallCount())
     options = {**(options or {}), "patches_replace": {"dit": {**(existing or {}), **hooks}}}
     return case.model(**case.given, transformer_options=options)
 
@@ -158,11 +158,11 @@ def test_the_wrappers_change_nothing_by_themselves(case):
 @pytest.mark.parametrize("branch", ROWS)
 @pytest.mark.parametrize("blocks", [(1,), (0, 2, 4), tuple(range(6))])
 def test_skip_leaves_both_streams_as_they_were(case, branch, blocks):
-    tally = Tally()
-    ours = run(case, [BlockControl("skip", blocks, branch=branch)], tally=tally)
+    block_calls = BlockCallCount()
+    ours = run(case, [BlockControl("skip", blocks, branch=branch)], block_calls=block_calls)
     assert error(ours, reference(case, {}, dict.fromkeys(blocks, ROWS[branch]))) <= 1e-5
     assert error(ours, case.plain) > 1e-3
-    assert (tally.skipped, tally.total) == (len(blocks) * (2 if branch == "both" else 1), 12)
+    assert (block_calls.skipped, block_calls.total) == (len(blocks) * (2 if branch == "both" else 1), 12)
 
 
 @pytest.mark.parametrize("branch", ROWS)

@@ -13,7 +13,7 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
 from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, Call, Tally, compile_controls
+from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
 
@@ -53,14 +53,14 @@ def inputs() -> dict[str, Tensor]:
     return {"x": torch.randn(4, 16, 1, 8, 12), "timestep": torch.rand(4), "context": torch.randn(4, TEXT, 24)}
 
 
-def call_for(mask: Tensor | None) -> Call:
-    return Call(DEPTH, 0, (NEGATIVE, POSITIVE), batch=4, place=0.5, maps=(None, MAP), partial_rows=mask is None)
+def call_for(mask: Tensor | None) -> ModelCall:
+    return ModelCall(DEPTH, 0, (NEGATIVE, POSITIVE), batch=4, place=0.5, maps=(None, MAP), partial_rows=mask is None)
 
 
-def run(model, controls=(), mask=None, existing=None, second=(), tally=None, call=None, **changed) -> Tensor:
+def run(model, controls=(), mask=None, existing=None, second=(), block_calls=None, call=None, **changed) -> Tensor:
     existing, call = existing or {}, call or call_for(mask)
-    hooks = compile_controls(controls, call, existing, tally)
-    hooks = add_second_texts(second, call, hooks, existing, tally or Tally())
+    hooks = compile_controls(controls, call, existing, block_calls)
+    hooks = add_second_texts(second, call, hooks, existing, block_calls or BlockCallCount())
     options = {"patches_replace": {"dit": {**existing, **hooks}}}
     return model(**{**inputs(), "attention_mask": mask, **changed}, transformer_options=options)
 
@@ -126,12 +126,12 @@ def test_the_mask_matters(model):
 @pytest.mark.parametrize("branch", ROWS)
 @pytest.mark.parametrize("blocks", [(1,), (0, 2), tuple(range(DEPTH))])
 def test_skip_leaves_both_streams_as_they_were(model, twin, mask, branch, blocks):
-    tally = Tally()
-    ours = run(model, [BlockControl("skip", blocks, branch=branch)], mask, tally=tally)
+    block_calls = BlockCallCount()
+    ours = run(model, [BlockControl("skip", blocks, branch=branch)], mask, block_calls=block_calls)
     assert error(ours, reference(twin, mask, {}, dict.fromkeys(blocks, ROWS[branch]))) <= 1e-5
     assert error(ours, run(model, mask=mask)) > 1e-3
     saved = len(blocks) * (2 if branch == "both" else 1 if mask is None else 0)  # with a mask all rows must run
-    assert (tally.skipped, tally.total) == (saved, 2 * DEPTH)
+    assert (block_calls.skipped, block_calls.total) == (saved, 2 * DEPTH)
 
 
 @MASKS

@@ -77,14 +77,14 @@ def test_the_hosts_node_changes_no_picture_and_breaks_no_graph(bench, model, nam
 
 
 def test_a_count_of_skipped_blocks_is_the_same_compiled(bench, model):
-    """The tally is a side effect within the graph."""
+    """The block_calls is a side effect within the graph."""
     hooks, tallies = bench.module("comfyui.controls"), []
     changed = CASES["skip, from the middle on"](bench, model)
 
     def note(executor, *args, **kwargs):
         run = executor.class_obj.model_options["transformer_options"]
         out = executor(*args, **kwargs)
-        tallies.append(run[hooks.RUN].tally)
+        tallies.append(run[hooks.RUN].block_calls)
         return out
 
     for given in (changed, TorchCompileModel.execute(changed, CompileCounter()).result[0]):
