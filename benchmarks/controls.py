@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mmdit_core import MMDiT, MMDiTConfig  # noqa: E402
-from scripts import inprocess  # noqa: E402
+from scripts import in_process  # noqa: E402
 
 TEXT_TOKENS, STEPS = 154, 3
 Row = tuple[str, list, float]  # name, controls, share of a step that a perfect skip would save
@@ -76,8 +76,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     given = parser.parse_args()
-    inprocess.prepare("--cpu")
-    pack = inprocess.load_pack()
+    in_process.prepare("--cpu")
+    pack = in_process.load_pack()
     sampling, controls = (sys.modules[f"{pack.__name__}.nodes.comfyui.{name}"] for name in ("run.sampling", "controls"))
     control = sys.modules[f"{pack.__name__}.mmdit_core.control.spec"].BlockControl
     model = random_model(pack, given.blocks, getattr(torch, given.dtype))

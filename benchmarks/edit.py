@@ -30,7 +30,7 @@ from attributes.words import BACKGROUND_WORDS  # noqa: E402
 from attributes.world import BACKGROUNDS, COLOURS, Scene, is_held_out  # noqa: E402
 from benchmarks.attributes.prompts import Prompt, read_prompts  # noqa: E402
 from benchmarks.inversion import SMALL, Bench  # noqa: E402
-from scripts import inprocess  # noqa: E402
+from scripts import in_process  # noqa: E402
 
 # Negative prompt, cfg and solver of the way down.
 WAYS = (
@@ -90,8 +90,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     given = parser.parse_args()
-    inprocess.prepare("--cpu")
-    bench = Bench(inprocess.load_pack(), given.model)
+    in_process.prepare("--cpu")
+    bench = Bench(in_process.load_pack(), given.model)
 
     def encode(text: str):
         return bench.clip.encode_from_tokens_scheduled(bench.clip.tokenize(text))

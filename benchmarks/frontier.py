@@ -36,7 +36,7 @@ from benchmarks.attributes.prompts import SETS, Prompt, read_prompts  # noqa: E4
 from benchmarks.flops import flop_counter  # noqa: E402
 from mmdit_core.caching.plans import PLANS  # noqa: E402
 from mmdit_core.caching.step_cache import StepCache  # noqa: E402
-from scripts import inprocess  # noqa: E402
+from scripts import in_process  # noqa: E402
 
 SMALL = ROOT / "models" / "mmdit-small.safetensors"
 MAP = ROOT / "docs" / "block-map.json"
@@ -118,7 +118,7 @@ class Bench:
     """The nodes on one checkpoint, and the prompts as it reads them."""
 
     def __init__(self, checkpoint: Path, dtype: str, prompts: Sequence[Prompt], seeds: int):
-        self.pack = inprocess.load_pack()
+        self.pack = in_process.load_pack()
         parts = self.module("comfyui.loading.clip_vae")
         self.model = self.module("comfyui.loading.model").load_model(str(checkpoint)).clone()
         self.model.set_model_compute_dtype(getattr(torch, dtype))
@@ -335,7 +335,7 @@ def main() -> None:
     given = parse()
     if given.threads:
         torch.set_num_threads(given.threads)
-    inprocess.prepare("--cpu")
+    in_process.prepare("--cpu")
     bench = Bench(given.model, given.dtype, read_prompts(given.prompts, given.number), given.seeds)
     about = {
         "model": hashlib.sha256(given.model.read_bytes()).hexdigest()[:16],

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from attributes.world import paint, place  # noqa: E402
 from benchmarks.attributes.prompts import read_prompts  # noqa: E402
-from scripts import inprocess  # noqa: E402
+from scripts import in_process  # noqa: E402
 
 SMALL = ROOT / "models" / "mmdit-small.safetensors"
 ANEW = "leapfrog, anew"
@@ -81,8 +81,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 28, 50])
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     given = parser.parse_args()
-    inprocess.prepare("--cpu")
-    bench, rng, pairs = Bench(inprocess.load_pack(), given.model), random.Random(0), []
+    in_process.prepare("--cpu")
+    bench, rng, pairs = Bench(in_process.load_pack(), given.model), random.Random(0), []
     for prompt in read_prompts("held_out", given.pictures):
         picture = torch.from_numpy(paint(prompt.scene, place(prompt.scene, rng)))[None]
         text = bench.clip.encode_from_tokens_scheduled(bench.clip.tokenize(prompt.text))

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_file import medium, write  # noqa: E402
-from scripts import inprocess  # noqa: E402
+from scripts import in_process  # noqa: E402
 
 CONTENDERS = ("ours", "host")
 FIGURES = {  # of a turn -> the table's name and unit
@@ -69,8 +69,8 @@ def watched():
 
 
 def _child(contender: str, path: str, tiny: str) -> None:
-    inprocess.prepare("--cpu")
-    pack = inprocess.load_pack()
+    in_process.prepare("--cpu")
+    pack = in_process.load_pack()
     import comfy.model_management as management
     import comfy.sd
 

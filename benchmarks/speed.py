@@ -47,7 +47,7 @@ from mmdit_core import MMDiTConfig, load_checkpoint  # noqa: E402
 from mmdit_core.flow.schedules import sigmas  # noqa: E402
 from mmdit_core.models.adaln import PACES  # noqa: E402
 from mmdit_core.models.products import fast_dtypes  # noqa: E402
-from scripts import inprocess  # noqa: E402
+from scripts import in_process  # noqa: E402
 
 OURS, PEERS = CONTENDERS[0], CONTENDERS[1:]
 LEVELS = 1000 * sigmas(28, "linear", 3.0)[:-1].float()
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    inprocess.prepare("--cpu")
+    in_process.prepare("--cpu")
     if given.child:
         what, *arguments = given.child
         {"memory": _memory_child, "turns": _turns_child}[what](*arguments)

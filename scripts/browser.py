@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scripts.console import UserError, run
 from scripts.environment import ROOT
-from scripts.progress import Trouble, run
 
 LOG = ROOT / ".test-output" / "apt.log"
 
@@ -61,6 +61,6 @@ def ensure() -> Path | None:
         run((*apt, "update"), title="Refreshing Debian's package lists", log=LOG)
         packages = ("chromium", "fonts-liberation")  # without a font the page has no text
         run((*apt, "install", "--no-install-recommends", *packages), title="Installing Debian's Chromium", log=LOG)
-    except Trouble as trouble:
+    except UserError as trouble:
         print(trouble, flush=True)
     return find()

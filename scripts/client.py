@@ -20,7 +20,7 @@ Prompt = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this machine
 
 
-class HostError(Exception):
+class ComfyUIError(Exception):
     """The host refused a prompt or failed to run it; `details` holds its answer."""
 
     def __init__(self, message: str, details: Any = None):
@@ -28,7 +28,7 @@ class HostError(Exception):
         self.details = details
 
 
-class Interrupted(HostError):
+class Interrupted(ComfyUIError):
     """The run was cancelled."""
 
 
@@ -50,14 +50,14 @@ class Client:
     def alive(self) -> bool:
         try:
             self.get("/system_stats", timeout=2)
-        except (OSError, HostError, json.JSONDecodeError):
+        except (OSError, ComfyUIError, json.JSONDecodeError):
             return False
         return True
 
     def fetch(self, path: str, *, body: bytes | None = None, kind: str = "", timeout: float = 60) -> bytes:
         """The bytes that a GET (or, with a body, a POST) returns.
 
-        Raises: HostError with the server's answer where it reports an error.
+        Raises: ComfyUIError with the server's answer where it reports an error.
         """
         headers = {"Content-Type": kind} if kind else {}
         request = urllib.request.Request(self.url + path, data=body, headers=headers)
@@ -66,7 +66,7 @@ class Client:
                 return answer.read()
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")
-            raise HostError(f"{path}: HTTP {error.code}: {readable(text)}", parsed(text)) from None
+            raise ComfyUIError(f"{path}: HTTP {error.code}: {readable(text)}", parsed(text)) from None
 
     def get(self, path: str, *, timeout: float = 60) -> Any:
         return json.loads(self.fetch(path, timeout=timeout))
@@ -78,24 +78,24 @@ class Client:
     def object_info(self, node: str | None = None) -> dict[str, Any]:
         """What the server says about one node, or about all.
 
-        Raises: HostError if the server does not know the node.
+        Raises: ComfyUIError if the server does not know the node.
         """
         if node is None:
             return self.get("/object_info")
         found = self.get("/object_info/" + urllib.parse.quote(node))
         if node not in found:
-            raise HostError(f"The host does not know the node {node}.")
+            raise ComfyUIError(f"The host does not know the node {node}.")
         return found[node]
 
     def queue(self, prompt: Prompt, *, client_id: str = "", extra: dict[str, Any] | None = None) -> str:
         """Queue a prompt in API format; returns its id.
 
-        Raises: HostError that says which node and input the server refused.
+        Raises: ComfyUIError that says which node and input the server refused.
         """
         answer = self.post("/prompt", {"prompt": prompt, "client_id": client_id, **(extra or {})})
         if answer.get("node_errors"):
             # The server runs what is left of a prompt of which it refused a part.
-            raise HostError(readable(json.dumps({"error": "A part was refused.", **answer})), answer)
+            raise ComfyUIError(readable(json.dumps({"error": "A part was refused.", **answer})), answer)
         return answer["prompt_id"]
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
@@ -107,7 +107,7 @@ class Client:
     ) -> dict[str, Any]:
         """Queue a prompt and wait for its end; returns its history record (`["outputs"]`, `["status"]`).
 
-        Raises: HostError with the node and the reason if it fails; Interrupted if it was cancelled; TimeoutError.
+        Raises: ComfyUIError with the node and the reason if it fails; Interrupted if it was cancelled; TimeoutError.
         """
         with self.events() as events:
             prompt_id = self.queue(prompt, client_id=events.client_id)
@@ -130,7 +130,7 @@ class Client:
         for kind, data in record["status"]["messages"]:
             if kind == "execution_error":
                 where = f"{data['node_type']} (node {data['node_id']})"
-                raise HostError(f"{where}: {data['exception_message'].strip()}", data)
+                raise ComfyUIError(f"{where}: {data['exception_message'].strip()}", data)
             if kind == "execution_interrupted":
                 raise Interrupted("The run was cancelled.", data)
         return record
@@ -178,11 +178,11 @@ class Events:
     def next(self, timeout: float = 60) -> Event:
         """The next message.
 
-        Raises: TimeoutError if none comes in time; HostError if the server closed the connection.
+        Raises: TimeoutError if none comes in time; ComfyUIError if the server closed the connection.
         """
         message = self.socket.receive(timeout)
         if message is None:
-            raise HostError("The server closed the connection: has it ended?")
+            raise ComfyUIError("The server closed the connection: has it ended?")
         if isinstance(message, str):
             told = json.loads(message)
             return Event(told["type"], told.get("data") or {})

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts import stamps
-from scripts.progress import Step, Trouble, run
+from scripts import markers
+from scripts.console import Step, UserError, run
 
 ROOT = Path(__file__).absolute().parents[1]
 VENV = ROOT / ".venv"
@@ -48,19 +48,19 @@ def make(*, beside: Path | None = None) -> Path:
 
     Args: beside, an installed ComfyUI's Python: makes it, and shows it its packages (default: this Python makes it).
     Returns: its Python.
-    Raises: Trouble if a virtual environment can't be made.
+    Raises: UserError if a virtual environment can't be made.
     """
     # Not sys.executable: it may be the very environment that is made anew here.
     python, maker = venv_python(), beside or Path(getattr(sys, "_base_executable", sys.executable))
-    stamp, value = VENV / ".made", stamps.key("v1", beside or "")
-    adopted = not stamp.exists() and beside is None
-    if works(python) and (stamps.fresh(stamp, value) or adopted):
-        stamps.write(stamp, value)
+    marker, value = VENV / ".made", markers.key("v1", beside or "")
+    adopted = not marker.exists() and beside is None
+    if works(python) and (markers.up_to_date(marker, value) or adopted):
+        markers.write(marker, value)
         return python
     if VENV.exists():
         shutil.rmtree(VENV)
     if subprocess.run([maker, "-c", "import ensurepip, venv"], capture_output=True).returncode:
-        raise Trouble(
+        raise UserError(
             f"{maker} can't make virtual environments (its venv or ensurepip module is missing).\n"
             "On Debian and Ubuntu: apt-get install python3-venv. Elsewhere: use a Python from python.org."
         )
@@ -68,7 +68,7 @@ def make(*, beside: Path | None = None) -> Path:
     if beside:
         lines = [f"import site; site.addsitedir({folder!r})" for folder in package_folders(beside)]
         site_packages(python).joinpath("host.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    stamps.write(stamp, value)
+    markers.write(marker, value)
     return python
 
 
@@ -94,11 +94,11 @@ def pip(python: Path, *arguments: str | Path, title: str) -> None:
     run([python, "-m", "pip", *arguments], title=title, log=LOG, hints=PIP_HINTS)
 
 
-def install_host(python: Path, requirements: Path) -> None:
-    """Install torch and what ComfyUI requires; nothing to do if the stamp says so."""
+def install_comfyui_requirements(python: Path, requirements: Path) -> None:
+    """Install torch and what ComfyUI requires; nothing to do if the marker says so."""
     text = requirements.read_text(encoding="utf-8")
-    stamp, value = VENV / ".host-requirements", stamps.key("v1", TORCH, TORCH_COMPANIONS, text)
-    if stamps.fresh(stamp, value):
+    marker, value = VENV / ".host-requirements", markers.key("v1", TORCH, TORCH_COMPANIONS, text)
+    if markers.up_to_date(marker, value):
         return
     # torch goes first and alone: otherwise another package's looser requirement would choose its version.
     pip(python, "install", TORCH, title=f"Installing {TORCH} (the largest download)")
@@ -108,18 +108,18 @@ def install_host(python: Path, requirements: Path) -> None:
     title = "Installing what ComfyUI requires"
     pip(python, "install", "-r", wanted, "-c", constraints(), title=title)
     mend_cpu_torch(python)
-    stamps.write(stamp, value)
+    markers.write(marker, value)
 
 
 def install_dev(python: Path, *, owned: bool) -> None:
     """Install the development tools: the group `dev` of pyproject.toml."""
     wanted = dev_requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    stamp, value = VENV / ".dev-requirements", stamps.key("v1", *wanted)
-    if stamps.fresh(stamp, value):
+    marker, value = VENV / ".dev-requirements", markers.key("v1", *wanted)
+    if markers.up_to_date(marker, value):
         return
     pins = ("-c", constraints()) if owned else ()
     pip(python, "install", *wanted, *pins, title="Installing the development tools")
-    stamps.write(stamp, value)
+    markers.write(marker, value)
 
 
 def constraints() -> Path:
@@ -139,7 +139,7 @@ def dev_requirements(pyproject: str) -> list[str]:
     """The strings of the `dev` list; tomllib would need Python 3.11."""
     match = re.search(r"^dev = \[(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)
     if not match:
-        raise Trouble("pyproject.toml has no list `dev`.")
+        raise UserError("pyproject.toml has no list `dev`.")
     return re.findall(r'"([^"]+)"', match[1])
 
 
@@ -187,7 +187,7 @@ def declare_operators_and_drop_libraries(python: Path, folder: Path) -> None:
             library.unlink()
     for name in ("torchvision", "torchaudio"):
         if not imports(python, name):
-            raise Trouble(f"{name} can't be imported beside this torch; see: {python} -c 'import {name}'")
+            raise UserError(f"{name} can't be imported beside this torch; see: {python} -c 'import {name}'")
 
 
 def imports(python: Path, name: str) -> bool:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from scripts.console import say
 from scripts.environment import ROOT
-from scripts.progress import say
-from scripts.server import passing
+from scripts.server import temporary_server
 
 TARGET = ROOT / "locales" / "en"
 
@@ -59,7 +59,7 @@ def _words(name: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    with passing("locales") as server:
+    with temporary_server("locales") as server:
         info = of_pack(server.client.object_info())
     files = {
         "nodeDefs.json": definitions(info),

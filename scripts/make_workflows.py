@@ -16,16 +16,16 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from scripts.console import say
 from scripts.environment import ROOT
-from scripts.progress import say
-from scripts.server import passing
+from scripts.server import temporary_server
 from scripts.workflow import has_control, inputs_in_order, is_widget
-from scripts.workflow_texts import WORKFLOWS, Node, Sheet
+from scripts.workflow_specs import WORKFLOWS, Node, WorkflowSpec
 
 TARGET = ROOT / "workflows"
 LEFT, TOP, GAP_X, GAP_Y = 40, 120, 60, 60
 WIDTHS = {"TripleTextEncode": 420, "SaveImage": 340, "PreviewImage": 340, "PreviewAny": 340}
-PICTURES = {"SaveImage", "PreviewImage", "LoadImage"}
+IMAGES = {"SaveImage", "PreviewImage", "LoadImage"}
 TITLE, ROW, TEXT, PICTURE = 36, 24, 130, 320  # heights: of a title, a slot or widget, a long text, a shown picture
 RARE_TEXT = 70  # height of a long text among the advanced inputs
 # What a node shows besides its rows, in pixels: strip, curve, counts, and after a run its summary or its text.
@@ -72,7 +72,7 @@ class Placed:
         long = [options for _, _, options in widgets if options.get("multiline")]
         texts = sum(RARE_TEXT if options.get("advanced") else TEXT for options in long)
         seeds = sum(has_control(*widget) for widget in widgets)
-        picture = PICTURE if self.node.type in PICTURES else 0
+        picture = PICTURE if self.node.type in IMAGES else 0
         rows = TITLE + ROW * (slots + len(widgets) - len(long) + seeds)
         return rows + texts + picture + SHOWN.get(self.node.type, 0)
 
@@ -94,7 +94,7 @@ class Placed:
         return list(inputs_in_order(self.info))
 
 
-def build(sheet: Sheet, info: dict[str, Any]) -> dict[str, Any]:
+def build(sheet: WorkflowSpec, info: dict[str, Any]) -> dict[str, Any]:
     """A workflow as the page stores it."""
     placed = {
         node.key: Placed(node, number, info[node.type], links=dict(node.links))
@@ -194,7 +194,7 @@ def _spots(placed: list[Placed]) -> dict[str, list[int]]:
     return spots
 
 
-def _note(sheet: Sheet, number: int, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+def _note(sheet: WorkflowSpec, number: int, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """The note, below the first column."""
     first = [node for node in nodes if node["pos"][0] == LEFT]
     below = max(node["pos"][1] + node["size"][1] for node in first) + GAP_Y
@@ -217,7 +217,7 @@ def _note(sheet: Sheet, number: int, nodes: list[dict[str, Any]]) -> dict[str, A
 
 def main(names: list[str]) -> None:
     chosen = [sheet for sheet in WORKFLOWS if not names or sheet.name in names]
-    with passing("workflows") as server:
+    with temporary_server("workflows") as server:
         info = server.client.object_info()
     for sheet in chosen:
         path = TARGET / f"{sheet.name}.json"

@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 if sys.version_info < (3, 10):
     sys.exit(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
 
-from scripts import host
-from scripts.client import Event, HostError
-from scripts.progress import Step, Trouble, bar, say
+from scripts import installations
+from scripts.client import ComfyUIError, Event
+from scripts.console import Step, UserError, bar, say
 from scripts.server import Server
 from scripts.workflow import Prompt, WorkflowError, nodes_of, to_prompt
 
@@ -52,18 +52,18 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 def main(words: list[str]) -> None:
     wanted = arguments(words)
-    comfyui = host.find()
+    found = installations.find()
     if wanted.ui:
-        serve(comfyui)
+        serve(found)
     else:
         start = time.monotonic()
-        path = picture(comfyui, wanted)
+        path = picture(found, wanted)
         say(f"Saved {path} ({time.monotonic() - start:.0f} s in all)")
 
 
-def serve(comfyui: host.Host) -> None:
+def serve(found: installations.Installation) -> None:
     """Keep a server up until Ctrl+C; its folders stay in .host/base."""
-    server = Server(comfyui, host.HOST_FOLDER / "base")
+    server = Server(found, installations.COMFYUI_HOME / "base")
     with started(server):
         say(f"ComfyUI is up. Open {server.url}/?template={WORKFLOW.stem}&source={ROOT.name}")
         say(f"Its log is in {server.log}. Ctrl+C stops it.")
@@ -76,15 +76,15 @@ def started(server: Server) -> Server:
     failure = server.pack_failure()
     if failure:
         server.stop()
-        raise Trouble(f"ComfyUI could not import this pack:\n{failure}")
+        raise UserError(f"ComfyUI could not import this pack:\n{failure}")
     return server
 
 
-def picture(comfyui: host.Host, wanted: argparse.Namespace) -> Path:
+def picture(found: installations.Installation, wanted: argparse.Namespace) -> Path:
     """Run the example workflow with the prompt and seed that were asked for; returns the saved file."""
-    host.HOST_FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=host.HOST_FOLDER, prefix="run-", ignore_cleanup_errors=True) as base:
-        with started(Server(comfyui, Path(base))) as server:
+    installations.COMFYUI_HOME.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=installations.COMFYUI_HOME, prefix="run-", ignore_cleanup_errors=True) as base:
+        with started(Server(found, Path(base))) as server:
             prompt = to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), server.client.object_info())
             fill(prompt, TEXT_NODE, "prompt", wanted.prompt)
             fill(prompt, SAMPLER_NODE, "seed", wanted.seed)
@@ -129,7 +129,7 @@ class Watcher:
         elif event.kind == "progress" and self.step:
             self.step.update(bar(event.data["value"], event.data["max"]), now=True)
         elif event.kind in ("execution_error", "execution_interrupted"):
-            self.close(HostError)
+            self.close(ComfyUIError)
         elif event.kind == "execution_success":
             self.close()
 
@@ -143,7 +143,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("\nStopped."))  # so that the server is stopped too
     try:
         main(sys.argv[1:])
-    except (Trouble, HostError, WorkflowError, TimeoutError) as trouble:
+    except (UserError, ComfyUIError, WorkflowError, TimeoutError) as trouble:
         sys.exit(f"\n{trouble}")
     except KeyboardInterrupt:
         sys.exit("\nStopped.")

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.client import Client
+from scripts.console import UserError
 from scripts.environment import ROOT, site_packages
-from scripts.host import HOST_FOLDER, Host, find
-from scripts.progress import Trouble
+from scripts.installations import COMFYUI_HOME, Installation, find
 
 START_LIMIT = 300  # seconds; a first start on a slow disk compiles every module
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models")
@@ -31,14 +31,22 @@ LOG_HINTS = (
 
 
 class Server:
-    """A running ComfyUI: `with Server(host, base) as server: server.client...`.
+    """A running ComfyUI: `with Server(installation, base) as server: server.client...`.
 
     Args: base, the folder that holds its models, input, output, user and custom_nodes folders; packs, the folders to
         load as custom nodes (default: this pack); arguments, further command line arguments for ComfyUI.
     """
 
-    def __init__(self, host: Host, base: Path, *, packs: tuple[Path, ...] = (ROOT,), arguments: tuple[str, ...] = ()):
-        self.host, self.base, self.packs, self.arguments = host, base.absolute(), packs, arguments
+    def __init__(
+        self,
+        installation: Installation,
+        base: Path,
+        *,
+        packs: tuple[Path, ...] = (ROOT,),
+        arguments: tuple[str, ...] = (),
+    ):
+        self.installation, self.base = installation, base.absolute()
+        self.packs, self.arguments = packs, arguments
         self.log = self.base / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -60,7 +68,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self.host.folder,
+                cwd=self.installation.folder,
                 env=environment(),
             )
         try:
@@ -80,29 +88,29 @@ class Server:
             "--disable-auto-launch": (),
             "--database-url": (f"sqlite:///{database}",),
         }
-        if not self.host.owned and (self.host.folder / "models").is_dir():
-            optional["--models-directory"] = (str(self.host.folder / "models"),)
-        if not has_accelerator(self.host):
+        if not self.installation.owned and (self.installation.folder / "models").is_dir():
+            optional["--models-directory"] = (str(self.installation.folder / "models"),)
+        if not has_accelerator(self.installation):
             optional |= {"--cpu": (), "--use-pytorch-cross-attention": ()}
-        words = [str(self.host.python), "main.py", "--port", str(self.port), "--base-directory", str(self.base)]
+        words = [str(self.installation.python), "main.py", "--port", str(self.port), "--base-directory", str(self.base)]
         for flag, values in optional.items():
-            words += [flag, *values] if self.host.knows(flag) else []
+            words += [flag, *values] if self.installation.knows(flag) else []
         return [*words, *self.arguments]
 
     def wait(self) -> None:
         """Wait until the server answers.
 
-        Raises: Trouble with the end of the server's log if it ends or does not answer in time.
+        Raises: UserError with the end of the server's log if it ends or does not answer in time.
         """
         assert self.process is not None
         limit = time.monotonic() + START_LIMIT
         while time.monotonic() < limit:
             if self.process.poll() is not None:
-                raise Trouble(f"ComfyUI ended while starting (exit status {self.process.returncode}).\n{self.tail()}")
+                raise UserError(f"ComfyUI ended while starting (exit status {self.process.returncode}).\n{self.tail()}")
             if self.client.alive():
                 return
             time.sleep(0.1)
-        raise Trouble(f"ComfyUI did not answer within {START_LIMIT} s.\n{self.tail()}")
+        raise UserError(f"ComfyUI did not answer within {START_LIMIT} s.\n{self.tail()}")
 
     def tail(self, lines: int = 25) -> str:
         """The end of the server's log, and what it means where that is known."""
@@ -126,11 +134,11 @@ class Server:
     def join(self) -> None:
         """Wait until the server ends.
 
-        Raises: Trouble if it ends by itself.
+        Raises: UserError if it ends by itself.
         """
         assert self.process is not None
         code = self.process.wait()
-        raise Trouble(f"ComfyUI has ended (exit status {code}).\n{self.tail()}")
+        raise UserError(f"ComfyUI has ended (exit status {code}).\n{self.tail()}")
 
     def stop(self) -> None:
         if self.process is None or self.process.poll() is not None:
@@ -144,10 +152,10 @@ class Server:
 
 
 @contextmanager
-def passing(name: str) -> Iterator[Server]:
+def temporary_server(name: str) -> Iterator[Server]:
     """A server for one job, in folders that go with it."""
-    HOST_FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=HOST_FOLDER, prefix=f"{name}-", ignore_cleanup_errors=True) as base:
+    COMFYUI_HOME.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=COMFYUI_HOME, prefix=f"{name}-", ignore_cleanup_errors=True) as base:
         with Server(find(), Path(base)) as server:
             yield server
 
@@ -168,7 +176,7 @@ def free_port() -> int:
 def place(pack: Path, link: Path) -> None:
     """Make a folder appear under custom_nodes: a symbolic link, or a junction where Windows forbids links.
 
-    Raises: Trouble if the system allows neither.
+    Raises: UserError if the system allows neither.
     """
     if link.exists() and link.resolve() == pack.resolve():
         return
@@ -178,25 +186,25 @@ def place(pack: Path, link: Path) -> None:
         link.symlink_to(pack, target_is_directory=True)
     except OSError as error:
         if sys.platform != "win32":
-            raise Trouble(f"Can't link {pack} to {link}: {error}") from error
+            raise UserError(f"Can't link {pack} to {link}: {error}") from error
         made = subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(pack)], capture_output=True, text=True)
         if made.returncode:
-            raise Trouble(f"Can't link {pack} to {link}: {made.stderr.strip()}") from error
+            raise UserError(f"Can't link {pack} to {link}: {made.stderr.strip()}") from error
 
 
-def has_accelerator(host: Host) -> bool:
+def has_accelerator(installation: Installation) -> bool:
     """Whether the host's torch can use something faster than the processor."""
-    if sys.platform != "darwin" and host.owned and is_cpu_build(host.python):
+    if sys.platform != "darwin" and installation.owned and is_cpu_build(installation.python):
         return False
     code = (
         "import json, torch; xpu = getattr(torch, 'xpu', None);"
         "print(json.dumps([torch.cuda.is_available(), torch.backends.mps.is_available(),"
         " bool(xpu and xpu.is_available())]))"
     )
-    answer = subprocess.run([host.python, "-c", code], capture_output=True, text=True, env=environment())
+    answer = subprocess.run([installation.python, "-c", code], capture_output=True, text=True, env=environment())
     if answer.returncode:
         last = "\n".join(answer.stderr.splitlines()[-5:])
-        raise Trouble(f"torch can't be imported by {host.python}:\n{last}")
+        raise UserError(f"torch can't be imported by {installation.python}:\n{last}")
     return any(json.loads(answer.stdout.splitlines()[-1]))
 
 

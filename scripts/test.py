@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT))
 if sys.version_info < (3, 10):
     sys.exit(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
 
-from scripts import browser, host
-from scripts.progress import Trouble, say
+from scripts import browser, installations
+from scripts.console import UserError, say
 
 # Name, arguments after `python -m`.
 CHECKS = (
@@ -27,7 +27,7 @@ CHECKS = (
 
 
 def main(arguments: list[str]) -> int:
-    _, python = host.find_for_tests()
+    _, python = installations.find_for_tests()
     if browser.ensure() is None:
         say("No Chromium, Chrome or Edge was found: the browser tests will be skipped.")
     results = [(name, *timed(python, words)) for name, words in CHECKS]
@@ -49,7 +49,7 @@ def timed(python: Path, words: tuple[str, ...]) -> tuple[int, float]:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except Trouble as trouble:
+    except UserError as trouble:
         sys.exit(f"\n{trouble}")
     except KeyboardInterrupt:
         sys.exit("\nStopped.")

@@ -15,11 +15,11 @@ from pathlib import Path
 from PIL import Image
 
 from scripts.client import Client
+from scripts.console import say
 from scripts.environment import ROOT
-from scripts.progress import say
-from scripts.server import passing
+from scripts.server import temporary_server
 from scripts.workflow import to_prompt
-from scripts.workflow_texts import WORKFLOWS
+from scripts.workflow_specs import WORKFLOWS
 
 FOLDER = ROOT / "workflows"
 SIDE, GAP, QUALITY = 256, 4, 88
@@ -43,7 +43,7 @@ def thumbnail(client: Client, path: Path) -> Image.Image:
 
 def main(names: list[str]) -> None:
     chosen = [path for path in sorted(FOLDER.glob("*.json")) if path.stem not in LARGE]
-    with passing("thumbnails") as server:
+    with temporary_server("thumbnails") as server:
         for path in chosen:
             if not names or path.stem in names:
                 thumbnail(server.client, path).save(path.with_suffix(".jpg"), quality=QUALITY)

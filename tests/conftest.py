@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.client import Client
-from scripts.host import HOST_FOLDER, Host, installed, is_comfyui, python_of
+from scripts.installations import COMFYUI_HOME, Installation, installed, is_comfyui, python_of
 from scripts.server import Server
 
 ROOT = Path(__file__).parents[1]
@@ -31,22 +31,22 @@ class Live(Client):
         return self.server.read_log()
 
 
-def find_host() -> Host:
+def find_installation() -> Installation:
     """The ComfyUI that scripts/test.py found or made; tests never install anything."""
     folder = installed()
     if folder:
-        return Host(folder, python_of(folder), owned=False)
-    folder = HOST_FOLDER / "ComfyUI"
+        return Installation(folder, python_of(folder), owned=False)
+    folder = COMFYUI_HOME / "ComfyUI"
     if not is_comfyui(folder):
         raise pytest.UsageError("There is no ComfyUI to test with: run `python scripts/test.py` once.")
-    return Host(folder, Path(sys.executable), owned=True)
+    return Installation(folder, Path(sys.executable), owned=True)
 
 
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """One live ComfyUI server for all tests: `comfyui.run(prompt)`, `comfyui.object_info(node)`, `comfyui.events()`."""
     base = tmp_path_factory.mktemp("host")
-    with Server(find_host(), base) as server:
+    with Server(find_installation(), base) as server:
         if failure := server.pack_failure():
             pytest.fail(f"ComfyUI could not import this pack:\n{failure}", pytrace=False)
         yield Live(server)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from scripts.environment import ROOT
-from scripts.workflow_texts import WORKFLOWS
+from scripts.workflow_specs import WORKFLOWS
 
-SHEETS = {sheet.name: sheet for sheet in WORKFLOWS}
+SPECS = {sheet.name: sheet for sheet in WORKFLOWS}
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 RUN = ("image-to-image", "skip-for-speed", "boost-a-phrase")
 
@@ -71,7 +71,7 @@ def overlapping(found: dict[str, list[float]]) -> list[tuple[str, str]]:
 def test_it_opens_without_a_warning_and_its_nodes_lie_apart(comfy, path: Path, test_output):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     comfy.load(workflow)
-    small = path.stem not in SHEETS or SHEETS[path.stem].small
+    small = path.stem not in SPECS or SPECS[path.stem].small
     assert comfy.unknown_nodes() == []
     assert overlapping(boxes(comfy)) == []
     if small:  # the others miss the files that their notes name

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from scripts import inprocess
+from scripts import in_process
 
-COMFY = inprocess.prepare("--cpu")
+COMFY = in_process.prepare("--cpu")
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +27,8 @@ def comfy_path() -> Path:
 
 @pytest.fixture(scope="session")
 def pack(comfy_path: Path) -> ModuleType:
-    """This repository as ComfyUI imports it, see `inprocess.load_pack`."""
-    return inprocess.load_pack()
+    """This repository as ComfyUI imports it, see `in_process.load_pack`."""
+    return in_process.load_pack()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.client import HostError, Interrupted
+from scripts.client import ComfyUIError, Interrupted
 
 CALLS = 3  # model calls of one picture: 3 steps, both branches in one batch
 
@@ -378,6 +378,6 @@ def test_live_a_cancel_keeps_what_is_finished(comfyui):
 
 def test_live_a_wrong_block_is_named_with_the_models_range(comfyui):
     with pytest.raises(
-        HostError, match=r"BlockAnalysis: blocks: block 40 does not exist: this model has blocks 0 to 7"
+        ComfyUIError, match=r"BlockAnalysis: blocks: block 40 does not exist: this model has blocks 0 to 7"
     ):
         comfyui.run(graph(blocks="40"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.client import HostError
+from scripts.client import ComfyUIError
 
 PICTURE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 48, "height": 32, "batch_size": 2, "color": 0xFF0000}},
@@ -20,7 +20,7 @@ def test_a_prompt_runs_and_its_images_come_back(comfyui):
 
 def test_a_refused_prompt_names_the_node_and_the_input(comfyui):
     bad = {**PICTURE, "1": {"class_type": "EmptyImage", "inputs": {"width": -1, "height": 32, "batch_size": 1}}}
-    with pytest.raises(HostError, match=r"EmptyImage \(node 1\).*width"):
+    with pytest.raises(ComfyUIError, match=r"EmptyImage \(node 1\).*width"):
         comfyui.run(bad)
 
 
@@ -28,7 +28,7 @@ def test_a_failing_node_is_named_with_its_reason(comfyui):
     name = comfyui.upload("broken.png", b"not an image")
     load = {"class_type": "LoadImage", "inputs": {"image": name}}
     failing = {"1": load, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
-    with pytest.raises(HostError, match=r"LoadImage"):
+    with pytest.raises(ComfyUIError, match=r"LoadImage"):
         comfyui.run(failing)
 
 
@@ -41,7 +41,7 @@ def test_events_tell_what_runs_until_the_end(comfyui):
 
 
 def test_an_unknown_node_is_an_error(comfyui):
-    with pytest.raises(HostError, match="NoSuchNode"):
+    with pytest.raises(ComfyUIError, match="NoSuchNode"):
         comfyui.object_info("NoSuchNode")
     assert comfyui.object_info("EmptyImage")["output"] == ["IMAGE"]
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from scripts.client import HostError, Interrupted
+from scripts.client import ComfyUIError, Interrupted
 from scripts.workflow import to_prompt
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +167,7 @@ def test_cancel_stops_in_mid_run_and_the_graph_runs_again(comfyui):
 
 
 def test_a_picture_too_large_gets_the_named_error_and_the_graph_runs_after_the_fix(comfyui):
-    with pytest.raises(HostError, match=r"FlowMatchingSampler.*1024 x 1024 pixels.*at most 384 x 384"):
+    with pytest.raises(ComfyUIError, match=r"FlowMatchingSampler.*1024 x 1024 pixels.*at most 384 x 384"):
         comfyui.run(changed(graph(), "3", width=1024, height=1024))
     assert picture(comfyui, graph(seed=5)).shape == (128, 128, 3)
 
@@ -178,7 +178,7 @@ def test_the_hosts_own_sampler_gets_that_error_too(comfyui):
         key: value for key, value in graph()["4"]["inputs"].items() if key not in ("solver", "schedule", "shift")
     }
     prompt["4"] = {"class_type": "KSampler", "inputs": {**sampler, "sampler_name": "euler", "scheduler": "normal"}}
-    with pytest.raises(HostError, match=r"1024 x 1024 pixels.*at most 384 x 384"):
+    with pytest.raises(ComfyUIError, match=r"1024 x 1024 pixels.*at most 384 x 384"):
         comfyui.run(prompt)
 
 
@@ -205,7 +205,7 @@ def test_a_part_that_the_file_lacks_raises_on_use_and_names_what_provides_it(com
     assert picture(comfyui, prompt).std() > 20  # the transformer alone is enough where the parts come from elsewhere
     node, key, slot = {"clip": ("2", "clip", 1), "vae": ("5", "vae", 2)}[part]
     prompt[node]["inputs"][key] = ["20", slot]
-    with pytest.raises(HostError, match=words):
+    with pytest.raises(ComfyUIError, match=words):
         comfyui.run(prompt)
 
 
@@ -221,7 +221,7 @@ def test_files_that_cannot_be_used_say_why(comfyui, name, content, words):
     folder = comfyui.base / "models" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes((ROOT / "models" / SMALL).read_bytes()[:1_000_000] if content is None else content)
-    with pytest.raises(HostError, match=rf"(?s)MMDiTLoader.*{name}.*({words})"):
+    with pytest.raises(ComfyUIError, match=rf"(?s)MMDiTLoader.*{name}.*({words})"):
         comfyui.run(changed(graph(), "1", checkpoint=name))
 
 

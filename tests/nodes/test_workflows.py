@@ -12,13 +12,13 @@ from PIL import Image
 
 from scripts.make_workflows import build
 from scripts.workflow import AFTER_RUN, has_control, inputs_in_order, is_widget, to_prompt
-from scripts.workflow_texts import WORKFLOWS
+from scripts.workflow_specs import WORKFLOWS
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "workflows").glob("*.json"))
 FROZEN = sorted((ROOT / "tests" / "workflows").glob("*.json"))
 LARGE = {sheet.name for sheet in WORKFLOWS if not sheet.small}
-SHEETS = {sheet.name: sheet for sheet in WORKFLOWS}
+SPECS = {sheet.name: sheet for sheet in WORKFLOWS}
 
 
 def read(path: Path):
@@ -41,9 +41,9 @@ def test_there_is_a_frozen_copy_of_every_workflow():
     assert {path.name for path in SHIPPED} <= {path.name for path in FROZEN} and len(SHIPPED) > 10
 
 
-@pytest.mark.parametrize("name", SHEETS)
+@pytest.mark.parametrize("name", SPECS)
 def test_a_file_is_what_its_description_says(comfyui, name):
-    assert read(ROOT / "workflows" / f"{name}.json") == build(SHEETS[name], comfyui.object_info())
+    assert read(ROOT / "workflows" / f"{name}.json") == build(SPECS[name], comfyui.object_info())
 
 
 @each(SHIPPED)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import environment, host, stamps
+from scripts import environment, installations, markers
 from scripts.client import readable
-from scripts.progress import Trouble, bar, run
+from scripts.console import UserError, bar, run
 from scripts.websocket import WebSocket
 
 ROOT = Path(__file__).parents[2]
@@ -50,25 +50,25 @@ def make_comfyui(folder: Path) -> Path:
 def test_the_installation_the_pack_lies_in_is_found(tmp_path, monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     comfyui = make_comfyui(tmp_path / "ComfyUI")
-    monkeypatch.setattr(host, "ROOT", comfyui / "custom_nodes" / "pack")
-    assert host.installed() == comfyui
-    monkeypatch.setattr(host, "ROOT", tmp_path / "elsewhere" / "pack")
-    assert host.installed() is None
+    monkeypatch.setattr(installations, "ROOT", comfyui / "custom_nodes" / "pack")
+    assert installations.installed() == comfyui
+    monkeypatch.setattr(installations, "ROOT", tmp_path / "elsewhere" / "pack")
+    assert installations.installed() is None
 
 
 def test_comfyui_path_wins_and_may_name_the_folder_above(tmp_path, monkeypatch):
     comfyui = make_comfyui(tmp_path / "portable" / "ComfyUI")
     for named in (comfyui, comfyui.parent):
         monkeypatch.setenv("COMFYUI_PATH", str(named))
-        assert host.installed() == comfyui
+        assert installations.installed() == comfyui
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    with pytest.raises(Trouble, match="COMFYUI_PATH"):
-        host.installed()
+    with pytest.raises(UserError, match="COMFYUI_PATH"):
+        installations.installed()
 
 
 def test_only_flags_that_this_comfyui_knows_are_used(tmp_path):
-    comfyui = host.Host(make_comfyui(tmp_path / "c"), Path(sys.executable), owned=False)
-    assert comfyui.knows("--cpu") and not comfyui.knows("--database-url")
+    found = installations.Installation(make_comfyui(tmp_path / "c"), Path(sys.executable), owned=False)
+    assert found.knows("--cpu") and not found.knows("--database-url")
 
 
 def test_the_archive_gives_only_its_comfyui_folder_and_nothing_outside_it(tmp_path):
@@ -79,22 +79,22 @@ def test_the_archive_gives_only_its_comfyui_folder_and_nothing_outside_it(tmp_pa
             member = tarfile.TarInfo(name)
             member.size = 2
             tar.addfile(member, io.BytesIO(b"ok"))
-    host.unpack(archive, tmp_path / "in" / "ComfyUI")
+    installations.unpack(archive, tmp_path / "in" / "ComfyUI")
     files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.py")]
     assert files == ["in/ComfyUI/main.py"]
 
 
 def test_a_stamp_is_fresh_only_for_what_it_was_written_for(tmp_path):
-    stamp, value = tmp_path / "s", stamps.key("v1", ("a", "b"))
-    assert not stamps.fresh(stamp, value)
-    stamps.write(stamp, value)
-    assert stamps.fresh(stamp, value) and not stamps.fresh(stamp, stamps.key("v1", ("a", "c")))
+    marker, value = tmp_path / "s", markers.key("v1", ("a", "b"))
+    assert not markers.up_to_date(marker, value)
+    markers.write(marker, value)
+    assert markers.up_to_date(marker, value) and not markers.up_to_date(marker, markers.key("v1", ("a", "c")))
 
 
 def test_a_failing_command_shows_the_end_of_its_output_and_what_it_means(tmp_path):
     code = "print('No space left on device'); raise SystemExit(3)"
     hints = [("No space left", "The disk is full.")]
-    with pytest.raises(Trouble, match=r"(?s)Doing failed.*The disk is full.*No space left on device.*log"):
+    with pytest.raises(UserError, match=r"(?s)Doing failed.*The disk is full.*No space left on device.*log"):
         run([sys.executable, "-c", code], title="Doing", log=tmp_path / "log", hints=hints)
 
 

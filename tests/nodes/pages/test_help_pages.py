@@ -7,14 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from scripts.pictures import PICTURES
+from scripts.help_images import IMAGES
 
 DOCS = Path(__file__).parents[3] / "web" / "docs"
 LARGEST = 400_000  # bytes; help pages open at once
 
 
 def test_every_node_has_a_help_page_with_a_picture_of_its_own(pack):
-    assert set(PICTURES) == set(pack.NODE_CLASS_MAPPINGS)
+    assert set(IMAGES) == set(pack.NODE_CLASS_MAPPINGS)
     for name in pack.NODE_CLASS_MAPPINGS:
         page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
         shown = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", page)

@@ -20,7 +20,7 @@ from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.detect import count_blocks
 from mmdit_core.control.presets import PRESETS
 from mmdit_core.flow.schedules import sigmas
-from scripts.client import HostError
+from scripts.client import ComfyUIError
 
 OPERATIONS = comfy.ops.disable_weight_init
 # Tiny ones: only the names of their tensors matter.
@@ -119,7 +119,7 @@ def test_only_what_the_host_lists_is_looked_at(comfyui, flux):
     ):
         assert blocks(comfyui, **query) == unknown, query
     damaged.unlink()
-    with pytest.raises(HostError, match="405"):
+    with pytest.raises(ComfyUIError, match="405"):
         comfyui.post("/mmdit/blocks", {})
 
 
@@ -157,7 +157,7 @@ def test_the_server_counts_tokens_as_the_node_does(comfyui):
 def test_what_cannot_be_counted_is_refused_or_left_alone(comfyui):
     assert comfyui.post("/mmdit/tokens", {"prompt": "a" * 60_000}) == {}
     for body in ([], {"prompt": 3}, {"t5_length": "many"}, "text", None):
-        with pytest.raises(HostError, match="400"):
+        with pytest.raises(ComfyUIError, match="400"):
             comfyui.post("/mmdit/tokens", body)
 
 
@@ -197,5 +197,5 @@ def test_what_is_no_question_about_a_curve_is_refused(comfyui):
         {"dials": DIALS, "model_shift": -3},
         {"dials": DIALS, "width": 0, "height": 64},
     ):
-        with pytest.raises(HostError, match="400"):
+        with pytest.raises(ComfyUIError, match="400"):
             comfyui.post("/mmdit/curve", body)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.client import HostError
+from scripts.client import ComfyUIError
 from scripts.workflow import to_prompt
 
 QUICKSTART = json.loads((Path(__file__).parents[3] / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
@@ -85,5 +85,5 @@ def test_the_host_keeps_the_last_run_between_two_queues(comfyui, graph):
     ],
 )
 def test_what_the_host_lets_through_is_named_by_the_node(comfyui, graph, inputs, words):
-    with pytest.raises(HostError, match=words):
+    with pytest.raises(ComfyUIError, match=words):
         comfyui.run(graph(**inputs))

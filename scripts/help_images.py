@@ -1,6 +1,6 @@
 """Make the help pages' pictures anew: each node's dial turned, on the model that ships, in a live ComfyUI.
 
-    python -m scripts.pictures [Node ...]
+    python -m scripts.help_images [Node ...]
 
 A picture is a row of tiles, each one run of the simplest graph with a few inputs changed, labelled with the change.
 """
@@ -17,9 +17,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from scripts.client import Client, Prompt
+from scripts.console import say
 from scripts.environment import ROOT
-from scripts.progress import say
-from scripts.server import passing
+from scripts.server import temporary_server
 
 TARGET = ROOT / "web" / "docs"
 TILE, GAP, LABEL, FONT = 176, 8, 40, 13
@@ -153,7 +153,7 @@ def analysis(prompt: Prompt) -> None:
     prompt["picture"]["inputs"]["images"] = ["sampler", 0]
 
 
-PICTURES: dict[str, tuple[Tile, ...]] = {
+IMAGES: dict[str, tuple[Tile, ...]] = {
     "MMDiTLoader": (
         Tile("default"),
         Tile("bf16", setting("model", weight_dtype="bf16")),
@@ -228,7 +228,7 @@ def render(client: Client, tile: Tile) -> Image.Image:
 
 
 def drawn(name: str, client: Client) -> Image.Image:
-    tiles = [(tile.label, render(client, tile)) for tile in PICTURES[name]]
+    tiles = [(tile.label, render(client, tile)) for tile in IMAGES[name]]
     if name in WHOLE:
         return tiles[0][1].quantize(256, dither=Image.Dither.NONE)  # flat colours: a third of the size
     return row([(label, picture.resize((TILE, TILE), Image.Resampling.LANCZOS)) for label, picture in tiles])
@@ -247,8 +247,8 @@ def row(tiles: list[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def main(names: list[str]) -> None:
-    wanted = names or list(PICTURES)
-    with passing("pictures") as server:
+    wanted = names or list(IMAGES)
+    with temporary_server("pictures") as server:
         for name in wanted:
             drawn(name, server.client).save(TARGET / f"{name}.png", optimize=True)
             say(f"{TARGET / name}.png")

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from scripts.console import UserError
 from scripts.environment import ROOT
-from scripts.host import HOST_FOLDER, installed
-from scripts.progress import Trouble
+from scripts.installations import COMFYUI_HOME, installed
 
 BASE = ROOT / ".test-output" / "in-process"
 PACK = "mmdit_pack"
@@ -19,11 +19,11 @@ ARGUMENTS = ("--use-pytorch-cross-attention", "--base-directory", str(BASE))
 def prepare(*arguments: str) -> Path:
     """Put ComfyUI on sys.path and let it read our arguments once, in place of this process's own.
 
-    Returns: ComfyUI's folder. Raises: Trouble where there is no ComfyUI.
+    Returns: ComfyUI's folder. Raises: UserError where there is no ComfyUI.
     """
-    folder = installed() or HOST_FOLDER / "ComfyUI"
+    folder = installed() or COMFYUI_HOME / "ComfyUI"
     if not folder.is_dir():
-        raise Trouble("There is no ComfyUI here: run `python scripts/test.py` once.")
+        raise UserError("There is no ComfyUI here: run `python scripts/test.py` once.")
     BASE.mkdir(parents=True, exist_ok=True)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

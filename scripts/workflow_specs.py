@@ -23,7 +23,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class WorkflowSpec:
     """One workflow. `small`: the model that comes with the pack can run it."""
 
     name: str
@@ -91,7 +91,7 @@ def beside_untouched(*changed: Node, model: str) -> tuple[Node, ...]:
 
 
 STEER = (
-    Sheet(
+    WorkflowSpec(
         "image-to-image",
         "Image to image",
         f"Draws a picture, encodes it again and redraws it with another prompt. {SMALL_NOTE}\n\n"
@@ -110,7 +110,7 @@ STEER = (
             *shown(title="After"),
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "inpaint",
         "Inpaint",
         f"Redraws the right half of a picture and keeps the left. {SMALL_NOTE}\n\n"
@@ -138,7 +138,7 @@ STEER = (
             *shown(title="After"),
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "two-stage-split",
         "One run over two samplers",
         f"The first sampler runs steps 0 to 9, the second goes on from there to the end. {SMALL_NOTE}\n\n"
@@ -154,7 +154,7 @@ STEER = (
             *shown("second"),
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "skip-for-speed",
         "Skip blocks for speed",
         "Leaves out blocks on the negative branch, which in large models tolerates far more than the positive one; the "
@@ -165,7 +165,7 @@ STEER = (
             Node("skip", "BlockSkip", {"blocks": "1", "branch": "negative"}, {"model": ("model", 0)}), model="skip"
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "speed-plan",
         "Half the work for nearly the same picture",
         "Computes the first and the last steps, and of those between one in three; the others take over the prediction "
@@ -178,7 +178,7 @@ STEER = (
             model="plan",
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "boost-a-phrase",
         "Boost a phrase",
         f"Makes a phrase of the prompt count more, or less, in all blocks. {SMALL_NOTE}\n\n"
@@ -194,7 +194,7 @@ STEER = (
             model="boost",
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "disable-text-by-block",
         "Take the text away from blocks",
         f"Blocks that do not see the prompt: what is missing in the picture is what they read there. {SMALL_NOTE}\n\n"
@@ -205,7 +205,7 @@ STEER = (
             model="disable",
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "per-block-prompt",
         "Another prompt for some blocks",
         f"In the chosen blocks the picture reads another prompt. {SMALL_NOTE}\n\n"
@@ -220,7 +220,7 @@ STEER = (
             model="prompt",
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "analysis",
         "What does each block do?",
         f"Switches blocks one at a time and shows what becomes of the picture. {SMALL_NOTE}\n\n"
@@ -248,7 +248,7 @@ STEER = (
             Node("report", "PreviewAny", links={"source": ("analysis", 2)}, title="The report"),
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "inversion-and-edit",
         "Inversion and edit",
         "Turns a picture into the noise that it grows from, then grows it again with another prompt: the layout "
@@ -275,7 +275,7 @@ STEER = (
             *shown(title="After"),
         ),
     ),
-    Sheet(
+    WorkflowSpec(
         "cfg-window",
         "Guidance for a part of the run",
         f"The negative prompt is computed between **cfg_start** and **cfg_end** alone; the other steps cost half. "
@@ -301,9 +301,9 @@ LARGE_FILES = (
 )
 
 
-def sd35(name: str, title: str, checkpoint: str, note: str, **values: Any) -> Sheet:
+def sd35(name: str, title: str, checkpoint: str, note: str, **values: Any) -> WorkflowSpec:
     """A workflow for one of Stability's SD3.5 files, whose VAE is in the file and whose text encoders are not."""
-    return Sheet(
+    return WorkflowSpec(
         name,
         title,
         f"{note}\n\n**Files**\n"
@@ -353,7 +353,7 @@ LARGE = (
         steps=4,
         cfg=1.0,
     ),
-    Sheet(
+    WorkflowSpec(
         "flux1-dev",
         "FLUX.1-dev with a text boost",
         "The host's own loader brings FLUX.1-dev; sampler and block controls of this pack work on it. **Text Boost** "
@@ -379,7 +379,7 @@ LARGE = (
         ),
         small=False,
     ),
-    Sheet(
+    WorkflowSpec(
         "qwen-image",
         "Qwen-Image with blocks skipped",
         "The host's own loader brings Qwen-Image; sampler and block controls of this pack work on it. No block list "

@@ -12,10 +12,10 @@ def key(*parts: object) -> str:
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
 
 
-def fresh(stamp: Path, value: str) -> bool:
-    return stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == value
+def up_to_date(marker: Path, value: str) -> bool:
+    return marker.is_file() and marker.read_text(encoding="utf-8").strip() == value
 
 
-def write(stamp: Path, value: str) -> None:
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(value + "\n", encoding="utf-8")
+def write(marker: Path, value: str) -> None:
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text(value + "\n", encoding="utf-8")

