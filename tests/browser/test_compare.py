@@ -283,7 +283,7 @@ def test_twice_copies_only_what_depends_on_the_control(comfy):
         const { twice } = await import(path);
         return twice(prompt, new Set(skipped), [["9:4", 0], ["1", 2]]);
     }"""
-    path = f"/extensions/{Path(__file__).parents[2].name}/js/compare_graph.mjs"
+    path = f"/extensions/{Path(__file__).parents[2].name}/js/panels/compare_graph.mjs"
     made = comfy.run(script, [path, prompt, ["2"]])
     assert made["pairs"] == [["with-0", "without-preview-0"]], "what does not depend on it is no pair"
     new = {id: node for id, node in made["prompt"].items() if id not in prompt}

@@ -73,7 +73,7 @@ READ = """async ([path, cases]) => {
 
 def test_the_page_reads_every_text_as_the_server_does(plain):
     given = cases()
-    told = plain.evaluate(READ, [f"/extensions/{PACK}/js/grammar.mjs", given])
+    told = plain.evaluate(READ, [f"/extensions/{PACK}/js/widgets/grammar.mjs", given])
     expected = [in_python(*case) for case in given]
     for case, page, server in zip(given, told, expected, strict=True):
         found = page["found"]
@@ -112,11 +112,11 @@ def test_the_page_opens_with_one_script_and_the_first_node_brings_the_rest(comfy
     (entry,) = comfy.run(LOADED, PACK)
     comfy.load({"last_node_id": 1, "nodes": [{"id": 1, "type": "MMDiTLoader", "pos": [0, 0]}], "links": []})
     rest = comfy.run(LOADED, PACK)[1:]
-    assert {"parts.mjs", "note.css"} <= {name for name, *_ in rest}
-    assert not {"blocks.mjs", "tokens.mjs", "curve.mjs"} & {name for name, *_ in rest}, "a loader has none of these"
+    assert {"all_nodes.mjs", "note.css"} <= {name for name, *_ in rest}
+    assert not {"block_widget.mjs", "tokens.mjs", "curve.mjs"} & {name for name, *_ in rest}, "not for a loader"
     comfy.load({"last_node_id": 1, "nodes": [{"id": 1, "type": "BlockSkip", "pos": [0, 0]}], "links": []})
     rest = comfy.run(LOADED, PACK)[1:]
-    assert {"blocks.mjs", "grammar.mjs", "strip.css"} <= {name for name, *_ in rest}
+    assert {"block_widget.mjs", "grammar.mjs", "strip.css"} <= {name for name, *_ in rest}
     # The quickest of a few: what else the machine does is not this script's.
     quickest = min(plain.evaluate(ALONE, [f"/extensions/{PACK}/js/mmdit.js", 8]))
     span = max(end for _, _, end, _ in rest) - min(start for _, start, _, _ in rest)
@@ -133,7 +133,7 @@ def test_the_page_opens_with_one_script_and_the_first_node_brings_the_rest(comfy
 
 def test_a_browser_asks_whether_a_module_is_still_the_same(comfyui):
     """An update must not leave old modules beside new ones."""
-    for name, kept in (("mmdit.js", "no-store"), ("parts.mjs", "no-cache")):
+    for name, kept in (("mmdit.js", "no-store"), ("all_nodes.mjs", "no-cache")):
         with urllib.request.urlopen(f"{comfyui.url}/extensions/{PACK}/js/{name}") as answer:
             assert answer.headers["Cache-Control"] == kept
             assert answer.headers.get_content_type() in ("text/javascript", "application/javascript")
@@ -142,7 +142,7 @@ def test_a_browser_asks_whether_a_module_is_still_the_same(comfyui):
 def test_the_first_strip_is_there_before_its_script_and_keeps_what_is_typed(comfy):
     """A node that is dragged in, in a page that has not fetched the rest yet, and takes its time to."""
     routes: list[Any] = []
-    comfy.page.route("**/js/blocks.mjs", lambda route: routes.append(route))
+    comfy.page.route("**/js/widgets/block_widget.mjs", lambda route: routes.append(route))
     comfy.load({"last_node_id": 0, "nodes": [], "links": []})
     comfy.run("""() => {
         const node = LiteGraph.createNode("TextBoost");
@@ -164,7 +164,7 @@ def test_the_first_strip_is_there_before_its_script_and_keeps_what_is_typed(comf
 
 
 def test_where_the_rest_does_not_come_the_text_field_stays(comfy):
-    comfy.page.route("**/js/blocks.mjs", lambda route: route.abort())
+    comfy.page.route("**/js/widgets/block_widget.mjs", lambda route: route.abort())
     comfy.load({"last_node_id": 1, "nodes": [
         {"id": 1, "type": "BlockSkip", "pos": [100, 100], "widgets_values": ["0-5", "negative", 0, 1]}
     ], "links": [], "version": 0.4})  # fmt: skip

@@ -1,4 +1,4 @@
-"""The web side as files: small, whole, and nothing from elsewhere."""
+"""The web files: small, complete, and nothing fetched from other servers."""
 
 from __future__ import annotations
 
@@ -8,68 +8,74 @@ from pathlib import Path
 import pytest
 
 WEB = Path(__file__).parents[2] / "web"
-ENTRY = WEB / "js" / "mmdit.js"
-SCRIPTS = sorted((WEB / "js").glob("*js"))
+JS = WEB / "js"
+ENTRY = JS / "mmdit.js"
+ALL_NODES = JS / "all_nodes.mjs"
+SCRIPTS = sorted(JS.rglob("*js"))
 STYLES = sorted((WEB / "css").glob("*.css"))
-MOST_AT_ONCE = 11_000  # bytes that each visit loads, whether it uses the pack or not
-MOST = 60_000  # bytes that come with the first node, whichever it is
-MOST_OF_ALL = 110_000
-AT_ONCE, LATER = r'(?:from|^import) "\./([^"]+)"', r'import\("\./([^"]+)"\)'
+MAX_ENTRY_BYTES = 11_000  # loaded on each visit, whether the pack is used or not
+MAX_FIRST_NODE_BYTES = 60_000  # loaded with the first node of any type
+MAX_TOTAL_BYTES = 110_000
+STATIC_IMPORT, DYNAMIC_IMPORT = r'(?:from|^import) "(\.[^"]+)"', r'import\("(\.[^"]+)"\)'
 
 
-def test_one_small_script_is_loaded_with_the_page():
-    """ComfyUI imports every .js below web/ while it opens."""
+def test_comfyui_loads_one_small_script_with_the_page():
+    """ComfyUI imports every .js below web/ at startup."""
     assert list(WEB.rglob("*.js")) == [ENTRY]
-    assert ENTRY.stat().st_size < MOST_AT_ONCE
+    assert ENTRY.stat().st_size < MAX_ENTRY_BYTES
 
 
-def imported(*names: str, later: bool = False) -> set[Path]:
-    """Scripts, all that they import at once, and their style sheets; later: also what is behind an `import(...)`."""
-    kinds = (AT_ONCE, LATER) if later else (AT_ONCE,)
+def loaded(*paths: Path, dynamic: bool = False) -> set[Path]:
+    """Scripts, everything that they import statically, and their style sheets; dynamic: `import(...)` too."""
+    kinds = (STATIC_IMPORT, DYNAMIC_IMPORT) if dynamic else (STATIC_IMPORT,)
     found: set[Path] = set()
-    ahead = [WEB / "js" / name for name in names]
-    while ahead:
-        path = ahead.pop()
-        if path in found:
+    pending = list(paths)
+    while pending:
+        path = pending.pop()
+        if path in found or not path.is_relative_to(JS):
             continue
         found.add(path)
         text = path.read_text(encoding="utf-8")
-        ahead += [WEB / "js" / name for kind in kinds for name in re.findall(kind, text, re.MULTILINE)]
+        names = [name for kind in kinds for name in re.findall(kind, text, re.MULTILINE)]
+        pending += [(path.parent / name).resolve() for name in names]
         found |= {WEB / "css" / name for name in re.findall(r'addStyles\("([^"]+)"\)', text)}
     return found
 
 
-def weight(paths: set[Path]) -> int:
+def size_of(paths: set[Path]) -> int:
     return sum(path.stat().st_size for path in paths - {ENTRY})
 
 
-# What mmdit.js brings: parts.mjs with any node, each of the others with the nodes that need it.
-BROUGHT = set(re.findall(r'"(\w+\.mjs)"', ENTRY.read_text(encoding="utf-8"))) - {"parts.mjs"}
+# The modules that mmdit.js loads: all_nodes.mjs with any node, each of the others with the nodes that need it.
+NAMES = re.findall(r'"([\w/]+\.mjs)"', ENTRY.read_text(encoding="utf-8"))
+BY_NODE = sorted({JS / name for name in NAMES} - {ALL_NODES})
 
 
-@pytest.mark.parametrize("name", sorted(BROUGHT))
-def test_what_comes_with_the_first_node_is_small_too(name):
-    assert weight(imported("parts.mjs", name)) < MOST
+@pytest.mark.parametrize("path", BY_NODE, ids=lambda path: path.stem)
+def test_the_modules_of_a_first_node_stay_small(path):
+    assert size_of(loaded(ALL_NODES, path)) < MAX_FIRST_NODE_BYTES
 
 
-def test_every_script_and_style_sheet_is_used_and_all_together_are_not_heavy():
-    assert {path.suffix for path in SCRIPTS} == {".js", ".mjs"} and len(BROUGHT) == 4
-    used = imported("parts.mjs", *BROUGHT, later=True)
+def test_every_script_and_style_sheet_is_used_and_their_total_stays_small():
+    assert {path.suffix for path in SCRIPTS} == {".js", ".mjs"} and len(BY_NODE) == 4
+    used = loaded(ALL_NODES, *BY_NODE, dynamic=True)
     assert used == {*SCRIPTS, *STYLES}
-    assert weight(used) < MOST_OF_ALL
+    assert size_of(used) < MAX_TOTAL_BYTES
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, *STYLES], ids=lambda path: path.name)
-def test_nothing_is_fetched_from_elsewhere_and_no_text_becomes_a_program(path):
+def test_nothing_is_fetched_from_another_server_and_no_text_runs_as_code(path):
     text = path.read_text(encoding="utf-8")
     found = re.findall(r"https?://|//cdn|\beval\(|new Function|innerHTML|document\.write|@import|url\(", text)
     assert not found
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_every_import_is_a_file_of_ours_or_of_the_host(path):
+def test_every_import_is_a_module_of_the_pack_or_a_public_one_of_comfyui(path):
+    # web/js/ is served as /extensions/<pack>/js/; ComfyUI's public modules are in /scripts/.
+    up = "../" * (3 + len(path.parent.relative_to(JS).parts))
     for source in re.findall(r'(?:from|import|import\() ?"([^"]+)"', path.read_text(encoding="utf-8")):
-        if source.startswith("../../../scripts/"):
-            assert source.removeprefix("../../../scripts/") in {"app.js", "api.js"}, "the host's public modules"
+        if "/scripts/" in source:
+            assert source in {f"{up}scripts/app.js", f"{up}scripts/api.js"}
         else:
             assert (path.parent / source).resolve() in SCRIPTS

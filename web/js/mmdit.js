@@ -20,9 +20,9 @@ const STRIPS = {
   BlockAnalysis: { action: "analyse" },
 };
 // What comes with the first node of this pack, and with the first of some of them.
-const [PARTS, BLOCKS] = ["parts.mjs", "blocks.mjs"];
-const TOKENS = "tokens.mjs";
-const OWN = { FlowMatchingSampler: "curve.mjs", TripleTextEncode: TOKENS, SpeedPlan: "plan.mjs" };
+const [PARTS, BLOCKS] = ["all_nodes.mjs", "widgets/block_widget.mjs"];
+const TOKENS = "panels/tokens.mjs";
+const OWN = { FlowMatchingSampler: "panels/curve.mjs", TripleTextEncode: TOKENS, SpeedPlan: "panels/speed_plan.mjs" };
 const here = new Map(); // name of a module -> it
 const coming = new Map(); // name -> the promise of it
 const HEIGHT = { plain: 78, levels: 94 }; // pixels in the classic renderer: that of strip.css and both margins

@@ -1,6 +1,6 @@
 // The page's own words in each language that it speaks; the server's, such as names of inputs, come from locales/.
 
-import { app } from "./host.mjs";
+import { app } from "./page/frontend.mjs";
 
 const percent = (share) => `${Math.round(100 * share)}%`;
 const signed = (points) => (points > 0 ? `+${points}` : `${points}`);

@@ -1,4 +1,4 @@
-"""How the page gets the pack's scripts: `web/js/*.mjs`, which the host neither imports nor keeps fresh by itself."""
+"""How the page gets the pack's scripts: `web/js/**/*.mjs`, which the host neither imports nor keeps fresh by itself."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 // What a strip depends on besides its text: links, the model upstream, other widgets of its node, measured effects.
 
-import { keepAtHome } from "./home.mjs";
-import { after, ask } from "./host.mjs";
+import { keepAtHome } from "../page/reattach.mjs";
+import { after, ask } from "../page/frontend.mjs";
 import { effectsFor } from "./reports.mjs";
-import { blocksIn, modelFile } from "./upstream.mjs";
+import { blocksIn, modelFile } from "../page/upstream.mjs";
 
 export const NO_PRESET = "none";
 

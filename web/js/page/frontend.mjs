@@ -1,8 +1,8 @@
 // What the strips need of ComfyUI's page, in one place: undo, canvas gestures, themes, requests.
 
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
-import { addElement, setting } from "./mmdit.js";
+import { api } from "../../../../scripts/api.js";
+import { app } from "../../../../scripts/app.js";
+import { addElement, setting } from "../mmdit.js";
 
 export { api, app, setting };
 
@@ -13,7 +13,7 @@ export function addStyles(name) {
   if (!styles.has(name)) {
     const link = document.createElement("link");
     styles.set(name, new Promise((resolve) => (link.onload = link.onerror = resolve)));
-    Object.assign(link, { rel: "stylesheet", href: new URL(`../css/${name}`, import.meta.url) });
+    Object.assign(link, { rel: "stylesheet", href: new URL(`../../css/${name}`, import.meta.url) });
     document.head.append(link);
   }
   return styles.get(name);

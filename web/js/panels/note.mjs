@@ -1,6 +1,6 @@
 // Words at the end of a node, in both renderers; they are never saved.
 
-import { addHtml, addStyles, make } from "./host.mjs";
+import { addHtml, addStyles, make } from "../page/frontend.mjs";
 
 await addStyles("note.css");
 

@@ -1,9 +1,9 @@
 // The strip's menu: whole choices, thirds, the clipboard, published presets.
 
-import { NO_PRESET } from "./context.mjs";
-import { ask, remember } from "./host.mjs";
+import { NO_PRESET } from "./strip_state.mjs";
+import { ask, remember } from "../page/frontend.mjs";
 import { openMenu } from "./menu.mjs";
-import { words } from "./words.mjs";
+import { words } from "../words.mjs";
 
 export async function showMenu(node, strip, x, y) {
   const disabled = !strip.editable;

@@ -1,8 +1,8 @@
 // "Compare with and without" for the block controls: an entry of their menu, a button of the selection's toolbox and a
 // command, to which a key can be given. What it does comes with the first use.
 
-import { app } from "./host.mjs";
-import { words } from "./words.mjs";
+import { app } from "../page/frontend.mjs";
+import { words } from "../words.mjs";
 
 const NODES = new Set(["BlockSkip", "TextBoost", "TextDisable", "BlockPrompt"]);
 const COMMAND = "MMDiT.Compare";

@@ -1,6 +1,6 @@
 // What BlockAnalysis has measured: kept with its node, in the workflow, and looked up by the strips.
 
-import { api, app, nodeOfExecution } from "./host.mjs";
+import { api, app, nodeOfExecution } from "../page/frontend.mjs";
 
 const KEPT = "mmdit_report"; // among the node's properties
 // What a strip does -> the operations whose effect it shows, the nearest first.

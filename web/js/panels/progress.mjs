@@ -1,7 +1,7 @@
 // While a node of this pack samples, it tells the step and the seconds that a step takes, where its summary will stand.
 
-import { api, nodeOfExecution } from "./host.mjs";
-import { words } from "./words.mjs";
+import { api, nodeOfExecution } from "../page/frontend.mjs";
+import { words } from "../words.mjs";
 
 const SAMPLERS = new Set(["FlowMatchingSampler", "MMDiTSampler", "FlowInvert"]);
 const LATELY = 8; // tellings that the time of a step is averaged over

@@ -1,8 +1,8 @@
 // Queues the graph as it is once more, with and without a block control, and shows both pictures when they are there.
 
 import { twice } from "./compare_graph.mjs";
-import { addStyles, api, app, make, nodeOfExecution, request } from "./host.mjs";
-import { words } from "./words.mjs";
+import { addStyles, api, app, make, nodeOfExecution, request } from "../page/frontend.mjs";
+import { words } from "../words.mjs";
 
 const TEXTS = {
   en: {

@@ -1,8 +1,8 @@
 // SpeedPlan tells what the chosen speed-up saves and costs before anything runs.
 
-import { after, make } from "./host.mjs";
+import { after, make } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
-import { words } from "./words.mjs";
+import { words } from "../words.mjs";
 
 const NODE = "SpeedPlan";
 const LINES = 2;

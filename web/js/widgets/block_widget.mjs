@@ -1,11 +1,11 @@
 // The blocks inputs as strips: a widget in the place of the plain text, with the same value at the same position.
 
-import { refresh, watch, watched } from "./context.mjs";
-import { addStyles, api, passToCanvas, remember } from "./host.mjs";
+import { refresh, watch, watched } from "./strip_state.mjs";
+import { addStyles, api, passToCanvas, remember } from "../page/frontend.mjs";
 import { listenForReports } from "./reports.mjs";
 import { BlockStrip } from "./strip.mjs";
 
-export { watched } from "./context.mjs";
+export { watched } from "./strip_state.mjs";
 
 api.addEventListener("graphChanged", watched);
 listenForReports(watched);
@@ -37,7 +37,7 @@ export function drawStrip({ node, about, widget, element, kind }) {
 /** The menu comes with the first right click. */
 async function showMenu(...where) {
   try {
-    (await import("./actions.mjs")).showMenu(...where);
+    (await import("./strip_menu.mjs")).showMenu(...where);
   } catch (error) {
     console.error("MMDiT: no menu, a script did not load.", error);
   }

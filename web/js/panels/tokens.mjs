@@ -1,9 +1,9 @@
 // TripleTextEncode tells how many tokens its prompts have while they are typed.
 
-import { after, api, make, nodeOfExecution, request, setting } from "./host.mjs";
+import { after, api, make, nodeOfExecution, request, setting } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
-import { clipKind } from "./upstream.mjs";
-import { words } from "./words.mjs";
+import { clipKind } from "../page/upstream.mjs";
+import { words } from "../words.mjs";
 
 const NODE = "TripleTextEncode";
 const TITLES = ["prompt", "negative"];

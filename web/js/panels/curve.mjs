@@ -1,10 +1,10 @@
 // FlowMatchingSampler draws its noise levels while its dials are turned, and below them when cfg and the block controls
 // upstream act. The server works them out with the sampler's own code; here they are asked for and drawn.
 
-import { addStyles, after, api, make, nodeOfExecution, request } from "./host.mjs";
+import { addStyles, after, api, make, nodeOfExecution, request } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
-import { behind, modelFile } from "./upstream.mjs";
-import { words } from "./words.mjs";
+import { behind, modelFile } from "../page/upstream.mjs";
+import { words } from "../words.mjs";
 
 const DIALS = [
   "steps", "cfg", "solver", "schedule", "shift", "denoise", "cfg_start", "cfg_end", "start_step", "end_step",

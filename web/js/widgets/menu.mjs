@@ -1,6 +1,6 @@
 // A small menu at a place on screen, for mouse and keyboard.
 
-import { addStyles, make } from "./host.mjs";
+import { addStyles, make } from "../page/frontend.mjs";
 
 await addStyles("popup.css");
 

@@ -1,7 +1,7 @@
 // Where a strip lies in the page, in Nodes 2.0: the host puts a widget's element into its node when it first draws the
 // node, and keeps what it has drawn when the node is made anew, as by undo. Then the old node's strip would stay there.
 
-import { app, drawnAsHtml } from "./host.mjs";
+import { app, drawnAsHtml } from "./frontend.mjs";
 
 const FRAMES = 20; // to wait for a node that was just made to be drawn
 

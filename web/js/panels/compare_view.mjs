@@ -1,7 +1,7 @@
 // Two pictures over each other, and a slider between them.
 
-import { addStyles, make } from "./host.mjs";
-import { words } from "./words.mjs";
+import { addStyles, make } from "../page/frontend.mjs";
+import { words } from "../words.mjs";
 
 const TEXTS = {
   en: {

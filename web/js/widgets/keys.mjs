@@ -1,6 +1,6 @@
 // The strip under the keyboard: arrows walk (with shift they take a range), space switches, up and down set a strength.
 
-import { STEP } from "./level.mjs";
+import { STEP } from "./bar.mjs";
 
 const ACTIONS = {
   ArrowLeft: (strip, event) => walk(strip, strip.cursor - 1, event.shiftKey),

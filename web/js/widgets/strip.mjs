@@ -3,11 +3,11 @@
 // It knows nothing of nodes: what it shows is set, what a person does is told through `changed`.
 
 import { Blocks, read, write } from "./grammar.mjs";
-import { make } from "./host.mjs";
+import { make } from "../page/frontend.mjs";
 import { listenToKeys } from "./keys.mjs";
-import { height, held } from "./level.mjs";
+import { height, held } from "./bar.mjs";
 import { listenToPointer } from "./pointer.mjs";
-import { words } from "./words.mjs";
+import { words } from "../words.mjs";
 
 const UNKNOWN = new Blocks(24); // drawn until the model is known
 const LONGEST_ROW = 40; // cells

@@ -1,10 +1,10 @@
 // An error of this pack names the node whose dial is wrong; often another one meets it, such as the sampler. Here the
 // words are shown on the node that they name.
 
-import { api, nodeOfExecution } from "./host.mjs";
+import { api, nodeOfExecution } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
-import { behind } from "./upstream.mjs";
-import { words } from "./words.mjs";
+import { behind } from "../page/upstream.mjs";
+import { words } from "../words.mjs";
 
 const NAMED = /^([A-Z]\w+): (.+)/s;
 const LETTERS = 48; // of a line

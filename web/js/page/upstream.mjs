@@ -1,7 +1,7 @@
 // Which model and which text encoders reach a node: links are followed upstream to the loader, through everything in between.
 
-import { app, ask } from "./host.mjs";
-import { Blocks } from "./grammar.mjs";
+import { app, ask } from "./frontend.mjs";
+import { Blocks } from "../widgets/grammar.mjs";
 
 // A loader's widget -> the folder that its file names belong to; "" is this pack's own rule.
 const FILE_WIDGETS = { checkpoint: "", ckpt_name: "checkpoints", unet_name: "diffusion_models" };

@@ -1,7 +1,7 @@
 // The strip under a pointer: click toggles, drag paints, shift-click takes a range; where blocks have strengths, a drag
 // up or down sets one, and so does the wheel over a chosen block. Elsewhere the wheel zooms, as everywhere on the canvas.
 
-import { height, STEP, strengthAt } from "./level.mjs";
+import { height, STEP, strengthAt } from "./bar.mjs";
 
 const SLACK = 4; // pixels on screen before a click is a drag
 const WHEEL_REST = 400; // ms without a notch, then the turn of the wheel is over
