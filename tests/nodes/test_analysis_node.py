@@ -24,12 +24,12 @@ def node_class(pack):
 
 @pytest.fixture(scope="module")
 def blocks(pack):
-    return sys.modules[f"{pack.__name__}.nodes.blocks"]
+    return sys.modules[f"{pack.__name__}.nodes.control"]
 
 
 @pytest.fixture(scope="module")
 def drawing(pack):
-    return sys.modules[f"{pack.__name__}.nodes.drawing"]
+    return sys.modules[f"{pack.__name__}.nodes.plots.drawing"]
 
 
 @pytest.fixture
@@ -317,7 +317,7 @@ def test_attributes_of_a_true_picture_are_right_and_of_another_wrong(pack):
 
     from attributes.world import Group, Scene, paint, place
 
-    attributes = sys.modules[f"{pack.__name__}.nodes.attributes"]
+    attributes = sys.modules[f"{pack.__name__}.nodes.analysis.attributes"]
     scores = attributes.scores_for("BlockAnalysis", prompted(pack, "two red circles above a blue star")[0])
     scene = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "above")
     other = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "below")

@@ -15,7 +15,7 @@ import nodes as host_nodes
 
 @pytest.fixture(scope="module")
 def blocks(pack):
-    return sys.modules[f"{pack.__name__}.nodes.blocks"]
+    return sys.modules[f"{pack.__name__}.nodes.control"]
 
 
 @pytest.fixture(scope="module", params=["ours", "theirs"])

@@ -73,7 +73,7 @@ def made_of(model, pack, latent="empty", **changed) -> list[float]:
         "batch": {"samples": torch.zeros(3, 16, 8, 8)},
         "batch_index": {"samples": torch.zeros(2, 16, 8, 8), "batch_index": [3, 1]},
     }[latent]
-    node = sys.modules[f"{pack.__name__}.nodes.sampling"].FlowMatchingSampler()
+    node = sys.modules[f"{pack.__name__}.nodes.sampler.node"].FlowMatchingSampler()
     made = node.sample(model, *texts, given, **{**USUAL, **changed})[0]["samples"].flatten()
     picked = made[:: len(made) // 6][:6]
     return [round(value, 6) for value in (made.mean().item(), made.std().item(), *picked.tolist())]

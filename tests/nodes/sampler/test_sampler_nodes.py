@@ -17,7 +17,7 @@ from mmdit_core.solvers import SOLVERS
 
 @pytest.fixture(scope="module")
 def sampling(pack):
-    return sys.modules[f"{pack.__name__}.nodes.sampling"]
+    return sys.modules[f"{pack.__name__}.nodes.sampler.node"]
 
 
 @pytest.fixture(scope="module")
