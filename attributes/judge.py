@@ -12,20 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .world import BACKGROUNDS, COLOURS, SHAPES, Scene, mask
+from .world import BACKGROUNDS, COLOURS, SHAPES, Scene, shape_mask
 
 COLUMNS = ("colour", "shape", "count", "spatial", "all")
-INKS = np.array(list(COLOURS.values()), np.float32) / 255
-PAPERS = np.array(list(BACKGROUNDS.values()), np.float32) / 255
-NOT_BACKGROUND = 0.19  # RGB distance: half of that between the closest ink and background (purple on gray)
-LEAST_AREA = 24  # pixels; the world's smallest star has about 75
+COLOUR_RGB = np.array(list(COLOURS.values()), np.float32) / 255
+BACKGROUND_RGB = np.array(list(BACKGROUNDS.values()), np.float32) / 255
+MIN_CONTRAST = 0.19  # RGB distance: half of that between the closest ink and background (purple on gray)
+MIN_AREA = 24  # pixels; the world's smallest star has about 75
 BLUR = 0.7  # pixels, about what a decoder leaves
-WORST_FIT = 0.3  # squared difference from the best template over the area; more is no known shape
-LEAST_OFFSET = 6.0  # pixels between two groups' centres along the relation's axis
+MAX_MISFIT = 0.3  # squared difference from the best template over the area; more is no known shape
+MIN_OFFSET = 6.0  # pixels between two groups' centres along the relation's axis
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedObject:
     """One object seen in a picture; centre in pixels from the top left."""
 
     colour: str
@@ -35,29 +35,29 @@ class Found:
     area: int
 
 
-def look(picture: np.ndarray) -> tuple[str, list[Found]]:
+def find_objects(picture: np.ndarray) -> tuple[str, list[DetectedObject]]:
     """Background and objects of a picture [H, W, 3], float in [0, 1]."""
     paper = _background(picture)
-    distance = np.linalg.norm(picture - PAPERS[paper], axis=-1)
-    labels, _ = ndimage.label(distance > NOT_BACKGROUND)
+    distance = np.linalg.norm(picture - BACKGROUND_RGB[paper], axis=-1)
+    labels, _ = ndimage.label(distance > MIN_CONTRAST)
     found = []
     for index, window in enumerate(ndimage.find_objects(labels), start=1):
         patch, here = picture[window], labels[window] == index
-        if here.sum() < LEAST_AREA:
+        if here.sum() < MIN_AREA:
             continue
         for colour, part in _by_colour(patch, here):
-            ink = INKS[colour] - PAPERS[paper]
-            coverage = ((patch - PAPERS[paper]) @ ink / (ink @ ink)).clip(0, 1)
+            ink = COLOUR_RGB[colour] - BACKGROUND_RGB[paper]
+            coverage = ((patch - BACKGROUND_RGB[paper]) @ ink / (ink @ ink)).clip(0, 1)
             # An edge lies where the blend is half ink; the first, lower threshold let soft edges in.
             part = part & (coverage > 0.5)
-            if part.sum() >= LEAST_AREA:
+            if part.sum() >= MIN_AREA:
                 found.append(_describe(coverage, part, list(COLOURS)[colour], window))
     return list(BACKGROUNDS)[paper], found
 
 
 def _background(picture: np.ndarray) -> int:
     edge = np.concatenate((picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3), picture[:, :2].reshape(-1, 3)))
-    return int(np.linalg.norm(PAPERS - np.median(edge, axis=0), axis=-1).argmin())
+    return int(np.linalg.norm(BACKGROUND_RGB - np.median(edge, axis=0), axis=-1).argmin())
 
 
 def _by_colour(patch: np.ndarray, here: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -65,12 +65,12 @@ def _by_colour(patch: np.ndarray, here: np.ndarray) -> list[tuple[int, np.ndarra
     core = ndimage.binary_erosion(here)
     if not core.any():
         core = here
-    nearest = np.linalg.norm(patch[:, :, None] - INKS, axis=-1).argmin(-1)
-    votes = np.bincount(nearest[core], minlength=len(INKS))
-    main = [int(ink) for ink in np.flatnonzero(votes >= max(LEAST_AREA / 2, 0.2 * core.sum()))]
+    nearest = np.linalg.norm(patch[:, :, None] - COLOUR_RGB, axis=-1).argmin(-1)
+    votes = np.bincount(nearest[core], minlength=len(COLOUR_RGB))
+    main = [int(ink) for ink in np.flatnonzero(votes >= max(MIN_AREA / 2, 0.2 * core.sum()))]
     if len(main) < 2:
         return [(int(votes.argmax()), here)]
-    choice = np.array(main)[np.linalg.norm(patch[:, :, None] - INKS[main], axis=-1).argmin(-1)]
+    choice = np.array(main)[np.linalg.norm(patch[:, :, None] - COLOUR_RGB[main], axis=-1).argmin(-1)]
     parts = []
     for ink in main:
         pieces, number = ndimage.label(here & (choice == ink))
@@ -78,10 +78,10 @@ def _by_colour(patch: np.ndarray, here: np.ndarray) -> list[tuple[int, np.ndarra
     return parts
 
 
-def _describe(coverage: np.ndarray, part: np.ndarray, colour: str, window: tuple[slice, slice]) -> Found:
+def _describe(coverage: np.ndarray, part: np.ndarray, colour: str, window: tuple[slice, slice]) -> DetectedObject:
     y, x = ndimage.center_of_mass(part)
     shape = classify(coverage * ndimage.binary_dilation(part, iterations=2))
-    return Found(colour, shape, float(x + window[1].start), float(y + window[0].start), int(part.sum()))
+    return DetectedObject(colour, shape, float(x + window[1].start), float(y + window[0].start), int(part.sum()))
 
 
 def classify(coverage: np.ndarray) -> str:
@@ -97,7 +97,7 @@ def classify(coverage: np.ndarray) -> str:
         around = round(float(np.sqrt(mass / _share(shape))))
         errors[shape] = min(_misfit(coverage, shape, side, y, x) for side in range(max(6, around - 2), around + 3))
     best = min(errors, key=errors.__getitem__)
-    return best if errors[best] <= WORST_FIT else "unknown"
+    return best if errors[best] <= MAX_MISFIT else "unknown"
 
 
 def _misfit(coverage: np.ndarray, shape: str, side: int, y: float, x: float) -> float:
@@ -116,14 +116,14 @@ def _misfit(coverage: np.ndarray, shape: str, side: int, y: float, x: float) -> 
 
 @functools.cache
 def _template(shape: str, side: int) -> tuple[np.ndarray, tuple[float, float]]:
-    soft = ndimage.gaussian_filter(np.pad(mask(shape, side), 2), BLUR)
+    soft = ndimage.gaussian_filter(np.pad(shape_mask(shape, side), 2), BLUR)
     return soft, ndimage.center_of_mass(soft)
 
 
 @functools.cache
 def _share(shape: str) -> float:
     """Part of its box that a shape covers."""
-    return float(mask(shape, 64).mean())
+    return float(shape_mask(shape, 64).mean())
 
 
 def score(picture: np.ndarray, scene: Scene) -> dict[str, bool]:
@@ -132,7 +132,7 @@ def score(picture: np.ndarray, scene: Scene) -> dict[str, bool]:
     colour: the asked colours and no others; shape: every object of a group's colour has its shape; count: as many
     objects of each colour as asked, and none besides; spatial: the groups' centres lie as asked.
     """
-    _, found = look(picture)
+    _, found = find_objects(picture)
     by_colour = {group.colour: [item for item in found if item.colour == group.colour] for group in scene.groups}
     out = {
         "colour": {item.colour for item in found} == set(by_colour),
@@ -149,13 +149,13 @@ def score(picture: np.ndarray, scene: Scene) -> dict[str, bool]:
     return out
 
 
-def _lies_as_asked(scene: Scene, by_colour: dict[str, list[Found]]) -> bool:
+def _lies_as_asked(scene: Scene, by_colour: dict[str, list[DetectedObject]]) -> bool:
     first, second = (by_colour[group.colour] for group in scene.groups)
     if not first or not second:
         return False
     axis = "x" if scene.relation in ("left", "right") else "y"
     offset = np.mean([getattr(item, axis) for item in first]) - np.mean([getattr(item, axis) for item in second])
-    return bool(offset < -LEAST_OFFSET if scene.relation in ("left", "above") else offset > LEAST_OFFSET)
+    return bool(offset < -MIN_OFFSET if scene.relation in ("left", "above") else offset > MIN_OFFSET)
 
 
 def summarise(scores: list[dict[str, bool]]) -> dict[str, dict[str, float]]:

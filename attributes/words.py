@@ -14,7 +14,7 @@ RELATION_WORDS = {
     "above": ("above", "over", "on top of", "higher than"),
     "below": ("below", "under", "beneath", "underneath"),
 }
-SIDE_WORDS = {
+POSITION_WORDS = {
     "left": ("on the left", "at left", "on the left side"),
     "right": ("on the right", "at right", "on the right side"),
     "above": ("at the top", "in the upper part"),
@@ -39,12 +39,12 @@ def _pattern(phrases: Mapping[str, tuple[str, ...]]) -> re.Pattern[str]:
     return re.compile(r"\b(" + "|".join(map(re.escape, every)) + r")\b")
 
 
-_RELATION, _SIDE = _pattern(RELATION_WORDS), _pattern(SIDE_WORDS)
+_RELATION, _SIDE = _pattern(RELATION_WORDS), _pattern(POSITION_WORDS)
 _RELATION_OF = {phrase: relation for relation, phrases in RELATION_WORDS.items() for phrase in phrases}
-_SIDE_OF = {phrase: side for side, phrases in SIDE_WORDS.items() for phrase in phrases}
+_SIDE_OF = {phrase: side for side, phrases in POSITION_WORDS.items() for phrase in phrases}
 
 
-def read_caption(caption: str) -> Scene:
+def parse_caption(caption: str) -> Scene:
     """The scene that a caption asks for.
 
     Args: caption, one or two groups with a count, a colour and a shape each, and where the first lies as seen from

@@ -32,7 +32,7 @@ SHAPES = ("circle", "square", "triangle", "star")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 RELATIONS = tuple(OPPOSITE)
 SIZES = {"": 24, "small": 20, "large": 28}  # side in pixels
-SIDES = (96, 128, 160)
+IMAGE_SIDES = (96, 128, 160)
 # Shapes and colours that training shows and no caption names. With eight inks and four outlines alone, a model learns
 # that a star is never yellow, and paints the asked one orange; among inks and outlines of every kind it has no such
 # rule.
@@ -40,9 +40,9 @@ UNNAMED_SHAPES = (
     *("diamond", "hexagon", "cross", "ring", "bar", "pillar", "moon", "arrow", "chevron", "hourglass", "bowtie"),
     *("corner", "tee"),
 )
-UNNAMED_SHAPE_SHARE, UNNAMED_COLOUR_SHARE = 0.3, 0.35
-INK_SPREAD = 8  # of 255: how far a named colour strays in each channel; the two closest inks are 90 apart
-LEAST_CONTRAST = 70  # of 255, RGB distance of an unnamed colour from the background
+UNNAMED_SHAPE_PROBABILITY, UNNAMED_COLOUR_PROBABILITY = 0.3, 0.35
+COLOUR_JITTER = 8  # of 255: how far a named colour strays in each channel; the two closest inks are 90 apart
+MIN_COLOUR_CONTRAST = 70  # of 255, RGB distance of an unnamed colour from the background
 # Objects lie in the cells of a grid, each cell 2 x 2 image tokens: a shape is then one of few patterns rather than one
 # of hundreds, and a model of this size learns it in an hour.
 CELL = 32
@@ -99,7 +99,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Item:
+class PlacedObject:
     """One object on the canvas: top-left corner and side in pixels."""
 
     group: int
@@ -122,7 +122,7 @@ def is_held_out(scene: Scene) -> bool:
     return bool(pairs & HELD_OUT_PAIRS or triples(scene) & HELD_OUT_TRIPLES)
 
 
-def draw_scene(rng: random.Random, *, groups: int | None = None, held_out: bool = False) -> Scene:
+def sample_scene(rng: random.Random, *, groups: int | None = None, held_out: bool = False) -> Scene:
     """Draw a scene at random; two groups always differ in colour, and at most six objects lie in it."""
     while True:
         number = groups or (1 if rng.random() < 0.35 else 2)
@@ -141,7 +141,7 @@ def draw_scene(rng: random.Random, *, groups: int | None = None, held_out: bool 
             return scene
 
 
-def vary(scene: Scene, rng: random.Random) -> Scene:
+def augment(scene: Scene, rng: random.Random) -> Scene:
     """A scene for training: inks around the colours' own, and now and then an ink or a shape that has no name here."""
     while True:
         members = tuple(_vary_group(group, scene.background, rng) for group in scene.groups)
@@ -151,19 +151,19 @@ def vary(scene: Scene, rng: random.Random) -> Scene:
 
 
 def _vary_group(group: Group, background: str, rng: random.Random) -> Group:
-    shape = rng.choice(UNNAMED_SHAPES) if rng.random() < UNNAMED_SHAPE_SHARE else group.shape
-    if rng.random() >= UNNAMED_COLOUR_SHARE:
-        strayed = (value + rng.randint(-INK_SPREAD, INK_SPREAD) for value in COLOURS[group.colour])
+    shape = rng.choice(UNNAMED_SHAPES) if rng.random() < UNNAMED_SHAPE_PROBABILITY else group.shape
+    if rng.random() >= UNNAMED_COLOUR_PROBABILITY:
+        strayed = (value + rng.randint(-COLOUR_JITTER, COLOUR_JITTER) for value in COLOURS[group.colour])
         red, green, blue = (min(255, max(0, value)) for value in strayed)
         return dataclasses.replace(group, shape=shape, ink=(red, green, blue))
     while True:
         ink = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
-        if math.dist(ink, BACKGROUNDS[background]) >= LEAST_CONTRAST:
+        if math.dist(ink, BACKGROUNDS[background]) >= MIN_COLOUR_CONTRAST:
             nearest = min(COLOURS, key=lambda name: math.dist(ink, COLOURS[name]))
             return dataclasses.replace(group, shape=shape, colour=nearest, ink=ink, named=False)
 
 
-def place(scene: Scene, rng: random.Random, width: int = 128, height: int = 128) -> list[Item]:
+def arrange(scene: Scene, rng: random.Random, width: int = 128, height: int = 128) -> list[PlacedObject]:
     """Lay the scene's objects out on the grid, each group in its formation, wholly on its side of the other.
 
     A single object lies in one of the cells around the middle; any other scene has one place in a picture of one size.
@@ -189,13 +189,13 @@ def place(scene: Scene, rng: random.Random, width: int = 128, height: int = 128)
         first = (room[1 - axis] - across + aside) // 2
         for i, j in itertools.product(range(along), range(across)):
             cell = (start + i, first + j) if axis == 0 else (first + j, start + i)
-            items.append(Item(index, CELL * cell[0] + inset, CELL * cell[1] + inset, side))
+            items.append(PlacedObject(index, CELL * cell[0] + inset, CELL * cell[1] + inset, side))
         start += along + gap
     return sorted(items, key=lambda item: item.group)
 
 
 @functools.cache
-def mask(shape: str, side: int) -> np.ndarray:
+def shape_mask(shape: str, side: int) -> np.ndarray:
     """Anti-aliased coverage of a shape that fills a box of `side` pixels: [side, side] float32 in [0, 1]."""
     fine = 8
     axis = (np.arange(side * fine) + 0.5) / (side * fine) * 2 - 1
@@ -241,15 +241,15 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _sprite(group: Group, side: int, background: str) -> np.ndarray:
-    cover = mask(group.shape, side)[..., None]
+    cover = shape_mask(group.shape, side)[..., None]
     ink, paper = (
         np.array(rgb, np.float32) / 255 for rgb in (group.ink or COLOURS[group.colour], BACKGROUNDS[background])
     )
     return paper + cover * (ink - paper)
 
 
-def paint(
-    scene: Scene, items: list[Item], width: int = 128, height: int = 128, out: np.ndarray | None = None
+def draw_image(
+    scene: Scene, items: list[PlacedObject], width: int = 128, height: int = 128, out: np.ndarray | None = None
 ) -> np.ndarray:
     """Draw placed objects: [height, width, 3] float32 in [0, 1], into `out` if given."""
     picture = np.empty((height, width, 3), np.float32) if out is None else out
@@ -261,7 +261,7 @@ def paint(
     return picture
 
 
-def draw_batch(
+def sample_images(
     rng: random.Random, batch: int, width: int, height: int, *, varied: bool = False
 ) -> tuple[list[Scene], np.ndarray]:
     """Fresh scenes of what training may show, and their pictures: [batch, height, width, 3] float32 in [0, 1].
@@ -271,7 +271,7 @@ def draw_batch(
     pictures = np.empty((batch, height, width, 3), np.float32)
     scenes = []
     for picture in pictures:
-        scene = vary(draw_scene(rng), rng) if varied else draw_scene(rng)
-        paint(scene, place(scene, rng, width, height), width, height, out=picture)
+        scene = augment(sample_scene(rng), rng) if varied else sample_scene(rng)
+        draw_image(scene, arrange(scene, rng, width, height), width, height, out=picture)
         scenes.append(scene)
     return scenes, pictures

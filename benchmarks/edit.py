@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from attributes.judge import INKS, NOT_BACKGROUND, PAPERS, score  # noqa: E402
+from attributes.judge import BACKGROUND_RGB, COLOUR_RGB, MIN_CONTRAST, score  # noqa: E402
 from attributes.words import BACKGROUND_WORDS  # noqa: E402
 from attributes.world import BACKGROUNDS, COLOURS, Scene, is_held_out  # noqa: E402
 from benchmarks.attributes.prompts import Prompt, read_prompts  # noqa: E402
@@ -60,12 +60,12 @@ def recoloured(prompt: Prompt) -> tuple[str, Scene] | None:
 
 
 def objects(picture: np.ndarray, scene: Scene) -> np.ndarray:
-    paper = PAPERS[list(BACKGROUNDS).index(scene.background)]
-    return np.linalg.norm(picture - paper, axis=-1) > NOT_BACKGROUND
+    paper = BACKGROUND_RGB[list(BACKGROUNDS).index(scene.background)]
+    return np.linalg.norm(picture - paper, axis=-1) > MIN_CONTRAST
 
 
 def of_colour(picture: np.ndarray, scene: Scene, colour: str) -> np.ndarray:
-    nearest = np.linalg.norm(picture[:, :, None] - INKS, axis=-1).argmin(-1)
+    nearest = np.linalg.norm(picture[:, :, None] - COLOUR_RGB, axis=-1).argmin(-1)
     return objects(picture, scene) & (nearest == list(COLOURS).index(colour))
 
 

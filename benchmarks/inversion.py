@@ -24,7 +24,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from attributes.world import paint, place  # noqa: E402
+from attributes.world import arrange, draw_image  # noqa: E402
 from benchmarks.attributes.prompts import read_prompts  # noqa: E402
 from scripts import in_process  # noqa: E402
 
@@ -84,7 +84,7 @@ def main() -> None:
     in_process.prepare("--cpu")
     bench, rng, pairs = Bench(in_process.load_pack(), given.model), random.Random(0), []
     for prompt in read_prompts("held_out", given.pictures):
-        picture = torch.from_numpy(paint(prompt.scene, place(prompt.scene, rng)))[None]
+        picture = torch.from_numpy(draw_image(prompt.scene, arrange(prompt.scene, rng)))[None]
         text = bench.clip.encode_from_tokens_scheduled(bench.clip.tokenize(prompt.text))
         pairs.append((bench.vae.encode(picture), text))
     lines = [

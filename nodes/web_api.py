@@ -14,7 +14,7 @@ from ..mmdit_core.checkpoints.detect import count_blocks
 from ..mmdit_core.checkpoints.header import CheckpointError, read_header
 from ..mmdit_core.control.presets import PRESETS, Preset
 from .comfyui.loading import folders
-from .comfyui.text import token_counts as counting
+from .comfyui.text import token_counts
 from .sampler.live_curve import live_curve
 from .text import T5_LENGTHS, TRAINED_T5_TOKENS, WIDGETS
 
@@ -80,7 +80,7 @@ async def curve(request: web.Request) -> web.Response:
         given = await request.json()
         file = given.get("model") or {}
         path = folders.listed_path(file.get("name", ""), file.get("folder", ""))
-        known = {**given, "by_us": not file.get("folder")}
+        known = {**given, "own_loader": not file.get("folder")}
         return web.json_response(await asyncio.to_thread(live_curve, known, path))
     except (ValueError, KeyError, TypeError, AttributeError):
         return web.Response(status=400, text="the node's dials by name, and windows with a start and an end")
@@ -98,7 +98,7 @@ def _counts(texts: Mapping[str, str], limit: int | None) -> dict[str, list[dict[
                 "cut": list(found.cut),
                 "too_long": found.key == "t5xxl" and found.used > TRAINED_T5_TOKENS,
             }
-            for found in counting.count(texts[title], prompts, limit)
+            for found in token_counts.count(texts[title], prompts, limit)
         ]
         for title, prompts in both.items()
     }

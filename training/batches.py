@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attributes.world import SIDES, Scene, draw_batch
+from attributes.world import IMAGE_SIDES, Scene, sample_images
 
 from .captions import describe
 from .settings import Settings
@@ -33,14 +33,14 @@ class Batch:
 def picture_size(settings: Settings, rng: random.Random, step: int) -> tuple[int, int]:
     """Width and height of a step's pictures: small ones first, then all sizes around the standard 128 x 128."""
     if step < settings.small_pictures_until:
-        return SIDES[0], SIDES[0]
+        return IMAGE_SIDES[0], IMAGE_SIDES[0]
     if rng.random() < settings.standard_size_share:
         return 128, 128
-    width, height = rng.choices(SIDES, SIDE_WEIGHTS, k=2)
+    width, height = rng.choices(IMAGE_SIDES, SIDE_WEIGHTS, k=2)
     return width, height
 
 
-def draw_captions(
+def sample_captions(
     scenes: list[Scene], settings: Settings, rng: random.Random, tokenizer: Tokenizer, limit: int
 ) -> list[tuple[list[int], list[int]]]:
     """Tokens of one caption for each scene, redrawn until start, words and end fit `limit`."""
@@ -78,8 +78,8 @@ def draw(
         rng = random.Random(f"{settings.seed}/step/{step}/{team.rank}")
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     batch = settings.batch // team.size
-    scenes, pictures = draw_batch(rng, batch, width, height, varied=True)
-    captions = draw_captions(scenes, settings, rng, tokenizer, length)
+    scenes, pictures = sample_images(rng, batch, width, height, varied=True)
+    captions = sample_captions(scenes, settings, rng, tokenizer, length)
     keep = (torch.rand(batch, 3, generator=generator) >= settings.drop_encoder).float()
     for index in range(batch):
         if rng.random() < settings.empty_caption:

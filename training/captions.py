@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from attributes.words import BACKGROUND_WORDS, NUMBERS, RELATION_WORDS, SIDE_WORDS, SIZE_WORDS
+from attributes.words import BACKGROUND_WORDS, NUMBERS, POSITION_WORDS, RELATION_WORDS, SIZE_WORDS
 from attributes.world import OPPOSITE, SHAPES, Group, Scene
 
 OPENINGS = ("a picture of", "an image of", "a photo of", "there is", "a drawing of", "picture:", "we see")
@@ -61,7 +61,7 @@ def _body(scene: Scene, rng: random.Random, complete: bool) -> str:
         names, relation = names[::-1], OPPOSITE[relation]
     if not complete and rng.random() < 0.06:
         return names[0] if rng.random() < 0.5 else f"{names[0]} {rng.choice(('and', 'with', 'beside'))} {names[1]}"
-    first, second = (rng.choice(SIDE_WORDS[side]) for side in (relation, OPPOSITE[relation]))
+    first, second = (rng.choice(POSITION_WORDS[side]) for side in (relation, OPPOSITE[relation]))
     form = rng.random()
     if form < 0.7:
         verb = (

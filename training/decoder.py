@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attributes.world import draw_batch
+from attributes.world import sample_images
 
 from .state import load_run, read_tensors, save_run, write_tensors
 from .vae import build_decoder, encode, fit_projection
@@ -23,7 +23,7 @@ def projection_for(run: Path, seed: int) -> tuple[Tensor, Tensor]:
     """The run's encoder: read from its folder, or fitted to 1,000 pictures and stored there."""
     path = run / "projection.safetensors"
     if not path.exists():
-        _, pictures = draw_batch(random.Random(f"{seed}/projection"), 1000, 128, 128)
+        _, pictures = sample_images(random.Random(f"{seed}/projection"), 1000, 128, 128)
         projection, bias = fit_projection(torch.from_numpy(pictures))
         write_tensors(path, {"projection": projection, "bias": bias})
     tensors, _ = read_tensors(path)
@@ -62,7 +62,7 @@ def train_decoder(run: Path, *, steps: int, seed: int = 0, rate: float = 1.5e-3,
 
 def _crops(rng: random.Random) -> Tensor:
     """Of three crops of each picture the most eventful, so that few of them are empty: [BATCH, CROP, CROP, 3]."""
-    _, pictures = draw_batch(rng, BATCH, 96, 96, varied=True)
+    _, pictures = sample_images(rng, BATCH, 96, 96, varied=True)
     crops = np.empty((BATCH, CROP, CROP, 3), np.float32)
     for crop, picture in zip(crops, pictures, strict=True):
         corners = [(rng.randint(0, 96 - CROP), rng.randint(0, 96 - CROP)) for _ in range(3)]
@@ -90,7 +90,7 @@ def psnr(weights: dict[str, Tensor], projection: Tensor, bias: Tensor, pictures:
     decoder = build_decoder()
     decoder.load_state_dict(weights)
     decoder.to(memory_format=torch.channels_last)
-    _, truth = draw_batch(random.Random("psnr"), pictures, 128, 128)
+    _, truth = sample_images(random.Random("psnr"), pictures, 128, 128)
     expected = torch.from_numpy(truth)
     error = 0.0
     for part in expected.split(16):

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attributes.world import draw_batch
+from attributes.world import sample_images
 
 from .decoder import projection_for
 from .state import read_tensors, write_tensors
@@ -33,7 +33,7 @@ TARGET = ROOT / "models" / "mmdit-small.safetensors"
 
 def rgb_factors(projection: Tensor, bias: Tensor) -> dict[str, list]:
     """Least squares from a latent pixel to the mean colour, -1..1, of its patch."""
-    _, drawn = draw_batch(random.Random("previews"), 256, 128, 128)
+    _, drawn = sample_images(random.Random("previews"), 256, 128, 128)
     pictures = torch.from_numpy(drawn)
     latent = encode(pictures, projection, bias).permute(0, 2, 3, 1).reshape(-1, 16)
     grid = pictures.unflatten(1, (-1, FACTOR)).unflatten(3, (-1, FACTOR)).mean((2, 4)).reshape(-1, 3) * 2 - 1

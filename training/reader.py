@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attributes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scene
+from attributes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, sample_scene
 
 from .captions import describe
 from .settings import Settings
@@ -97,11 +97,11 @@ def reading_loss(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return loss, right
 
 
-def draw_captions(
+def sample_captions(
     rng: random.Random, settings: Settings, text: TextEncoders, tokenizer: Tokenizer, *, complete: bool = False
 ) -> tuple[TextBatch, Tensor]:
     """Captions of fresh scenes, and the true answers [BATCH, questions]."""
-    scenes = [draw_scene(rng) for _ in range(BATCH)]
+    scenes = [sample_scene(rng) for _ in range(BATCH)]
     captions = []
     for scene in scenes:
         words = describe(scene, rng, complete=complete)
@@ -133,7 +133,7 @@ def teach(text: TextEncoders, tokenizer: Tokenizer, settings: Settings) -> dict[
     optimizer = torch.optim.AdamW(reader.parameters(), settings.reading_rate, betas=(0.9, 0.99), fused=True)
     figures: dict = {}
     for step in range(settings.reading_steps):
-        batch, truth = draw_captions(random.Random(f"{settings.seed}/reader/{step}"), settings, text, tokenizer)
+        batch, truth = sample_captions(random.Random(f"{settings.seed}/reader/{step}"), settings, text, tokenizer)
         loss = sum(reading_loss(out, truth)[0] for out in reader(batch).values())
         optimizer.zero_grad()
         loss.backward()
@@ -144,7 +144,7 @@ def teach(text: TextEncoders, tokenizer: Tokenizer, settings: Settings) -> dict[
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == settings.reading_steps:
             with torch.no_grad():
-                batch, truth = draw_captions(random.Random(f"{step}/exam"), settings, text, tokenizer, complete=True)
+                batch, truth = sample_captions(random.Random(f"{step}/exam"), settings, text, tokenizer, complete=True)
                 right = {name: reading_loss(out, truth)[1] for name, out in reader(batch).items()}
             figures = {name: [round(value, 2) for value in share.tolist()] for name, share in right.items()}
             print(f"reading {step + 1}/{settings.reading_steps} loss {loss.item():.3f} right {figures}", flush=True)

@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from attributes.world import draw_scene
+from attributes.world import sample_scene
 
 from .captions import describe
 from .tokens import CLIP_END, CLIP_START, CLIP_VOCABULARY, T5_END, T5_VOCABULARY, Tokenizer, Vocabulary
@@ -19,7 +19,7 @@ def vocabularies(run: Path, tokenizer: Tokenizer, captions: int = 20000) -> tupl
         rng = random.Random("vocabulary")
         clip, t5 = {CLIP_START, CLIP_END, 0}, {T5_END, 0}
         for index in range(captions):
-            words = describe(draw_scene(rng, held_out=index % 2 == 1), rng, complete=index % 4 == 1)
+            words = describe(sample_scene(rng, held_out=index % 2 == 1), rng, complete=index % 4 == 1)
             first, second = tokenizer.caption(words)
             clip.update(first)
             t5.update(second)

@@ -10,7 +10,7 @@ import json
 import random
 from pathlib import Path
 
-from attributes.world import Group, Scene, draw_scene
+from attributes.world import Group, Scene, sample_scene
 from training.captions import describe
 
 FILE = Path(__file__).with_name("prompts.json")
@@ -27,13 +27,13 @@ class Prompt:
     scene: Scene
 
 
-def draw_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
+def sample_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
     """The prompts of one set, drawn from its name; no two are the same."""
     rng = random.Random(f"attributes/{name}")
     prompts: dict[str, Prompt] = {}
     while len(prompts) < number:
         groups = 2 if rng.random() < TWO_GROUPS else 1
-        scene = draw_scene(rng, groups=groups, held_out=SETS[name])
+        scene = sample_scene(rng, groups=groups, held_out=SETS[name])
         text = describe(scene, rng, complete=True)
         prompts.setdefault(text.lower(), Prompt(text, scene))
     return list(prompts.values())
@@ -60,7 +60,7 @@ def write_prompts() -> None:
                     "scene": [prompt.scene.relation, prompt.scene.background],
                 }
             )
-            for prompt in draw_prompts(name)
+            for prompt in sample_prompts(name)
         ]
         sets[name] = "[\n" + ",\n".join(lines) + "\n]"
     FILE.write_text("{" + ",\n".join(f'"{name}": {lines}' for name, lines in sets.items()) + "}\n")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attributes.judge import score, summarise
-from attributes.world import COLOURS, OPPOSITE, SHAPES, Group, Scene, draw_scene, paint, place
+from attributes.world import COLOURS, OPPOSITE, SHAPES, Group, Scene, arrange, draw_image, sample_scene
 from training.render import BATCH
 
 NUMBER = 512
@@ -66,7 +66,7 @@ def judge_scenes(asked: list[Scene], shown: list[Scene], through: ThroughVae | N
     scores = []
     for start in range(0, len(asked), BATCH):
         part = slice(start, start + BATCH)
-        pictures = np.stack([paint(scene, place(scene, rng)) for scene in shown[part]])
+        pictures = np.stack([draw_image(scene, arrange(scene, rng)) for scene in shown[part]])
         if through is not None:
             pictures = through(torch.from_numpy(pictures)).numpy()
         scores += [score(picture, scene) for picture, scene in zip(pictures, asked[part], strict=True)]
@@ -76,10 +76,10 @@ def judge_scenes(asked: list[Scene], shown: list[Scene], through: ThroughVae | N
 def try_judge(through: ThroughVae | None, number: int = NUMBER) -> dict[str, dict]:
     """Summaries: "truth" must be right everywhere, each error wrong in the columns that ERRORS names for it."""
     rng = random.Random("judge")
-    truth = [draw_scene(rng, held_out=index % 2 == 0) for index in range(number)]
+    truth = [sample_scene(rng, held_out=index % 2 == 0) for index in range(number)]
     out = {"truth": summarise(judge_scenes(truth, truth, through, seed=1))}
     for name, (change, columns, groups) in ERRORS.items():
-        asked = [draw_scene(rng, groups=groups) for _ in range(number // 4)]
+        asked = [sample_scene(rng, groups=groups) for _ in range(number // 4)]
         scores = judge_scenes(asked, [change(scene) for scene in asked], through, seed=2)
         noticed = [{column: not entry[column] for column in columns} | {"all": not entry["all"]} for entry in scores]
         out[name] = summarise(noticed)

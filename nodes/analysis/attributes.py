@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...attributes.words import CaptionError, read_caption
+from ...attributes.words import CaptionError, parse_caption
 from ...attributes.world import Scene
 from ...mmdit_core.analysis import Cell
 from ..comfyui.text.conditioning import TOKEN_MAP
@@ -57,7 +57,7 @@ def scores_for(node: str, positive) -> Scores:
             "Encode it with TripleTextEncode, or turn attributes off",
         )
     try:
-        return Scores(read_caption(prompt))
+        return Scores(parse_caption(prompt))
     except CaptionError as error:
         raise InputError(
             node,

@@ -9,11 +9,11 @@ from ...mmdit_core import analysis
 from ..comfyui import controls
 from ..comfyui.fingerprint import fingerprint, of_model
 from ..comfyui.frontend import messages as ui
-from ..comfyui.frontend.progress import name_of
+from ..comfyui.frontend.progress import model_name
 from ..comfyui.run import sampling
 from ..control import CATEGORY, HIDDEN, MODEL, NUMBERS, counts, read_blocks
 from ..errors import InputError
-from ..plots.drawing import as_image
+from ..plots.canvas import as_image
 from ..sampler.node import MAX_SEED, NEGATIVE, POSITIVE, cfg_widget, check_inputs, steps_widget
 from .attributes import NOTE, scores_for
 from .sweep import Kept, Sweep
@@ -176,7 +176,7 @@ class BlockAnalysis:
         notes = [f"The latent held {batch} pictures: the first was used."] if batch > 1 else []
         double, single = counts(NODE, model)
         found = analysis.report(
-            model=name_of(model),
+            model=model_name(model),
             double=double,
             single=single,
             settings={**settings, "width": run.size[0], "height": run.size[1]},
@@ -189,7 +189,7 @@ class BlockAnalysis:
         if scores:
             found["untouched"] = scores.report(None)
         ui.show_text(unique_id, " ".join([*notes, _summary(found)]))
-        ui.tell(unique_id, "mmdit.report", analysis.effects(found))
+        ui.send_event(unique_id, "mmdit.report", analysis.effects(found))
         return as_image(run.sheet()), as_image(run.plot()), json.dumps(found, indent=1, allow_nan=False)
 
 

@@ -15,7 +15,9 @@ from ..comfyui import controls
 from ..comfyui.frontend import messages as ui
 from ..comfyui.frontend import progress
 from ..comfyui.run import sampling
-from ..plots import drawing
+from ..plots.canvas import ACTION_COLOURS
+from ..plots.contact_sheet import Row, Tile, contact_sheet, fitted, tile_size
+from ..plots.line_plot import Line, Panel, line_plot
 from .attributes import Scores
 
 WINDOW_NAMES = {"whole": "all steps", "early": "first half", "late": "second half"}
@@ -54,7 +56,7 @@ class Sweep:
         self.model, self.positive, self.negative = model, positive, negative
         self.latent, self.vae, self.cells, self.settings, self.kept = latent, vae, cells, settings, kept
         self.node_id, self.scores = node_id, scores
-        self.name = progress.name_of(model)
+        self.name = progress.model_name(model)
         self.double, _ = controls.block_counts(model)
         self.steps, self.seeds = settings["steps"], settings["seeds"]
         self.levels = sigmas(self.steps, settings["schedule"], settings["shift"])
@@ -67,7 +69,7 @@ class Sweep:
         bar = progress.Progress(len(self.seeds) * (len(self.cells) + 1) * self.steps, self.node_id)
         for seed in self.seeds:
             baseline = self._latent(seed, None, bar)
-            untouched = progress.picture(self.vae, baseline)
+            untouched = progress.decode_image(self.vae, baseline)
             if seed == self.seeds[0]:
                 self.size = (untouched.shape[1], untouched.shape[0])
                 self.untouched = self._small(untouched)
@@ -75,7 +77,7 @@ class Sweep:
             bar.finish(self.steps, self.sheet)
             for cell in self.cells:
                 latent = self._latent(seed, cell, bar)
-                decoded = progress.picture(self.vae, latent)
+                decoded = progress.decode_image(self.vae, latent)
                 image_distance = analysis.relative_l2(decoded, untouched)
                 self.distances[cell].add(analysis.relative_l2(latent, baseline), image_distance)
                 self._score(cell, decoded)
@@ -107,8 +109,8 @@ class Sweep:
         return self.kept.latents[key]
 
     def _small(self, picture: torch.Tensor) -> Image.Image:
-        size = drawing.tile_size(1 + len(self.settings["blocks"]), self.size[0] / self.size[1])
-        return drawing.fitted(_pillow(picture), size)
+        size = tile_size(1 + len(self.settings["blocks"]), self.size[0] / self.size[1])
+        return fitted(_pillow(picture), size)
 
     def _rows(self) -> list[tuple[str, str]]:
         """The sweep's operations and windows, halves below their whole."""
@@ -133,32 +135,32 @@ class Sweep:
         blocks = self.settings["blocks"]
         rows = []
         for number, (operation, window) in enumerate(self._rows()):
-            tiles = [drawing.Tile(self.untouched, ("untouched",) if number == 0 else ())]
+            tiles = [Tile(self.untouched, ("untouched",) if number == 0 else ())]
             tiles += [self._tile(self._cell(operation, window, block), most) for block in blocks]
             label = (self._label(operation), WINDOW_NAMES[window])
-            rows.append(drawing.Row(label, drawing.COLOURS[operation], tuple(tiles)))
+            rows.append(Row(label, ACTION_COLOURS[operation], tuple(tiles)))
         columns = ["baseline", *(_block_name(block, self.double) for block in blocks)]
         about = self._about() + ". Under each: distance to the baseline, latent and image"
         aspect = self.size[0] / self.size[1]
-        return drawing.contact_sheet("What each block does", about, columns, rows, aspect=aspect)
+        return contact_sheet("What each block does", about, columns, rows, aspect=aspect)
 
-    def _tile(self, cell: Cell, most: float) -> drawing.Tile:
+    def _tile(self, cell: Cell, most: float) -> Tile:
         found = self.distances[cell]
         if not found.latent:
-            return drawing.Tile(lines=("", ""))  # the sheet keeps its size as it fills
+            return Tile(lines=("", ""))  # the sheet keeps its size as it fills
         means = analysis.mean(found.latent), analysis.mean(found.image)
         lines = tuple(
             f"{name} {value:.3f}" if value is not None else f"{name} broke"
             for name, value in zip(("latent", "image"), means, strict=True)
         )
-        return drawing.Tile(self.shown[cell], lines, (means[0] or 0.0) / most)
+        return Tile(self.shown[cell], lines, (means[0] or 0.0) / most)
 
     def plot(self) -> Image.Image:
-        def lines(space: str) -> tuple[drawing.Line, ...]:
+        def lines(space: str) -> tuple[Line, ...]:
             return tuple(
-                drawing.Line(
+                Line(
                     f"{self._label(operation)}, {WINDOW_NAMES[window]}",
-                    drawing.COLOURS[operation],
+                    ACTION_COLOURS[operation],
                     tuple(
                         (block, analysis.mean(getattr(self.distances[self._cell(operation, window, block)], space)))
                         for block in self.settings["blocks"]
@@ -169,18 +171,18 @@ class Sweep:
             )
 
         titles = {"latent": "In latents", "image": "In pixels"}
-        panels = [drawing.Panel(titles[s], "block", "distance to the baseline", lines(s)) for s in titles]
+        panels = [Panel(titles[s], "block", "distance to the baseline", lines(s)) for s in titles]
         if self.scores is not None:
             panels += [self._attribute_panel(column) for column in self.scores.columns]
-        return drawing.line_plot("How far each block moves the picture", self._about(), panels)
+        return line_plot("How far each block moves the picture", self._about(), panels)
 
-    def _attribute_panel(self, column: str) -> drawing.Panel:
+    def _attribute_panel(self, column: str) -> Panel:
         """How many of the seeds' pictures are right in one attribute, with the untouched ones' share in the title."""
         assert self.scores is not None
         lines = [
-            drawing.Line(
+            Line(
                 f"{self._label(operation)}, {WINDOW_NAMES[window]}",
-                drawing.COLOURS[operation],
+                ACTION_COLOURS[operation],
                 tuple(
                     (block, self.scores.percent(self._cell(operation, window, block), column))
                     for block in self.settings["blocks"]
@@ -191,7 +193,7 @@ class Sweep:
         ]
         untouched = self.scores.percent(None, column)
         title = column.capitalize() + ("" if untouched is None else f" (untouched: {untouched:.0f}%)")
-        return drawing.Panel(title, "block", "pictures that are right, %", tuple(lines))
+        return Panel(title, "block", "pictures that are right, %", tuple(lines))
 
 
 def _doing(cell: Cell | None, seed: int) -> str:

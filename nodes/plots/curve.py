@@ -8,7 +8,8 @@ from itertools import groupby
 
 from PIL import Image, ImageDraw
 
-from .drawing import FAINT, FINER, INK, INSET, LEFT, LINES, MARGIN, PAPER, Line, Panel, Scaled, draw_panel
+from .canvas import FAINT, FINER, INK, LINES, MARGIN, PAPER, Scaled
+from .line_plot import INSET, LEFT, Line, Panel, draw_panel
 
 WIDTH, PANEL, BAND, BAR = 720, 380, 42, 14  # pixels
 MOST_POINTS = 200  # of a curve; more would lie on each other

@@ -36,7 +36,7 @@ def live_curve(given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
 
     Args: given, as the page sends it: dials, the node's values by name; model_shift, of a shift node on the way, or
     null; width and height of the picture, or null; windows, a list of {"start", "end", "fade"} of block controls;
-    by_us, whether MMDiTLoader loads the file; path, of the model's file, where that is known.
+    own_loader, whether MMDiTLoader loads the file; path, of the model's file, where that is known.
     Returns: {"points": [[step, level], ...], "steps", "first", "last", "shift", "own", "adaptive", "cfg": shares of
     each point's step or null, "windows": the same for each}; {"missing": "shift" or "size"} where that is not known;
     {"error": words} for dials that the node would refuse.
@@ -49,9 +49,9 @@ def live_curve(given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
         guidance = guidance_of(dials)
         if dials.steps / max(dials.denoise, MIN_DENOISE) > MOST_STEPS:
             return {"missing": "room"}
-        sampling = from_header.sampling_in(path, by_us=bool(given.get("by_us"))) if path else None
+        sampling = from_header.read_sampling(path, own_loader=bool(given.get("own_loader"))) if path else None
         if given.get("model_shift") is not None:
-            sampling = from_header.sampling_with(float(given["model_shift"]), sampling)
+            sampling = from_header.shifted_sampling(float(given["model_shift"]), sampling)
         lacks = _lacking(dials, sampling, size)
         if lacks:
             return {"missing": lacks}
@@ -59,7 +59,7 @@ def live_curve(given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
         width, height = size or (0, 0)
         shift, _ = shift_by(dials, own, lambda: -(-width // PATCH) * -(-height // PATCH), lambda: width * height)
         if shift != own or sampling is None:
-            sampling = from_header.sampling_with(shift, sampling)
+            sampling = from_header.shifted_sampling(shift, sampling)
         levels, _ = levels_of(dials, shift)
     except InputError as error:
         return {"error": str(error).removeprefix(f"{NODE}: ")}

@@ -15,8 +15,8 @@ from ..comfyui.run.guider import FlowGuider
 from ..comfyui.run.run_cache import Kept
 from ..comfyui.run.solver import Walk
 from ..errors import InputError
+from ..plots.canvas import as_image
 from ..plots.curve import draw_curve
-from ..plots.drawing import as_image
 from ..widgets import check_values
 from .inputs import (
     APPENDED,

@@ -14,8 +14,8 @@ from ..comfyui.controls import AttachedPrompt
 from ..comfyui.frontend import progress
 from ..comfyui.run.guider import FlowGuider, Guidance
 from ..comfyui.run.solver import Walk
+from ..plots.canvas import ACTION_COLOURS
 from ..plots.curve import Band
-from ..plots.drawing import COLOURS
 from .plan import Plan
 
 FEW = 40  # sigmas that are all written out
@@ -30,7 +30,7 @@ def facts_of(plan: Plan, walk: Walk, guider: FlowGuider, notes: Sequence[str]) -
     block_calls = guider.block_calls
     predictions = guider.alone + guider.guided
     return {
-        "model": progress.name_of(plan.model),
+        "model": progress.model_name(plan.model),
         "blocks": None if blocks is None else {"double": blocks[0], "single": blocks[1]},
         "controls": [f"{control_label(item)[0]}{_window(item)}" for item in controls.items_of(plan.model)],
         "solver": route.solver,
@@ -232,7 +232,7 @@ def control_label(item: BlockControl | AttachedPrompt) -> tuple[str, str]:
     what = item.action if item.action != "boost" else f"boost x{item.strength:g} ({item.mode})"
     words = f", {', '.join(item.phrases)!r}" if item.phrases else ""
     branch = "" if item.branch == "both" or item.phrases else f", {item.branch}"
-    return f"{what}, blocks {blocks_text(item.blocks)}{branch}{words}", COLOURS[item.action]
+    return f"{what}, blocks {blocks_text(item.blocks)}{branch}{words}", ACTION_COLOURS[item.action]
 
 
 def _window(item: BlockControl | AttachedPrompt) -> str:

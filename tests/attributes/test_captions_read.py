@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from attributes.words import CaptionError, read_caption
-from attributes.world import OPPOSITE, Group, Scene, draw_scene
+from attributes.words import CaptionError, parse_caption
+from attributes.world import OPPOSITE, Group, Scene, sample_scene
 from benchmarks.attributes.prompts import SETS, read_prompts
 from training.captions import describe
 
@@ -24,21 +24,21 @@ def meaning(scene: Scene) -> tuple:
 @pytest.mark.parametrize("name", SETS)
 def test_every_evaluation_prompt_reads_back(name):
     for prompt in read_prompts(name):
-        assert meaning(read_caption(prompt.text)) == meaning(prompt.scene), prompt.text
+        assert meaning(parse_caption(prompt.text)) == meaning(prompt.scene), prompt.text
 
 
 def test_every_complete_caption_reads_back():
     rng = random.Random(3)
     for _ in range(2000):
-        scene = draw_scene(rng)
+        scene = sample_scene(rng)
         caption = describe(scene, rng, complete=True)
-        assert meaning(read_caption(caption)) == meaning(scene), caption
+        assert meaning(parse_caption(caption)) == meaning(scene), caption
 
 
 def test_background_and_size_are_read_where_they_are_said():
-    scene = read_caption("Two small green stars below three big pink circles, on a grey background.")
+    scene = parse_caption("Two small green stars below three big pink circles, on a grey background.")
     assert scene == Scene((Group(2, "green", "star", "small"), Group(3, "pink", "circle", "large")), "below", "gray")
-    assert read_caption("a red circle").background == "white"
+    assert parse_caption("a red circle").background == "white"
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_background_and_size_are_read_where_they_are_said():
 )
 def test_a_caption_that_leaves_something_open_says_what(caption, missing):
     with pytest.raises(CaptionError, match=missing):
-        read_caption(caption)
+        parse_caption(caption)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from attributes.judge import COLUMNS, classify, look, score, summarise, wilson
-from attributes.world import BACKGROUNDS, COLOURS, SHAPES, Group, Scene, draw_scene, mask, paint, place
+from attributes.judge import COLUMNS, classify, find_objects, score, summarise, wilson
+from attributes.world import BACKGROUNDS, COLOURS, SHAPES, Group, Scene, arrange, draw_image, sample_scene, shape_mask
 from benchmarks.attributes.trial import ERRORS, judge_scenes, try_judge
 
 
@@ -21,7 +21,7 @@ def _soften(pictures):
 
 def test_true_pictures_score_full_marks():
     rng = random.Random(0)
-    scenes = [draw_scene(rng, held_out=index % 2 == 0) for index in range(200)]
+    scenes = [sample_scene(rng, held_out=index % 2 == 0) for index in range(200)]
     summary = summarise(judge_scenes(scenes, scenes, None, seed=3))
     assert {column: summary[column]["percent"] for column in COLUMNS} == dict.fromkeys(COLUMNS, 100.0)
 
@@ -30,7 +30,7 @@ def test_true_pictures_score_full_marks():
 def test_one_wrong_attribute_is_noticed_and_the_others_still_pass(error):
     change, columns, groups = ERRORS[error]
     rng = random.Random(error)
-    asked = [draw_scene(rng, groups=groups) for _ in range(60)]
+    asked = [sample_scene(rng, groups=groups) for _ in range(60)]
     scores = judge_scenes(asked, [change(scene) for scene in asked], None, seed=4)
     assert not any(entry[column] for entry in scores for column in columns)
     assert not any(entry["all"] for entry in scores)
@@ -40,8 +40,8 @@ def test_one_wrong_attribute_is_noticed_and_the_others_still_pass(error):
 
 def test_soft_and_noisy_pictures_still_pass():
     rng = random.Random(1)
-    scenes = [draw_scene(rng) for _ in range(60)]
-    pictures = _soften(np.stack([paint(scene, place(scene, rng)) for scene in scenes]))
+    scenes = [sample_scene(rng) for _ in range(60)]
+    pictures = _soften(np.stack([draw_image(scene, arrange(scene, rng)) for scene in scenes]))
     passed = [score(picture, scene)["all"] for picture, scene in zip(pictures, scenes, strict=True)]
     assert sum(passed) >= 59
 
@@ -50,14 +50,14 @@ def test_soft_and_noisy_pictures_still_pass():
 @pytest.mark.parametrize("colour", COLOURS)
 def test_every_ink_is_told_on_every_background(colour, background):
     scene = Scene((Group(1, colour, "circle", "small"),), background=background)
-    seen, found = look(paint(scene, place(scene, random.Random(0))))
+    seen, found = find_objects(draw_image(scene, arrange(scene, random.Random(0))))
     assert seen == background and [item.colour for item in found] == [colour]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_are_told_at_every_size(shape):
     for side in range(19, 36):
-        assert classify(mask(shape, side)) == shape
+        assert classify(shape_mask(shape, side)) == shape
 
 
 def test_a_cross_is_no_known_shape():
@@ -73,14 +73,14 @@ def test_an_empty_picture_scores_nothing():
 
 def test_one_group_has_no_spatial_column():
     scene = Scene((Group(2, "red", "circle"),))
-    assert "spatial" not in score(paint(scene, place(scene, random.Random(0))), scene)
+    assert "spatial" not in score(draw_image(scene, arrange(scene, random.Random(0))), scene)
 
 
 def test_two_colours_that_touch_are_two_objects():
     picture = np.ones((128, 128, 3), np.float32)
     picture[40:70, 30:60] = np.array(COLOURS["red"]) / 255
     picture[40:70, 60:90] = np.array(COLOURS["blue"]) / 255
-    assert sorted(item.colour for item in look(picture)[1]) == ["blue", "red"]
+    assert sorted(item.colour for item in find_objects(picture)[1]) == ["blue", "red"]
 
 
 def test_interval_holds_the_share_and_narrows_with_numbers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import sys
@@ -28,8 +29,9 @@ def blocks(pack):
 
 
 @pytest.fixture(scope="module")
-def drawing(pack):
-    return sys.modules[f"{pack.__name__}.nodes.plots.drawing"]
+def plots(pack):
+    """The modules of the pack's plots."""
+    return importlib.import_module(f"{pack.__name__}.nodes.plots")
 
 
 @pytest.fixture
@@ -230,10 +232,10 @@ def test_a_model_that_follows_no_flow_is_refused(node_class, model):
         analyse(node_class(), other)
 
 
-def test_a_sheet_for_a_large_model_and_a_wide_picture_stays_in_bounds(drawing):
-    tile = drawing.Tile(Image.new("RGB", (320, 180), "red"), ("latent 0.123", "image 0.456"), 0.5)
-    row = drawing.Row(("skip", "all steps"), drawing.COLOURS["skip"], (tile,) * 58)
-    sheet = drawing.contact_sheet("title", "about", [str(n) for n in range(58)], [row] * 2, aspect=16 / 9)
+def test_a_sheet_for_a_large_model_and_a_wide_picture_stays_in_bounds(plots):
+    tile = plots.contact_sheet.Tile(Image.new("RGB", (320, 180), "red"), ("latent 0.123", "image 0.456"), 0.5)
+    row = plots.contact_sheet.Row(("skip", "all steps"), plots.canvas.ACTION_COLOURS["skip"], (tile,) * 58)
+    sheet = plots.contact_sheet.contact_sheet("title", "about", [str(n) for n in range(58)], [row] * 2, aspect=16 / 9)
     assert 58 * 90 < sheet.width < 58 * 110 and sheet.height < 500
     assert sheet.getpixel((sheet.width // 2, 120)) == (255, 0, 0)
 
@@ -247,13 +249,16 @@ def test_a_sheet_for_a_large_model_and_a_wide_picture_stays_in_bounds(drawing):
         (0.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
     ],
 )
-def test_the_axis_has_round_marks_up_to_the_largest_value(drawing, most, marks):
-    assert drawing.ticks(most) == marks
+def test_the_axis_has_round_marks_up_to_the_largest_value(plots, most, marks):
+    assert plots.line_plot.ticks(most) == marks
 
 
-def test_a_plot_with_gaps_and_a_single_block_is_drawn(drawing):
-    lines = (drawing.Line("a", "#ff0000", ((3, 0.5),)), drawing.Line("b", "#0000ff", ((3, None),), "dotted"))
-    plot = drawing.line_plot("t", "s", [drawing.Panel("p", "x", "y", lines)])
+def test_a_plot_with_gaps_and_a_single_block_is_drawn(plots):
+    lines = (
+        plots.line_plot.Line("a", "#ff0000", ((3, 0.5),)),
+        plots.line_plot.Line("b", "#0000ff", ((3, None),), "dotted"),
+    )
+    plot = plots.line_plot.line_plot("t", "s", [plots.line_plot.Panel("p", "x", "y", lines)])
     colours = {colour for _, colour in plot.getcolors(1 << 20)}
     assert (255, 0, 0) in colours and (0, 0, 255) in colours  # the point, and the second line in the legend
 
@@ -315,14 +320,14 @@ def test_attributes_are_judged_for_each_cell_and_the_untouched_picture(node_clas
 def test_attributes_of_a_true_picture_are_right_and_of_another_wrong(pack):
     import random
 
-    from attributes.world import Group, Scene, paint, place
+    from attributes.world import Group, Scene, arrange, draw_image
 
     attributes = sys.modules[f"{pack.__name__}.nodes.analysis.attributes"]
     scores = attributes.scores_for("BlockAnalysis", prompted(pack, "two red circles above a blue star")[0])
     scene = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "above")
     other = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "below")
     for shown in (scene, other):
-        scores.add(None, torch.from_numpy(paint(shown, place(shown, random.Random(0)))))
+        scores.add(None, torch.from_numpy(draw_image(shown, arrange(shown, random.Random(0)))))
     assert scores.report(None)["attributes"] == {"colour": 100, "shape": 100, "count": 100, "spatial": 50, "all": 50}
 
 

@@ -6,13 +6,13 @@ import random
 
 import torch
 
-from attributes.world import draw_batch
+from attributes.world import sample_images
 from training.export import rgb_factors
 from training.vae import build_encoder, encode, encoder_state, fit_projection, patches
 
 
 def _pictures(seed: int, number: int, width: int = 96, height: int = 112) -> torch.Tensor:
-    return torch.from_numpy(draw_batch(random.Random(seed), number, width, height)[1])
+    return torch.from_numpy(sample_images(random.Random(seed), number, width, height)[1])
 
 
 def test_convolutions_give_the_projection_exactly():

@@ -10,32 +10,32 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from attributes.words import RELATION_WORDS, SIDE_WORDS
+from attributes.words import POSITION_WORDS, RELATION_WORDS
 from attributes.world import (
     COLOURS,
     HELD_OUT_PAIRS,
     HELD_OUT_TRIPLES,
+    IMAGE_SIDES,
     OPPOSITE,
     SHAPES,
-    SIDES,
     UNNAMED_SHAPES,
     Group,
     Scene,
-    draw_scene,
+    arrange,
+    augment,
+    draw_image,
     is_held_out,
-    paint,
-    place,
+    sample_scene,
     triples,
-    vary,
 )
-from benchmarks.attributes.prompts import SETS, draw_prompts, read_prompts
+from benchmarks.attributes.prompts import SETS, read_prompts, sample_prompts
 from training.captions import describe
 
 
 def test_training_never_draws_a_held_out_combination():
     rng = random.Random(0)
     for _ in range(3000):
-        scene = draw_scene(rng)
+        scene = sample_scene(rng)
         assert not {(group.colour, group.shape) for group in scene.groups} & HELD_OUT_PAIRS
         assert not triples(scene) & HELD_OUT_TRIPLES
 
@@ -44,7 +44,7 @@ def test_varied_scenes_keep_to_their_names_and_off_the_held_out_ones():
     rng = random.Random(4)
     unnamed = Counter()
     for _ in range(3000):
-        scene = vary(draw_scene(rng), rng)
+        scene = augment(sample_scene(rng), rng)
         assert not is_held_out(scene)
         caption = describe(scene, rng, complete=True).lower()
         for group in scene.groups:
@@ -60,7 +60,7 @@ def test_a_scene_has_one_place_and_a_single_object_four():
     rng = random.Random(5)
     one, three = Group(1, "blue", "star"), Group(3, "red", "circle")
     places = {
-        number: len({tuple(place(scene, rng)) for _ in range(100)})
+        number: len({tuple(arrange(scene, rng)) for _ in range(100)})
         for number, scene in enumerate((Scene((one,)), Scene((three,)), Scene((three, one), "left")))
     }
     assert places == {0: 4, 1: 1, 2: 1}
@@ -68,15 +68,15 @@ def test_a_scene_has_one_place_and_a_single_object_four():
 
 def test_held_out_scenes_hold_a_held_out_combination():
     rng = random.Random(1)
-    assert all(is_held_out(draw_scene(rng, held_out=True)) for _ in range(300))
+    assert all(is_held_out(sample_scene(rng, held_out=True)) for _ in range(300))
 
 
-@pytest.mark.parametrize(("width", "height"), itertools.product(SIDES, SIDES))
+@pytest.mark.parametrize(("width", "height"), itertools.product(IMAGE_SIDES, IMAGE_SIDES))
 def test_objects_stay_inside_and_apart_at_every_size(width, height):
     rng = random.Random(f"{width}x{height}")
     for _ in range(40):
-        scene = draw_scene(rng)
-        items = place(scene, rng, width, height)
+        scene = sample_scene(rng)
+        items = arrange(scene, rng, width, height)
         assert [item.group for item in items] == [
             index for index, group in enumerate(scene.groups) for _ in range(group.count)
         ]
@@ -92,7 +92,7 @@ def test_first_group_lies_where_the_relation_says(relation):
     rng = random.Random(relation)
     scene = Scene((Group(2, "red", "circle"), Group(3, "blue", "star")), relation)
     for _ in range(50):
-        items = place(scene, rng)
+        items = arrange(scene, rng)
         axis = "x" if relation in ("left", "right") else "y"
         first = [getattr(item, axis) for item in items if item.group == 0]
         second = [getattr(item, axis) for item in items if item.group == 1]
@@ -104,7 +104,7 @@ def test_first_group_lies_where_the_relation_says(relation):
 
 def test_painted_colours_are_the_groups_own():
     scene = Scene((Group(1, "green", "square"),), background="black")
-    picture = paint(scene, place(scene, random.Random(0)))
+    picture = draw_image(scene, arrange(scene, random.Random(0)))
     found = {tuple(pixel) for pixel in (picture.reshape(-1, 3) * 255).round().astype(int).tolist()}
     assert COLOURS["green"] in found and (0, 0, 0) in found
 
@@ -113,7 +113,7 @@ def _said_relation(caption: str, scene: Scene) -> str:
     """The relation of the first group as a caption's words have it: by its side words, else by what stands between."""
     text = caption.lower()
     swapped = text.index(scene.groups[0].colour) > text.index(scene.groups[1].colour)
-    sides = {side: [text.index(word) for word in words if word in text] for side, words in SIDE_WORDS.items()}
+    sides = {side: [text.index(word) for word in words if word in text] for side, words in POSITION_WORDS.items()}
     between = text.split(scene.groups[swapped].colour)[1].split(scene.groups[not swapped].colour)[0]
     for side, phrases in RELATION_WORDS.items():
         if any(f" {phrase} " in between for phrase in phrases):
@@ -127,14 +127,14 @@ def _said_relation(caption: str, scene: Scene) -> str:
 def test_captions_say_the_relation_that_the_scene_has():
     rng = random.Random(2)
     for _ in range(500):
-        scene = draw_scene(rng, groups=2)
+        scene = sample_scene(rng, groups=2)
         assert _said_relation(describe(scene, rng, complete=True), scene) == scene.relation
 
 
 def test_complete_captions_name_every_colour_and_shape():
     rng = random.Random(3)
     for _ in range(500):
-        scene = draw_scene(rng)
+        scene = sample_scene(rng)
         caption = describe(scene, rng, complete=True)
         assert all(group.colour in caption.lower() and group.shape in caption.lower() for group in scene.groups)
 
@@ -147,7 +147,7 @@ def test_one_meaning_has_many_phrasings():
 
 @pytest.mark.parametrize("name", SETS)
 def test_prompt_file_is_what_its_code_draws(name):
-    prompts = draw_prompts(name)
+    prompts = sample_prompts(name)
     assert read_prompts(name) == prompts
     assert len({prompt.text.lower() for prompt in prompts}) == len(prompts) >= 500
     assert all(is_held_out(prompt.scene) == SETS[name] for prompt in prompts)

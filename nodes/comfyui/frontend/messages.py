@@ -14,7 +14,7 @@ def show_text(node_id: str | None, text: str) -> None:
         server.send_progress_text(text, node_id)
 
 
-def tell(node_id: str | None, event: str, data: Mapping[str, Any]) -> None:
+def send_event(node_id: str | None, event: str, data: Mapping[str, Any]) -> None:
     """Send an event of ours, about a node, to the page that queued the run; without a server, nothing."""
     server = _server()
     if server is not None and node_id is not None:

@@ -42,13 +42,13 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def picture(vae, latent: Tensor) -> Tensor:
+def decode_image(vae, latent: Tensor) -> Tensor:
     """[H, W, 3] in [0, 1], on the CPU: the latent's (first) picture; of a video its first frame."""
     decoded = vae.decode(latent)
     return decoded.reshape(-1, *decoded.shape[-3:])[0].float().cpu()
 
 
-def name_of(model) -> str:
+def model_name(model) -> str:
     """The model's kind and, where the host knows it, its file."""
     kind = type(model.model).__name__
     given = getattr(model, "cached_patcher_init", None)

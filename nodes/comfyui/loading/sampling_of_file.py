@@ -21,16 +21,16 @@ from .model import host_config
 PREFIX = ""  # of the tensors once the file's own is gone
 
 
-def sampling_in(path: Path, *, by_us: bool) -> Any | None:
+def read_sampling(path: Path, *, own_loader: bool) -> Any | None:
     """The host's model_sampling of a flow-matching model in a safetensors file; None for any other file.
 
-    Args: by_us, whether MMDiTLoader loads it, or one of the host's loaders.
+    Args: own_loader, whether MMDiTLoader loads it, or one of the host's loaders.
     """
     status = path.stat()
-    return _sampling_in(str(path), by_us, status.st_mtime_ns, status.st_size)
+    return _read_sampling(str(path), own_loader, status.st_mtime_ns, status.st_size)
 
 
-def sampling_with(shift: float, like: Any | None) -> Any:
+def shifted_sampling(shift: float, like: Any | None) -> Any:
     """The host's model_sampling with a shift. Args: like, of the model; None where it is not known."""
     config = comfy.supported_models.SD3({})
     if like is None:
@@ -39,11 +39,11 @@ def sampling_with(shift: float, like: Any | None) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _sampling_in(path: str, by_us: bool, changed: int, size: int) -> Any | None:
+def _read_sampling(path: str, own_loader: bool, changed: int, size: int) -> Any | None:
     """Time and size are there so that a changed file is read again."""
     try:
         header = read_header(path)
-        if by_us:
+        if own_loader:
             config, _ = check_transformer(header)
             described = host_config(config, header.metadata)
             return comfy.model_base.model_sampling(described, comfy.model_base.ModelType.FLOW)

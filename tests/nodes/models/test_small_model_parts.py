@@ -12,7 +12,7 @@ import torch
 from comfy.taesd.taesd import TAESD
 from comfy.text_encoders.sd3_clip import SD3ClipModel, SD3Tokenizer
 
-from attributes.world import draw_batch
+from attributes.world import sample_images
 from benchmarks.attributes.prompts import read_prompts
 from training.export import text_state
 from training.settings import Settings
@@ -71,7 +71,7 @@ def test_encoders_give_what_the_hosts_classes_give(tokenizer, host_tokenizer):
 
 
 def test_vae_is_taesds_own_layout():
-    pictures = torch.from_numpy(draw_batch(random.Random(0), 6, 128, 96)[1])
+    pictures = torch.from_numpy(sample_images(random.Random(0), 6, 128, 96)[1])
     projection, bias = fit_projection(pictures)
     vae, decoder = TAESD(latent_channels=16), build_decoder()
     vae.taesd_encoder.load_state_dict(encoder_state(projection, bias))

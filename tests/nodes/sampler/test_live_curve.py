@@ -47,8 +47,8 @@ def ask(bench, tiny_file):
     """The curve for changed dials, of the tiny model's file."""
     live = bench.module("sampler.live_curve").live_curve
 
-    def asked(path=tiny_file, by_us=True, model_shift=None, size=(None, None), windows=(), **changed):
-        given = {"dials": {**DIALS, **changed}, "model_shift": model_shift, "by_us": by_us}
+    def asked(path=tiny_file, own_loader=True, model_shift=None, size=(None, None), windows=(), **changed):
+        given = {"dials": {**DIALS, **changed}, "model_shift": model_shift, "own_loader": own_loader}
         given |= {"width": size[0], "height": size[1]}
         given["windows"] = [dict(zip(("start", "end", "fade"), window, strict=True)) for window in windows]
         return live(given, path)
@@ -106,7 +106,7 @@ def test_the_hosts_loader_gives_the_same_shift(bench, ask, tiny_file):
     import comfy.sd
 
     model = comfy.sd.load_diffusion_model(str(tiny_file))
-    assert ask(by_us=False)["shift"] == bench.module("comfyui.run.sampling").shift_of(model) == 3.0
+    assert ask(own_loader=False)["shift"] == bench.module("comfyui.run.sampling").shift_of(model) == 3.0
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -116,9 +116,9 @@ def test_other_models_shifts_are_read_from_their_headers(ask, tmp_path, name):
         state = make().state_dict()
     path = tmp_path / "other.safetensors"
     save_header(path, {key: list(value.shape) for key, value in state.items()})
-    told = ask(path, by_us=False)
+    told = ask(path, own_loader=False)
     assert told["shift"] == pytest.approx(shift, abs=1e-4) and told["own"]
-    assert ask(path, by_us=False, model_shift=7.0)["shift"] == pytest.approx(7.0)
+    assert ask(path, own_loader=False, model_shift=7.0)["shift"] == pytest.approx(7.0)
 
 
 def save_header(path, shapes) -> None:
@@ -140,7 +140,7 @@ def save_header(path, shapes) -> None:
 def test_what_is_not_known_is_said(ask, tmp_path):
     save_file({"weight": torch.zeros(1)}, tmp_path / "no-model.safetensors")
     for path in (None, tmp_path / "no-model.safetensors"):
-        assert ask(path) == ask(path, by_us=False) == {"missing": "shift"}
+        assert ask(path) == ask(path, own_loader=False) == {"missing": "shift"}
         assert ask(path, shift=3.0)["shift"] == ask(path, model_shift=3.0)["shift"] == 3.0
     assert ask(size_shift="sd3") == ask(size_shift="flux") == {"missing": "size"}
     assert ask(steps=10_000, denoise=0.001) == {"missing": "room"}

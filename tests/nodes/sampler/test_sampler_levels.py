@@ -149,19 +149,20 @@ def dark(curve, colour) -> torch.Tensor:
 
 
 def test_the_curve_shows_when_guidance_and_controls_act(bench):
-    drawing, summary = bench.module("plots.drawing"), bench.module("sampler.report")
+    plot, canvas = bench.module("plots.line_plot"), bench.module("plots.canvas")
+    summary = bench.module("sampler.report")
     skip = BlockControl("skip", (1,), start_percent=0.5)
     model = bench.module("comfyui.controls").attach(bench.model, [skip], None)
     plain, both = bench.all(steps=8)[1], bench.all(steps=8, model=model, cfg_end=0.5)[1]
     assert plain.dtype == torch.float32 and 0 <= plain.min() and plain.max() <= 1 and plain.shape[-1] == 3
     assert both.shape[1] > plain.shape[1]  # a band more
-    left, right = drawing.LEFT + drawing.INSET, both.shape[2] - drawing.MARGIN - drawing.INSET
-    skipping = dark(both, drawing.COLOURS["skip"]).any(0).nonzero().flatten()
+    left, right = plot.LEFT + plot.INSET, both.shape[2] - plot.MARGIN - plot.INSET
+    skipping = dark(both, canvas.ACTION_COLOURS["skip"]).any(0).nonzero().flatten()
     guided = dark(both, summary.GREY)[-100:].any(0).nonzero().flatten()
     middle = (left + right) / 2
     assert abs(skipping.min() - middle) <= 2 and abs(skipping.max() - right) <= 2
     assert abs(guided.max() - middle) <= 2
-    assert not dark(plain, drawing.COLOURS["skip"]).any()
+    assert not dark(plain, canvas.ACTION_COLOURS["skip"]).any()
 
 
 def test_blocks_are_written_as_one_would_write_them(bench):
