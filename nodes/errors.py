@@ -1,4 +1,4 @@
-"""What a node says when an input cannot be used."""
+"""The error that a node raises when an input cannot be used."""
 
 from __future__ import annotations
 
@@ -8,3 +8,12 @@ class InputError(ValueError):
 
     def __init__(self, node: str, name: str, found: str, right: str):
         super().__init__(f"{node}: {name}: {found}. {right}")
+
+
+def require(holds: object, node: str, name: str, found: str, right: str) -> None:
+    """Raise an InputError unless `holds` is true.
+
+    The two texts are built even where nothing is wrong, so they must be cheap and must not fail.
+    """
+    if not holds:
+        raise InputError(node, name, found, right)

@@ -9,9 +9,9 @@ from .comfyui.run import inversion
 from .comfyui.run import resume as handover
 from .comfyui.run import sampling as host
 from .errors import InputError
-from .sampler.inputs import SHIFT, steps_widget
-from .sampler.node import check_finite, check_inputs
-from .widgets import check_values
+from .sampler.checks import check_finite, check_inputs
+from .sampler.inputs import SHIFT
+from .widgets import check_values, steps_widget
 
 NODE = "FlowInvert"
 SOLVER_NAMES = ("leapfrog", "midpoint", "euler")

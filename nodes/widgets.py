@@ -1,26 +1,117 @@
-"""Input widgets that several nodes share, and the check of the values that come from them."""
+"""Input widgets that several nodes share, and the check of the values that come in through them.
+
+A widget is what ComfyUI's INPUT_TYPES holds for one input: (type or list of choices, options).
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, require
+
+Widget = tuple[Any, dict[str, Any]]
+
+MAX_SEED = 2**64 - 1
+MAX_STEPS = 10_000
+HIDDEN = {"unique_id": "UNIQUE_ID"}
+BLOCKS_TOOLTIP = (
+    "Blocks count from 0. Ranges (0-5), several (0-5, 9, 12-), all, even, odd, first, last, early, middle, late, "
+    "first 25%, !3 for all but 3; d3 and s7 are FLUX's double and single blocks. Empty: no block."
+)
 
 
-def check_values(node: str, inputs: Mapping[str, tuple[Any, ...]], given: Mapping[str, Any]) -> None:
-    """Refuse what the widgets would not allow: a number that is out of range or none, a choice that there is not.
+def integer(default: int, low: int, high: int, tooltip: str, **options: Any) -> Widget:
+    """A whole number from low to high."""
+    return ("INT", {"default": default, "min": low, "max": high, "tooltip": tooltip, **options})
+
+
+def number(default: float, low: float, high: float, step: float, tooltip: str, **options: Any) -> Widget:
+    """A number from low to high."""
+    return ("FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip, **options})
+
+
+def fraction(default: float, tooltip: str, **options: Any) -> Widget:
+    """A number in [0, 1]."""
+    return number(default, 0.0, 1.0, 0.01, tooltip, **options)
+
+
+def choice(choices: Sequence[str], default: str, tooltip: str, **options: Any) -> Widget:
+    """One of a list of names."""
+    return (list(choices), {"default": default, "tooltip": tooltip, **options})
+
+
+def text(default: str, tooltip: str, **options: Any) -> Widget:
+    """A line of text."""
+    return ("STRING", {"default": default, "tooltip": tooltip, **options})
+
+
+def switch(default: bool, tooltip: str, **options: Any) -> Widget:
+    """On or off."""
+    return ("BOOLEAN", {"default": default, "tooltip": tooltip, **options})
+
+
+POSITIVE: Widget = ("CONDITIONING", {"tooltip": "The prompt: what the image should show."})
+NEGATIVE: Widget = ("CONDITIONING", {"tooltip": "What the image should not show. Not computed at cfg 1."})
+START = fraction(0.0, "Where in the sampling this begins to act. 0 is the first step, 1 the end.")
+END = fraction(1.0, "Where in the sampling this stops acting. 0 is the first step, 1 the end.")
+
+
+def seed_widget(tooltip: str, control: bool | str = True) -> Widget:
+    """The seed of the noise. Args: control, of ComfyUI's control_after_generate."""
+    return integer(0, 0, MAX_SEED, tooltip, control_after_generate=control)
+
+
+def steps_widget(default: int) -> Widget:
+    """The number of sampling steps."""
+    return integer(default, 1, MAX_STEPS, "More steps follow the flow more exactly and take longer.")
+
+
+def cfg_widget(default: float) -> Widget:
+    """The scale of classifier-free guidance."""
+    tooltip = (
+        "How strongly the prompt is followed. 1 ignores the negative prompt and is twice as fast. SD3 and SD3.5: 3.5 "
+        "to 5. Turbo models: 1. Too high a value gives harsh colors and artifacts."
+    )
+    return number(default, 0.0, 100.0, 0.1, tooltip, round=0.01)
+
+
+def blocks_widget(default: str, more: str = "") -> Widget:
+    """A list of blocks as text. Args: more, that the tooltip says."""
+    return text(default, BLOCKS_TOOLTIP + more)
+
+
+def branch_widget(default: str, more: str = "") -> Widget:
+    """Which predictions a block control acts on. Args: more, that the tooltip says."""
+    tooltip = "Which predictions: the positive prompt's, the negative prompt's, or both." + more
+    return choice(("both", "positive", "negative"), default, tooltip)
+
+
+def check_values(node: str, inputs: Mapping[str, Widget], given: Mapping[str, Any]) -> None:
+    """Refuse values that the widgets would not allow; a link can bring any value.
 
     Args: inputs, as INPUT_TYPES has them; given, values by name.
-    Raises: InputError.
+    Raises: InputError for an unknown choice, a number out of range or not a number, a text that is none.
     """
     for name, value in given.items():
-        kind, options = inputs[name][0], inputs[name][1]
-        if isinstance(kind, list) and value not in kind:
-            raise InputError(node, name, f"{value!r} is unknown", f"Choose one of {', '.join(kind)}")
-        if kind not in ("INT", "FLOAT") or isinstance(value, bool):
-            continue
-        low, high = options["min"], options.get("max", math.inf)
-        if not low <= value <= high:  # nor is NaN
-            raise InputError(node, name, f"{value:g}", f"Set a number from {low:g} to {high:g}")
+        kind, options = inputs[name]
+        if isinstance(kind, list) and not (isinstance(value, str) and value in kind):
+            raise InputError(node, name, f"{_shown(value)} is unknown", f"Choose one of {', '.join(kind)}")
+        if kind == "STRING":
+            require(isinstance(value, str), node, name, f"{_shown(value)} is not a text", "Connect a text")
+        if kind in ("INT", "FLOAT"):
+            low, high = options["min"], options["max"]
+            right = f"Set a number from {low:g} to {high:g}"
+            require(isinstance(value, Real), node, name, f"{_shown(value)} is not a number", right)
+            require(low <= value <= high, node, name, _shown(value), right)  # false for NaN, too
+            require(kind == "FLOAT" or value == int(value), node, name, f"{value} is not whole", right)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:  # an int that no float can hold
+        return "a number too large"
+    except (TypeError, ValueError):
+        return repr(value)[:60]

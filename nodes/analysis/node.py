@@ -14,7 +14,8 @@ from ..comfyui.run import sampling
 from ..control import CATEGORY, HIDDEN, MODEL, NUMBERS, counts, read_blocks
 from ..errors import InputError
 from ..plots.canvas import as_image
-from ..sampler.node import MAX_SEED, NEGATIVE, POSITIVE, cfg_widget, check_inputs, steps_widget
+from ..sampler.checks import check_inputs
+from ..widgets import MAX_SEED, NEGATIVE, POSITIVE, cfg_widget, steps_widget
 from .attributes import NOTE, scores_for
 from .sweep import Kept, Sweep
 

@@ -8,13 +8,9 @@ from ...mmdit_core.flow.schedules import SCHEDULES
 from ...mmdit_core.guidance.cfg import CURVES
 from ...mmdit_core.solvers import SOLVERS
 from ..comfyui.run.guider import FORMS
-from ..comfyui.run.noise import LAST_SEED as MAX_SEED
-
-MOST_STEPS = 10_000
+from ..widgets import MAX_SEED, MAX_STEPS
 
 MODEL = ("MODEL", {"tooltip": "The model that removes the noise."})
-POSITIVE = ("CONDITIONING", {"tooltip": "What the picture should show."})
-NEGATIVE = ("CONDITIONING", {"tooltip": "What it should not show. Not computed where cfg is 1."})
 LATENT = (
     "LATENT",
     {"tooltip": "An empty latent for a new picture, or an encoded picture with denoise below 1. Masks are kept."},
@@ -39,28 +35,6 @@ DENOISE = (
         "tooltip": "1 makes a new picture. Lower keeps more of the picture that came in; the steps stay the same.",
     },
 )
-
-
-def steps_widget(default: int):
-    return (
-        "INT",
-        {"default": default, "min": 1, "max": MOST_STEPS, "tooltip": "More steps follow the flow more exactly."},
-    )
-
-
-def cfg_widget(default: float):
-    return (
-        "FLOAT",
-        {
-            "default": default,
-            "min": 0.0,
-            "max": 100.0,
-            "step": 0.1,
-            "round": 0.01,
-            "tooltip": "How strongly the prompt is followed. 1 ignores the negative prompt and is twice as fast; "
-            "3.5 to 5 suits SD3 and SD3.5; 1 suits Turbo; far higher burns the picture.",
-        },
-    )
 
 
 def solver_widget():
@@ -132,15 +106,15 @@ APPENDED = {
         "INT",
         0,
         0,
-        MOST_STEPS,
+        MAX_STEPS,
         "The first step to run, from 0: for the second of two samplers that share one run. It goes on exactly where "
         "the first one ended.",
     ),
     "end_step": _number(
         "INT",
-        MOST_STEPS,
+        MAX_STEPS,
         0,
-        MOST_STEPS,
+        MAX_STEPS,
         "The step to stop before: for the first of two samplers that share one run. The noise that is left stays in.",
     ),
     "variation_seed": _number("INT", 0, 0, MAX_SEED, "The seed that variation_strength leads to."),
@@ -175,7 +149,7 @@ APPENDED = {
         "INT",
         0,
         0,
-        MOST_STEPS,
+        MAX_STEPS,
         "With cfg_zero_star: in the first steps the picture stays and the model is not asked. Its authors advise about "
         "4% of the steps.",
     ),

@@ -16,7 +16,7 @@ from torch import Tensor
 from ....mmdit_core.solvers import solve_part
 from ....mmdit_core.solvers.base import History, Point
 from ....mmdit_core.solvers.runge_kutta import LOWEST
-from . import nan_guard as guard
+from . import nan_check as guard
 from .guider import FlowGuider, Guidance
 from .resume import Unfinished
 from .sampling import Prepared

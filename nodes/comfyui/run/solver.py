@@ -15,7 +15,7 @@ from torch import Tensor
 from ....mmdit_core.solvers import SOLVERS, solve_part
 from ....mmdit_core.solvers.base import History
 from ....mmdit_core.solvers.runge_kutta import EmbeddedPair, UnreachedError
-from . import nan_guard as guard
+from . import nan_check as guard
 from .resume import Unfinished
 from .run_cache import Kept
 

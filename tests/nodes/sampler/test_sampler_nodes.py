@@ -106,7 +106,7 @@ def test_a_stochastic_solver_draws_its_noise_from_the_seed(sampling, model, text
 
 def test_a_shift_is_set_on_a_clone_and_moves_every_percent_window(sampling, model, texts):
     before = model.get_model_object("model_sampling")
-    shifted = sys.modules[sampling.host.__name__].with_shift(model, 1.6)
+    shifted = sampling.host.with_shift(model, 1.6)
     assert model.get_model_object("model_sampling") is before and before.shift == 3.0
     window = shifted.get_model_object("model_sampling").percent_to_sigma(0.5)
     assert window == pytest.approx(1.6 * 0.5 / (1 + 0.6 * 0.5))

@@ -109,7 +109,7 @@ def test_the_hosts_own_model_is_watched_too(bench, tiny_file):
 
 
 def test_the_guard_asks_the_device_once_a_step(bench, monkeypatch):
-    guard = bench.module("comfyui.run.nan_guard")
+    guard = bench.module("comfyui.run.nan_check")
     asked = []
     original = guard.is_finite
     monkeypatch.setattr(guard, "is_finite", lambda values: asked.append(1) or original(values))
