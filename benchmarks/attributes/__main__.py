@@ -13,7 +13,6 @@ from PIL import Image
 
 from attributes.judge import summarise
 from mmdit_core.solvers import SOLVERS
-from mmdit_core.solvers.runge_kutta import EmbeddedPair
 from training.render import CHUNK, Renderer, Sampling, sheet
 
 from .drawing import draw_sweep
@@ -28,8 +27,8 @@ SWEEPS = {
     "steps": [
         {"solver": solver, "steps": steps}
         for solver, method in SOLVERS.items()
-        for steps in ((28,) if isinstance(method, EmbeddedPair) else (4, 8, 16, 28, 50))
-        if solver == "euler" or isinstance(method, EmbeddedPair) or steps * method.calls_per_step <= MOST_CALLS
+        for steps in ((28,) if method.adaptive else (4, 8, 16, 28, 50))
+        if solver == "euler" or method.adaptive or steps * method.calls_per_step <= MOST_CALLS
     ],
     "cfg": [{"cfg": scale} for scale in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)],
     "dropped": [

@@ -1,34 +1,36 @@
 """Solvers for dx/dsigma = velocity(x, sigma), as data.
 
-A method is a row of SOLVERS: a frozen dataclass of numbers and small functions with its source beside it, whose
-`step` says how to get from one noise level to the next. `solve` does everything that all methods share.
-All of a step's coefficients are Python floats worked out from the schedule, which is read once: no step waits for
-the device (but an adaptive method's, for its error), and low-precision x is never used to compute with sigma.
+SOLVERS is the table: each row is a frozen dataclass of coefficients with its source, whose `advance` computes one
+step. `solve` does what all methods share. The coefficients of a step are Python floats from the schedule, which is read
+once: no step waits for the device (except an adaptive method's, for its error), and sigma is never computed in the
+precision of a half-precision x.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..flow.sigma import SIGMA_TOLERANCE, same_sigma
-from .base import Course, History, Method, OwnCourse, Point, State
-from .exponential import NOISE_TO_ONE, SIGNAL_TO_NOISE, TwoStage, TwoStep, UniPC, midpoint, residual
+from .adaptive import CallLimitError, EmbeddedPair
+from .arguments import Generators, check_history, noise_source, read_options, read_sigmas
+from .base import History, Integrator, Method, Point, Problem, Step
+from .exponential import LOG_SNR, MINUS_LOG_SIGMA, TwoStage, TwoStep, UniPC, midpoint, residual
 from .leapfrog import AsynchronousLeapfrog
 from .multistep import AdamsBashforth
-from .runge_kutta import EmbeddedPair, RungeKutta
+from .runge_kutta import RungeKutta
 from .stochastic import EulerAncestral, TwoStepSDE
+
+__all__ = ["SOLVERS", "CallLimitError", "History", "Method", "Point", "solve", "solve_with_history"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor, Tensor, Tensor], object]
-Generators = torch.Generator | Sequence[torch.Generator]
 
 _DPMPP = "Lu et al. 2022, 'DPM-Solver++', algorithm 2 (multistep, midpoint)"
 _RES = "Zhang et al. 2023, 'Improved order analysis and design of exponential integrator', RES 2M"
-_BY_SIGMA = "; time -log(sigma), as Stability and k-diffusion run it"
-_BY_LOG_SNR = "; time log((1 - sigma) / sigma), as diffusers runs it"
+_BY_SIGMA = "; in -log(sigma), as in Stability's code and k-diffusion"
+_BY_LOG_SNR = "; in log((1 - sigma) / sigma), as in diffusers"
 _BASHFORTH = "Bashforth and Adams 1883; for steps of any length Hairer, Norsett and Wanner 1993, section III.5"
 
 SOLVERS: dict[str, Method] = {
@@ -42,19 +44,19 @@ SOLVERS: dict[str, Method] = {
         weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
         source="Kutta 1901",
     ),
-    "dpmpp_2m": TwoStep(coordinate=NOISE_TO_ONE, weight=midpoint, source=_DPMPP + _BY_SIGMA),
-    "dpmpp_2m_logsnr": TwoStep(coordinate=SIGNAL_TO_NOISE, weight=midpoint, source=_DPMPP + _BY_LOG_SNR),
-    "res_2m": TwoStep(coordinate=NOISE_TO_ONE, weight=residual, source=_RES + _BY_SIGMA),
-    "res_2m_logsnr": TwoStep(coordinate=SIGNAL_TO_NOISE, weight=residual, source=_RES + _BY_LOG_SNR),
+    "dpmpp_2m": TwoStep(coordinate=MINUS_LOG_SIGMA, weight=midpoint, source=_DPMPP + _BY_SIGMA),
+    "dpmpp_2m_logsnr": TwoStep(coordinate=LOG_SNR, weight=midpoint, source=_DPMPP + _BY_LOG_SNR),
+    "res_2m": TwoStep(coordinate=MINUS_LOG_SIGMA, weight=residual, source=_RES + _BY_SIGMA),
+    "res_2m_logsnr": TwoStep(coordinate=LOG_SNR, weight=residual, source=_RES + _BY_LOG_SNR),
     "res_2s": TwoStage(
-        coordinate=NOISE_TO_ONE,
+        coordinate=MINUS_LOG_SIGMA,
         weight=residual,
-        place=0.5,
+        fraction=0.5,
         source="Hochbruck and Ostermann 2005, second order with c2 = 1/2; Zhang et al. 2023, RES 2S" + _BY_SIGMA,
     ),
     "unipc": UniPC(
         order=3,
-        coordinate=SIGNAL_TO_NOISE,
+        coordinate=LOG_SNR,
         weight=midpoint,
         source="Zhao et al. 2023, 'UniPC', B2(h), UniP-2 with UniC-2: third order together" + _BY_LOG_SNR,
     ),
@@ -63,14 +65,14 @@ SOLVERS: dict[str, Method] = {
     "ab4": AdamsBashforth(order=4, history=3, source=_BASHFORTH),
     "bosh3": EmbeddedPair(
         order=3,
-        places=(1 / 2, 3 / 4, 1.0),
+        fractions=(1 / 2, 3 / 4, 1.0),
         stages=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
         errors=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
         source="Bogacki and Shampine 1989, 'A 3(2) pair of Runge-Kutta formulas'",
     ),
     "dopri5": EmbeddedPair(
         order=5,
-        places=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+        fractions=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
         stages=(
             (1 / 5,),
             (3 / 40, 9 / 40),
@@ -86,7 +88,7 @@ SOLVERS: dict[str, Method] = {
         order=1, source="Karras et al. 2022 and k-diffusion's ancestral step, in ComfyUI's form for rectified flow"
     ),
     "dpmpp_2m_sde": TwoStepSDE(
-        coordinate=SIGNAL_TO_NOISE,
+        coordinate=LOG_SNR,
         weight=midpoint,
         source="Lu et al. 2022, 'DPM-Solver++', SDE-DPM-Solver++(2M)" + _BY_LOG_SNR,
     ),
@@ -106,23 +108,23 @@ def solve(
     generator: Generators | None = None,
     **options: float,
 ) -> Tensor:
-    """Follow the velocity through a schedule, from sigmas[0] to sigmas[-1].
+    """Integrate the velocity along a schedule, from sigmas[0] to sigmas[-1].
 
     Args: velocity(x, sigma) -> dx/dsigma of x's shape, sigma 0-d on x's device (float64 for float64 x, else float32);
         x [B, ...], floating point; sigmas [steps + 1] in [0, 1], strictly falling (sampling) or rising (inversion);
-        solver a name in SOLVERS; callback(step, steps, x, denoised, sigma) once after each step, with the x and sigma
-        where that step began and the data predicted there (it may stop the run by raising); generator: for the noise
-        of stochastic solvers, one for all or one for each sample, so that a sample's noise does not depend on the
-        others; options: those of the solver (`SOLVERS[solver].options`), eta or tolerance and max_calls.
-        An adaptive solver takes steps of its own between the schedule's ends; its callback's `step` is how many of
-        the given levels lie behind.
-    Returns: x at sigmas[-1], same shape, dtype and device; the x given is not changed.
-    Raises: ValueError that names the input, what was found, and what would be right.
+        solver, a name in SOLVERS; callback(step, steps, x, denoised, sigma), called once after each step with the x,
+        sigma and predicted data at its start (it may stop the run by raising); generator for the noise of stochastic
+        solvers: one for all samples, or one for each, so that a sample's noise does not depend on the others; options
+        of the solver (`SOLVERS[solver].options`): eta, or tolerance and max_calls.
+        An adaptive solver chooses its own steps between the first and the last sigma; its callback's `step` is the
+        number of given sigmas passed.
+    Returns: x at sigmas[-1], same shape, dtype and device; the given x is not changed.
+    Raises: ValueError with the argument, what was found, and what is right; CallLimitError.
     """
-    return solve_part(velocity, x, sigmas, solver, callback, generator, (), **options)[0]
+    return solve_with_history(velocity, x, sigmas, solver, callback, generator, (), **options)[0]
 
 
-def solve_part(
+def solve_with_history(
     velocity: Velocity,
     x: Tensor,
     sigmas: Tensor | Sequence[float],
@@ -132,48 +134,51 @@ def solve_part(
     history: History = (),
     **options: float,
 ) -> tuple[Tensor, History]:
-    """`solve` for a run that is split over several calls: solvers with a memory hand on what they remember.
+    """`solve` for a run that is split over several calls: multistep solvers continue with the history of the last one.
 
-    Args: as `solve`'s; history: what the call for the part before gave back, or () to begin afresh. The generator, if
-        there is one, goes on as that call left it. "leapfrog" may also turn back: with the history of a run, the same
-        levels backwards lead to where that run began.
-    Returns: x at sigmas[-1] and the history for the next part: at most as many points as the solver looks back at, or
-        the point at the end of a solver that `carries` one.
-    Raises: as `solve`; ValueError if the history is of another shape or does not lie before sigmas[0].
+    Args: as `solve`'s; history, the result of the call for the part before, or () for a new run. A generator continues
+        in the state in which that call left it. A reversible solver also turns back: with the history of a run, the
+        same sigmas in reverse order lead to its start.
+    Returns: x at sigmas[-1] and the history for the next part: at most as many points as the solver uses, or the end
+        point of a reversible solver.
+    Raises: as `solve`; ValueError if the history is of another shape or does not lead to sigmas[0].
     """
     if solver not in SOLVERS:
         raise ValueError(f"solve: solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
     if not x.is_floating_point():
         raise ValueError(f"solve: x is {x.dtype}; it must be floating point")
     method = SOLVERS[solver]
-    chosen = _read_options(solver, method, options)
-    levels = _read_schedule(sigmas)
-    _check_history(history, x, levels, method)
-    noise = _noise_like(x, solver, levels, generator, chosen)
+    values = read_options(solver, method, options)
+    levels = read_sigmas(sigmas)
+    check_history(history, x, levels, method)
+    noise = noise_source(x, solver, levels, generator, values)
     steps = len(levels) - 1
     sigma_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
 
     def as_tensor(sigma: float) -> Tensor:
-        # A fill runs on the device; a copy of a number to it would wait for all that is queued there.
+        # A fill runs on the device; a copy of a number to the device would wait for its queue.
         return torch.full((), sigma, dtype=sigma_dtype, device=x.device)
 
-    def evaluate(place: Tensor, sigma: float) -> Tensor:
-        slope = velocity(place.to(x.dtype), as_tensor(sigma))
-        if slope.shape != x.shape:
-            raise ValueError(f"solve: velocity returned shape {list(slope.shape)}; expected x's, {list(x.shape)}")
-        return slope
+    def checked(v: Tensor) -> Tensor:
+        if v.shape != x.shape:
+            raise ValueError(f"solve: velocity returned shape {list(v.shape)}; expected x's, {list(x.shape)}")
+        return v
+
+    def evaluate(x_at: Tensor, sigma: float) -> Tensor:
+        return checked(velocity(x_at.to(x.dtype), as_tensor(sigma)))
 
     def report(step: int, point: Point) -> None:
         if callback is not None:
             callback(step, steps, point.x.to(x.dtype), point.denoised.to(x.dtype), as_tensor(point.sigma))
 
-    if isinstance(method, OwnCourse):
-        end, handed_on = method.follow(Course(x, levels, history, evaluate, chosen, report))
-        return end.to(x.dtype), handed_on
+    if isinstance(method, Integrator):
+        end, history = method.integrate(Problem(x, levels, history, evaluate, values, report))
+        return end.to(x.dtype), history
     here, past = x, _last(history, method.history)
-    for step in range(steps):
-        point = method.correct(Point(levels[step], here, evaluate(here, levels[step])), past)
-        here = method.step(State(point, levels[step + 1], past, evaluate, noise, chosen)).to(x.dtype)
+    for step, (sigma, target) in enumerate(zip(levels, levels[1:], strict=False)):
+        # Not `evaluate`: a run's first call of the model has no frame of ours in between.
+        point = method.correct(Point(sigma, here, checked(velocity(here, as_tensor(sigma)))), past)
+        here = method.advance(Step(point, target, past, evaluate, noise, values)).to(x.dtype)
         past = _last((*past, point), method.history)
         report(step, point)
     return here, past
@@ -181,79 +186,3 @@ def solve_part(
 
 def _last(points: History, count: int) -> History:
     return points[-count:] if count else ()
-
-
-def _noise_like(
-    x: Tensor, solver: str, levels: list[float], generator: Generators | None, options: Mapping[str, float]
-) -> Callable[[], Tensor]:
-    """Draws noise where the generator is, in float32: one seed is one picture on every device and in every dtype."""
-    if options.get("eta"):
-        if generator is None:
-            raise ValueError(f"solve: solver {solver!r} adds noise and there is no generator; give one, or eta 0")
-        if levels[-1] > levels[0]:
-            raise ValueError(f"solve: solver {solver!r} adds noise and sigmas rise; for inversion give eta 0")
-    if isinstance(generator, Sequence) and len(generator) != len(x):
-        raise ValueError(f"solve: there are {len(generator)} generators for {len(x)} samples; give one for each")
-
-    def draw(source: torch.Generator, shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=source, device=source.device).to(x.device, x.dtype)
-
-    def noise() -> Tensor:
-        if isinstance(generator, Sequence):
-            return torch.stack([draw(source, x.shape[1:]) for source in generator])
-        assert generator is not None, "a method without eta draws no noise"
-        return draw(generator, x.shape)
-
-    return noise
-
-
-def _read_options(solver: str, method: Method, given: Mapping[str, float]) -> dict[str, float]:
-    known = {option.name: option for option in method.options}
-    for name, value in given.items():
-        if name not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(f"solve: solver {solver!r} has no option {name!r}; {takes}")
-        option = known[name]
-        if not option.low <= value <= option.high:
-            raise ValueError(
-                f"solve: {name} is {value}; for {solver!r} it must be in [{option.low:g}, {option.high:g}]"
-            )
-    return {name: float(given.get(name, option.default)) for name, option in known.items()}
-
-
-def _check_history(history: History, x: Tensor, levels: list[float], method: Method) -> None:
-    direction = 1 if levels[1] > levels[0] else -1
-    following_levels = [point.sigma for point in history[1:]] + [levels[0]]
-    for point, following in zip(history, following_levels, strict=False):
-        if point.x.shape != x.shape:
-            raise ValueError(f"solve: history is of shape {list(point.x.shape)}; expected x's, {list(x.shape)}")
-        if method.carries:
-            if not same_sigma(following, point.sigma):
-                raise ValueError(
-                    f"solve: history has its point at sigma {point.sigma:g}, and the run begins at {following:g}; "
-                    "give the history of a run that ended there"
-                )
-        elif (following - point.sigma) * direction <= 0:
-            raise ValueError(
-                f"solve: history has a point at sigma {point.sigma:g}, which does not lie before {following:g}; "
-                "give the history of the part just before"
-            )
-
-
-def _read_schedule(sigmas: Tensor | Sequence[float]) -> list[float]:
-    # A list read without a dtype would be rounded to float32.
-    grid = sigmas.detach().cpu().double() if isinstance(sigmas, Tensor) else torch.tensor(sigmas, dtype=torch.float64)
-    if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"solve: sigmas has shape {list(grid.shape)}; expected [steps + 1] with at least one step")
-    for index, level in enumerate(grid.tolist()):
-        if not 0 <= level <= 1 + SIGMA_TOLERANCE:
-            raise ValueError(f"solve: sigmas[{index}] is {level}; it must be in [0, 1]")
-    levels = grid.clamp(max=1).tolist()
-    falling = levels[1] < levels[0]
-    for index, (level, following) in enumerate(zip(levels, levels[1:], strict=False)):
-        if level == following or (following < level) != falling:
-            raise ValueError(
-                f"solve: sigmas[{index}] is {level} and sigmas[{index + 1}] is {following}; "
-                "all steps must be strictly falling, or all strictly rising"
-            )
-    return levels

@@ -1,4 +1,4 @@
-"""What every solver is made of: places on a trajectory, what a step may look at, and what a method says of itself."""
+"""The parts of a solver: points of a trajectory, the inputs of a step, and the base classes of the methods."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Evaluate = Callable[[Tensor, float], Tensor]
+Evaluate = Callable[[Tensor, float], Tensor]  # (x, sigma) -> velocity
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place on the trajectory: x [B, ...] at noise level sigma and the velocity there."""
+    """A point of the trajectory: x [B, ...] at sigma, and the velocity [B, ...] there."""
 
     sigma: float
     x: Tensor
@@ -20,6 +20,7 @@ class Point:
 
     @property
     def denoised(self) -> Tensor:
+        """The data [B, ...] predicted at this point: x - sigma * velocity."""
         return self.x - self.sigma * self.velocity
 
 
@@ -28,7 +29,7 @@ History = tuple[Point, ...]
 
 @dataclass(frozen=True)
 class Option:
-    """A number that a method takes besides the schedule: its default, and the range in which it makes sense."""
+    """A number that a method takes besides the sigmas, in [low, high]."""
 
     name: str
     default: float
@@ -37,12 +38,12 @@ class Option:
 
 
 @dataclass(frozen=True)
-class State:
-    """All that a step may look at.
+class Step:
+    """The inputs of one step.
 
-    point: where the step starts; target: the sigma where it ends; past: earlier starting points, newest last, at most
-    as many as the method's `history`; evaluate(x, sigma): one more call of the velocity; noise(): fresh standard
-    normal noise of x's shape; options: a value for each of the method's options.
+    Fields: point, the start; target, the sigma at the end; past, earlier start points, newest last, at most as many as
+    the method's `history`; evaluate(x, sigma), one more call of the velocity; noise(), standard normal noise of x's
+    shape; options, a value for each of the method's options.
     """
 
     point: Point
@@ -53,52 +54,55 @@ class State:
     options: Mapping[str, float]
 
     def euler(self) -> Tensor:
-        """x at the target along a straight line: exact where the denoised does not change."""
+        """x at the target along a straight line; exact if the denoised is constant."""
         return self.point.x + (self.target - self.point.sigma) * self.point.velocity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A solver: numbers and a source. It keeps nothing between steps, `State.past` does.
+    """A solver as data. It has no state between steps; `Step.past` is the state.
 
-    order: of the error over a whole run, once `history` points are known; history: how many earlier points a step
-    looks at; carries: whether a run hands on the point at its end instead, which the next begins at, in either
-    direction; source: where the method is published.
+    Fields: order of the error over a whole run, once `history` points are known; source, the publication; history, the
+    number of earlier points that a step uses; reversible, True if the history is the end point alone, from which a run
+    continues in either direction; adaptive, True if the method chooses its own steps.
     """
 
     order: int
     source: str
     history: int = 0
-    carries: bool = False
+    reversible: bool = False
+    adaptive: bool = False
     options: tuple[Option, ...] = ()
 
     @property
     def calls_per_step(self) -> int:
+        """Velocity evaluations in one step."""
         return 1
 
     @property
     def stochastic(self) -> bool:
+        """True if the method adds noise, unless its option eta is 0."""
         return any(option.name == "eta" for option in self.options)
 
     def correct(self, point: Point, past: History) -> Point:
-        """The step's starting point, made better now that the velocity there is known."""
+        """The start point of a step, corrected with the velocity there; most methods return it unchanged."""
         return point
 
-    def step(self, state: State) -> Tensor:
-        """x at `state.target`."""
+    def advance(self, step: Step) -> Tensor:
+        """x [B, ...] at `step.target`."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Course:
-    """All that a method may use that goes from end to end in its own way.
+class Problem:
+    """An initial value problem: the inputs of an `Integrator`.
 
-    x: where it starts, at levels[0]; levels: the schedule; history: what the part before handed on; evaluate and
-    options: as a State's; report(how many of the levels lie behind, starting point): to be told of each step taken.
+    Fields: x at sigmas[0]; sigmas, the schedule; history, the result of the part before; evaluate and options as in
+    Step; report(index, point), to be called after each step with the number of sigmas passed and its start point.
     """
 
     x: Tensor
-    levels: Sequence[float]
+    sigmas: Sequence[float]
     history: History
     evaluate: Evaluate
     options: Mapping[str, float]
@@ -106,9 +110,9 @@ class Course:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnCourse(Method):
-    """A solver whose steps are not the schedule's, or whose state is more than x."""
+class Integrator(Method):
+    """A method that chooses its own steps, or that has more state than x."""
 
-    def follow(self, course: Course) -> tuple[Tensor, History]:
-        """x at the last level, and what the next part needs."""
+    def integrate(self, problem: Problem) -> tuple[Tensor, History]:
+        """x at the last sigma, and the history for the next part."""
         raise NotImplementedError

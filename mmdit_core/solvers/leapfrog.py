@@ -1,4 +1,4 @@
-"""A method that can go back the way it came, to the last digits: inversion and sampling with one name."""
+"""The asynchronous leapfrog: a reversible method, for inversion and sampling."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import Course, History, OwnCourse, Point
+from .base import History, Integrator, Point, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class AsynchronousLeapfrog(OwnCourse):
-    """Carries a velocity of its own beside x, and mirrors it in the one that the model gives half-way through a step.
+class AsynchronousLeapfrog(Integrator):
+    """Integrates x and a velocity v of its own; v is reflected at the model's velocity in the middle of each step.
 
     With h the step: half = x + h/2 * v, u = velocity(half, middle of the step), v' = 2u - v, x' = half + h/2 * v'.
-    The same step with -h leads from (x', v') back to (x, v): nothing but rounding is lost on any grid, for any model.
-    So the pair must be handed on: the history is the point at the end, with v as its velocity; a run may continue from
-    there or turn back. A run without a history asks the model for its first v: one call more than steps. That v may
-    be wrong by a constant times h without loss of the second order.
+    A step of -h leads from (x', v') back to (x, v), exact but for rounding, on any grid and for any model. The history
+    is therefore the end point with v as its velocity; a run continues from there, or turns back. Without a history the
+    first v is the model's velocity, one call more than steps. An error of that v of constant * h keeps the order.
 
-    What v is wrong by swings from step to step and does not die out, and turning back undoes the swing only in the
-    flow that it came from: a run through another flow (another prompt) is better begun without a history.
+    The error of v oscillates from step to step without decay. Turning back undoes it only along the same flow: a run
+    along another flow (another prompt) has a smaller error without a history.
     """
 
-    carries: bool = True
+    reversible: bool = True
 
-    def follow(self, course: Course) -> tuple[Tensor, History]:
-        x, levels = course.x, course.levels
-        v = course.history[-1].velocity if course.history else course.evaluate(x, levels[0])
-        for step, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
+    def integrate(self, problem: Problem) -> tuple[Tensor, History]:
+        """x at the last sigma, and the end point (x, v) as the history."""
+        x, sigmas = problem.x, problem.sigmas
+        v = problem.history[-1].velocity if problem.history else problem.evaluate(x, sigmas[0])
+        for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
             start, half_step = Point(sigma, x, v), (following - sigma) / 2
             half = x + half_step * v
-            v = 2 * course.evaluate(half, (sigma + following) / 2) - v
+            v = 2 * problem.evaluate(half, (sigma + following) / 2) - v
             x = (half + half_step * v).to(x.dtype)
-            course.report(step, start)
-        return x, (Point(levels[-1], x, v),)
+            problem.report(step, start)
+        return x, (Point(sigmas[-1], x, v),)

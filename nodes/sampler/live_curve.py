@@ -9,7 +9,6 @@ from typing import Any
 
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.solvers import SOLVERS
-from ...mmdit_core.solvers.runge_kutta import EmbeddedPair
 from ..comfyui import controls
 from ..comfyui.loading import sampling_of_file as from_header
 from ..comfyui.run.guider import Guidance
@@ -87,7 +86,7 @@ def _drawn(
         "last": part[1],
         "shift": round(shift, 4),
         "own": not dials.shift,
-        "adaptive": isinstance(SOLVERS[dials.solver], EmbeddedPair),
+        "adaptive": SOLVERS[dials.solver].adaptive,
         "cfg": None if dials.cfg == 1 else _shares_of_cfg(guidance, begun, to_sigma),
         "windows": [_rounded(controls.shares_of(window, begun, to_sigma)) for window in windows],
     }

@@ -255,7 +255,7 @@ def _with_fit_history(
     if start.flow is None:
         return start
     same = dials.cfg == 1 and start.flow == handover.flow_of(model, positive, levels, mask)
-    return start if same and SOLVERS[dials.solver].carries else handover.without_history(start)
+    return start if same and SOLVERS[dials.solver].reversible else handover.without_history(start)
 
 
 def _options(dials: SimpleNamespace) -> dict[str, float]:

@@ -13,9 +13,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ....mmdit_core.solvers import solve_part
-from ....mmdit_core.solvers.base import History, Point
-from ....mmdit_core.solvers.runge_kutta import LOWEST
+from ....mmdit_core.flow.sigma import LOWEST_SIGMA
+from ....mmdit_core.solvers import History, Point, solve_with_history
 from . import nan_check as guard
 from .guider import FlowGuider, Guidance
 from .resume import Unfinished
@@ -112,7 +111,7 @@ class _Climb(comfy.samplers.Sampler):
         if denoise_mask is not None:
             options = extra_args.get("model_options", {})
             velocity = _under(_mask_at(model, denoise_mask, options, sigmas), velocity, latent_image, noise)
-        self.x, self.history = solve_part(velocity, latent_image, self.levels, self.solver, callback=report)
+        self.x, self.history = solve_with_history(velocity, latent_image, self.levels, self.solver, callback=report)
         return self.x
 
     def _finite(self, model, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
@@ -178,7 +177,7 @@ def _under(mask_at: Velocity, inside: Velocity, image: Tensor, noise: Tensor) ->
         mask = mask_at(x, sigma)
         beside = x - image - sigma * (noise - image)
         shown = x - (1 - mask) * beside
-        pull = (1 - mask**2) * beside / sigma.clamp(min=LOWEST)
+        pull = (1 - mask**2) * beside / sigma.clamp(min=LOWEST_SIGMA)
         return mask * inside(shown, sigma) + (1 - mask) * (noise - image) + pull
 
     return velocity

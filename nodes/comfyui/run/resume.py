@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....mmdit_core.solvers.base import History
+from ....mmdit_core.solvers import History
 from ..fingerprint import fingerprint, of_model
 
 KEY = "mmdit_unfinished"

@@ -12,9 +12,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ....mmdit_core.solvers import SOLVERS, solve_part
-from ....mmdit_core.solvers.base import History
-from ....mmdit_core.solvers.runge_kutta import EmbeddedPair, UnreachedError
+from ....mmdit_core.solvers import SOLVERS, CallLimitError, History, solve_with_history
 from . import nan_check as guard
 from .resume import Unfinished
 from .run_cache import Kept
@@ -42,7 +40,7 @@ class Route:
 
     @property
     def is_adaptive(self) -> bool:
-        return isinstance(SOLVERS[self.solver], EmbeddedPair)
+        return SOLVERS[self.solver].adaptive
 
     @cached_property
     def pieces(self) -> tuple[tuple[int, int], ...]:
@@ -61,7 +59,7 @@ class Route:
             return torch.zeros_like(x)
 
         levels, source = self.levels[a : b + 1], torch.Generator()
-        solve_part(velocity, torch.zeros(1, 1), levels, self.solver, generator=source, **self.options)
+        solve_with_history(velocity, torch.zeros(1, 1), levels, self.solver, generator=source, **self.options)
         return seen
 
 
@@ -108,7 +106,7 @@ class Walk:
             began = time.perf_counter()
             predictions.begin(resting=b <= route.resting)
             try:
-                end, history = solve_part(
+                end, history = solve_with_history(
                     predictions.velocity,
                     state.x,
                     route.levels[a : b + 1],
@@ -120,8 +118,8 @@ class Walk:
                 )
                 if self.guarded_by and not guard.is_finite(end):
                     raise _NotFinite
-            except UnreachedError as error:
-                raise UnreachedError(f"{self.guarded_by}: tolerance: set it higher: {error}") from error
+            except CallLimitError as error:
+                raise ValueError(f"{self.guarded_by}: tolerance: set it higher: {error}") from error
             except _NotFinite:
                 raise guard.NotFiniteError(self._what_went_wrong(predictions, a, b)) from None
             state = State(end, history, tuple(generator.get_state() for generator in generators))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdit_core.flow.schedules import SCHEDULES, sigmas
-from mmdit_core.solvers import SOLVERS, solve, solve_part
+from mmdit_core.solvers import SOLVERS, solve, solve_with_history
 
 
 def curved(x, sigma):
@@ -38,7 +38,7 @@ def test_the_step_is_the_published_one(rising):
     grid = sigmas(9, shift=2.0)[:-1]
     grid = grid.flip(0) if rising else grid
     expected, expected_v = published(curved, start(), curved(start(), grid[0]), grid)
-    found, (end,) = solve_part(curved, start(), grid, "leapfrog")
+    found, (end,) = solve_with_history(curved, start(), grid, "leapfrog")
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(end.velocity, expected_v, rtol=0, atol=1e-12)
     assert torch.equal(end.x, found) and end.sigma == grid[-1]
@@ -54,7 +54,7 @@ def test_on_a_straight_problem_it_is_the_published_matrix(rate):
     assert torch.linalg.det(matrix).item() == pytest.approx(-1)  # nothing grows without something shrinking
     expected = torch.linalg.matrix_power(matrix, steps) @ pair
     grid = [0.9 + h * index for index in range(steps + 1)]
-    found, (end,) = solve_part(lambda x, sigma: rate * x, torch.ones(1, dtype=torch.float64), grid, "leapfrog")
+    found, (end,) = solve_with_history(lambda x, sigma: rate * x, torch.ones(1, dtype=torch.float64), grid, "leapfrog")
     assert [found.item(), h * end.velocity.item()] == pytest.approx(expected.tolist(), abs=1e-13)
 
 
@@ -62,8 +62,8 @@ def test_on_a_straight_problem_it_is_the_published_matrix(rate):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-4)])
 def test_up_and_down_again_is_the_picture_on_every_schedule(schedule, dtype, tolerance):
     grid = sigmas(50, schedule)
-    noise, history = solve_part(curved, start(dtype), grid.flip(0), "leapfrog")
-    back, (end,) = solve_part(curved, noise, grid, "leapfrog", history=history)
+    noise, history = solve_with_history(curved, start(dtype), grid.flip(0), "leapfrog")
+    back, (end,) = solve_with_history(curved, noise, grid, "leapfrog", history=history)
     assert (noise - start(dtype)).abs().max() > 0.5
     torch.testing.assert_close(back, start(dtype), rtol=0, atol=tolerance)
     assert end.sigma == 0
@@ -81,8 +81,8 @@ def test_any_grid_and_any_flow_is_undone(levels, rising, bend):
     def velocity(x, sigma):
         return bend * curved(x, sigma)
 
-    there, history = solve_part(velocity, start(), grid, "leapfrog")
-    back, _ = solve_part(velocity, there, grid.flip(0), "leapfrog", history=history)
+    there, history = solve_with_history(velocity, start(), grid, "leapfrog")
+    back, _ = solve_with_history(velocity, there, grid.flip(0), "leapfrog", history=history)
     torch.testing.assert_close(back, start(), rtol=0, atol=1e-10)
 
 
@@ -103,18 +103,18 @@ def test_a_first_velocity_that_is_wrong_by_the_step_leaves_the_order():
     exact, errors = solve(curved, start(), [1.0, 0.2], "dopri5", tolerance=1e-8), []
     for steps in (100, 200):
         grid = torch.linspace(1, 0.2, steps + 1, dtype=torch.float64)
-        _, (point,) = solve_part(curved, start(), [0.9, 1.0], "leapfrog")
+        _, (point,) = solve_with_history(curved, start(), [0.9, 1.0], "leapfrog")
         wrong = type(point)(1.0, start(), curved(start(), torch.tensor(1.0)) + 3.0 / steps)
-        found, _ = solve_part(curved, start(), grid, "leapfrog", history=(wrong,))
+        found, _ = solve_with_history(curved, start(), grid, "leapfrog", history=(wrong,))
         errors.append((found - exact).abs().max().item())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2)
 
 
 def test_through_another_flow_a_fresh_beginning_comes_nearer():
     grid = sigmas(28)
-    noise, history = solve_part(curved, start(), grid.flip(0), "leapfrog")
+    noise, history = solve_with_history(curved, start(), grid.flip(0), "leapfrog")
     exact = solve(other, noise, [1.0, 0.0], "dopri5", tolerance=1e-8)
-    fresh, carried = (solve_part(other, noise, grid, "leapfrog", history=given)[0] for given in ((), history))
+    fresh, carried = (solve_with_history(other, noise, grid, "leapfrog", history=given)[0] for given in ((), history))
     assert (fresh - exact).abs().max() < (carried - exact).abs().max() / 2
 
 
@@ -122,9 +122,9 @@ def test_through_another_flow_a_fresh_beginning_comes_nearer():
 @given(st.integers(1, 7), st.booleans(), st.sampled_from([torch.float32, torch.float64]))
 def test_a_run_in_parts_equals_the_whole(cut, rising, dtype):
     grid = sigmas(8).flip(0) if rising else sigmas(8)
-    whole, ended = solve_part(curved, start(dtype), grid, "leapfrog")
-    half, history = solve_part(curved, start(dtype), grid[: cut + 1], "leapfrog")
-    rest, rest_ended = solve_part(curved, half, grid[cut:], "leapfrog", history=history)
+    whole, ended = solve_with_history(curved, start(dtype), grid, "leapfrog")
+    half, history = solve_with_history(curved, start(dtype), grid[: cut + 1], "leapfrog")
+    rest, rest_ended = solve_with_history(curved, half, grid[cut:], "leapfrog", history=history)
     assert torch.equal(rest, whole) and torch.equal(rest_ended[0].velocity, ended[0].velocity)
 
 
@@ -144,10 +144,10 @@ def test_each_step_is_told_once_with_where_it_began():
 
 
 def test_a_history_from_elsewhere_is_refused():
-    half, history = solve_part(curved, start(), [1.0, 0.8, 0.5], "leapfrog")
-    with pytest.raises(ValueError, match="history has its point at sigma 0.5, and the run begins at 0.8"):
-        solve_part(curved, half, [0.8, 0.0], "leapfrog", history=history)
+    half, history = solve_with_history(curved, start(), [1.0, 0.8, 0.5], "leapfrog")
+    with pytest.raises(ValueError, match="history ends at sigma 0.5, and the run begins at 0.8"):
+        solve_with_history(curved, half, [0.8, 0.0], "leapfrog", history=history)
     with pytest.raises(ValueError, match=r"history is of shape \[2, 3, 4, 5\]; expected x's, \[1, 3, 4, 5\]"):
-        solve_part(curved, half[:1], [0.5, 0.0], "leapfrog", history=history)
-    with pytest.raises(ValueError, match="does not lie before"):
-        solve_part(curved, half, [0.5, 0.0], "ab2", history=history)
+        solve_with_history(curved, half[:1], [0.5, 0.0], "leapfrog", history=history)
+    with pytest.raises(ValueError, match="does not precede"):
+        solve_with_history(curved, half, [0.5, 0.0], "ab2", history=history)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.polynomial import Polynomial
 
 from mmdit_core.flow.schedules import sigmas
-from mmdit_core.solvers import SOLVERS, solve, solve_part
-from mmdit_core.solvers.base import OwnCourse
-from mmdit_core.solvers.exponential import SIGNAL_TO_NOISE, TwoStage, phi, residual
+from mmdit_core.solvers import SOLVERS, solve, solve_with_history
+from mmdit_core.solvers.base import Integrator
+from mmdit_core.solvers.exponential import LOG_SNR, TwoStage, phi, residual
 from mmdit_core.solvers.multistep import lagrange_integrals
 
-STEPWISE = [name for name, method in SOLVERS.items() if not isinstance(method, OwnCourse)]
+STEPWISE = [name for name, method in SOLVERS.items() if not isinstance(method, Integrator)]
 WITH_MEMORY = [name for name in STEPWISE if SOLVERS[name].history]
 
 
@@ -94,7 +94,7 @@ def test_unipc_at_pure_noise_is_the_limit():
 @pytest.mark.parametrize("steps", [1, 4, 10])
 def test_two_stages_in_log_snr_match_diffusers_single_step_solver(steps, monkeypatch):
     # RES-2S is its "heun" form; the row runs in time -log(sigma), so the other coordinate is put in for the test.
-    row = TwoStage(coordinate=SIGNAL_TO_NOISE, weight=residual, place=0.5, source="")
+    row = TwoStage(coordinate=LOG_SNR, weight=residual, fraction=0.5, source="")
     monkeypatch.setitem(SOLVERS, "res_2s_logsnr", row)
     monkeypatch.setattr(scheduling_dpmsolver_singlestep, "torch", Float64Torch())
     grid = (sigmas(steps) * 0.98)[:-1] if steps > 1 else torch.tensor([0.9, 0.4], dtype=torch.float64)
@@ -160,9 +160,9 @@ def test_a_run_in_parts_equals_the_whole(solver, cut, rising, dtype):
     whole_noise, noise = (torch.Generator().manual_seed(1) for _ in range(2))
     x = start().to(dtype)
     whole = solve(curved, x, grid, solver, generator=whole_noise, **options)
-    half, history = solve_part(curved, x, grid[: cut + 1], solver, generator=noise, **options)
+    half, history = solve_with_history(curved, x, grid[: cut + 1], solver, generator=noise, **options)
     assert len(history) == min(method.history, cut)
-    rest, _ = solve_part(curved, half, grid[cut:], solver, generator=noise, history=history, **options)
+    rest, _ = solve_with_history(curved, half, grid[cut:], solver, generator=noise, history=history, **options)
     assert torch.equal(rest, whole)
 
 
@@ -178,16 +178,16 @@ def test_without_the_history_the_second_part_is_another_run(solver):
 
 @pytest.mark.parametrize("solver", STEPWISE)
 def test_history_is_the_last_starting_points_as_many_as_the_solver_looks_back_at(solver):
-    _, history = solve_part(curved, start(), sigmas(6), solver, generator=torch.Generator().manual_seed(0))
+    _, history = solve_with_history(curved, start(), sigmas(6), solver, generator=torch.Generator().manual_seed(0))
     count = SOLVERS[solver].history
     assert [point.sigma for point in history] == sigmas(6)[6 - count : 6].tolist()
 
 
 def test_a_history_that_does_not_fit_is_refused():
-    half, history = solve_part(curved, start(), [1.0, 0.8, 0.5], "ab3")
-    with pytest.raises(ValueError, match="history has a point at sigma 0.8, which does not lie before 0.9"):
-        solve_part(curved, half, [0.9, 0.0], "ab3", history=history)
-    with pytest.raises(ValueError, match="history has a point at sigma 1, which does not lie before 0.8"):
-        solve_part(curved, half, [0.5, 0.9], "ab3", history=history)
+    half, history = solve_with_history(curved, start(), [1.0, 0.8, 0.5], "ab3")
+    with pytest.raises(ValueError, match="history has a point at sigma 0.8, which does not precede 0.9"):
+        solve_with_history(curved, half, [0.9, 0.0], "ab3", history=history)
+    with pytest.raises(ValueError, match="history has a point at sigma 1, which does not precede 0.8"):
+        solve_with_history(curved, half, [0.5, 0.9], "ab3", history=history)
     with pytest.raises(ValueError, match=r"history is of shape \[2, 3, 4, 5\]; expected x's, \[1, 3, 4, 5\]"):
-        solve_part(curved, half[:1], [0.5, 0.0], "ab3", history=history)
+        solve_with_history(curved, half[:1], [0.5, 0.0], "ab3", history=history)

@@ -7,8 +7,8 @@ import torch
 from scipy.integrate import RK23, RK45, solve_ivp
 
 from mmdit_core.flow.schedules import sigmas
-from mmdit_core.solvers import SOLVERS, solve, solve_part
-from mmdit_core.solvers.runge_kutta import LOWEST
+from mmdit_core.flow.sigma import LOWEST_SIGMA
+from mmdit_core.solvers import SOLVERS, solve, solve_with_history
 
 ADAPTIVE = {"bosh3": RK23, "dopri5": RK45}
 
@@ -74,8 +74,8 @@ def test_the_pairs_are_scipys(solver):
     slopes = len(theirs.C)
     for index, row in enumerate(ours.stages[:-1]):
         assert row == pytest.approx(theirs.A[index + 1][: index + 1], abs=1e-15)
-        assert sum(row) == pytest.approx(ours.places[index], abs=1e-14)
-    assert ours.places == pytest.approx([*theirs.C[1:], 1.0], abs=1e-15)
+        assert sum(row) == pytest.approx(ours.fractions[index], abs=1e-14)
+    assert ours.fractions == pytest.approx([*theirs.C[1:], 1.0], abs=1e-15)
     assert ours.stages[-1] == pytest.approx(theirs.B, abs=1e-15)
     # The sign of an error estimate is a convention: scipy takes embedded less result.
     assert [-value for value in ours.errors] == pytest.approx(theirs.E, abs=1e-15)
@@ -112,7 +112,7 @@ def test_only_the_ends_of_the_schedule_count_and_sigma_zero_is_never_asked(solve
     a = solve(few, start(), [1.0, 0.0], solver)
     b = solve(many, start(), sigmas(28), solver)
     assert torch.equal(a, b) and few.sigmas == many.sigmas
-    assert max(few.sigmas) == 1 and min(few.sigmas) == LOWEST
+    assert max(few.sigmas) == 1 and min(few.sigmas) == LOWEST_SIGMA
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
@@ -147,7 +147,7 @@ def test_an_error_in_one_sample_is_not_hidden_by_the_others():
 
 
 def test_a_cap_on_calls_says_how_far_it_came():
-    with pytest.raises(ValueError, match=r"solve: 2\d model calls led from sigma 1 to 0\.\d+, and 0 is not reached; m"):
+    with pytest.raises(ValueError, match=r"solve: 2\d model calls lead from sigma 1 to 0\.\d+ and not to 0; m"):
         solve(curved, start(), [1.0, 0.0], "bosh3", tolerance=1e-7, max_calls=30)
 
 
@@ -157,7 +157,7 @@ def test_a_velocity_that_is_not_finite_stops_the_run():
 
 
 def test_an_adaptive_run_hands_on_nothing_and_can_be_split_to_its_tolerance():
-    half, history = solve_part(curved, start(), [1.0, 0.5], "dopri5", tolerance=1e-7)
+    half, history = solve_with_history(curved, start(), [1.0, 0.5], "dopri5", tolerance=1e-7)
     assert history == ()
     rest = solve(curved, half, [0.5, 0.0], "dopri5", tolerance=1e-7)
     whole = solve(curved, start(), [1.0, 0.0], "dopri5", tolerance=1e-7)

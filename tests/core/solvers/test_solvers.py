@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdit_core.flow.schedules import sigmas
-from mmdit_core.solvers import SOLVERS, solve, solve_part
-from mmdit_core.solvers.base import Point, State
-from mmdit_core.solvers.exponential import NOISE_TO_ONE, SIGNAL_TO_NOISE
-from mmdit_core.solvers.runge_kutta import EmbeddedPair, RungeKutta
+from mmdit_core.solvers import SOLVERS, solve, solve_with_history
+from mmdit_core.solvers.base import Point, Step
+from mmdit_core.solvers.exponential import LOG_SNR, MINUS_LOG_SIGMA
+from mmdit_core.solvers.runge_kutta import RungeKutta
 
-ADAPTIVE = [name for name, method in SOLVERS.items() if isinstance(method, EmbeddedPair)]
+ADAPTIVE = [name for name, method in SOLVERS.items() if method.adaptive]
 STOCHASTIC = [name for name, method in SOLVERS.items() if method.stochastic]
 STEPWISE = [name for name in SOLVERS if name not in ADAPTIVE]
 DETERMINISTIC = [name for name in STEPWISE if name not in STOCHASTIC]
@@ -92,7 +92,7 @@ class Logistic:
         return Point(sigma, x, self.velocity(x, sigma))
 
     def error(self, solver, grid, history):
-        end, _ = solve_part(self.velocity, self.trajectory(grid[0]), grid, solver, history=history)
+        end, _ = solve_with_history(self.velocity, self.trajectory(grid[0]), grid, solver, history=history)
         return (end - self.trajectory(grid[-1])).abs().max().item()
 
 
@@ -215,7 +215,7 @@ def test_the_two_coordinates_are_different_methods():
 
 @pytest.mark.parametrize(
     ("solver", "coordinate", "norm"),
-    [("res_2m", NOISE_TO_ONE, lambda s: 1.0), ("res_2m_logsnr", SIGNAL_TO_NOISE, lambda s: 1 - s)],
+    [("res_2m", MINUS_LOG_SIGMA, lambda s: 1.0), ("res_2m_logsnr", LOG_SNR, lambda s: 1 - s)],
 )
 def test_res_2m_is_exact_where_the_denoised_is_linear_in_time(solver, coordinate, norm):
     # With x = norm * y and time t: dy/dt = (a + b t) - y, so y = a + b (t - 1) + constant * exp(-t).
@@ -229,8 +229,8 @@ def test_res_2m_is_exact_where_the_denoised_is_linear_in_time(solver, coordinate
     def refuse(*_):
         raise AssertionError("a two-step method makes no calls of its own and draws no noise")
 
-    state = State(point(0.6), 0.35, (point(0.8),), refuse, refuse, {})
-    torch.testing.assert_close(SOLVERS[solver].step(state), point(0.35).x, rtol=0, atol=1e-14)
+    step = Step(point(0.6), 0.35, (point(0.8),), refuse, refuse, {})
+    torch.testing.assert_close(SOLVERS[solver].advance(step), point(0.35).x, rtol=0, atol=1e-14)
 
 
 @settings(max_examples=60, deadline=None)
@@ -271,7 +271,7 @@ def test_calls_are_as_stated_and_never_at_sigma_zero(solver):
 
     run(counted, start(), sigmas(7), solver)
     calls = SOLVERS[solver].calls_per_step
-    first = 1 if SOLVERS[solver].carries else 0  # for the state that a run begins with
+    first = 1 if SOLVERS[solver].reversible else 0  # for the state that a run begins with
     assert len(seen) == first + (7 * calls if solver in WITHIN_THE_STEP else 6 * calls + 1)
     assert min(seen) > 0
     assert max(seen) == 1
