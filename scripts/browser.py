@@ -1,4 +1,4 @@
-"""Finds a Chromium-like browser for the browser tests; on Debian and Ubuntu, as root, installs it."""
+"""Finds a Chromium-like browser for the browser tests; installs one on Debian and Ubuntu if it runs as root."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.console import UserError, run
+from scripts.console import UserError, run, say
 from scripts.environment import ROOT
 
 LOG = ROOT / ".test-output" / "apt.log"
@@ -43,14 +43,14 @@ def find() -> Path | None:
 
 
 def starts(browser: Path) -> bool:
-    """Whether it is a browser, not the stub that Ubuntu puts in a browser's place where it wants a snap."""
-    if sys.platform != "linux":  # elsewhere there are no stubs, and Windows would open a window
+    """Whether it is a browser and not Ubuntu's stub, which only points to a snap."""
+    if sys.platform != "linux":  # no stubs there, and Windows would open a window
         return True
     return subprocess.run([browser, "--version"], capture_output=True).returncode == 0
 
 
 def ensure() -> Path | None:
-    """As `find`, after trying to install Debian's package where that is possible; never downloads a browser build."""
+    """As `find`, after an attempt to install Debian's package; never downloads a browser build."""
     browser = find()
     root = sys.platform == "linux" and os.geteuid() == 0
     if browser or not (root and shutil.which("apt-get")):
@@ -61,6 +61,6 @@ def ensure() -> Path | None:
         run((*apt, "update"), title="Refreshing Debian's package lists", log=LOG)
         packages = ("chromium", "fonts-liberation")  # without a font the page has no text
         run((*apt, "install", "--no-install-recommends", *packages), title="Installing Debian's Chromium", log=LOG)
-    except UserError as trouble:
-        print(trouble, flush=True)
+    except UserError as error:
+        say(str(error))
     return find()

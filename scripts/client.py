@@ -1,27 +1,30 @@
-"""Talks to a ComfyUI server: queue a prompt, follow it, fetch what it made."""
+"""A synchronous client of a ComfyUI server: queues a prompt, follows its run, fetches its images."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import struct
+import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
-from scripts.websocket import WebSocket
+import aiohttp
+from yarl import URL
 
-Prompt = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}}
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this machine
+from scripts.workflow import Prompt
+
+T = TypeVar("T")
 
 
 class ComfyUIError(Exception):
-    """The host refused a prompt or failed to run it; `details` holds its answer."""
+    """ComfyUI refused a prompt or failed to run it; `details` holds its answer."""
 
     def __init__(self, message: str, details: Any = None):
         super().__init__(message)
@@ -34,11 +37,28 @@ class Interrupted(ComfyUIError):
 
 @dataclass(frozen=True)
 class Event:
-    """One message of the server: a JSON one, or a preview image (`kind` "preview", the file's bytes in `image`)."""
+    """One message of the server: a JSON message, or a preview image (`kind` "preview", the file's bytes in `image`)."""
 
     kind: str
     data: dict[str, Any] = field(default_factory=dict)
     image: bytes = b""
+
+
+@functools.cache
+def background_loop() -> asyncio.AbstractEventLoop:
+    """An event loop in a thread of its own, because Playwright already runs one in the thread of the browser tests."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="ComfyUI client", daemon=True).start()
+    return loop
+
+
+def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in the background loop and return its result; Ctrl+C cancels it."""
+    future = asyncio.run_coroutine_threadsafe(coroutine, background_loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
 
 
 class Client:
@@ -48,58 +68,69 @@ class Client:
         self.url = url
 
     def alive(self) -> bool:
+        """Whether the server answers."""
         try:
             self.get("/system_stats", timeout=2)
-        except (OSError, ComfyUIError, json.JSONDecodeError):
+        except (OSError, TimeoutError, aiohttp.ClientError, ComfyUIError, json.JSONDecodeError):
             return False
         return True
 
-    def fetch(self, path: str, *, body: bytes | None = None, kind: str = "", timeout: float = 60) -> bytes:
-        """The bytes that a GET (or, with a body, a POST) returns.
+    def fetch(self, path: str, *, method: str = "GET", timeout: float = 60, **body: Any) -> bytes:
+        """The bytes of the server's answer.
 
-        Raises: ComfyUIError with the server's answer where it reports an error.
+        Args: path, with its query encoded; body, `json=` or `data=` as aiohttp takes them.
+        Raises: ComfyUIError with the server's answer if it reports an error; TimeoutError.
         """
-        headers = {"Content-Type": kind} if kind else {}
-        request = urllib.request.Request(self.url + path, data=body, headers=headers)
+        return wait_for(self._fetch(path, method, timeout, body))
+
+    async def _fetch(self, path: str, method: str, timeout: float, body: dict[str, Any]) -> bytes:
+        address, limit = URL(self.url + path, encoded=True), aiohttp.ClientTimeout(timeout)
         try:
-            with DIRECT.open(request, timeout=timeout) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            text = error.read().decode(errors="replace")
-            raise ComfyUIError(f"{path}: HTTP {error.code}: {readable(text)}", parsed(text)) from None
+            async with (
+                aiohttp.ClientSession(timeout=limit) as session,
+                session.request(method, address, **body) as answer,
+            ):
+                content = await answer.read()
+        except asyncio.TimeoutError:  # Python 3.10 has a TimeoutError of its own for asyncio
+            raise TimeoutError(f"{path}: the server did not answer within {timeout:.0f} s.") from None
+        if answer.status >= 400:
+            text = content.decode(errors="replace")
+            raise ComfyUIError(f"{path}: HTTP {answer.status}: {readable(text)}", parsed(text))
+        return content
 
     def get(self, path: str, *, timeout: float = 60) -> Any:
+        """The JSON that a GET returns."""
         return json.loads(self.fetch(path, timeout=timeout))
 
     def post(self, path: str, data: Any = None, *, timeout: float = 60) -> Any:
-        body = b"" if data is None else json.dumps(data).encode()
-        return parsed(self.fetch(path, body=body, kind="application/json", timeout=timeout).decode())
+        """The JSON, or else the text, that a POST of JSON data returns."""
+        return parsed(self.fetch(path, method="POST", timeout=timeout, json=data).decode())
 
     def object_info(self, node: str | None = None) -> dict[str, Any]:
-        """What the server says about one node, or about all.
+        """The definition of one node, or of all nodes by name.
 
-        Raises: ComfyUIError if the server does not know the node.
+        Raises: ComfyUIError if the server has no such node.
         """
         if node is None:
             return self.get("/object_info")
-        found = self.get("/object_info/" + urllib.parse.quote(node))
+        found = self.get("/object_info/" + quote(node))
         if node not in found:
-            raise ComfyUIError(f"The host does not know the node {node}.")
+            raise ComfyUIError(f"ComfyUI has no node {node}.")
         return found[node]
 
     def queue(self, prompt: Prompt, *, client_id: str = "", extra: dict[str, Any] | None = None) -> str:
         """Queue a prompt in API format; returns its id.
 
-        Raises: ComfyUIError that says which node and input the server refused.
+        Raises: ComfyUIError that names the node and the input that the server refused.
         """
         answer = self.post("/prompt", {"prompt": prompt, "client_id": client_id, **(extra or {})})
         if answer.get("node_errors"):
-            # The server runs what is left of a prompt of which it refused a part.
+            # The server runs the rest of a prompt if it refuses a part of it.
             raise ComfyUIError(readable(json.dumps({"error": "A part was refused.", **answer})), answer)
         return answer["prompt_id"]
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
-        """The record of a finished prompt; None while it has not finished."""
+        """The record of a finished prompt; None before its end."""
         return self.get(f"/history/{prompt_id}").get(prompt_id)
 
     def run(
@@ -125,7 +156,7 @@ class Client:
         limit = time.monotonic() + timeout
         while (record := self.history(prompt_id)) is None:
             if time.monotonic() > limit:
-                raise TimeoutError(f"The server keeps no record of prompt {prompt_id}.")
+                raise TimeoutError(f"The server has no record of prompt {prompt_id}.")
             time.sleep(0.05)
         for kind, data in record["status"]["messages"]:
             if kind == "execution_error":
@@ -138,60 +169,75 @@ class Client:
     def images(self, record: dict[str, Any]) -> list[bytes]:
         """The image files that a finished prompt saved or previewed, as bytes."""
         files = [file for output in record["outputs"].values() for file in output.get("images", [])]
-        return [self.fetch("/view?" + urllib.parse.urlencode(file)) for file in files]
+        return [self.fetch("/view?" + urlencode(file)) for file in files]
 
     def upload(self, name: str, content: bytes, *, overwrite: bool = True) -> str:
         """Put an image into the server's input folder; returns the name that LoadImage takes."""
-        boundary = uuid.uuid4().hex
-        fields = f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\n{str(overwrite).lower()}\r\n'
-        file = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
-        body = f"{fields}{file}".encode() + content + f"\r\n--{boundary}--\r\n".encode()
-        answer = self.fetch("/upload/image", body=body, kind=f"multipart/form-data; boundary={boundary}")
-        return json.loads(answer)["name"]
+        form = aiohttp.FormData({"overwrite": str(overwrite).lower()})
+        form.add_field("image", content, filename=name)
+        return json.loads(self.fetch("/upload/image", method="POST", data=form))["name"]
 
     def interrupt(self) -> None:
-        """Cancel what runs now."""
+        """Cancel the current run."""
         self.post("/interrupt")
 
     @contextmanager
     def events(self) -> Iterator[Events]:
-        """Listen to the server; queue with `client_id=events.client_id` to hear about a prompt."""
-        events = Events(self.url)
+        """The server's messages; a prompt queued with `client_id=events.client_id` reports its progress here."""
+        events = Events()
+        wait_for(events.connect(self.url))
         try:
             yield events
         finally:
-            events.socket.close()
+            wait_for(events.close())
 
 
 class Events:
-    """The stream of a server's messages; iterate for as long as wanted, or call `next` with a time limit."""
+    """The stream of a server's messages: `next` returns one, `until_done` yields those of a run."""
 
     END = {"execution_success", "execution_error", "execution_interrupted"}
 
-    def __init__(self, url: str):
+    def __init__(self) -> None:
         self.client_id = uuid.uuid4().hex
-        place = urllib.parse.urlsplit(url)
-        self.socket = WebSocket(place.hostname or "127.0.0.1", place.port or 80, f"/ws?clientId={self.client_id}")
-        hello = {"type": "feature_flags", "data": {"supports_preview_metadata": False}}
-        self.socket.send(json.dumps(hello))
+
+    async def connect(self, url: str) -> None:
+        """Open the WebSocket."""
+        self.session = aiohttp.ClientSession()
+        try:
+            # 0: no limit, because a preview of a large image exceeds the default of 4 MB.
+            self.socket = await self.session.ws_connect(f"{url}/ws?clientId={self.client_id}", max_msg_size=0)
+            await self.socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": False}})
+        except BaseException:
+            await self.session.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the WebSocket."""
+        await self.socket.close()
+        await self.session.close()
 
     def next(self, timeout: float = 60) -> Event:
         """The next message.
 
         Raises: TimeoutError if none comes in time; ComfyUIError if the server closed the connection.
         """
-        message = self.socket.receive(timeout)
-        if message is None:
+        try:
+            message = wait_for(self.socket.receive(timeout))
+        except asyncio.TimeoutError:  # Python 3.10 has a TimeoutError of its own for asyncio
+            raise TimeoutError(f"The server sent no message within {timeout:.1f} s.") from None
+        if message.type == aiohttp.WSMsgType.TEXT:
+            content = json.loads(message.data)
+            return Event(content["type"], content.get("data") or {})
+        if message.type != aiohttp.WSMsgType.BINARY:
             raise ComfyUIError("The server closed the connection: has it ended?")
-        if isinstance(message, str):
-            told = json.loads(message)
-            return Event(told["type"], told.get("data") or {})
-        (kind,) = struct.unpack(">I", message[:4])
-        # 1: a preview, after four bytes that name the image format; others (text) are passed on as they are.
-        return Event("preview", image=message[8:]) if kind == 1 else Event(f"binary_{kind}", image=message[4:])
+        (kind,) = struct.unpack(">I", message.data[:4])
+        # 1: a preview, after four bytes for the image format. The other kinds, such as text, are returned as they are.
+        return (
+            Event("preview", image=message.data[8:]) if kind == 1 else Event(f"binary_{kind}", image=message.data[4:])
+        )
 
     def until_done(self, prompt_id: str, *, timeout: float = 300) -> Iterator[Event]:
-        """All messages up to the one that says that the prompt has ended, that one included."""
+        """All messages up to the end of a prompt, the last one included."""
         limit = time.monotonic() + timeout
         while True:
             if time.monotonic() > limit:
@@ -203,6 +249,7 @@ class Events:
 
 
 def parsed(text: str) -> Any:
+    """The value of a JSON text; the text itself if it is no JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -210,7 +257,7 @@ def parsed(text: str) -> Any:
 
 
 def readable(text: str) -> str:
-    """The server's error answer in words: each refused node, its input and the reason."""
+    """The server's error answer as a message: each refused node, its input and the reason."""
     answer = parsed(text)
     if not isinstance(answer, dict) or "error" not in answer:
         return text.strip()[:2000]

@@ -1,4 +1,4 @@
-"""Telling a person what goes on: one line for each long step, its time, and what it is doing now."""
+"""Messages for the person at the keyboard: one line for each long step, with its time and its current detail."""
 
 from __future__ import annotations
 
@@ -11,63 +11,73 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard has to know; shown without a traceback."""
+    """An error that the user can mend; shown without a traceback."""
 
 
-UNREMARKABLE = ("WARNING", "Requirement already", "  ")  # lines of a command's output that tell a person nothing
+ROUTINE = ("WARNING", "Requirement already", "  ")  # starts of output lines that are not shown as a step's detail
 
 
 def say(text: str) -> None:
+    """Print a line at once."""
     print(text, flush=True)
 
 
 class Step:
-    """A long step: `with Step("Installing torch") as step: step.update("now this")`.
+    """A long step: `with Step("Installing torch") as step: step.update("its current detail")`.
 
-    On a terminal the line is redrawn in place. Elsewhere the step prints its start, a sign of life every 20 seconds
-    and its end, so that a log stays readable.
+    On a terminal the line is redrawn in place. Elsewhere the step prints its start, a line every 20 seconds and its
+    end, so that a log stays readable.
     """
 
-    def __init__(self, title: str, *, tick: float | None = None):
-        self.title, self.detail, self.told = title, "", 0.0
-        self.live = sys.stdout.isatty()
-        self.tick = tick or (0.2 if self.live else 20.0)
+    def __init__(self, title: str, *, interval: float | None = None):
+        self.title, self.detail, self.printed_at = title, "", 0.0
+        self.on_terminal = sys.stdout.isatty()
+        self.interval = interval or (0.2 if self.on_terminal else 20.0)
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._print_regularly, daemon=True)
 
     def __enter__(self) -> Step:
         self.start = time.monotonic()
-        if not self.live:
+        if not self.on_terminal:
             say(f"{self.title} ...")
         self._thread.start()
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        word = "done" if kind is None else "stopped" if kind is KeyboardInterrupt else "failed"
+        self.end(word)
+
+    def end(self, word: str) -> None:
+        """Print how the step ended and its time."""
         self._done.set()
         self._thread.join()
-        word = "done" if kind is None else "stopped" if kind is KeyboardInterrupt else "failed"
-        self._line(f"{self.title}: {word} ({self.seconds:.0f} s)", end="\n")
+        self._print(f"{self.title}: {word} ({self.seconds:.0f} s)", end="\n")
 
     @property
     def seconds(self) -> float:
+        """The time since the start."""
         return time.monotonic() - self.start
 
     def update(self, detail: str, *, now: bool = False) -> None:
-        """Say what the step does; `now` draws it at once, for steps that come slowly."""
+        """Set the current detail; `now` prints it at once, for steps with rare updates."""
         self.detail = " ".join(detail.split())[:100]
-        if now and (self.live or self.seconds - self.told >= 1):
-            self.told = self.seconds
-            self._line(f"{self.title} ({self.seconds:.0f} s) {self.detail}", end="" if self.live else "\n")
+        if now and (self.on_terminal or self.seconds - self.printed_at >= 1):
+            self.printed_at = self.seconds
+            self._print_detail()
 
-    def _beat(self) -> None:
-        while not self._done.wait(self.tick):
-            self._line(f"{self.title} ({self.seconds:.0f} s) {self.detail}", end="" if self.live else "\n")
+    def _print_regularly(self) -> None:
+        while not self._done.wait(self.interval):
+            self._print_detail()
 
-    def _line(self, text: str, end: str) -> None:
-        if self.live:
+    def _print_detail(self) -> None:
+        self._print(f"{self.title} ({self.seconds:.0f} s) {self.detail}", end="" if self.on_terminal else "\n")
+
+    def _print(self, text: str, end: str) -> None:
+        if self.on_terminal:
             width = shutil.get_terminal_size().columns - 1
             text = f"\r{text[:width]:<{width}}"
         print(text, end=end, flush=True)
@@ -80,9 +90,9 @@ def bar(value: int, total: int, width: int = 30) -> str:
 
 
 def run(command: Sequence[str | Path], *, title: str, log: Path, hints: Sequence[tuple[str, str]] = ()) -> None:
-    """Run a command as one step, its output kept in a log.
+    """Run a command as one step and append its output to a log.
 
-    Args: hints, pairs of (a phrase in the output, what it means for the user); the first that is found is shown.
+    Args: hints, pairs of (a phrase in the output, its meaning for the user); the first that is found is shown.
     Raises: UserError with the end of the output if the command fails.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -105,13 +115,14 @@ def run(command: Sequence[str | Path], *, title: str, log: Path, hints: Sequence
             for line in process.stdout:
                 file.write(line)
                 tail.append(line.rstrip())
-                if not line.startswith(UNREMARKABLE):
+                if not line.startswith(ROUTINE):
                     step.update(line)
             code = process.wait()
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+            process.stdout.close()
         if code:
             output = "\n".join(tail)
             meaning = next((f"{hint}\n" for phrase, hint in hints if phrase in output), "")

@@ -16,10 +16,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from scripts.client import Client, Prompt
+from scripts.client import Client
 from scripts.console import say
 from scripts.environment import ROOT
 from scripts.server import temporary_server
+from scripts.workflow import Prompt
 
 TARGET = ROOT / "web" / "docs"
 TILE, GAP, LABEL, FONT = 176, 8, 40, 13

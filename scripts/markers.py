@@ -1,4 +1,4 @@
-"""Stamp files: what was done last time, so that the second run has nothing to do."""
+"""Up-to-date markers: files with a hash of the inputs of a finished step, so that a second run skips the step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 
 def key(*parts: object) -> str:
-    """Hash of everything that a step's result depends on."""
+    """Hash of all inputs of a step."""
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
 
 
 def up_to_date(marker: Path, value: str) -> bool:
+    """Whether the step was finished with these inputs."""
     return marker.is_file() and marker.read_text(encoding="utf-8").strip() == value
 
 
 def write(marker: Path, value: str) -> None:
+    """Record that the step is finished."""
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.write_text(value + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Starts a ComfyUI server of our own, with its own folders and this pack in it, and stops it again."""
+"""Starts a ComfyUI server with folders of its own and this pack in it, and stops it again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scripts.installations import COMFYUI_HOME, Installation, find
 START_LIMIT = 300  # seconds; a first start on a slow disk compiles every module
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models")
 
-# A line in the server's log, and what it means for the user.
+# (a phrase in the server's log, its meaning for the user)
 LOG_HINTS = (
     ("No module named", "ComfyUI's Python lacks a package; install its requirements.txt, or set COMFYUI_PYTHON."),
     ("Address already in use", "Another program took the port; try again."),
@@ -31,7 +31,7 @@ LOG_HINTS = (
 
 
 class Server:
-    """A running ComfyUI: `with Server(installation, base) as server: server.client...`.
+    """A running ComfyUI: `with Server(installation, base) as server: server.client.run(prompt)`.
 
     Args: base, the folder that holds its models, input, output, user and custom_nodes folders; packs, the folders to
         load as custom nodes (default: this pack); arguments, further command line arguments for ComfyUI.
@@ -54,7 +54,7 @@ class Server:
         return self if self.process else self.start()
 
     def start(self) -> Server:
-        """Start it and wait until it answers; `with` does so too where this was not called before."""
+        """Start the server, unless `with` did, and wait until it answers."""
         for name in FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         for pack in self.packs:
@@ -82,8 +82,9 @@ class Server:
         self.stop()
 
     def command(self) -> list[str]:
+        """The command line, with the flags of this version of ComfyUI."""
         database = (self.base / "user" / "comfyui.db").as_posix()
-        optional = {  # left out where this version of ComfyUI does not know them
+        optional = {  # left out if this version of ComfyUI does not have them
             "--disable-api-nodes": (),
             "--disable-auto-launch": (),
             "--database-url": (f"sqlite:///{database}",),
@@ -113,7 +114,7 @@ class Server:
         raise UserError(f"ComfyUI did not answer within {START_LIMIT} s.\n{self.tail()}")
 
     def tail(self, lines: int = 25) -> str:
-        """The end of the server's log, and what it means where that is known."""
+        """The end of the server's log, after its meaning if that is known."""
         text = self.read_log()
         meaning = next((f"{hint}\n" for phrase, hint in LOG_HINTS if phrase in text), "")
         last = "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
@@ -141,6 +142,7 @@ class Server:
         raise UserError(f"ComfyUI has ended (exit status {code}).\n{self.tail()}")
 
     def stop(self) -> None:
+        """Stop the server; kill it if it does not end within 10 seconds."""
         if self.process is None or self.process.poll() is not None:
             return
         self.process.terminate()
@@ -153,7 +155,7 @@ class Server:
 
 @contextmanager
 def temporary_server(name: str) -> Iterator[Server]:
-    """A server for one job, in folders that go with it."""
+    """A server for one job, in folders that are deleted with it."""
     COMFYUI_HOME.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=COMFYUI_HOME, prefix=f"{name}-", ignore_cleanup_errors=True) as base:
         with Server(find(), Path(base)) as server:
@@ -161,13 +163,14 @@ def temporary_server(name: str) -> Iterator[Server]:
 
 
 def environment() -> dict[str, str]:
-    """The server's environment: unbuffered, and with no variable that would lead its Python to other packages."""
+    """The server's environment variables: unbuffered, and none that adds packages from elsewhere to its Python."""
     unwanted = {"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def free_port() -> int:
+    """A TCP port that no program uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -193,7 +196,7 @@ def place(pack: Path, link: Path) -> None:
 
 
 def has_accelerator(installation: Installation) -> bool:
-    """Whether the host's torch can use something faster than the processor."""
+    """Whether ComfyUI's torch has a device besides the CPU."""
     if sys.platform != "darwin" and installation.owned and is_cpu_build(installation.python):
         return False
     code = (
@@ -209,6 +212,6 @@ def has_accelerator(installation: Installation) -> bool:
 
 
 def is_cpu_build(python: Path) -> bool:
-    """Whether the installed torch was built for no accelerator at all; read from its files, as importing it is slow."""
+    """Whether the installed torch is a CPU build; read from its files, because the import is slow."""
     text = (site_packages(python) / "torch" / "version.py").read_text(encoding="utf-8")
     return all(re.search(rf"^{kind}\b.*= None$", text, re.MULTILINE) for kind in ("cuda", "hip", "xpu"))

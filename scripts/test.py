@@ -1,4 +1,4 @@
-"""Runs everything that says whether this project works: lint, types and all tests.
+"""Runs all checks of this project: lint, format, types and all tests.
 
     python scripts/test.py [pytest arguments]        for instance: python scripts/test.py tests/core -k schedule
 
@@ -18,7 +18,7 @@ if sys.version_info < (3, 10):
 from scripts import browser, installations
 from scripts.console import UserError, say
 
-# Name, arguments after `python -m`.
+# (name, arguments of `python -m`)
 CHECKS = (
     ("lint", ("ruff", "check", ".")),
     ("format", ("ruff", "format", "--check", ".")),
@@ -27,7 +27,10 @@ CHECKS = (
 
 
 def main(arguments: list[str]) -> int:
-    _, python = installations.find_for_tests()
+    """Make the environment, run all checks and print a summary; returns the exit status."""
+    installation, python = installations.find_for_tests()
+    if not installation.owned:
+        say(f"ComfyUI: {installation.folder} (its Python: {installation.python})")
     if browser.ensure() is None:
         say("No Chromium, Chrome or Edge was found: the browser tests will be skipped.")
     results = [(name, *timed(python, words)) for name, words in CHECKS]
@@ -49,7 +52,7 @@ def timed(python: Path, words: tuple[str, ...]) -> tuple[int, float]:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except UserError as trouble:
-        sys.exit(f"\n{trouble}")
+    except UserError as error:
+        sys.exit(f"\n{error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped.")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 Workflow = dict[str, Any]
-Prompt = dict[str, dict[str, Any]]
+Prompt = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}}
 ObjectInfo = dict[str, Any]
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}

@@ -1,21 +1,17 @@
-"""What the two commands are made of, without installing or starting anything."""
+"""The parts of the two commands, without an installation or a server."""
 
 from __future__ import annotations
 
 import io
-import socket
-import struct
+import subprocess
 import sys
 import tarfile
-import threading
 from pathlib import Path
 
 import pytest
 
-from scripts import environment, installations, markers
-from scripts.client import readable
-from scripts.console import UserError, bar, run
-from scripts.websocket import WebSocket
+from scripts import console, environment, installations, markers, run
+from scripts.console import UserError, bar
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -47,7 +43,7 @@ def make_comfyui(folder: Path) -> Path:
     return folder
 
 
-def test_the_installation_the_pack_lies_in_is_found(tmp_path, monkeypatch):
+def test_the_installation_that_contains_the_pack_is_found(tmp_path, monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     comfyui = make_comfyui(tmp_path / "ComfyUI")
     monkeypatch.setattr(installations, "ROOT", comfyui / "custom_nodes" / "pack")
@@ -66,7 +62,7 @@ def test_comfyui_path_wins_and_may_name_the_folder_above(tmp_path, monkeypatch):
         installations.installed()
 
 
-def test_only_flags_that_this_comfyui_knows_are_used(tmp_path):
+def test_only_flags_of_this_version_of_comfyui_are_used(tmp_path):
     found = installations.Installation(make_comfyui(tmp_path / "c"), Path(sys.executable), owned=False)
     assert found.knows("--cpu") and not found.knows("--database-url")
 
@@ -84,73 +80,56 @@ def test_the_archive_gives_only_its_comfyui_folder_and_nothing_outside_it(tmp_pa
     assert files == ["in/ComfyUI/main.py"]
 
 
-def test_a_stamp_is_fresh_only_for_what_it_was_written_for(tmp_path):
+def test_a_marker_is_up_to_date_only_for_the_inputs_it_was_written_for(tmp_path):
     marker, value = tmp_path / "s", markers.key("v1", ("a", "b"))
     assert not markers.up_to_date(marker, value)
     markers.write(marker, value)
     assert markers.up_to_date(marker, value) and not markers.up_to_date(marker, markers.key("v1", ("a", "c")))
 
 
-def test_a_failing_command_shows_the_end_of_its_output_and_what_it_means(tmp_path):
+def test_a_failing_command_shows_the_end_of_its_output_and_its_meaning(tmp_path):
     code = "print('No space left on device'); raise SystemExit(3)"
     hints = [("No space left", "The disk is full.")]
     with pytest.raises(UserError, match=r"(?s)Doing failed.*The disk is full.*No space left on device.*log"):
-        run([sys.executable, "-c", code], title="Doing", log=tmp_path / "log", hints=hints)
+        console.run([sys.executable, "-c", code], title="Doing", log=tmp_path / "log", hints=hints)
 
 
 def test_a_bar_is_empty_at_the_start_and_full_at_the_end():
     assert bar(0, 4, width=4) == "[....] 0/4" and bar(4, 4, width=4) == "[####] 4/4"
 
 
-def test_a_refusal_is_said_in_words():
-    reason = {"message": "Value too small", "details": "width"}
-    answer = '{"error": {"message": "Bad", "details": ""}, "node_errors": {"7": {"class_type": "N", "errors": [%s]}}}'
-    text = readable(answer % str(reason).replace("'", '"'))
-    assert text == "Bad\nN (node 7): Value too small: width"
+BOOTSTRAP = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"aiohttp", "yarl", "torch", "numpy", "PIL"}:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Block())
+sys.path.insert(0, sys.argv[1])
+import scripts.run, scripts.test
+print(scripts.run.options(["a star", "--seed", "3"]).seed)
+"""
 
 
-def frame(opcode: int, data: bytes, *, final: bool = True) -> bytes:
-    size = len(data)
-    if size < 126:
-        length = bytes([size])
-    else:
-        length = struct.pack(">BH", 126, size) if size < 65536 else struct.pack(">BQ", 127, size)
-    return bytes([(0x80 if final else 0) | opcode]) + length + data
+def test_the_two_commands_start_with_the_standard_library_alone(tmp_path):
+    command = [sys.executable, "-c", BOOTSTRAP, str(ROOT)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "3", done.stderr
 
 
-@pytest.fixture
-def websocket_server():
-    """A server that accepts one WebSocket and sends the frames it was given."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve(frames: list[bytes]) -> int:
-        def answer() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + b"".join(frames))
-                connection.settimeout(5)
-                while connection.recv(4096):
-                    pass
-
-        threading.Thread(target=answer, daemon=True).start()
-        return listener.getsockname()[1]
-
-    yield serve
-    listener.close()
+def test_a_wrong_option_ends_the_command_before_anything_is_installed(monkeypatch):
+    monkeypatch.setattr(installations, "find", lambda: pytest.fail("it went on"))
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--no-such-option"])
 
 
-def test_messages_of_every_length_and_in_pieces_arrive_whole(websocket_server):
-    long, huge = b"x" * 300, bytes(range(256)) * 300
-    pieces = [frame(1, b"he", final=False), frame(9, b"ping"), frame(0, b"llo")]
-    port = websocket_server([frame(1, b"a"), frame(2, long), frame(2, huge), *pieces, frame(8, b"")])
-    connection = WebSocket("127.0.0.1", port, "/ws")
-    assert [connection.receive(5) for _ in range(5)] == ["a", long, huge, "hello", None]
-    connection.close()
-
-
-def test_silence_is_a_timeout(websocket_server):
-    connection = WebSocket("127.0.0.1", websocket_server([]), "/ws")
-    with pytest.raises(TimeoutError):
-        connection.receive(0.1)
-    connection.close()
+def test_generate_runs_with_the_python_that_was_found_and_gets_all_options(monkeypatch, tmp_path):
+    found = installations.Installation(tmp_path, tmp_path / "python", owned=True)
+    monkeypatch.setattr(installations, "find", lambda: found)
+    commands: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda path, command: commands.append(command))
+    monkeypatch.setattr("os.name", "posix")
+    run.main(["a star", "--output", "x.png"])
+    assert commands == [[str(found.python), str(ROOT / "scripts" / "generate.py"), "a star", "--output", "x.png"]]
