@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..models.adaln import ROWS
-from ..text.tokens import PhraseError, TokenMap
+from ..text.tokens import NoTokenMap, TokenMap
 from .spec import BlockControl
 
 POSITIVE, NEGATIVE = 0, 1
@@ -287,10 +287,7 @@ def _positions(control: BlockControl, tokens_of: TokenMap | None, registers: int
     if not control.phrases and control.part == "all":
         return range(tokens)
     if tokens_of is None:
-        raise PhraseError(
-            "a phrase or an encoder's part can only be found in a prompt that TripleTextEncode encoded: "
-            "put TripleTextEncode in the place of the node that made this conditioning"
-        )
+        raise NoTokenMap
     places = (place + registers for place in tokens_of.positions(control.phrases, control.part))
     return [place for place in places if place < tokens]
 

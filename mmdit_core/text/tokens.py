@@ -1,4 +1,4 @@
-"""Where each word of a prompt stands in the text that a model reads, so that a phrase can be found there."""
+"""Positions of a prompt's words in the context that a model reads, so that a phrase is found there."""
 
 from __future__ import annotations
 
@@ -8,150 +8,182 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-PARTS = {"all": None, "clip": True, "t5": False}  # part -> whether its encoders are CLIPs
+PARTS = {"all": None, "clip": True, "t5": False}  # part of the context -> whether its encoders are CLIPs
 
 
 class PhraseError(ValueError):
-    """A phrase that is not in the prompt."""
+    """A phrase, or an encoder's part of the context, cannot be found in a prompt."""
+
+
+class PhraseNotFound(PhraseError):
+    """A phrase is not in the prompt.
+
+    Attributes: phrase; part, "all", "clip" or "t5"; words of the prompt, one text for each different one of the
+    encoders; missing, the names of the encoders that are missing or dropped.
+    """
+
+    def __init__(self, phrase: str, part: str, words: tuple[str, ...], missing: tuple[str, ...]):
+        self.phrase, self.part, self.words, self.missing = phrase, part, words, missing
+        where = "the prompt" if part == "all" else f"the prompt's {part} part"
+        super().__init__(
+            f"{phrase!r} is not in {where}{_missing(missing)}. The prompt's words: {' | '.join(words) or 'none'}"
+        )
+
+
+class PartNotFound(PhraseError):
+    """None of a prompt's encoders is of this part. Attributes: part; encoders, names of those present; missing."""
+
+    def __init__(self, part: str, encoders: tuple[str, ...], missing: tuple[str, ...]):
+        self.part, self.encoders, self.missing = part, encoders, missing
+        names = ", ".join(encoders) or "nothing"
+        super().__init__(f"the prompt has no {part} part{_missing(missing)}; its encoders are: {names}")
+
+
+class NoTokenMap(PhraseError):
+    """A phrase or a part is requested of a context whose prompt is unknown: it has no token map."""
+
+    def __init__(self) -> None:
+        super().__init__("the context has no token map, which a phrase or an encoder's part is found with")
+
+
+def _missing(names: tuple[str, ...]) -> str:
+    return f" ({', '.join(names)}: missing or dropped)" if names else ""
 
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a prompt as an encoder cut it: its letters, lower case, and its tokens' places in the context."""
+    """One word of a prompt as an encoder splits it: its letters, lower case, and its tokens' positions in the
+    context."""
 
     text: str
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class EncoderTokens:
-    """One encoder's share of a context.
+    """One encoder's tokens in a context.
 
-    Fields: name for people; is_clip; first and last, its places are first <= place < last; words, in the prompt's
-    order; present, False where the encoder is missing or dropped, so that its places hold nothing.
+    Fields: name for people; is_clip; start and stop, the range of its positions; words, in the prompt's order; present,
+    False if the encoder is missing or dropped, so that its positions hold zeros.
     """
 
     name: str
     is_clip: bool
-    first: int
-    last: int
+    start: int
+    stop: int
     words: tuple[Word, ...]
     present: bool = True
 
 
 @dataclass(frozen=True)
 class TokenMap:
-    """The tokens of one prompt, encoder by encoder. CLIP-L and CLIP-G share places: they lie side by side."""
+    """The tokens of one prompt by encoder. CLIP-L and CLIP-G have the same positions: they are joined on the
+    channels."""
 
     encoders: tuple[EncoderTokens, ...]
 
     def positions(self, phrases: Iterable[str] = (), part: str = "all") -> tuple[int, ...]:
-        """Places in the context of some phrases, in the encoders of a part; of all tokens where no phrase is given.
+        """Positions in the context of all occurrences of phrases, or of all tokens if no phrase is given.
 
-        Raises: PhraseError for a phrase that none of these encoders holds, with the prompt's words; for a part that the
-            prompt does not have.
+        Args: phrases, whole words of the prompt; empty ones are skipped; part, a name in PARTS: which encoders.
+        Returns: positions, rising.
+        Raises: PhraseNotFound if none of these encoders has the phrase; PartNotFound if none is of the part.
         """
-        wanted = PARTS[part]
-        encoders = [e for e in self.encoders if e.present and (wanted is None or e.is_clip == wanted)]
+        is_clip = PARTS[part]
+        encoders = [e for e in self.encoders if e.present and (is_clip is None or e.is_clip == is_clip)]
         phrases = [phrase for phrase in phrases if phrase.strip()]
+        missing = tuple(e.name for e in self.encoders if not e.present)
         if not phrases:
             if not encoders:
-                names = ", ".join(e.name for e in self.encoders if e.present) or "nothing"
-                raise PhraseError(f"the prompt has no {part} part{self._dropped()}; it was read by {names}")
-            return tuple(sorted({place for e in encoders for place in range(e.first, e.last)}))
-        places: set[int] = set()
+                raise PartNotFound(part, tuple(e.name for e in self.encoders if e.present), missing)
+            return tuple(sorted({position for e in encoders for position in range(e.start, e.stop)}))
+        positions: set[int] = set()
         for phrase in phrases:
-            found = [place for e in encoders for place in _find(phrase, e.words)]
+            found = [position for e in encoders for position in _find(phrase, e.words)]
             if not found:
-                raise PhraseError(self._not_found(phrase, part))
-            places.update(found)
-        return tuple(sorted(places))
-
-    def _not_found(self, phrase: str, part: str) -> str:
-        where = "the prompt" if part == "all" else f"the prompt's {part} part"
-        lists = {" ".join(word.text for word in e.words if word.text) for e in self.encoders if e.present}
-        words = " | ".join(sorted(lists)) or "none"
-        return f"{phrase!r} is not in {where}{self._dropped()}. The prompt's words: {words}"
-
-    def _dropped(self) -> str:
-        names = ", ".join(e.name for e in self.encoders if not e.present)
-        return f" ({names}: missing or dropped)" if names else ""
+                texts = {" ".join(word.text for word in e.words if word.text) for e in self.encoders if e.present}
+                raise PhraseNotFound(phrase, part, tuple(sorted(texts)), missing)
+            positions.update(found)
+        return tuple(sorted(positions))
 
 
 def normalise(text: str) -> str:
-    """Lower case, composed characters, no spaces: how tokenizers of different kinds agree on a word."""
+    """Lower case, composed characters (NFKC), no spaces: the form in which words of all tokenizers compare equal."""
     return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text).lower())
 
 
 def words_of(pieces: Sequence[tuple[str, bool, int]]) -> tuple[Word, ...]:
     """Join an encoder's tokens to words.
 
-    Args: pieces, for each token of the prompt (no start, end or padding): its letters, whether a word begins with it,
-        and its place in the context.
+    Args: pieces, for each token of the prompt (no start, end or padding): its letters, True if it begins a word, and
+        its position in the context.
+    Returns: the words, in order.
     """
     words: list[tuple[str, list[int]]] = []
-    for letters, begins, place in pieces:
+    for letters, begins, position in pieces:
         if begins or not words:
             words.append(("", []))
-        text, places = words[-1]
-        words[-1] = (text + normalise(letters), [*places, place])
-    return tuple(Word(text, tuple(places)) for text, places in words)
+        text, positions = words[-1]
+        words[-1] = (text + normalise(letters), [*positions, position])
+    return tuple(Word(text, tuple(positions)) for text, positions in words)
 
 
 def _find(phrase: str, words: Sequence[Word]) -> list[int]:
-    """Places of every occurrence of a phrase, whole words only: 'red' is not in 'hundred'.
+    """Positions of every occurrence of a phrase, whole words only: 'red' is not in 'hundred'.
 
-    Tokenizers disagree on where a word begins and ends ("blue," is one word or two, "-haired" too), so that letters are
-    compared, and a word may have marks around the phrase. Where words are not parted by spaces, any letters may match.
+    Tokenizers split words differently ("blue," is one word or two, and so is "-haired"), so letters are compared, and a
+    word may have punctuation around the phrase. In scripts without spaces between words any letters may match.
     """
-    sought = normalise(phrase)
-    if not sought:
+    target = normalise(phrase)
+    if not target:
         return []
-    if all(map(_is_unspaced, sought)):
-        return _covering(sought, words)
+    if all(map(_is_unspaced, target)):
+        return _find_letters(target, words)
     found: list[int] = []
     for start, first in enumerate(words):
-        if not first.text or (_is_mark(first.text) and not _is_mark(sought[0])):
+        if not first.text or (_is_mark(first.text) and not _is_mark(target[0])):
             continue
         letters = ""
-        places: list[int] = []
+        positions: list[int] = []
         for word in words[start:]:
             letters += word.text
-            places.extend(word.places)
-            bare = letters if _is_mark(sought[0]) else _without_leading_marks(letters)
-            if len(bare) >= len(sought):
-                if bare == sought or (bare.startswith(sought) and _is_mark(bare[len(sought) :])):
-                    found.extend(places)
+            positions.extend(word.positions)
+            bare = letters if _is_mark(target[0]) else _without_leading_marks(letters)
+            if len(bare) >= len(target):
+                if bare == target or (bare.startswith(target) and _is_mark(bare[len(target) :])):
+                    found.extend(positions)
                 break
     return found
 
 
-def _covering(sought: str, words: Sequence[Word]) -> list[int]:
-    """Places of the words that hold any of the letters sought, which stand side by side."""
+def _find_letters(target: str, words: Sequence[Word]) -> list[int]:
+    """Positions of the words that any letter of an occurrence of `target` belongs to."""
     text = "".join(word.text for word in words)
     owners = [word for word in words for _ in word.text]
-    starts = [at for at in range(len(text)) if text.startswith(sought, at)]
-    return [place for at in starts for word in owners[at : at + len(sought)] for place in word.places]
+    starts = [start for start in range(len(text)) if text.startswith(target, start)]
+    found = (word for start in starts for word in owners[start : start + len(target)])
+    return [position for word in found for position in word.positions]
 
 
 def _is_mark(letters: str) -> bool:
-    """Whether there is nothing but punctuation and symbols."""
+    """True if all are punctuation or symbols."""
     return all(unicodedata.category(letter)[0] in "PS" for letter in letters)
 
 
 def _is_unspaced(letter: str) -> bool:
-    """Whether a letter is of the East Asian scripts, whose words no space parts."""
+    """True for a letter of the East Asian scripts, which have no spaces between words."""
     return ord(letter) > 0x2E7F and not _is_mark(letter)
 
 
 def _without_leading_marks(letters: str) -> str:
-    return letters[next((at for at, letter in enumerate(letters) if not _is_mark(letter)), len(letters)) :]
+    start = next((index for index, letter in enumerate(letters) if not _is_mark(letter)), len(letters))
+    return letters[start:]
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letters that byte-level tokenizers write for bytes: printable ones stand for themselves, others follow 255.
+    """Letter -> byte in byte-level vocabularies: a printable byte is its own letter, the others follow 255.
 
-    Source: Radford et al. 2019 (GPT-2); CLIP's and Qwen's vocabularies are written so.
+    Source: Radford et al. 2019 (GPT-2); CLIP and Qwen use it.
     """
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
@@ -159,26 +191,27 @@ def _byte_letters() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_letters()
-WORD_START = ("\u2581", "\u0120")  # T5's and Qwen's mark of a space before a token
-WORD_END = "</w>"  # CLIP's mark of a space after one
+WORD_START = ("\u2581", "\u0120")  # in T5's and Qwen's entries: a space precedes the token
+WORD_END = "</w>"  # in CLIP's entries: a space follows the token
 
 
 def words_of_entries(entries: Sequence[tuple[str, int]], byte_level: bool) -> tuple[Word, ...]:
-    """Join entries of a tokenizer's vocabulary to words; marks (punctuation, symbols) begin one of their own.
+    """Join entries of a tokenizer's vocabulary to words; a run of punctuation or symbols is a word of its own.
 
-    Args: entries, for each token of the prompt its entry and its place in the context; byte_level, whether an entry's
-        letters stand for bytes (CLIP, Qwen) and not for themselves (T5).
+    Args: entries, for each token of the prompt its entry and its position in the context; byte_level, True if the
+        letters of an entry are bytes (CLIP, Qwen), False if they are text (T5).
+    Returns: the words, in order.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     pieces: list[tuple[str, bool, int]] = []
     ended = True
-    for entry, place in entries:
+    for entry, position in entries:
         letters = entry.removesuffix(WORD_END).lstrip("".join(WORD_START))
-        inside = bool(decoder.getstate()[0])  # the token before holds the first bytes of a letter that ends here
+        inside = bool(decoder.getstate()[0])  # the last token ends within the bytes of a letter
         if byte_level and all(letter in _BYTE_OF for letter in letters):
             letters = decoder.decode(bytes(_BYTE_OF[letter] for letter in letters))
-        parted = bool(letters) and (_is_mark(letters[0]) or _is_unspaced(letters[0]))
-        begins = ended or parted or entry.startswith(WORD_START)
-        pieces.append((letters, begins and not inside, place))
-        ended = entry.endswith(WORD_END) or (parted and (_is_mark(letters[-1]) or _is_unspaced(letters[-1])))
+        separate = bool(letters) and (_is_mark(letters[0]) or _is_unspaced(letters[0]))
+        begins = ended or separate or entry.startswith(WORD_START)
+        pieces.append((letters, begins and not inside, position))
+        ended = entry.endswith(WORD_END) or (separate and (_is_mark(letters[-1]) or _is_unspaced(letters[-1])))
     return words_of(pieces)

@@ -12,7 +12,7 @@ import torch
 from ...mmdit_core.control.block_prompt import SecondText, add_second_texts
 from ...mmdit_core.control.hooks import BlockCallCount, ModelCall, compile_controls
 from ...mmdit_core.control.spec import BlockControl
-from ...mmdit_core.text.tokens import PhraseError, TokenMap
+from ...mmdit_core.text.tokens import NoTokenMap, PhraseError, TokenMap
 from . import patching as attaching
 from .frontend import messages as ui
 from .run import adaln_cache as prepared
@@ -217,7 +217,9 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     try:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     except PhraseError as error:  # found out in the sampler, but the dial is another node's
-        raise PhraseError(f"TextBoost: phrase: {error}. Write whole words of the prompt, one phrase a line") from error
+        unknown = isinstance(error, NoTokenMap)
+        right = "Encode the prompt with TripleTextEncode" if unknown else "Write whole words of the prompt, one a line"
+        raise PhraseError(f"TextBoost: phrase: {error}. {right}") from error
 
 
 def _mask_in_closure(core, kwargs: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.load import to_diffusers
 from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
-from mmdit_core.text.tokens import EncoderTokens, PhraseError, TokenMap, words_of
+from mmdit_core.text.tokens import EncoderTokens, NoTokenMap, PhraseError, TokenMap, words_of
 
 CONFIG = MMDiTConfig(
     hidden_size=128, num_heads=2, depth=5, context_dim=48, pooled_dim=40, pos_embed_max_size=8, qk_norm="rms",
@@ -156,9 +156,9 @@ def test_a_phrase_means_the_positive_branch_alone(model):
     assert torch.equal(run(model, [both]), run(model, [positive]))
 
 
-def test_a_phrase_without_a_token_map_says_which_node_makes_one(model):
+def test_a_phrase_without_a_token_map_is_an_error_of_its_own(model):
     without = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, 0.5)
-    with pytest.raises(ValueError, match="TripleTextEncode"):
+    with pytest.raises(NoTokenMap, match="has no token map"):
         run(model, [BlockControl("boost", (1,), 2.0, phrases=("red",))], without)
     with pytest.raises(PhraseError, match="'green' is not in the prompt.*red circle"):
         run(model, [BlockControl("boost", (1,), 2.0, phrases=("green",))])

@@ -78,8 +78,8 @@ class Encoded:
         said = {}
         for encoder in self.map.encoders:
             ids = [token for chunk in self.tokens[KEYS[encoder.name]] for token, *_ in chunk]
-            offset = encoder.first if encoder.name != "qwen25_7b" else -TEMPLATE
-            inside = [ids[place - offset] for place in places if encoder.first <= place < encoder.last]
+            offset = encoder.start if encoder.name != "qwen25_7b" else -TEMPLATE
+            inside = [ids[place - offset] for place in places if encoder.start <= place < encoder.stop]
             if encoder.present and inside:
                 said[encoder.name] = self.tokenizers[encoder.name].decode(inside).strip().lower()
         return said
@@ -182,7 +182,7 @@ def test_prompts_of_two_clip_chunks(text, sd3):
     clip_places = encoded.map.positions(["red circle"], "clip")
     assert 154 > min(clip_places) > 77 and encoded.said("red circle") == dict.fromkeys(SD3_ENCODERS, "red circle")
     t5 = next(encoder for encoder in encoded.map.encoders if encoder.name == "T5")
-    assert (t5.first, t5.last) == (154, encoded.context.shape[1])
+    assert (t5.start, t5.stop) == (154, encoded.context.shape[1])
     assert encoded.counts[0].used == 30 * 4 + 3
 
 
