@@ -72,7 +72,7 @@ def _zero_star(args: dict[str, Any], guidance: Guidance) -> Tensor:
 
 
 def _projected(args: dict[str, Any], guidance: Guidance) -> Tensor:
-    return args["input"] - apg(args["cond_denoised"], args["uncond_denoised"], args["cond_scale"])[0]
+    return args["input"] - apg(args["cond_denoised"], args["uncond_denoised"], args["cond_scale"])
 
 
 # The host asks for the guided x - denoised; "cond" and "uncond" are the same of the predictions: sigma * velocity.
