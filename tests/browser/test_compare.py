@@ -164,7 +164,7 @@ def test_a_batch_has_a_page_for_each_picture(comfy):
     dialog = overlay(comfy)
     assert "1 of 2" in dialog.inner_text()
     before = dialog.locator("img.with").get_attribute("src")
-    dialog.get_by_role("button", name="Next picture").click()
+    dialog.get_by_role("button", name="Next image").click()
     assert "2 of 2" in dialog.inner_text() and dialog.locator("img.with").get_attribute("src") != before
     comfy.page.keyboard.press("Escape")
 
@@ -217,7 +217,7 @@ def test_what_cannot_be_compared_is_said(comfy):
     boost(comfy)
     comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; }}")
     choose(comfy)
-    assert "No picture depends on Text Boost" in toast(comfy)
+    assert "No image depends on Text Boost" in toast(comfy)
     assert comfy.page.locator("dialog.mmdit-compare").count() == 0
 
 

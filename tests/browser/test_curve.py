@@ -58,7 +58,7 @@ def sampler(comfy):
 
 def test_the_curve_follows_the_dials_and_is_what_then_runs(comfy, test_output):
     before = sampler(comfy)
-    seen = until(comfy, "/^Noise levels: 4 steps, shift/.test(c.label)")
+    seen = until(comfy, "/^Sigmas: 4 steps, shift/.test(c.label)")
     assert seen["there"] and len(levels(seen["run"])) == 5 and seen["bands"][0][0] == "cfg 4.5"
     comfy.run(SET, ["FlowMatchingSampler", {"schedule": "karras", "shift": 5, "cfg_end": 0.5, "end_step": 3}])
     seen = until(comfy, "c.said.includes('shift 5') && c.said.includes('runs 0 to 3 of 4')")
@@ -86,7 +86,7 @@ def pnginfo(comfy, record):
 
 
 def test_dials_are_followed_while_a_person_types_them(comfy):
-    until(comfy, "/^Noise levels: 4 steps/.test(c.label)")
+    until(comfy, "/^Sigmas: 4 steps/.test(c.label)")
     comfy.fit()
     if comfy.renderer == "nodes2":
         box = comfy.page.locator("[data-node-id] input[aria-valuemax='10000']").first.bounding_box()
@@ -107,7 +107,7 @@ def test_dials_are_followed_while_a_person_types_them(comfy):
         field = comfy.page.locator(".graphdialog input")
         field.fill("9")
         field.press("Enter")
-    seen = until(comfy, "/^Noise levels: 9 steps/.test(c.label)")
+    seen = until(comfy, "/^Sigmas: 9 steps/.test(c.label)")
     assert len(levels(seen["run"])) == 10
 
 
@@ -147,7 +147,7 @@ def test_what_is_not_known_here_is_said(comfy):
         const node = app.graph._nodes.find((each) => each.type === "FlowMatchingSampler");
         node.disconnectInput(0);
     }""")
-    until(comfy, "!c.run && c.said.includes('model is not known')")
+    until(comfy, "!c.run && c.said.includes('model is unknown')")
     comfy.run(SET, ["FlowMatchingSampler", {"shift": 3}])
     until(comfy, "c.said.includes('4 steps, shift 3')")
     comfy.run(SET, ["FlowMatchingSampler", {"size_shift": "sd3"}])
@@ -162,7 +162,7 @@ def test_what_is_not_known_here_is_said(comfy):
         const node = app.graph._nodes.find((each) => each.type === "FlowMatchingSampler");
         sigmas.connect(0, node, node.inputs.findIndex((slot) => slot.name === "sigmas"));
     }""")
-    until(comfy, "!c.run && c.said.includes('sigmas comes from a link')")
+    until(comfy, "!c.run && c.said.includes('sigmas is linked')")
 
 
 def test_where_the_server_cannot_tell_there_is_no_curve(comfy):

@@ -47,7 +47,7 @@ def test_prompts_tell_their_tokens_while_they_are_typed(comfy, test_output):
     comfy.run(SET, ["TripleTextEncode", {"t5_length": "77", "prompt": "a red circle and " * 40}])
     until(comfy, "TripleTextEncode", "/CLIP-L 160 in 3.*T5 76 \\+\\d+ cut/.test(note)")
     cut = comfy.page.locator(".mmdit-note .bad")
-    assert cut.count() == 1 and cut.get_attribute("title").startswith("Not read: ")
+    assert cut.count() == 1 and cut.get_attribute("title").startswith("Cut: ")
     comfy.run(SET, ["TripleTextEncode", {"t5_length": "auto"}])
     until(comfy, "TripleTextEncode", "/T5 \\d{3}\\b(?! \\+)/.test(note)")
     assert comfy.page.locator(".mmdit-note .warn").count() == 1
@@ -63,7 +63,7 @@ def test_tokens_are_those_of_the_encoders_that_are_linked(comfy):
     note = until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+\\s*T5 \\d+\\s*negative/.test(note)")
     assert "CLIP-G" not in note
     comfy.load(WORKFLOW.with_name("qwen-image.json"))
-    note = until(comfy, "TripleTextEncode", "/^prompt\\s*counted when it runs/.test(note)")
+    note = until(comfy, "TripleTextEncode", "/^prompt\\s*counted during the run/.test(note)")
     assert "CLIP" not in note and "T5" not in note
 
 
@@ -71,25 +71,25 @@ def test_tokens_follow_the_loader_when_another_kind_is_chosen(comfy):
     comfy.load(WORKFLOW.with_name("flux1-dev.json"))
     until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+\\s*T5 \\d+/.test(note)")
     comfy.run(KIND, "sd3")  # two of three, and which ones is not said
-    until(comfy, "TripleTextEncode", "/^prompt\\s*counted when it runs/.test(note)")
+    until(comfy, "TripleTextEncode", "/^prompt\\s*counted during the run/.test(note)")
     comfy.run(KIND, "flux")
     until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+/.test(note)")
 
 
 def test_the_speed_plan_tells_its_price_before_anything_runs_and_keeps_it(comfy):
     comfy.load(WORKFLOW.with_name("speed-plan.json"))
-    price = "/^46% of the predictions over 28 steps small model: -0.2 of 100 pictures right/.test(note)"
+    price = "/^computes 46% of the predictions in 28 steps small model: -0.2 of 100 images right/.test(note)"
     until(comfy, "SpeedPlan", price)
     comfy.run(SET, ["SpeedPlan", {"speedup": "1x (off)"}])
-    until(comfy, "SpeedPlan", "/^everything is computed$/.test(note)")
+    until(comfy, "SpeedPlan", "/^computes everything$/.test(note)")
     comfy.run(SET, ["SpeedPlan", {"speedup": "3x"}])
-    until(comfy, "SpeedPlan", "/^32% of the predictions/.test(note)")
+    until(comfy, "SpeedPlan", "/^computes 32% of the predictions/.test(note)")
     saved = comfy.graph()
     comfy.load(saved)
-    until(comfy, "SpeedPlan", "/^32% of the predictions/.test(note)")
+    until(comfy, "SpeedPlan", "/^computes 32% of the predictions/.test(note)")
     comfy.run(FEW)
     comfy.queue()
-    until(comfy, "SpeedPlan", "/^32% of the predictions/.test(note)")
+    until(comfy, "SpeedPlan", "/^computes 32% of the predictions/.test(note)")
 
 
 def test_the_sampler_tells_its_steps_and_then_what_ran(comfy):
@@ -103,7 +103,7 @@ def test_the_sampler_tells_its_steps_and_then_what_ran(comfy):
     numbers = [int(text.split()[1]) for text in steps]
     assert numbers == sorted(set(numbers)) and numbers[-1] == 4, "the server leaves out some where steps are quick"
     assert len(steps) > 1 and all(text.split(",")[0].endswith(" of 4") for text in steps)
-    assert all(" s a step, " in text for text in steps[1:])
+    assert all(" s per step, " in text for text in steps[1:])
     shown = comfy.run("""() => app.graph._nodes.find((node) => node.type === "FlowMatchingSampler")
         .widgets.find((widget) => widget.name === "$$node-text-preview")?.value""")
     assert shown and not shown.startswith("step "), "after the run, the summary stands there"

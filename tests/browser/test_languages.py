@@ -111,7 +111,7 @@ def look_at_curve(comfy) -> None:
     figure = comfy.page.locator(".mmdit-figure")
     comfy.page.wait_for_function("document.querySelector('.mmdit-figure').ariaLabel.includes('12 步')")
     assert re.fullmatch(
-        r"噪声水平：12 步，偏移 [\d.]+（模型自带），从 1 到 0。CFG 4.5：第 0 到 11 步。增强 1-3：第 0 到 \d 步。",
+        r"sigma：12 步，偏移 [\d.]+（模型自带），从 1 到 0。CFG 4.5：第 0 到 11 步。增强 1-3：第 0 到 \d 步。",
         figure.get_attribute("aria-label") or "",
     )
     assert figure.locator(".mmdit-band").all_inner_texts() == ["CFG 4.5", "增强 1-3"]

@@ -1,8 +1,8 @@
-// What comes with the first node of the pack and serves all of them: these listen to the server and the page. What only
-// some nodes need comes with the first of these, as mmdit.js says; it exports nodeCreated(node) if it adds to them.
+// What every node of the pack needs, loaded with the first one: modules that listen to the server and the frontend.
+// mmdit.js loads the other modules by node type; a module that adds something to its nodes exports nodeCreated(node).
 
 import "./panels/compare.mjs";
 import "./panels/errors.mjs";
 import "./panels/progress.mjs";
 
-export { forget } from "./page/frontend.mjs";
+export { clearRequests } from "./page/frontend.mjs";

@@ -1,9 +1,8 @@
-// The one script that ComfyUI loads by itself: it imports every .js of a pack while the page opens. The others, the
-// .mjs beside it, come with the first node that needs them.
+// The entry script. ComfyUI imports every .js file of a pack at startup, so this is the only one; the .mjs modules are
+// imported with the first node that needs them.
 //
-// Here is what a node needs in the moment that it is made: the place of its strip, a plain text field until the strip
-// is here, and the values that a person chose for new nodes. Where this script does not load either, the inputs stay
-// the plain text fields that the server describes.
+// It holds what a node needs on creation: a widget for its strip, with a plain text field until the strip's module is
+// loaded, and the user's defaults for new nodes. Without this script the inputs are the server's plain text fields.
 
 import { app } from "../../../scripts/app.js";
 
@@ -11,7 +10,7 @@ const [, PACK] = decodeURIComponent(new URL(import.meta.url).pathname).match(/\/
 
 const TYPE = "MMDIT_BLOCKS";
 const INPUT = "blocks";
-// Node -> what it does to a block, in a word; levels: its blocks may have strengths.
+// Node -> its action on a block; levels: each block can have its own strength.
 const STRIPS = {
   BlockSkip: { action: "skip" },
   TextBoost: { action: "boost", levels: true },
@@ -19,61 +18,61 @@ const STRIPS = {
   BlockPrompt: { action: "prompt" },
   BlockAnalysis: { action: "analyse" },
 };
-// What comes with the first node of this pack, and with the first of some of them.
-const [PARTS, BLOCKS] = ["all_nodes.mjs", "widgets/block_widget.mjs"];
+// Modules: for all nodes, for nodes with a strip, and for some node types.
+const [ALL_NODES, STRIP] = ["all_nodes.mjs", "widgets/block_widget.mjs"];
 const TOKENS = "panels/tokens.mjs";
-const OWN = { FlowMatchingSampler: "panels/curve.mjs", TripleTextEncode: TOKENS, SpeedPlan: "panels/speed_plan.mjs" };
-const here = new Map(); // name of a module -> it
-const coming = new Map(); // name -> the promise of it
-const HEIGHT = { plain: 78, levels: 94 }; // pixels in the classic renderer: that of strip.css and both margins
+const BY_TYPE = { FlowMatchingSampler: "panels/curve.mjs", TripleTextEncode: TOKENS, SpeedPlan: "panels/speed_plan.mjs" };
+const loaded = new Map(); // name -> module
+const loading = new Map(); // name -> promise of the module
+const HEIGHT = { plain: 78, levels: 94 }; // pixels: the height in strip.css and two margins
 const MARGIN = 5;
 
 const SAMPLER = "FlowMatchingSampler";
-// What a node works on -> a title of one of the colours that the host offers for nodes.
+// Name of a node colour of ComfyUI -> the nodes that get it.
 const COLOURS = {
   blue: [SAMPLER, "FlowInvert", "MMDiTSampler", "SpeedPlan"],
   green: ["TripleTextEncode"],
   cyan: ["MMDiTLoader"],
   purple: Object.keys(STRIPS),
 };
-const SOLVERS = ["euler"]; // the server's list takes its place
-// Input of the sampler -> the setting that says what a new one gets.
-const CHOSEN = { steps: "MMDiT.NewSampler.Steps", cfg: "MMDiT.NewSampler.Cfg", solver: "MMDiT.NewSampler.Solver" };
+const SOLVERS = ["euler"]; // replaced by the server's list
+// Input of the sampler -> the setting with its default for new nodes.
+const DEFAULTS = { steps: "MMDiT.NewSampler.Steps", cfg: "MMDiT.NewSampler.Cfg", solver: "MMDiT.NewSampler.Solver" };
 const NEW = "New Flow Matching Samplers";
 const NODES = "MMDiT nodes";
-const onlyNew = "For nodes that you add from now on. Workflows that you open keep their own value.";
-const chosen = (input, name, more) => ({
-  id: CHOSEN[input],
+const onlyNew = "For nodes that you add from now on. Nodes in saved workflows keep their value.";
+const defaultFor = (input, name, more) => ({
+  id: DEFAULTS[input],
   name,
-  category: ["MMDiT", NEW, CHOSEN[input].split(".").at(-1)],
+  category: ["MMDiT", NEW, DEFAULTS[input].split(".").at(-1)],
   tooltip: onlyNew,
   ...more,
 });
-// In the dialog the last one stands first. Their words in other languages: locales/*/settings.json, main.json.
+// The dialog shows the last one first. Translations: locales/*/settings.json and main.json.
 const SETTINGS = [
-  chosen("solver", "Solver", { type: "combo", options: SOLVERS, defaultValue: "euler" }),
-  chosen("cfg", "Guidance (cfg)", {
+  defaultFor("solver", "Solver", { type: "combo", options: SOLVERS, defaultValue: "euler" }),
+  defaultFor("cfg", "Guidance (cfg)", {
     type: "number",
     attrs: { min: 0, max: 100, step: 0.1, maxFractionDigits: 2 },
     defaultValue: 4.5,
   }),
-  chosen("steps", "Steps", { type: "number", attrs: { min: 1, max: 10000, step: 1 }, defaultValue: 28 }),
+  defaultFor("steps", "Steps", { type: "number", attrs: { min: 1, max: 10000, step: 1 }, defaultValue: 28 }),
   {
     id: "MMDiT.Nodes.Tokens",
     name: "Count tokens while typing",
     category: ["MMDiT", NODES, "Tokens"],
     tooltip:
-      "Triple Text Encode shows how many tokens each encoder reads and what is cut. The texts go to your own ComfyUI " +
-      "server only.",
+      "Triple Text Encode shows how many tokens each encoder uses and which are cut. The texts are sent to your own " +
+      "ComfyUI server only.",
     type: "boolean",
     defaultValue: true,
-    onChange: () => here.get(TOKENS)?.settingsChanged(),
+    onChange: () => loaded.get(TOKENS)?.settingsChanged(),
   },
   {
     id: "MMDiT.Nodes.Strip",
     name: "Blocks as a strip",
     category: ["MMDiT", NODES, "Strip"],
-    tooltip: "Off: a plain text field, such as 0-5, 9. It takes effect on nodes as they are added or opened.",
+    tooltip: "Off: a plain text field, such as 0-5, 9. Applies to nodes when they are added or opened.",
     type: "boolean",
     defaultValue: true,
   },
@@ -87,7 +86,7 @@ const SETTINGS = [
   },
 ];
 
-const ours = new Set(); // types of this pack's nodes
+const ours = new Set(); // this pack's node types
 
 app.registerExtension({
   name: "mmdit",
@@ -100,74 +99,74 @@ app.registerExtension({
     if (STRIPS[definition.name] && inputs[INPUT]) inputs[INPUT][1] = { ...inputs[INPUT][1], widgetType: TYPE };
     if (definition.name === SAMPLER) SOLVERS.splice(0, SOLVERS.length, ...choices(inputs.solver));
   },
-  // The host waits for it: the nodes of a workflow find everything here.
+  // ComfyUI awaits this, so the modules are loaded before the nodes of a workflow are created.
   async beforeConfigureGraph(graph) {
-    const inside = graph?.definitions?.subgraphs ?? [];
-    const nodes = [graph, ...inside].flatMap((each) => each?.nodes ?? []);
-    await Promise.all([...new Set(nodes.flatMap(({ type }) => modulesOf(type)))].map(bring));
+    const subgraphs = graph?.definitions?.subgraphs ?? [];
+    const nodes = [graph, ...subgraphs].flatMap((each) => each?.nodes ?? []);
+    await Promise.all([...new Set(nodes.flatMap(({ type }) => modulesOf(type)))].map(load));
   },
   nodeCreated(node) {
     if (node.subgraph) drawPromoted(node);
     if (!ours.has(node.comfyClass)) return;
-    if (node.comfyClass === SAMPLER) chooseValues(node);
+    if (node.comfyClass === SAMPLER) applyDefaults(node);
     colour(node);
-    // Nodes 2.0 leaves room for the advanced inputs, which it hides; it grows a node to what it shows.
+    // Nodes 2.0 reserves space for the advanced inputs, which it hides; at height 0 it grows the node to fit.
     if (globalThis.LiteGraph?.vueNodesMode) node.setSize([node.size[0], 0]);
     for (const name of modulesOf(node.comfyClass)) withModule(name, (module) => module.nodeCreated?.(node));
   },
-  refreshComboInNodes: () => here.get(PARTS)?.forget(),
-  afterConfigureGraph: () => here.get(BLOCKS)?.watched(),
+  refreshComboInNodes: () => loaded.get(ALL_NODES)?.clearRequests(),
+  afterConfigureGraph: () => loaded.get(STRIP)?.updateStrips(),
 });
 
-/** The modules that a node of a type needs. */
+/** The modules that a node type needs. */
 function modulesOf(type) {
-  return ours.has(type) ? [PARTS, STRIPS[type] ? BLOCKS : OWN[type]].filter(Boolean) : [];
+  return ours.has(type) ? [ALL_NODES, STRIPS[type] ? STRIP : BY_TYPE[type]].filter(Boolean) : [];
 }
 
-/** Another module; null where it cannot be had, and then it is asked for again. */
-function bring(name) {
-  if (!coming.has(name)) {
+/** Import a module. Returns: a promise of it, or of null on failure; a failed import is tried again next time. */
+function load(name) {
+  if (!loading.has(name)) {
     const failed = (error) => {
-      console.error("MMDiT: its nodes stay plain, a script did not load.", error);
-      coming.delete(name);
+      console.error("MMDiT: a script did not load; the nodes show plain inputs.", error);
+      loading.delete(name);
       return null;
     };
-    const came = (module) => here.set(name, module).get(name);
-    coming.set(name, import(`./${name}`).then(came, failed));
+    const done = (module) => loaded.set(name, module).get(name);
+    loading.set(name, import(`./${name}`).then(done, failed));
   }
-  return coming.get(name);
+  return loading.get(name);
 }
 
-/** Do something with another module: now, or when it is here. */
+/** Call run(module): now if the module is loaded, else once it is. */
 function withModule(name, run) {
-  if (here.has(name)) run(here.get(name));
-  else bring(name).then((module) => module && run(module));
+  if (loaded.has(name)) run(loaded.get(name));
+  else load(name).then((module) => module && run(module));
 }
 
 function choices([kind, options] = []) {
   return Array.isArray(kind) ? kind : (options?.options ?? []);
 }
 
-/** What the settings dialog says of one of the settings above. */
+/** The value of one of the settings above. */
 export function setting(id) {
   const { defaultValue } = SETTINGS.find((each) => each.id === id);
   return app.extensionManager?.setting?.get(id) ?? defaultValue;
 }
 
-/** Give a new sampler the values of the settings. A saved or copied one brings its own, and misses none of these. */
-function chooseValues(node) {
-  const usual = new Map();
+/** Give a new sampler the user's defaults. A saved or copied node has its own values and starts from the server's. */
+function applyDefaults(node) {
+  const original = new Map();
   for (const widget of node.widgets ?? []) {
-    if (!Object.hasOwn(CHOSEN, widget.name)) continue;
-    usual.set(widget, widget.value);
-    widget.value = setting(CHOSEN[widget.name]);
+    if (!Object.hasOwn(DEFAULTS, widget.name)) continue;
+    original.set(widget, widget.value);
+    widget.value = setting(DEFAULTS[widget.name]);
   }
   unlessSaved(node, () => {
-    for (const [widget, value] of usual) widget.value = value;
+    for (const [widget, value] of original) widget.value = value;
   });
 }
 
-/** Colour a new node's title. A saved or copied one brings its own colour, or none. */
+/** Colour a new node's title. A saved or copied node keeps its own colour, or none. */
 function colour(node) {
   const [name] = Object.entries(COLOURS).find(([, types]) => types.includes(node.comfyClass)) ?? [];
   const { color } = globalThis.LGraphCanvas?.node_colors?.[name] ?? {};
@@ -176,36 +175,36 @@ function colour(node) {
   unlessSaved(node, () => (node.color = undefined));
 }
 
-/** Take back what a new node was given, before it is told what a saved one holds. */
-function unlessSaved(node, takeBack) {
+/** Call undo before a node gets the values of a saved one: ComfyUI creates saved nodes like new ones. */
+function unlessSaved(node, undo) {
   const { configure } = node;
   let saved = false;
   node.configure = function (...values) {
-    if (!saved) takeBack();
+    if (!saved) undo();
     saved = true;
     return configure.apply(this, values);
   };
 }
 
 function blocksWidget(node, name, [, options]) {
-  const usual = String(options?.default ?? "");
-  if (!setting("MMDiT.Nodes.Strip")) return app.widgets.STRING(node, name, ["STRING", { default: usual }], app);
-  let text = usual;
+  const initial = String(options?.default ?? "");
+  if (!setting("MMDiT.Nodes.Strip")) return app.widgets.STRING(node, name, ["STRING", { default: initial }], app);
+  let text = initial;
   const value = { get: () => text, set: (now) => (text = now) };
   const widget = addStrip({ node, about: node, name, value });
   return { widget, minWidth: 320, minHeight: widget.computeSize(320)[1] };
 }
 
 /**
- * Put a strip on a node. Args: about, the node whose blocks it chooses: another one where the input was promoted out
- * of a subgraph; value, { get, set } of the text.
+ * Add a strip to a node. Args: about, the node whose blocks it chooses; not `node` if the input is promoted out of a
+ * subgraph; value, { get, set } of the text.
  */
 function addStrip({ node, about, name, value }) {
   const kind = STRIPS[about.comfyClass];
   const element = document.createElement("div");
   let show = () => {};
   const height = kind.levels ? HEIGHT.levels : HEIGHT.plain;
-  // As high as it will be: its style sheet comes later, and a node must not grow under someone's hand.
+  // The final height: the style sheet loads later, and a node must not grow during a drag.
   element.style.minHeight = `${height - 2 * MARGIN}px`;
   const widget = addElement(node, name, TYPE, element, () => height, {
     getValue: value.get,
@@ -215,12 +214,12 @@ function addStrip({ node, about, name, value }) {
     },
     margin: MARGIN,
   });
-  if (!here.has(BLOCKS)) show = plainField(element, widget);
-  withModule(BLOCKS, ({ drawStrip }) => (show = drawStrip({ node, about, widget, element, kind })));
+  if (!loaded.has(STRIP)) show = plainField(element, widget);
+  withModule(STRIP, ({ drawStrip }) => (show = drawStrip({ node, about, widget, element, kind })));
   return widget;
 }
 
-/** What stands in a strip's place until it is here. Returns: a function that shows a text. */
+/** The field shown until the strip's module is loaded. Returns: a function that shows a text. */
 function plainField(element, widget) {
   const field = document.createElement("input");
   field.ariaLabel = widget.name;
@@ -232,26 +231,23 @@ function plainField(element, widget) {
   };
 }
 
-/** Put a widget of HTML on a node, as high as `height()` says in both renderers. */
+/** Add an HTML widget to a node; `height()` is its height in both renderers. */
 export function addElement(node, name, type, element, height, options) {
   const widget = node.addDOMWidget(name, type, element, { hideOnZoom: false, ...options });
   widget.computeSize = (width) => [width, height()];
-  // It would take all spare height in Nodes 2.0.
+  // With it, the widget would take all spare height in Nodes 2.0.
   widget.computeLayoutSize = undefined;
-  // An open side panel would shrink it in the middle of a click.
+  // With a width, an open side panel would shrink the widget during a click.
   Object.defineProperty(widget, "width", { get: () => undefined, set: () => {} });
   return widget;
 }
 
-/**
- * Draw strips on a subgraph's node, too, for the inputs that it promotes: the host draws promoted text areas only, and
- * leaves other widgets that are HTML blank.
- */
+/** Draw strips for inputs that a subgraph promotes: ComfyUI draws promoted text areas only and leaves other HTML blank. */
 function drawPromoted(node) {
   const before = node.createPromotedHostWidget;
   node.createPromotedHostWidget = function (input, id, source) {
-    const settled = this.graph?.getNodeById(this.id) === this; // before that its id is another
-    const stored = source.type === TYPE && settled ? this._projectPromotedWidget?.(input) : null;
+    const added = this.graph?.getNodeById(this.id) === this; // until then its id is temporary
+    const stored = source.type === TYPE && added ? this._projectPromotedWidget?.(input) : null;
     if (!stored) return before?.call(this, input, id, source);
     const value = { get: () => String(stored.value ?? ""), set: (now) => (stored.value = now) };
     return addStrip({ node: this, about: source.node, name: input.name, value });

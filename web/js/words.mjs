@@ -1,8 +1,8 @@
-// The page's own words in each language that it speaks; the server's, such as names of inputs, come from locales/.
+// The texts of these modules in each language. The nodes' own texts, such as names of inputs, are in locales/.
 
 import { app } from "./page/frontend.mjs";
 
-const percent = (share) => `${Math.round(100 * share)}%`;
+const percent = (fraction) => `${Math.round(100 * fraction)}%`;
 const signed = (points) => (points > 0 ? `+${points}` : `${points}`);
 
 const en = {
@@ -15,7 +15,7 @@ const en = {
   copy: "Copy text",
   paste: "Paste text",
   noPreset: "No preset",
-  otherModel: (model) => `It was published for ${model}; this is another model.`,
+  otherModel: (model) => `Published for ${model}; the connected model is another one.`,
 
   skip: "skip",
   boost: "boost",
@@ -31,26 +31,26 @@ const en = {
   row: (first, last) => `blocks ${first} to ${last}`,
   kinds: (double, total) => `double 0–${double - 1}, single ${double}–${total - 1}`,
   nothing: "none",
-  fromLink: "from the link",
-  whenRun: "counted when it runs",
-  price: (plan) =>
+  fromLink: "linked",
+  whenRun: "counted during the run",
+  planCost: (plan) =>
     plan
       ? [
-          `${percent(plan.work)} of the predictions over ${plan.steps} steps`,
-          `small model: ${signed(plan.points)} of 100 pictures right (${signed(plan.low)} to ${signed(plan.high)})`,
+          `computes ${percent(plan.work)} of the predictions in ${plan.steps} steps`,
+          `small model: ${signed(plan.points)} of 100 images right (${signed(plan.low)} to ${signed(plan.high)})`,
         ]
-      : ["everything is computed"],
+      : ["computes everything"],
   fromPreset: "from the preset",
   preset: (name) => `preset: ${name}`,
-  wrong: ({ message }) => message, // as the server says it
+  wrong: ({ message }) => message, // the same as the server's
 
   count: (label, used) => `${label} ${used}`,
   cut: (count) => ` +${count} cut`,
   chunks: (count) => ` in ${count}`,
-  notRead: (texts) => `Not read: ${texts}`,
-  tooLong: "Longer than any text in SD3's training: expect artefacts at the edges.",
+  cutTexts: (texts) => `Cut: ${texts}`,
+  tooLong: "Longer than any text in SD3's training: artefacts at the edges are likely.",
   step: (step, of) => `step ${step} of ${of}`,
-  pace: (each, left) => `, ${each} s a step, ${left} s to go`,
+  pace: (each, left) => `, ${each} s per step, ${left} s left`,
   colon: ": ",
 };
 
@@ -61,7 +61,7 @@ const WRONG = {
     (single ? `（双流 d0 到 d${double - 1}，单流 s0 到 s${single - 1}）` : ""),
   noStrength: () => "这里不能写强度，只写块号即可",
   strength: () => "冒号后的强度须为不小于 0 的数，如 3:1.5",
-  share: () => "百分比不能超过 100%",
+  percent: () => "百分比不能超过 100%",
   backwards: () => "范围写反了，请把较小的块号写在前面",
 };
 
@@ -75,7 +75,7 @@ const zh = {
   copy: "复制文本",
   paste: "粘贴文本",
   noPreset: "不用预设",
-  otherModel: (model) => `该预设为 ${model} 发布，当前是另一个模型。`,
+  otherModel: (model) => `该预设针对 ${model} 发布，当前连接的是另一个模型。`,
 
   skip: "跳过",
   boost: "增强",
@@ -91,23 +91,23 @@ const zh = {
   row: (first, last) => `块 ${first} 到 ${last}`,
   kinds: (double, total) => `双流 0–${double - 1}，单流 ${double}–${total - 1}`,
   nothing: "未选",
-  fromLink: "由连线给出",
+  fromLink: "来自连线",
   whenRun: "运行时计数",
-  price: (plan) =>
+  planCost: (plan) =>
     plan
       ? [
           `${plan.steps} 步中计算 ${percent(plan.work)} 的预测`,
-          `小模型：每 100 张图中正确的增减 ${signed(plan.points)} 张（${signed(plan.low)} 到 ${signed(plan.high)}）`,
+          `小模型：每 100 张图中正确数变化 ${signed(plan.points)} 张（${signed(plan.low)} 到 ${signed(plan.high)}）`,
         ]
       : ["计算全部预测"],
-  fromPreset: "由预设给出",
+  fromPreset: "来自预设",
   preset: (name) => `预设：${name}`,
   wrong: ({ part, kind }, blocks) => `“${part}”：${WRONG[kind](blocks)}`,
 
   count: (label, used) => `${label} ${used}`,
   cut: (count) => ` 截去 ${count}`,
   chunks: (count) => ` 分 ${count} 段`,
-  notRead: (texts) => `未读入：${texts}`,
+  cutTexts: (texts) => `截去：${texts}`,
   tooLong: "比 SD3 训练时的任何文本都长：画面边缘可能出现瑕疵。",
   step: (step, of) => `第 ${step} / ${of} 步`,
   pace: (each, left) => `，每步 ${each} 秒，还需 ${left} 秒`,
@@ -116,7 +116,7 @@ const zh = {
 
 export const LANGUAGES = { en, zh };
 
-/** The words of the language that the host's settings name; English for one that is not here. */
+/** The texts in ComfyUI's language; English if there is no translation. */
 export function words(languages = LANGUAGES) {
   return languages[app.extensionManager?.setting?.get("Comfy.Locale")] ?? languages.en;
 }

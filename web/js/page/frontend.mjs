@@ -1,4 +1,4 @@
-// What the strips need of ComfyUI's page, in one place: undo, canvas gestures, themes, requests.
+// ComfyUI's frontend, for the other modules: undo, canvas gestures, style sheets, requests.
 
 import { api } from "../../../../scripts/api.js";
 import { app } from "../../../../scripts/app.js";
@@ -6,9 +6,9 @@ import { addElement, setting } from "../mmdit.js";
 
 export { api, app, setting };
 
-const styles = new Map(); // name of a style sheet -> the promise that it is there
+const styles = new Map(); // name -> promise
 
-/** Load a style sheet of css/, once; resolves when it is there, or cannot be had. */
+/** Load a style sheet of css/, once. Returns: a promise, resolved on success and failure. */
 export function addStyles(name) {
   if (!styles.has(name)) {
     const link = document.createElement("link");
@@ -19,13 +19,13 @@ export function addStyles(name) {
   return styles.get(name);
 }
 
-/** Make the graph as it is now a step that Ctrl+Z goes back to. */
-export function remember() {
+/** Record the present graph as one step of undo. */
+export function recordUndo() {
   const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
-/** Whether nodes are drawn as HTML (Nodes 2.0) and not on the canvas. */
+/** True if nodes are drawn as HTML (Nodes 2.0), false if on the canvas. */
 export function drawnAsHtml() {
   return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
@@ -37,54 +37,54 @@ export function make(tag, className, text = "") {
   return element;
 }
 
-/** As addElement, for an element that leaves to the canvas what it does not use. */
+/** As addElement, with wheel and middle button forwarded to the canvas. */
 export function addHtml(node, name, type, element, height, options) {
-  passToCanvas(element);
+  forwardToCanvas(element);
   return addElement(node, name, type, element, height, options);
 }
 
-/** Give the canvas what an element above it does not use: wheel to zoom, middle button to pan. */
-export function passToCanvas(element) {
+/** Forward the wheel (zoom) and the middle button (pan) to the canvas. */
+export function forwardToCanvas(element) {
   element.addEventListener(
     "wheel",
     (event) => {
-      if (drawnAsHtml()) return; // it gets there by itself
+      if (drawnAsHtml()) return; // the event bubbles to the canvas
       event.preventDefault();
       app.canvas.processMouseWheel(event);
     },
     { passive: false },
   );
-  const whileMiddle = (kind, handle, held) =>
+  const forwardMiddle = (kind, handle, matches) =>
     element.addEventListener(kind, (event) => {
-      if (held(event)) app.canvas[handle](event);
+      if (matches(event)) app.canvas[handle](event);
     });
-  whileMiddle("pointerdown", "processMouseDown", (event) => event.button === 1);
-  whileMiddle("pointermove", "processMouseMove", (event) => event.buttons & 4);
-  whileMiddle("pointerup", "processMouseUp", (event) => event.button === 1);
+  forwardMiddle("pointerdown", "processMouseDown", (event) => event.button === 1);
+  forwardMiddle("pointermove", "processMouseMove", (event) => event.buttons & 4);
+  forwardMiddle("pointerup", "processMouseUp", (event) => event.button === 1);
 }
 
-/** Do something more after a method of a host's object. */
+/** Call `more` after each call of a method of one of ComfyUI's objects. */
 export function after(object, method, more) {
-  const before = object[method];
+  const original = object[method];
   object[method] = function (...values) {
-    const result = before?.apply(this, values);
+    const result = original?.apply(this, values);
     more.apply(this, values);
     return result;
   };
 }
 
-/** The node of an execution: "5", or "12:5" for node 5 in the subgraph that is node 12. */
-export function nodeOfExecution(execution) {
+/** The node of an execution id: "5", or "12:5" for node 5 in the subgraph of node 12. */
+export function nodeOfExecution(executionId) {
   let graph = app.rootGraph ?? app.graph;
   let node = null;
-  for (const id of String(execution).split(":")) {
+  for (const id of String(executionId).split(":")) {
     node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id)) ?? null;
     graph = node?.subgraph;
   }
   return node;
 }
 
-/** The JSON that an address answers with, null where it has none or cannot be reached. Args: body, what to post there. */
+/** The JSON at an address, null on failure. Args: body, sent by POST; without it: GET. */
 export async function request(address, body) {
   try {
     const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
@@ -95,20 +95,19 @@ export async function request(address, body) {
   }
 }
 
-const answers = new Map(); // address -> promise of its answer
+const responses = new Map(); // address -> promise of its JSON
 
-/** A route of this pack, asked once for each address; null where the server does not know it or cannot be reached. */
-export function ask(address) {
-  if (!answers.has(address)) {
-    const answer = request(address);
-    answers.set(address, answer);
-    // A server that was away may be back.
-    answer.then((found) => found === null && answers.delete(address));
+/** As request, once for each address; a failed request is sent again next time. */
+export function requestOnce(address) {
+  if (!responses.has(address)) {
+    const response = request(address);
+    responses.set(address, response);
+    response.then((found) => found === null && responses.delete(address));
   }
-  return answers.get(address);
+  return responses.get(address);
 }
 
-/** Forget the answers: the files may be others now. */
-export function forget() {
-  answers.clear();
+/** Drop the stored responses: the files may have changed. */
+export function clearRequests() {
+  responses.clear();
 }

@@ -1,5 +1,5 @@
-// "Compare with and without" for the block controls: an entry of their menu, a button of the selection's toolbox and a
-// command, to which a key can be given. What it does comes with the first use.
+// "Compare with and without" for the block nodes: a menu entry, a button of the selection toolbox, and a command that can
+// be given a key. The rest is loaded with the first use.
 
 import { app } from "../page/frontend.mjs";
 import { words } from "../words.mjs";
@@ -36,6 +36,6 @@ async function compare(nodes) {
     const { compareWithout } = await import("./compare_run.mjs");
     await compareWithout(nodes);
   } catch (error) {
-    console.error("MMDiT: no comparison.", error);
+    console.error("MMDiT: the comparison failed.", error);
   }
 }

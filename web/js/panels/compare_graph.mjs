@@ -1,23 +1,24 @@
-// From a prompt to one that makes each picture twice: as it is, and without some of its nodes. The graph in the page is
-// not touched. All that does not depend on these nodes is there once, and what was made before comes from the cache.
+// Extends a prompt (in ComfyUI's sense: a graph in API form) so that it makes each image twice: as it is, and without some
+// nodes. Nodes that do not depend on these are shared, and earlier results come from ComfyUI's cache. The user's graph
+// does not change.
 
-const TITLE = "without"; // in the names of the nodes that are there twice
+const PREFIX = "without"; // of the ids of copied nodes
 const PREVIEW = "PreviewImage";
 
 /**
- * Args: prompt, in API form: id -> { class_type, inputs }; skipped, ids of nodes that hand their input `model` on where
- * they are left out; pictures, [id, slot] of outputs that are IMAGE.
- * Returns: { prompt, with all nodes that were in it, so that their results stay in the cache; pairs, for each picture
- * that depends on a skipped node the ids of its two previews }.
+ * Args: prompt, in API form: id -> { class_type, inputs }; skipped, ids of nodes to leave out, whose input `model` replaces
+ * their output; images, [id, slot] of IMAGE outputs.
+ * Returns: { prompt, with all original nodes, so that their results stay cached; pairs, for each image that depends on a
+ * skipped node the ids of its two previews }.
  */
-export function twice(prompt, skipped, pictures) {
+export function twice(prompt, skipped, images) {
   const changed = downstream(prompt, skipped);
   const made = { ...prompt };
-  const name = (id) => `${TITLE}-${String(id).replaceAll(":", "-")}`;
+  const name = (id) => `${PREFIX}-${String(id).replaceAll(":", "-")}`;
   const rewired = (value) => {
     if (!isLink(value)) return value;
     let [id, slot] = value;
-    // Several that follow each other; a ring would be no prompt.
+    // Several skipped nodes in a row; a prompt has no cycles.
     while (skipped.has(id) && isLink(prompt[id].inputs.model)) [id, slot] = prompt[id].inputs.model;
     return [changed.has(id) ? name(id) : id, slot];
   };
@@ -27,11 +28,11 @@ export function twice(prompt, skipped, pictures) {
     made[name(id)] = { ...prompt[id], inputs: Object.fromEntries(inputs) };
     for (const source of sources(prompt[id])) if (changed.has(source) && !skipped.has(source)) copy(source);
   };
-  const pairs = pictures
+  const pairs = images
     .filter(([id]) => changed.has(id))
     .map(([id, slot], number) => {
       copy(id);
-      const [a, b] = [`with-${number}`, `${TITLE}-preview-${number}`];
+      const [a, b] = [`with-${number}`, `${PREFIX}-preview-${number}`];
       made[a] = { class_type: PREVIEW, inputs: { images: [id, slot] } };
       made[b] = { class_type: PREVIEW, inputs: { images: [name(id), slot] } };
       return [a, b];
@@ -39,7 +40,7 @@ export function twice(prompt, skipped, pictures) {
   return { prompt: made, pairs };
 }
 
-/** Ids of the nodes that depend on some nodes, and of these. */
+/** The given ids and the ids of all nodes that depend on them. */
 function downstream(prompt, ids) {
   const found = new Set(ids);
   for (let before = -1; before !== found.size; ) {

@@ -1,4 +1,4 @@
-// Queues the graph as it is once more, with and without a block control, and shows both pictures when they are there.
+// Queues the graph with and without a block node, and shows both images.
 
 import { twice } from "./compare_graph.mjs";
 import { addStyles, api, app, make, nodeOfExecution, request } from "../page/frontend.mjs";
@@ -7,17 +7,17 @@ import { words } from "../words.mjs";
 const TEXTS = {
   en: {
     title: (names) => `With and without ${names}`,
-    nothing: (names) => `No picture depends on ${names}: connect it to a sampler and a Save Image node, and switch it on.`,
+    nothing: (names) => `No image depends on ${names}. Connect it to a sampler and a Save Image node, and enable it.`,
     refused: "The server refused the graph.",
     failed: "The comparison ended with an error.",
     cancelled: "The comparison was cancelled.",
     running: (names) => `Rendering without ${names}`,
     cancel: "Cancel",
-    busy: "A comparison is running already.",
+    busy: "A comparison is already running.",
   },
   zh: {
     title: (names) => `使用与不使用 ${names}`,
-    nothing: (names) => `没有图像依赖于 ${names}：请把它连接到采样器和保存图像节点，并确认它已启用。`,
+    nothing: (names) => `没有图像依赖于 ${names}。请把它连接到采样器和保存图像节点，并启用它。`,
     refused: "服务器拒绝了此工作流。",
     failed: "对比因错误而结束。",
     cancelled: "对比已取消。",
@@ -30,34 +30,34 @@ await addStyles("popup.css");
 
 const ENDS = ["execution_success", "execution_error", "execution_interrupted", "status"];
 const CONTROL = "control_after_generate";
-const LIFE = 6000; // ms that a message stands
+const TOAST_MS = 6000;
 
 let running = false;
 
-/** Args: nodes of the page whose input `model` goes on to their output where they are left out. */
+/** Args: nodes of the graph to leave out; their input `model` replaces their output. */
 export async function compareWithout(nodes) {
   const text = words(TEXTS);
-  if (running) return say("info", text.busy);
+  if (running) return toast("info", text.busy);
   running = true;
   const names = nodes.map((node) => node.title).join(", ");
   try {
     const { output, workflow } = await app.graphToPrompt();
     const prompt = asLastRun(output, await lastPrompt());
     const skipped = new Set(Object.keys(prompt).filter((id) => nodes.includes(nodeOfExecution(id))));
-    const { prompt: both, pairs } = twice(prompt, skipped, picturesIn(prompt));
-    if (!pairs.length) return say("warn", text.nothing(names));
+    const { prompt: both, pairs } = twice(prompt, skipped, imagesIn(prompt));
+    if (!pairs.length) return toast("warn", text.nothing(names));
     const ended = await queue(both, workflow, pairs.flat(), text, names);
-    if (ended.kind === "cancelled") return say("info", text.cancelled);
-    if (ended.kind === "failed") return say("error", text.failed, ended.words);
+    if (ended.kind === "cancelled") return toast("info", text.cancelled);
+    if (ended.kind === "failed") return toast("error", text.failed, ended.message);
     const { show } = await import("./compare_view.mjs");
-    show(text.title(names), pairs.flatMap(([a, b]) => together(ended.outputs[a], ended.outputs[b])));
+    show(text.title(names), pairs.flatMap(([a, b]) => pairsOf(ended.outputs[a], ended.outputs[b])));
   } finally {
     running = false;
   }
 }
 
-/** [id, slot] of each picture that an output node shows or saves. */
-function picturesIn(prompt) {
+/** [id, slot] of each image that an output node shows or saves. */
+function imagesIn(prompt) {
   const found = Object.entries(prompt).flatMap(([id, { inputs }]) => {
     const node = nodeOfExecution(id);
     if (!node?.constructor?.nodeData?.output_node) return [];
@@ -68,8 +68,8 @@ function picturesIn(prompt) {
 }
 
 /**
- * The prompt with the seeds of the last run, where seeds change by themselves: with those that are in the widgets now,
- * no half of the comparison would be the picture that one sees, nor be in the cache.
+ * The prompt with the seeds of the last run for seeds that change after each run. With the new seeds neither half would be
+ * the image on screen, nor in the cache.
  */
 function asLastRun(prompt, last) {
   return Object.fromEntries(
@@ -90,44 +90,44 @@ async function lastPrompt() {
   return last?.prompt?.[2];
 }
 
-/** Run a prompt. Returns: { kind: "done", outputs }, { kind: "failed", words } or { kind: "cancelled" }. */
+/** Run a prompt. Returns: { kind: "done", outputs }, { kind: "failed", message } or { kind: "cancelled" }. */
 async function queue(prompt, workflow, targets, text, names) {
   let id;
   try {
     ({ prompt_id: id } = await api.queuePrompt(0, { output: prompt, workflow }, { partialExecutionTargets: targets }));
   } catch (error) {
-    return { kind: "failed", words: reasonOf(error) ?? text.refused };
+    return { kind: "failed", message: reasonOf(error) ?? text.refused };
   }
   const bar = statusBar(text.running(names), text.cancel, () => cancel(id));
-  const tell = ({ detail }) => detail.prompt_id === id && bar.tell(words().step(detail.value, detail.max));
-  api.addEventListener("progress", tell);
+  const show = ({ detail }) => detail.prompt_id === id && bar.show(words().step(detail.value, detail.max));
+  api.addEventListener("progress", show);
   try {
     return await endOf(id);
   } finally {
-    api.removeEventListener("progress", tell);
+    api.removeEventListener("progress", show);
     bar.remove();
   }
 }
 
-/** Waits for the end of a job, whatever ends it. */
+/** Wait until a job ends, in any way. */
 function endOf(id) {
   return new Promise((resolve) => {
-    const look = async () => {
-      const queued = await request("/queue"); // first: a job that leaves it is in the history at once
+    const check = async () => {
+      const queued = await request("/queue"); // first: a job that leaves the queue is in the history at once
       if (!queued || [...queued.queue_running, ...queued.queue_pending].some((item) => item[1] === id)) return;
       const record = (await request(`/history/${id}`))?.[id];
-      for (const event of ENDS) api.removeEventListener(event, look);
+      for (const event of ENDS) api.removeEventListener(event, check);
       resolve(record ? endIn(record) : { kind: "cancelled" });
     };
-    for (const event of ENDS) api.addEventListener(event, look);
-    void look();
+    for (const event of ENDS) api.addEventListener(event, check);
+    void check();
   });
 }
 
 function endIn({ status, outputs }) {
   if (status?.status_str === "success") return { kind: "done", outputs };
-  const [kind, about] = status?.messages?.findLast(([name]) => ENDS.includes(name)) ?? [];
-  return kind === "execution_interrupted" ? { kind: "cancelled" } : { kind: "failed", words: about?.exception_message };
+  const [kind, details] = status?.messages?.findLast(([name]) => ENDS.includes(name)) ?? [];
+  return kind === "execution_interrupted" ? { kind: "cancelled" } : { kind: "failed", message: details?.exception_message };
 }
 
 function cancel(id) {
@@ -135,8 +135,8 @@ function cancel(id) {
   void request("/interrupt", { prompt_id: id });
 }
 
-/** The two previews' pictures, one beside the other. */
-function together(a, b) {
+/** The two previews' images as pairs of addresses. */
+function pairsOf(a, b) {
   return (a?.images ?? []).map((image, i) => [image, b?.images?.[i]].map(address)).filter(([, other]) => other);
 }
 
@@ -144,26 +144,26 @@ function address(image) {
   return image ? api.apiURL(`/view?${new URLSearchParams(image)}`) : null;
 }
 
-/** Why the server did not take a prompt. */
+/** The reason why the server refused a prompt. */
 function reasonOf({ response, message }) {
   const [node] = Object.values(response?.node_errors ?? {});
   const error = node?.errors?.[0] ?? response?.error;
   return error ? [error.message, error.details].filter(Boolean).join(": ") : message;
 }
 
-function say(severity, summary, detail = "") {
-  app.extensionManager.toast.add({ severity, summary, detail, life: LIFE });
+function toast(severity, summary, detail = "") {
+  app.extensionManager.toast.add({ severity, summary, detail, life: TOAST_MS });
 }
 
-/** What stands at the lower edge while a comparison runs. */
-function statusBar(title, cancelled, onCancel) {
+/** A bar at the lower edge while a comparison runs. */
+function statusBar(title, cancelLabel, onCancel) {
   const bar = make("div", "mmdit-running");
   bar.setAttribute("role", "status");
-  const told = make("span", "", title);
-  const button = make("button", "", cancelled);
+  const label = make("span", "", title);
+  const button = make("button", "", cancelLabel);
   button.type = "button";
   button.addEventListener("click", onCancel);
-  bar.append(told, button);
+  bar.append(label, button);
   document.body.append(bar);
-  return { tell: (more) => (told.textContent = title + words().colon + more), remove: () => bar.remove() };
+  return { show: (more) => (label.textContent = title + words().colon + more), remove: () => bar.remove() };
 }

@@ -1,4 +1,4 @@
-// Two pictures over each other, and a slider between them.
+// Two images on top of each other with a slider between them.
 
 import { addStyles, make } from "../page/frontend.mjs";
 import { words } from "../words.mjs";
@@ -7,56 +7,56 @@ const TEXTS = {
   en: {
     with: "with",
     without: "without",
-    slider: "How much of the picture is shown with",
-    value: (share) => `${share}% with, ${100 - share}% without`,
+    slider: "Fraction of the image shown with",
+    value: (percent) => `${percent}% with, ${100 - percent}% without`,
     close: "Close",
-    previous: "Previous picture",
-    next: "Next picture",
+    previous: "Previous image",
+    next: "Next image",
     count: (number, of) => `${number} of ${of}`,
-    picture: (which, title) => `${title}: ${which}`,
-    keys: "Drag, or use the arrow keys. Home and End show one picture alone, Escape closes.",
+    image: (which, title) => `${title}: ${which}`,
+    keys: "Drag, or use the arrow keys. Home and End show one image only, Escape closes.",
   },
   zh: {
     with: "使用",
     without: "不使用",
-    slider: "显示多少“使用”的图像",
-    value: (share) => `使用 ${share}%，不使用 ${100 - share}%`,
+    slider: "“使用”的图像所占比例",
+    value: (percent) => `使用 ${percent}%，不使用 ${100 - percent}%`,
     close: "关闭",
     previous: "上一张",
     next: "下一张",
     count: (number, of) => `${number} / ${of}`,
-    picture: (which, title) => `${title}：${which}`,
+    image: (which, title) => `${title}：${which}`,
     keys: "拖动，或用方向键。Home 和 End 只显示其中一张，Escape 关闭。",
   },
 };
 
 await addStyles("compare.css");
 
-/** Args: title, of what is compared; pairs, [address with, address without]. */
+/** Args: title, the compared nodes; pairs, [address with, address without]. */
 export function show(title, pairs) {
   const text = words(TEXTS);
   const dialog = make("dialog", "mmdit-compare");
   dialog.ariaLabel = title;
   const stage = make("div", "mmdit-stage");
   const [without, shown] = ["without", "with"].map((which) => {
-    const picture = make("img", which);
-    picture.alt = text.picture(text[which], title);
-    picture.draggable = false;
-    return picture;
+    const image = make("img", which);
+    image.alt = text.image(text[which], title);
+    image.draggable = false;
+    return image;
   });
   const slider = make("input", "");
   Object.assign(slider, { type: "range", min: 0, max: 100, step: 1, value: 50, ariaLabel: text.slider });
-  const set = (share) => {
-    slider.value = share;
-    stage.style.setProperty("--share", `${slider.value}%`);
+  const set = (percent) => {
+    slider.value = percent;
+    stage.style.setProperty("--percent", `${slider.value}%`);
     slider.setAttribute("aria-valuetext", text.value(Number(slider.value)));
   };
   slider.addEventListener("input", () => set(slider.value));
   const labels = [make("span", "with", text.with), make("span", "without", text.without)];
   for (const label of labels) label.ariaHidden = "true";
-  // The slider first: the line that follows it shows that it has the focus.
+  // The line must follow the slider: it shows the slider's focus.
   stage.append(without, shown, slider, make("div", "line"), ...labels);
-  drags(stage, (share) => set(share));
+  onDrag(stage, set);
   without.addEventListener("load", () => {
     stage.style.setProperty("--ratio", without.naturalWidth / without.naturalHeight);
   });
@@ -65,9 +65,9 @@ export function show(title, pairs) {
   const bar = make("header", "");
   bar.append(make("b", "", title), ...(pairs.length > 1 ? pages(pairs.length, text, open) : []), close);
   dialog.append(bar, stage, make("small", "", text.keys));
-  // The page has keys of its own, such as Delete for the chosen node.
+  // ComfyUI has its own keys, such as Delete for the selected node.
   dialog.addEventListener("keydown", (event) => event.stopPropagation());
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // outside it
   dialog.addEventListener("close", () => dialog.remove());
 
   function open(number) {
@@ -80,8 +80,8 @@ export function show(title, pairs) {
   slider.focus();
 }
 
-/** Follow the pointer. Args: move, called with a share of the width in percent. */
-function drags(stage, move) {
+/** Args: move, called during a drag with the position in percent of the width. */
+function onDrag(stage, move) {
   const follow = ({ clientX }) => {
     const { left, width } = stage.getBoundingClientRect();
     move(Math.round(Math.min(1, Math.max(0, (clientX - left) / width)) * 100));
@@ -96,7 +96,7 @@ function drags(stage, move) {
   stage.addEventListener("pointermove", (event) => stage.hasPointerCapture(event.pointerId) && follow(event));
 }
 
-/** Buttons to the pictures before and after. */
+/** Buttons for the previous and the next image. */
 function pages(of, text, open) {
   let number = 0;
   const count = make("span", "", text.count(1, of));

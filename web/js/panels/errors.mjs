@@ -1,14 +1,14 @@
-// An error of this pack names the node whose dial is wrong; often another one meets it, such as the sampler. Here the
-// words are shown on the node that they name.
+// An error of this pack starts with the node whose input is wrong. Often another node raises it, such as the sampler.
+// This module shows the message on the node that it names.
 
 import { api, nodeOfExecution } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
-import { behind } from "../page/upstream.mjs";
+import { sourceOf } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
 
 const NAMED = /^([A-Z]\w+): (.+)/s;
-const LETTERS = 48; // of a line
-const MOST_LINES = 6;
+const LINE_LENGTH = 48; // characters
+const MAX_LINES = 6;
 
 const notes = [];
 
@@ -20,8 +20,8 @@ api.addEventListener("execution_error", ({ detail }) => {
   const node = named && failed ? nearest(failed, named[1]) : null;
   if (!node) return;
   const note = new Note(node, "error");
-  const text = inWords(node, named[2].trim());
-  note.show([text], Math.min(MOST_LINES, Math.ceil(text.length / LETTERS)), "bad");
+  const text = localized(node, named[2].trim());
+  note.show([text], Math.min(MAX_LINES, Math.ceil(text.length / LINE_LENGTH)), "bad");
   notes.push(note);
 });
 
@@ -29,21 +29,21 @@ function clear() {
   for (const note of notes.splice(0)) note.hide();
 }
 
-/** An error begins with its input's name, which stands on the node in the page's language. */
-function inWords(node, text) {
+/** Replace the input's name at the start of a message by its label in the user's language. */
+function localized(node, text) {
   const [all, name, rest] = /^(\w+): (.+)/s.exec(text) ?? [];
   const input = all && node.inputs?.find((each) => each.name === name);
   return input ? (input.label ?? input.localized_name ?? name) + words().colon + rest : text;
 }
 
-/** The nearest node of a kind that feeds a node, or that node itself. */
-function nearest(node, kind) {
+/** The nearest node of a type upstream of a node, the node itself included. */
+function nearest(node, type) {
   const seen = new Set();
   for (let row = [node]; row.length; ) {
-    const found = row.find((each) => each.comfyClass === kind);
+    const found = row.find((each) => each.comfyClass === type);
     if (found) return found;
     for (const each of row) seen.add(each);
-    const next = row.flatMap((each) => each.inputs?.map((_, slot) => behind(each, slot)?.node) ?? []);
+    const next = row.flatMap((each) => each.inputs?.map((_, slot) => sourceOf(each, slot)) ?? []);
     row = [...new Set(next)].filter((each) => each && !seen.has(each));
   }
   return null;

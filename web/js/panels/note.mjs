@@ -1,4 +1,4 @@
-// Words at the end of a node, in both renderers; they are never saved.
+// A note below a node's widgets, in both renderers; it is never saved.
 
 import { addHtml, addStyles, make } from "../page/frontend.mjs";
 
@@ -12,10 +12,10 @@ export class Note {
     this.node = node;
     this.name = name;
     this.widget = null;
-    this.before = 0; // the node's height without it
+    this.heightBefore = 0; // of the node, without the note
   }
 
-  /** Args: content, elements or texts; lines, how many at most. */
+  /** Args: content, elements or texts; lines, the maximum number; kind, a CSS class. */
   show(content, lines, kind = "") {
     this.widget ??= this._add();
     const { element } = this.widget;
@@ -31,29 +31,29 @@ export class Note {
   hide() {
     if (!this.widget) return;
     const { node, widget } = this;
-    // In the classic renderer a node grows by itself, and never shrinks.
+    // The classic renderer grows a node to fit and never shrinks it.
     const tight = node.size[1] <= node.computeSize()[1] + 1;
     widget.onRemove?.();
     node.widgets.splice(node.widgets.indexOf(widget), 1);
     this.widget = null;
     this.lines = 0;
-    const height = Math.max(this.before, node.computeSize()[1]);
+    const height = Math.max(this.heightBefore, node.computeSize()[1]);
     if (node.graph && tight && height < node.size[1]) node.setSize([node.size[0], height]);
     this._redraw(1);
   }
 
-  /** In the classic renderer a node that is too low grows while it is drawn: that is seen in the next drawing. */
+  /** The classic renderer grows a node while drawing it, so the new height shows in the drawing after that. */
   _redraw(times) {
     this.node.setDirtyCanvas?.(true, true);
     if (times > 1) requestAnimationFrame(() => requestAnimationFrame(() => this._redraw(times - 1)));
   }
 
   _add() {
-    if (this.node.graph) this.before = this.node.size[1];
+    if (this.node.graph) this.heightBefore = this.node.size[1];
     const element = make("div", "");
     element.setAttribute("role", "note");
     const height = () => this.lines * LINE + 2 * MARGIN;
-    // The last of the widgets: one that is not saved would shift those behind it.
+    // The last widget: an unsaved one in the middle would shift the saved values of those after it.
     const widget = addHtml(this.node, this.name, "MMDIT_NOTE", element, height, {
       getValue: () => "",
       setValue: () => {},

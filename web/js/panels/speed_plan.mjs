@@ -1,4 +1,4 @@
-// SpeedPlan tells what the chosen speed-up saves and costs before anything runs.
+// SpeedPlan: what the chosen speed-up saves and costs, shown before a run.
 
 import { after, make } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
@@ -10,13 +10,13 @@ const LINES = 2;
 export function nodeCreated(node) {
   if (node.comfyClass !== NODE) return;
   const [, { prices }] = node.constructor.nodeData.input.required.speedup;
-  const dial = node.widgets.find((widget) => widget.name === "speedup");
+  const speedup = node.widgets.find((widget) => widget.name === "speedup");
   const note = new Note(node, "plan");
   const show = () => {
-    const lines = words().price(prices[dial.value]);
+    const lines = words().planCost(prices[speedup.value]);
     note.show(lines.map((line) => make("div", "", line)), LINES);
   };
-  after(dial, "callback", show);
+  after(speedup, "callback", show);
   after(node, "onConfigure", show);
   show();
 }

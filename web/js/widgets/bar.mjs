@@ -1,28 +1,28 @@
-// A strength as the height of a bar, and back. The common strengths, up to 2, take most of the height.
+// Strength <-> height of a cell's bar. Strengths up to 2, the common ones, take most of the height.
 
 const KNEE = 2;
 const KNEE_HEIGHT = 0.8;
 
-export const MOST = 10;
-export const STEP = 0.1; // of a key or a notch of the wheel
-const SNAP = 0.05; // of a drag
+const MAX_STRENGTH = 10;
+export const STEP = 0.1; // per key press or wheel notch
+const SNAP = 0.05; // grid of a drag
 
-/** Strength in [0, 10] -> share of the height in [0, 1]. */
+/** Strength in [0, 10] -> fraction of the height in [0, 1]. */
 export function height(strength) {
   if (strength <= KNEE) return (strength / KNEE) * KNEE_HEIGHT;
-  return Math.min(1, KNEE_HEIGHT + ((strength - KNEE) / (MOST - KNEE)) * (1 - KNEE_HEIGHT));
+  return Math.min(1, KNEE_HEIGHT + ((strength - KNEE) / (MAX_STRENGTH - KNEE)) * (1 - KNEE_HEIGHT));
 }
 
-/** Share of the height -> strength, on the grid of a drag. */
-export function strengthAt(share) {
+/** Fraction of the height -> strength, on the grid of a drag. */
+export function strengthAt(fraction) {
   const exact =
-    share <= KNEE_HEIGHT
-      ? (share / KNEE_HEIGHT) * KNEE
-      : KNEE + ((share - KNEE_HEIGHT) / (1 - KNEE_HEIGHT)) * (MOST - KNEE);
-  return held(Math.round(exact / SNAP) * SNAP);
+    fraction <= KNEE_HEIGHT
+      ? (fraction / KNEE_HEIGHT) * KNEE
+      : KNEE + ((fraction - KNEE_HEIGHT) / (1 - KNEE_HEIGHT)) * (MAX_STRENGTH - KNEE);
+  return clamped(Math.round(exact / SNAP) * SNAP);
 }
 
-/** Within its limits, and without the noise of binary fractions. */
-export function held(strength) {
-  return Number(Math.min(MOST, Math.max(0, strength)).toFixed(2));
+/** A strength within its limits, rounded to two decimals. */
+export function clamped(strength) {
+  return Number(Math.min(MAX_STRENGTH, Math.max(0, strength)).toFixed(2));
 }

@@ -1,19 +1,19 @@
 // Lists of blocks as text: "0-5, 9", "3:1.5, 7-9:2", "first 25%", "!3".
 //
-// The same grammar as mmdit_core/control.py, word for word in its errors; a test sends the same texts through both.
+// The same grammar and error texts as mmdit_core/control/grammar.py; a browser test compares the two.
 
 const OPENING = "Write numbers and ranges (0-5, 9, 12-), all, even, odd, first, last, early, middle, late, first 25%, ";
 const GRAMMAR = OPENING + "!3 for all but 3, d3 and s7 for FLUX's double and single blocks";
 
-// What Python calls white space and JavaScript does not, and the other way round, is spelled out.
+// Python's white space, which differs from JavaScript's \s.
 const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]";
 const OUTER_SPACE = new RegExp(`^${SPACE}+|${SPACE}+$`, "gu");
 const SPAN = new RegExp(`^([ds]?)(\\p{Nd}+)(?:${SPACE}*(-)${SPACE}*(?:([ds]?)(\\p{Nd}+))?)?$`, "u");
-const SHARE = new RegExp(`^(first|last|middle)${SPACE}*(\\p{Nd}+(?:\\.\\p{Nd}+)?)${SPACE}*%$`, "u");
+const PERCENT = new RegExp(`^(first|last|middle)${SPACE}*(\\p{Nd}+(?:\\.\\p{Nd}+)?)${SPACE}*%$`, "u");
 const DIGITS = "\\d(?:_?\\d)*";
 const FLOAT = new RegExp(`^[+-]?(?:${DIGITS}(?:\\.(?:${DIGITS})?)?|\\.${DIGITS})(?:e[+-]?${DIGITS})?$`);
 
-/** How many blocks a model has: double (joint) ones first, then single ones, numbered through. */
+/** The number of a model's blocks: double (joint) blocks first, then single ones, numbered consecutively. */
 export class Blocks {
   constructor(double, single = 0) {
     this.double = double;
@@ -31,7 +31,7 @@ export class Blocks {
   }
 }
 
-// Each gives [first, end), numbers of blocks.
+// Each returns [first, end) or [first, end, step).
 const WORDS = new Map(
   Object.entries({
     all: (b) => [0, b.total],
@@ -47,16 +47,16 @@ const WORDS = new Map(
     single: (b) => [b.double, b.total],
   }),
 );
-const SHARES = {
+const FRACTIONS = {
   first: (b, n) => [0, n],
   last: (b, n) => [b.total - n, b.total],
   middle: (b, n) => [Math.floor((b.total - n) / 2), Math.floor((b.total - n) / 2) + n],
 };
 
 /**
- * What a text says: `chosen`, Map of block -> own strength or null, sorted by block; `errors`,
- * [{ part, message, kind }] for the parts that cannot be read, which are left out of `chosen`; kind, in a word what is
- * wrong with it: "beyond" where only this model lacks the block.
+ * Parse a text. Returns: `chosen`, Map of block -> own strength or null, sorted by block; `errors`,
+ * [{ part, message, kind }] for the invalid parts, which are left out of `chosen`. The kind "beyond" means that only this
+ * model lacks the block.
  */
 export function read(text, blocks, { strengths = false } = {}) {
   const parts = text.split(/[,;\n]/).map((part) => strip(part).toLowerCase()).filter(Boolean);
@@ -75,14 +75,14 @@ export function read(text, blocks, { strengths = false } = {}) {
       const body = colon < 0 ? part : part.slice(0, colon);
       each(blocksOf(strip(body), part, blocks), (block) => chosen.set(block, strength));
     } catch (error) {
-      if (!(error instanceof Unreadable)) throw error;
+      if (!(error instanceof InvalidPart)) throw error;
       errors.push({ part, message: error.message, kind: error.kind });
     }
   }
   return { chosen: sorted(chosen), errors };
 }
 
-/** The text of a choice, Map of block -> own strength or null; `all` where every block of the model is in it. */
+/** The text of a Map of block -> own strength or null; `all` if it holds every block of the model. */
 export function write(chosen, blocks) {
   const entries = [...sorted(chosen)];
   if (blocks && entries.length === blocks.total && entries.every(([, own]) => own === null)) return "all";
@@ -97,7 +97,7 @@ export function write(chosen, blocks) {
     .join(", ");
 }
 
-class Unreadable extends Error {
+class InvalidPart extends Error {
   constructor(kind, message) {
     super(message);
     this.kind = kind;
@@ -120,7 +120,7 @@ function strip(text) {
   return text.replace(OUTER_SPACE, "");
 }
 
-/** As Python rounds. */
+/** Python's round(). */
 function roundHalfEven(value) {
   const floor = Math.floor(value);
   if (value - floor !== 0.5) return Math.round(value);
@@ -128,37 +128,37 @@ function roundHalfEven(value) {
 }
 
 function strengthOf(text, part, allowed) {
-  if (!allowed) throw new Unreadable("noStrength", `${quoted(part)}: a strength cannot be given here; write the block alone`);
+  if (!allowed) throw new InvalidPart("noStrength", `${quoted(part)}: a strength cannot be given here; write the block alone`);
   const plain = ascii(strip(text));
   const strength = FLOAT.test(plain) ? Number(plain.replaceAll("_", "")) : NaN;
   if (!(strength >= 0 && strength < Infinity))
-    throw new Unreadable(
+    throw new InvalidPart(
       "strength",
       `${quoted(part)}: the strength after the colon must be a number of at least 0, as in 3:1.5`,
     );
   return strength;
 }
 
-/** The blocks of one part, without its sign and strength. */
+/** The blocks of one part, given without ! and strength. */
 function blocksOf(body, part, blocks) {
   if (WORDS.has(body)) return WORDS.get(body)(blocks);
-  const share = SHARE.exec(body);
-  if (share) {
-    const percent = Number(ascii(share[2]));
-    if (percent > 100) throw new Unreadable("share", `${quoted(part)}: ${share[2]}% is more than all blocks`);
-    return SHARES[share[1]](blocks, roundHalfEven((blocks.total * percent) / 100));
+  const fraction = PERCENT.exec(body);
+  if (fraction) {
+    const percent = Number(ascii(fraction[2]));
+    if (percent > 100) throw new InvalidPart("percent", `${quoted(part)}: ${fraction[2]}% is more than all blocks`);
+    return FRACTIONS[fraction[1]](blocks, roundHalfEven((blocks.total * percent) / 100));
   }
   const span = SPAN.exec(body);
   if (!span)
-    throw new Unreadable("grammar", `${quoted(part)} cannot be read as blocks; ${blocks.describe()}. ${GRAMMAR}`);
+    throw new InvalidPart("grammar", `${quoted(part)} cannot be read as blocks; ${blocks.describe()}. ${GRAMMAR}`);
   const [, kind, start, dash, endKind, end] = span;
   if ((kind === "s" || endKind === "s") && !blocks.single)
-    throw new Unreadable("beyond", `${quoted(part)}: this model has no single blocks; ${blocks.describe()}`);
+    throw new InvalidPart("beyond", `${quoted(part)}: this model has no single blocks; ${blocks.describe()}`);
   const first = numberOf(kind, start, part, blocks);
   if (!dash) return [first, first + 1];
   if (end === undefined) return [first, kind === "d" ? blocks.double : blocks.total];
   const last = numberOf(endKind || kind, end, part, blocks);
-  if (last < first) throw new Unreadable("backwards", `${quoted(part)} runs backwards; write the smaller block first`);
+  if (last < first) throw new InvalidPart("backwards", `${quoted(part)} runs backwards; write the smaller block first`);
   return [first, last + 1];
 }
 
@@ -168,12 +168,12 @@ function numberOf(kind, digits, part, blocks) {
   const value = BigInt(ascii(digits));
   if (value >= most) {
     const where = part === kind + digits ? "" : ` (in ${quoted(part)})`;
-    throw new Unreadable("beyond", `block ${kind}${value} does not exist${where}: ${blocks.describe()}`);
+    throw new InvalidPart("beyond", `block ${kind}${value} does not exist${where}: ${blocks.describe()}`);
   }
   return Number(value) + (kind === "s" ? blocks.double : 0);
 }
 
-/** Every script's decimal digits as ASCII, as Python's int and float take them: they come in runs of ten. */
+/** Decimal digits of any script as ASCII, as Python's int and float accept them; Unicode has them in runs of ten. */
 function ascii(text) {
   return text.replace(/\p{Nd}/gu, (digit) => {
     let start = digit.codePointAt(0);
@@ -183,7 +183,7 @@ function ascii(text) {
   });
 }
 
-/** As Python quotes a text. */
+/** Python's repr() of a text. */
 function quoted(text) {
   const mark = text.includes("'") && !text.includes('"') ? '"' : "'";
   const inner = text.replaceAll("\\", "\\\\").replace(/(?! )[\p{C}\p{Z}]/gu, escaped);

@@ -1,4 +1,4 @@
-// A small menu at a place on screen, for mouse and keyboard.
+// A context menu for mouse and keyboard.
 
 import { addStyles, make } from "../page/frontend.mjs";
 
@@ -7,8 +7,8 @@ await addStyles("popup.css");
 let open = null;
 
 /**
- * Args: x and y in the window; items, null for a line, or { text, run, checked, disabled, hint }; back, the element
- * that gets the focus when it closes.
+ * Args: x and y in the window; items, { text, run, checked, disabled, hint } or null for a line; back, the element
+ * that gets the focus when the menu closes.
  */
 export function openMenu(x, y, items, back) {
   closeMenu();
@@ -38,9 +38,9 @@ export function openMenu(x, y, items, back) {
 }
 
 export function closeMenu() {
-  const was = open;
+  const menu = open;
   open = null;
-  was?.close();
+  menu?.close();
 }
 
 function entry({ text, run, checked, disabled = false, hint = "" }) {

@@ -1,16 +1,17 @@
-// The strip under a pointer: click toggles, drag paints, shift-click takes a range; where blocks have strengths, a drag
-// up or down sets one, and so does the wheel over a chosen block. Elsewhere the wheel zooms, as everywhere on the canvas.
+// Pointer of the strip: click toggles, drag paints, shift-click chooses a range. If blocks have strengths, a vertical drag
+// or the wheel over a chosen block sets one; elsewhere the wheel zooms the canvas.
 
 import { height, STEP, strengthAt } from "./bar.mjs";
 
-const SLACK = 4; // pixels on screen before a click is a drag
-const WHEEL_REST = 400; // ms without a notch, then the turn of the wheel is over
-const NOTCH = 40; // pixels, at least; a touchpad sends many small ones
+const DRAG_PIXELS = 4; // on screen; a shorter move is a click
+const WHEEL_PAUSE = 400; // ms without an event end a turn of the wheel
+const NOTCH = 40; // pixels; a touchpad sends many small events
 
 const strips = new WeakMap(); // list -> strip
-let turn = { last: -Infinity, strip: null, way: 0, rest: 0 }; // of the wheel; strip: whose it is, null for the canvas's
+// The present turn of the wheel; strip: null if it belongs to the canvas.
+let turn = { last: -Infinity, strip: null, distance: 0, timer: 0 };
 
-// Ahead of the host, which in Nodes 2.0 hands the wheel over nodes to the canvas before they see it.
+// Capture: in Nodes 2.0 ComfyUI forwards wheel events over nodes to the canvas before they reach the node.
 addEventListener("wheel", onWheel, { capture: true, passive: false });
 
 export function listenToPointer(strip) {
@@ -22,7 +23,7 @@ export function listenToPointer(strip) {
     if (event.button !== 0 || !strip.editable) return;
     const hit = hitAt(strip, event);
     if (!hit) return;
-    // No preventDefault: it would keep the focus away, and the mouseup that the host's undo waits for.
+    // No preventDefault: it would prevent the focus, and the mouseup that ComfyUI's undo needs.
     list.setPointerCapture(event.pointerId);
     const { block, row } = hit;
     const extend = event.shiftKey && strip.anchor !== null;
@@ -34,7 +35,7 @@ export function listenToPointer(strip) {
       strip.paint(strip.anchor, block, on, false);
     } else {
       strip.anchor = block;
-      // A strength may be meant: then the click waits to see where the pointer goes.
+      // With strengths, the pointer's direction decides between a click and a strength.
       if (!strip.levels) strip.paint(block, block, on, false);
     }
   });
@@ -49,8 +50,8 @@ export function listenToPointer(strip) {
     gesture.kind ??= kindOf(strip, across, up);
     if (gesture.kind === "level") {
       const from = (gesture.from ??= height(strip.strengthOf(gesture.block)));
-      const share = from + up / gesture.row.row.getBoundingClientRect().height;
-      strip.setStrength(gesture.block, strengthAt(Math.min(1, Math.max(0, share))), false);
+      const fraction = from + up / gesture.row.row.getBoundingClientRect().height;
+      strip.setStrength(gesture.block, strengthAt(Math.min(1, Math.max(0, fraction))), false);
       strip.hover(gesture.block);
     } else if (gesture.kind === "paint") {
       const block = inRow(gesture.row, event.clientX);
@@ -69,7 +70,7 @@ export function listenToPointer(strip) {
     strip.draw();
   });
 
-  /** Back to what was there before the drag. */
+  /** Restore the text from before the drag. */
   strip.cancel = () => {
     if (!gesture) return false;
     const { before } = gesture;
@@ -83,35 +84,35 @@ export function listenToPointer(strip) {
   list.addEventListener("contextmenu", (event) => {
     event.preventDefault();
     event.stopPropagation();
-    // From the keyboard it comes without a place.
+    // The menu key sends no position.
     const box = strip.cells[strip.cursor].getBoundingClientRect();
-    const placed = event.clientX > 0 || event.clientY > 0;
-    strip.menu(placed ? event.clientX : box.left, placed ? event.clientY : box.bottom);
+    const hasPosition = event.clientX > 0 || event.clientY > 0;
+    strip.menu(hasPosition ? event.clientX : box.left, hasPosition ? event.clientY : box.bottom);
   });
 }
 
-/** A turn of the wheel that begins on the canvas stays its own: who zooms across a node must not change it. */
+/** A turn of the wheel that begins on the canvas never changes a strip. */
 function onWheel(event) {
   const strip = strips.get(event.target.closest?.(".mmdit-strip")) ?? null;
-  const begins = event.timeStamp - turn.last > WHEEL_REST;
-  if (begins || !strip) turn = { ...turn, strip: takesWheel(strip, event) ? strip : null, way: 0 };
+  const begins = event.timeStamp - turn.last > WHEEL_PAUSE;
+  if (begins || !strip) turn = { ...turn, strip: takesWheel(strip, event) ? strip : null, distance: 0 };
   turn.last = event.timeStamp;
   if (!turn.strip || turn.strip !== strip) return;
   event.preventDefault();
   event.stopImmediatePropagation();
   if (!takesWheel(strip, event)) return;
-  const way = event.deltaMode ? event.deltaY * NOTCH : event.deltaY;
-  turn.way = Math.abs(way) < NOTCH ? turn.way + way : way;
-  if (Math.abs(turn.way) < NOTCH) return;
+  const delta = event.deltaMode ? event.deltaY * NOTCH : event.deltaY;
+  turn.distance = Math.abs(delta) < NOTCH ? turn.distance + delta : delta;
+  if (Math.abs(turn.distance) < NOTCH) return;
   const { block } = hitAt(strip, event);
-  strip.setStrength(block, strip.strengthOf(block) - Math.sign(turn.way) * STEP, false);
+  strip.setStrength(block, strip.strengthOf(block) - Math.sign(turn.distance) * STEP, false);
   strip.hover(block);
-  turn.way = 0;
-  clearTimeout(turn.rest);
-  turn.rest = setTimeout(() => strip.changed(strip.text, true), WHEEL_REST);
+  turn.distance = 0;
+  clearTimeout(turn.timer);
+  turn.timer = setTimeout(() => strip.changed(strip.text, true), WHEEL_PAUSE);
 }
 
-/** Whether a wheel sets a strength: of a chosen block, and of any where the strip has the focus. */
+/** True if the wheel sets a strength: over a chosen block, or over any block if the strip has the focus. */
 function takesWheel(strip, event) {
   if (!strip?.levels || !strip.editable || event.ctrlKey || event.metaKey) return false;
   if (Math.abs(event.deltaY) <= Math.abs(event.deltaX)) return false;
@@ -120,11 +121,11 @@ function takesWheel(strip, event) {
 }
 
 function kindOf(strip, across, up) {
-  if (Math.hypot(across, up) < SLACK) return null;
+  if (Math.hypot(across, up) < DRAG_PIXELS) return null;
   return strip.levels && Math.abs(up) > Math.abs(across) ? "level" : "paint";
 }
 
-/** The block and the row under an event; null outside of the strip. */
+/** The block and the row under an event; null outside the strip. */
 function hitAt(strip, { clientX, clientY }) {
   const box = strip.list.getBoundingClientRect();
   const inside = clientX >= box.left && clientX <= box.right && clientY >= box.top && clientY <= box.bottom;
@@ -133,10 +134,10 @@ function hitAt(strip, { clientX, clientY }) {
   return { block: inRow(row, clientX), row };
 }
 
-/** The block of a row at a place on screen, its first or last one beyond its ends. */
+/** The block of a row at x on screen, clamped to the row. */
 function inRow({ row, first, end }, x) {
   const left = row.firstElementChild.getBoundingClientRect().left;
   const { right } = row.lastElementChild.getBoundingClientRect();
-  const place = Math.floor(((x - left) / (right - left)) * (end - first));
-  return first + Math.max(0, Math.min(end - first - 1, place));
+  const index = Math.floor(((x - left) / (right - left)) * (end - first));
+  return first + Math.max(0, Math.min(end - first - 1, index));
 }

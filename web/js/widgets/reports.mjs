@@ -1,10 +1,10 @@
-// What BlockAnalysis has measured: kept with its node, in the workflow, and looked up by the strips.
+// The reports of BlockAnalysis: stored as a property of its node, in the workflow, and shown by the strips.
 
 import { api, app, nodeOfExecution } from "../page/frontend.mjs";
 
-const KEPT = "mmdit_report"; // among the node's properties
-// What a strip does -> the operations whose effect it shows, the nearest first.
-const NEAREST = {
+const PROPERTY = "mmdit_report"; // of the node
+// A strip's action -> the operations whose effect it shows, the most similar first.
+const SIMILAR = {
   skip: ["skip"],
   boost: ["boost", "disable"],
   disable: ["disable"],
@@ -12,25 +12,25 @@ const NEAREST = {
   analyse: ["skip", "disable", "boost"],
 };
 
-/** Keep what the server tells of a finished analysis with the node that made it. */
+/** Store the report of a finished analysis with its node. */
 export function listenForReports(changed) {
   api.addEventListener("mmdit.report", ({ detail }) => {
     const node = nodeOfExecution(detail.node);
     if (!node) return;
     const { node: _, ...report } = detail;
-    node.properties[KEPT] = report;
+    node.properties[PROPERTY] = report;
     changed();
   });
 }
 
-/** Each block's measured effect, or null; of several analyses of such a model the one of this file first. */
+/** Each block's measured effect, or null; among reports with the same number of blocks, that of this file first. */
 export function effectsFor(action, blocks, file) {
-  const fitting = [...everyNode()]
-    .map((node) => node.properties?.[KEPT])
+  const matching = [...everyNode()]
+    .map((node) => node.properties?.[PROPERTY])
     .filter((report) => report?.double === blocks.double && report.single === blocks.single);
   const name = file?.split(/[\\/]/).at(-1);
-  const report = fitting.find((each) => name && each.model.startsWith(name)) ?? fitting[0];
-  const operation = report && NEAREST[action]?.find((each) => report.effects[each]);
+  const report = matching.find((each) => name && each.model.startsWith(name)) ?? matching[0];
+  const operation = report && SIMILAR[action]?.find((each) => report.effects[each]);
   return operation ? report.effects[operation] : null;
 }
 

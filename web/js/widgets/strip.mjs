@@ -1,37 +1,38 @@
-// The strip: one cell for each block of a model, a text field beside it, a line of words below.
+// The strip: one cell for each block of a model, a text field, and a line of text below.
 //
-// It knows nothing of nodes: what it shows is set, what a person does is told through `changed`.
+// It does not depend on nodes: its state is set from outside, and changes by the user are reported through `changed`.
 
 import { Blocks, read, write } from "./grammar.mjs";
 import { make } from "../page/frontend.mjs";
 import { listenToKeys } from "./keys.mjs";
-import { height, held } from "./bar.mjs";
+import { clamped, height } from "./bar.mjs";
 import { listenToPointer } from "./pointer.mjs";
 import { words } from "../words.mjs";
 
-const UNKNOWN = new Blocks(24); // drawn until the model is known
-const LONGEST_ROW = 40; // cells
+const DEFAULT_BLOCKS = new Blocks(24); // drawn while the model is unknown
+const MAX_ROW = 40; // cells
 const RULER_STEPS = [1, 2, 4, 5, 8, 10];
-const MOST_MARKS = 8;
+const MAX_MARKS = 8;
 
 let strips = 0;
 
 export class BlockStrip {
   /**
-   * Options: element, to draw in; label; action, what the node does to a block ("skip", "boost", ...), for colour and words; levels,
-   * whether blocks have strengths; changed(text, done), after each change, done when it is complete; menu(x, y).
+   * Options: element, to draw in; label; action of the node on a block ("skip", "boost", ...), for colour and words; levels,
+   * true if blocks have strengths; changed(text, done), called after each change, done = false during a gesture;
+   * menu(x, y), called to open the menu.
    */
   constructor({ element, label, action, levels = false, changed, menu }) {
     Object.assign(this, { element, label, action, levels, changed, menu });
     this.text = "";
-    this.blocks = UNKNOWN;
+    this.blocks = DEFAULT_BLOCKS;
     this.known = false;
     this.chosen = new Map();
     this.errors = [];
-    this.beyond = []; // parts of the text that name blocks which are not drawn, while the model is unknown
-    this.usual = 1.5; // the strength of a block that has none of its own
+    this.beyond = []; // entries of the text for blocks that are not drawn, while the model is unknown
+    this.defaultStrength = 1.5; // of a block without its own
     this.effects = null; // block -> measured effect
-    this.preset = null; // { name, chosen }: shown in place of the text
+    this.preset = null; // { name, chosen }: shown instead of the text
     this.linked = false;
     this.cursor = 0;
     this.anchor = null;
@@ -43,7 +44,7 @@ export class BlockStrip {
     this._layOut();
   }
 
-  // What it shows
+  // State
 
   setText(text) {
     this.text = text;
@@ -51,9 +52,9 @@ export class BlockStrip {
     this.draw();
   }
 
-  /** Args: blocks, a Blocks, or null where the model is not known. */
+  /** Args: blocks, a Blocks, or null if the model is unknown. */
   setBlocks(blocks) {
-    const now = blocks ?? UNKNOWN;
+    const now = blocks ?? DEFAULT_BLOCKS;
     const same = now.double === this.blocks.double && now.single === this.blocks.single;
     if (same && Boolean(blocks) === this.known) return;
     this.blocks = now;
@@ -65,7 +66,7 @@ export class BlockStrip {
     this.draw();
   }
 
-  /** Any of label, usual, effects, preset, linked. */
+  /** Args: any of label, defaultStrength, effects, preset, linked. */
   show(state) {
     Object.assign(this, state);
     this.name.textContent = this.label;
@@ -76,27 +77,27 @@ export class BlockStrip {
     return !this.linked && !this.preset;
   }
 
-  /** The choice that is drawn: block -> own strength or null. */
+  /** The chosen blocks as drawn: block -> own strength or null. */
   get shown() {
     return this.preset?.chosen ?? this.chosen;
   }
 
-  // What a person does
+  // Actions of the user
 
-  /** Take a text as it is, such as a typed one. */
+  /** Set the text as it is, such as a typed one. */
   write(text, done = true) {
     this.setText(text);
     this.changed(text, done);
   }
 
-  /** Choose exactly these blocks; parts of the text about blocks that cannot be drawn yet stay. */
+  /** Choose exactly these blocks; entries for blocks that are not drawn yet stay in the text. */
   choose(chosen, done = true) {
     const text = [write(chosen, this.blocks), ...this.beyond].filter(Boolean).join(", ");
     if (text !== this.text) this.write(text, done);
     else if (done) this.changed(text, true);
   }
 
-  /** Switch the blocks between two, both included, on or off. */
+  /** Switch all blocks from one to another, inclusive, on or off. */
   paint(from, to, on, done = true) {
     const chosen = new Map(this.chosen);
     for (let block = Math.min(from, to); block <= Math.max(from, to); block += 1) {
@@ -111,17 +112,17 @@ export class BlockStrip {
   }
 
   strengthOf(block) {
-    return this.shown.get(block) ?? this.usual;
+    return this.shown.get(block) ?? this.defaultStrength;
   }
 
-  /** Give a block a strength of its own. */
+  /** Set a block's own strength. */
   setStrength(block, strength, done = true) {
-    this.choose(new Map(this.chosen).set(block, held(strength)), done);
+    this.choose(new Map(this.chosen).set(block, clamped(strength)), done);
   }
 
   invert() {
-    const rest = Array.from({ length: this.blocks.total }, (_, block) => block);
-    this.choose(new Map(rest.filter((block) => !this.chosen.has(block)).map((block) => [block, null])));
+    const all = Array.from({ length: this.blocks.total }, (_, block) => block);
+    this.choose(new Map(all.filter((block) => !this.chosen.has(block)).map((block) => [block, null])));
   }
 
   moveTo(block) {
@@ -138,21 +139,21 @@ export class BlockStrip {
 
   // Drawing
 
-  /** Bring everything that is seen or read aloud up to date. */
+  /** Update everything that is visible or read by a screen reader. */
   draw() {
     const { element, shown } = this;
     element.classList.toggle("unknown", !this.known);
     element.classList.toggle("locked", !this.editable);
     element.classList.toggle("wrong", this.errors.length > 0 && !this.linked && !this.preset);
     element.inert = this.linked;
-    const say = words();
-    const text = this.editable ? this.text : "";
-    if (this.field.value !== text) this.field.value = text;
+    const text = words();
+    const value = this.editable ? this.text : "";
+    if (this.field.value !== value) this.field.value = value;
     this.field.readOnly = !this.editable;
-    this.field.placeholder = this.linked ? say.fromLink : this.preset ? say.fromPreset : say.nothing;
+    this.field.placeholder = this.linked ? text.fromLink : this.preset ? text.fromPreset : text.nothing;
     this.field.setAttribute("aria-invalid", String(this.errors.length > 0));
     this.list.setAttribute("aria-readonly", String(!this.editable));
-    this.list.setAttribute("aria-label", say.chosen(this.label, shown.size, this.blocks.total));
+    this.list.setAttribute("aria-label", text.chosen(this.label, shown.size, this.blocks.total));
     this.list.setAttribute("aria-activedescendant", this._cellId(this.cursor));
     const most = this.effects ? Math.max(...this.effects.filter(Number.isFinite), 0) : 0;
     this.cells.forEach((cell, block) => {
@@ -163,7 +164,7 @@ export class BlockStrip {
       cell.style.setProperty("--level", on ? (this.levels ? height(this.strengthOf(block)) : 1) : 0);
       const effect = this.effects?.[block];
       cell.classList.toggle("measured", Number.isFinite(effect));
-      // The square root: one block with a large effect would leave the others without any colour.
+      // Square root: otherwise one block with a large effect leaves the others without colour.
       if (most > 0 && Number.isFinite(effect)) cell.style.setProperty("--heat", Math.sqrt(effect / most));
     });
     this._drawFoot();
@@ -172,26 +173,26 @@ export class BlockStrip {
   /** A block in words: its number, whether it is chosen, its strength, its measured effect. */
   describe(block) {
     const { double, single } = this.blocks;
-    const say = words();
-    const action = say[this.action];
+    const text = words();
+    const action = text[this.action];
     const parts = [
-      !single ? say.block(block) : block < double ? say.doubleBlock(block, block) : say.singleBlock(block, block - double),
+      !single ? text.block(block) : block < double ? text.doubleBlock(block, block) : text.singleBlock(block, block - double),
     ];
-    if (this.shown.has(block)) parts.push(this.levels ? say.strength(action, this.strengthOf(block)) : action);
+    if (this.shown.has(block)) parts.push(this.levels ? text.strength(action, this.strengthOf(block)) : action);
     const effect = this.effects?.[block];
-    if (Number.isFinite(effect)) parts.push(say.effect(Number(effect.toPrecision(3))));
+    if (Number.isFinite(effect)) parts.push(text.effect(Number(effect.toPrecision(3))));
     return parts.join(" · ");
   }
 
   _read() {
     const found = read(this.text, this.blocks, { strengths: this.levels });
-    const waiting = this.known ? [] : found.errors.filter((error) => error.kind === "beyond");
+    const notDrawn = this.known ? [] : found.errors.filter((error) => error.kind === "beyond");
     this.chosen = found.chosen;
-    this.beyond = waiting.map((error) => error.part);
-    this.errors = found.errors.filter((error) => !waiting.includes(error));
+    this.beyond = notDrawn.map((error) => error.part);
+    this.errors = found.errors.filter((error) => !notDrawn.includes(error));
   }
 
-  /** The line below: the block under the pointer, else the preset, else what is wrong, else the ruler. */
+  /** The line below: the block under the pointer, else the preset, else the error, else the ruler. */
   _drawFoot() {
     const { foot } = this;
     const pointed = this.hovered !== null && this.hovered < this.blocks.total;
@@ -207,13 +208,13 @@ export class BlockStrip {
     else foot.replaceChildren(...this._ruler());
   }
 
-  /** Numbers under some cells of a single row; of two rows, what they are. */
+  /** Numbers under some cells of a single row; for two rows, which blocks they hold. */
   _ruler() {
     if (this.rows.length > 1) {
       const { double, single, total } = this.blocks;
       return [single ? words().kinds(double, total) : `0–${total - 1}`];
     }
-    const step = RULER_STEPS.find((each) => this.blocks.total / each <= MOST_MARKS) ?? 10;
+    const step = RULER_STEPS.find((each) => this.blocks.total / each <= MAX_MARKS) ?? 10;
     return this.cells.flatMap((_, block) => {
       if (block % step) return [];
       const mark = make("span", "", String(block));
@@ -236,18 +237,18 @@ export class BlockStrip {
     this.list.setAttribute("aria-multiselectable", "true");
     this.list.setAttribute("aria-orientation", "horizontal");
     this.list.tabIndex = 0;
-    this.list.title = ""; // or the text field's tooltip would lie over the cells
+    this.list.title = ""; // otherwise the text field's tooltip covers the cells
     this.foot = make("div", "mmdit-foot");
     this.element.replaceChildren(this.name, this.field, this.list, this.foot);
   }
 
-  /** New cells: double and single blocks apart, and no row too long to hit a cell. */
+  /** Create the cells: double and single blocks in separate rows, and long rows split. */
   _layOut() {
     const { double, single, total } = this.blocks;
     const half = Math.ceil(total / 2);
     let spans = [[0, total, ""]]; // first, end, title
     if (single) spans = [[0, double, "d"], [double, total, "s"]];
-    else if (total > LONGEST_ROW) spans = [[0, half, "0"], [half, total, String(half)]];
+    else if (total > MAX_ROW) spans = [[0, half, "0"], [half, total, String(half)]];
     this.cells = [];
     this.rows = spans.map(([first, end, title]) => {
       const row = make("div", "mmdit-row");

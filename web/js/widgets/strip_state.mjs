@@ -1,47 +1,48 @@
-// What a strip depends on besides its text: links, the model upstream, other widgets of its node, measured effects.
+// Updates strips when their links, model, other widgets or reports change.
 
-import { keepAtHome } from "../page/reattach.mjs";
-import { after, ask } from "../page/frontend.mjs";
+import { keepAttached } from "../page/reattach.mjs";
+import { after, requestOnce } from "../page/frontend.mjs";
 import { effectsFor } from "./reports.mjs";
 import { blocksIn, modelFile } from "../page/upstream.mjs";
 
 export const NO_PRESET = "none";
 
-const updates = new Map(); // strip -> a function that brings it up to date soon
+const updates = new Map(); // strip -> function that schedules its update
 const followed = new WeakSet();
 
-/** Bring every strip up to date. */
-export function watched() {
-  for (const soon of updates.values()) soon();
+/** Schedule an update of every strip. */
+export function updateStrips() {
+  for (const schedule of updates.values()) schedule();
 }
 
-/** Bring a strip up to date whenever something changes that it depends on. Args: at, { node, about, widget, strip }. */
-export function watch(at, update) {
+/** Call update(at) on every event that can change a strip. Args: at, { node, about, widget, strip }. */
+export function updateOnChange(at, update) {
   const { node, widget, strip } = at;
-  const settle = keepAtHome(node, widget.name, strip.element);
-  let due = false;
-  const soon = () => {
-    if (due) return;
-    due = true;
+  const attach = keepAttached(node, widget.name, strip.element);
+  let pending = false;
+  const schedule = () => {
+    if (pending) return;
+    pending = true;
     requestAnimationFrame(() => {
-      due = false;
-      settle();
+      pending = false;
+      attach();
       void update(at);
     });
   };
   const begin = () => {
-    updates.set(strip, soon);
-    soon();
+    updates.set(strip, schedule);
+    schedule();
   };
   const end = () => updates.delete(strip);
   begin();
   after(node, "onAdded", begin);
   after(node, "onRemoved", end);
   after(widget, "onRemove", end);
-  for (const event of ["onConnectionsChange", "onConfigure"]) after(node, event, soon);
-  strip.element.addEventListener("pointerenter", soon);
+  for (const event of ["onConnectionsChange", "onConfigure"]) after(node, event, schedule);
+  strip.element.addEventListener("pointerenter", schedule);
 }
 
+/** Read a strip's state from the graph and show it. */
 export async function refresh({ node, about, widget, strip }) {
   const [strength, preset] = ["strength", "preset"].map((name) => about.widgets?.find((each) => each.name === name));
   for (const each of [strength, preset]) follow(each, "callback");
@@ -49,26 +50,26 @@ export async function refresh({ node, about, widget, strip }) {
   if (strip.text !== widget.value) strip.setText(widget.value);
   strip.show({
     label: widget.label ?? widget.name,
-    usual: Number.isFinite(strength?.value) ? strength.value : strip.usual,
+    defaultStrength: Number.isFinite(strength?.value) ? strength.value : strip.defaultStrength,
     linked: (input?.link ?? null) !== null,
   });
-  const named = preset && preset.value !== NO_PRESET;
-  const file = modelFile(about, (passed, widget) => {
-    follow(passed, "onConnectionsChange");
+  const hasPreset = preset && preset.value !== NO_PRESET;
+  const file = modelFile(about, (source, widget) => {
+    follow(source, "onConnectionsChange");
     follow(widget, "callback");
   });
-  const [blocks, presets] = await Promise.all([blocksIn(file), named ? ask("/mmdit/presets") : []]);
+  const [blocks, presets] = await Promise.all([blocksIn(file), hasPreset ? requestOnce("/mmdit/presets") : []]);
   const found = presets?.find((each) => each.name === preset?.value);
   strip.setBlocks(blocks);
   strip.show({
-    preset: named ? { name: preset.value, chosen: new Map(found?.strengths ?? []) } : null,
+    preset: hasPreset ? { name: preset.value, chosen: new Map(found?.strengths ?? []) } : null,
     effects: effectsFor(strip.action, strip.blocks, file?.name),
   });
 }
 
-/** From now on, bring the strips up to date after this method of another node or widget. */
+/** Update the strips after each call of a method of another node or widget. */
 function follow(object, method) {
   if (!object || followed.has(object)) return;
   followed.add(object);
-  after(object, method, watched);
+  after(object, method, updateStrips);
 }
