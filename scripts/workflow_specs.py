@@ -1,4 +1,4 @@
-"""What the shared workflows say: their nodes, the inputs that are not at their defaults, and their notes."""
+"""The shared workflows: their nodes, the inputs that differ from the defaults, and their notes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 Link = tuple[str, int]
 
 PROMPT = "three red circles to the left of a blue star on a white background"
-SMALL_NOTE = "The small model that comes with this pack draws it in seconds, without a GPU."
+SMALL_NOTE = "The included small model draws it in seconds, without a GPU."
 
 
 @dataclass(frozen=True)
@@ -94,34 +94,34 @@ STEER = (
     WorkflowSpec(
         "image-to-image",
         "Image to image",
-        f"Draws a picture, encodes it again and redraws it with another prompt. {SMALL_NOTE}\n\n"
-        "**denoise** in the second sampler says how much may change: 0 nothing, 1 all. "
-        "For a picture of your own put **Load Image** in the place of the first half.",
+        f"Samples an image, encodes it and samples it again with another prompt. {SMALL_NOTE}\n\n"
+        "**denoise** in the second sampler sets how much may change: 0 nothing, 1 everything. "
+        "For your own image, replace the first half by **Load Image**.",
         (
             loader(),
-            text(key="first text", title="What there was"),
-            text("three green circles to the left of a yellow star on a white background", title="What shall be"),
+            text(key="first text", title="Original prompt"),
+            text("three green circles to the left of a yellow star on a white background", title="New prompt"),
             empty(),
-            sampler("first", positive=("first text", 0), negative=("first text", 1), title="The picture to start from"),
+            sampler("first", positive=("first text", 0), negative=("first text", 1), title="Original image"),
             decode("first", "first decoded"),
             preview("first decoded", "before", "Before"),
             Node("encoded", "VAEEncode", links={"pixels": ("first decoded", 0), "vae": ("model", 2)}),
-            sampler(latent=("encoded", 0), denoise=0.9, seed=2, title="Redraw"),
+            sampler(latent=("encoded", 0), denoise=0.9, seed=2, title="Sample again"),
             *shown(title="After"),
         ),
     ),
     WorkflowSpec(
         "inpaint",
         "Inpaint",
-        f"Redraws the right half of a picture and keeps the left. {SMALL_NOTE}\n\n"
-        "The mask is made of two plain ones here; draw your own in the mask editor of **Load Image**. "
-        "White is redrawn, black stays as it is.",
+        f"Samples the right part of an image again and keeps the left. {SMALL_NOTE}\n\n"
+        "The mask is made of two plain masks. You can draw your own in the mask editor of **Load Image**. "
+        "White is sampled again, black stays.",
         (
             loader(),
-            text(key="first text", title="What there was"),
-            text("three red circles to the left of a green square on a white background", title="What shall be"),
+            text(key="first text", title="Original prompt"),
+            text("three red circles to the left of a green square on a white background", title="New prompt"),
             empty(),
-            sampler("first", positive=("first text", 0), negative=("first text", 1), title="The picture to start from"),
+            sampler("first", positive=("first text", 0), negative=("first text", 1), title="Original image"),
             decode("first", "first decoded"),
             preview("first decoded", "before", "Before"),
             Node("black", "SolidMask", {"value": 0.0, "width": 128, "height": 128}),
@@ -134,17 +134,17 @@ STEER = (
             ),
             Node("encoded", "VAEEncode", links={"pixels": ("first decoded", 0), "vae": ("model", 2)}),
             Node("masked", "SetLatentNoiseMask", links={"samples": ("encoded", 0), "mask": ("mask", 0)}),
-            sampler(latent=("masked", 0), seed=2, title="Redraw the white part"),
+            sampler(latent=("masked", 0), seed=2, title="Sample the white part"),
             *shown(title="After"),
         ),
     ),
     WorkflowSpec(
         "two-stage-split",
         "One run over two samplers",
-        f"The first sampler runs steps 0 to 9, the second goes on from there to the end. {SMALL_NOTE}\n\n"
-        "Left alone, both halves give what one sampler gives in one run. Change something between them: another cfg, "
-        "a LoRA, a block control for the second half only. **end_step** of the first and **start_step** of the second "
-        "belong together; steps, schedule and shift must be the same in both.",
+        f"The first sampler runs steps 0 to 9, the second continues to the end. {SMALL_NOTE}\n\n"
+        "Unchanged, both together equal one run in one sampler. You can change the second half: another cfg, a LoRA, "
+        "a block node. **end_step** of the first and **start_step** of the second must be the same step, with the same "
+        "steps, schedule and shift.",
         (
             loader(),
             text(),
@@ -157,33 +157,33 @@ STEER = (
     WorkflowSpec(
         "skip-for-speed",
         "Skip blocks for speed",
-        "Leaves out blocks on the negative branch, which in large models tolerates far more than the positive one; the "
-        f"small model has none to spare. {SMALL_NOTE}\n\n"
-        "After the run **Block Skip** shows how many block calls were saved. Which blocks matter least differs from "
-        "model to model: the workflow *analysis* finds out.",
+        f"Skips blocks on the negative branch. {SMALL_NOTE}\n\n"
+        "The small model has no block to spare, so the image gets worse. The paper reports that the negative branch of "
+        "large models tolerates skipping. After the run **Block Skip** shows how many block calls were saved. The "
+        "workflow *analysis* finds the blocks that matter least on your model.",
         beside_untouched(
             Node("skip", "BlockSkip", {"blocks": "1", "branch": "negative"}, {"model": ("model", 0)}), model="skip"
         ),
     ),
     WorkflowSpec(
         "speed-plan",
-        "Half the work for nearly the same picture",
-        "Computes the first and the last steps, and of those between one in three; the others take over the prediction "
-        f"that was made last. {SMALL_NOTE}\n\n"
-        "**speedup** says how much faster it shall be; the node says what it sets, and what that cost where it was "
-        "measured. It goes before any sampler, LoRAs and block controls may stand before or after it.",
+        "Half the work for nearly the same image",
+        "Computes the first and the last steps, and one in three of those between; the others reuse a prediction. "
+        f"{SMALL_NOTE}\n\n"
+        "**speedup** sets the wanted speed-up. The node shows what it computes and the measured cost. Put it anywhere "
+        "before the sampler; LoRAs and block nodes can come before or after it.",
         beside_untouched(
             Node("plan", "SpeedPlan", {"speedup": "2x"}, {"model": ("model", 0)}),
-            Node("words", "PreviewAny", links={"source": ("plan", 1)}, title="The plan"),
+            Node("words", "PreviewAny", links={"source": ("plan", 1)}, title="Plan"),
             model="plan",
         ),
     ),
     WorkflowSpec(
         "boost-a-phrase",
         "Boost a phrase",
-        f"Makes a phrase of the prompt count more, or less, in all blocks. {SMALL_NOTE}\n\n"
-        "**phrase** must be words of the prompt. **strength** 1 changes nothing, 0 takes the phrase away. *attention* "
-        "and *value* act in the chosen blocks; *residual* is the paper's way and acts on the blocks after them.",
+        f"Changes the strength of a phrase in all blocks; here strength 0 removes it. {SMALL_NOTE}\n\n"
+        "**phrase** must be words of the prompt. **strength** 1 changes nothing, above 1 boosts, 0 removes. "
+        "*attention* and *value* act in the chosen blocks; *residual* is the paper's mode and acts on later blocks.",
         beside_untouched(
             Node(
                 "boost",
@@ -196,10 +196,11 @@ STEER = (
     ),
     WorkflowSpec(
         "disable-text-by-block",
-        "Take the text away from blocks",
-        f"Blocks that do not see the prompt: what is missing in the picture is what they read there. {SMALL_NOTE}\n\n"
-        "*onward* is the paper's way: later blocks build on a text that was zeroed. *block* blinds the chosen blocks "
-        "alone.",
+        "Disable the text in blocks",
+        "Removes the prompt in some blocks. What is missing in the image is what these blocks use it for. "
+        f"{SMALL_NOTE}\n\n"
+        "*block* removes the text in the chosen blocks only. *onward* is the paper's way: later blocks continue from a "
+        "zeroed text.",
         beside_untouched(
             Node("disable", "TextDisable", {"blocks": "late", "scope": "block"}, {"model": ("model", 0)}),
             model="disable",
@@ -208,8 +209,8 @@ STEER = (
     WorkflowSpec(
         "per-block-prompt",
         "Another prompt for some blocks",
-        f"In the chosen blocks the picture reads another prompt. {SMALL_NOTE}\n\n"
-        "Try the first blocks, then the last ones: which of them decide places, which colours?",
+        f"Uses another prompt in the chosen blocks. {SMALL_NOTE}\n\n"
+        "Try the first blocks, then the last ones: which decide positions, which colours?",
         beside_untouched(
             text(
                 "three green squares to the left of a yellow triangle on a white background",
@@ -223,10 +224,10 @@ STEER = (
     WorkflowSpec(
         "analysis",
         "What does each block do?",
-        f"Switches blocks one at a time and shows what becomes of the picture. {SMALL_NOTE}\n\n"
-        "The sheet has a row for each operation and a column for each block. The report holds a list of blocks to "
-        "skip. Cancel at any time: what is finished is kept, and the next run goes on there. On a large model start "
-        "with few steps and *skip* alone.",
+        f"Changes one block at a time and shows the effect on the image. {SMALL_NOTE}\n\n"
+        "The contact sheet has one row per operation and one column per block. The report lists blocks to skip. You "
+        "can cancel at any time: finished images are kept, and the next run continues. On a large model start with few "
+        "steps and *skip* only.",
         (
             loader(),
             text(),
@@ -243,26 +244,25 @@ STEER = (
                     "vae": ("model", 2),
                 },
             ),
-            preview("analysis", "sheet", "The sheet"),
-            Node("plot", "PreviewImage", links={"images": ("analysis", 1)}, title="How far each moves the picture"),
-            Node("report", "PreviewAny", links={"source": ("analysis", 2)}, title="The report"),
+            preview("analysis", "sheet", "Contact sheet"),
+            Node("plot", "PreviewImage", links={"images": ("analysis", 1)}, title="Distance by block"),
+            Node("report", "PreviewAny", links={"source": ("analysis", 2)}, title="Report"),
         ),
     ),
     WorkflowSpec(
         "inversion-and-edit",
         "Inversion and edit",
-        "Turns a picture into the noise that it grows from, then grows it again with another prompt: the layout "
-        f"stays, what the prompts differ in changes. {SMALL_NOTE}\n\n"
-        "Describe the picture to **Flow Invert**; the picture that you want is the sampler's positive, and the old "
-        "description its negative: cfg then strengthens only what the two differ in. A higher cfg follows the new "
-        "prompt more strongly and keeps less. For a picture of your own put **Load Image** and **VAE Encode** in the "
-        "place of the first sampler.",
+        f"Turns an image into noise and samples it again with another prompt. {SMALL_NOTE}\n\n"
+        "Describe the image in **Flow Invert**'s prompt. Give the sampler the new prompt as positive and the old one "
+        "as negative: cfg then amplifies only what the two differ in. A higher cfg follows the new prompt more and "
+        "keeps less of the image. Not every edit succeeds; the node's help page has measured rates. For your own "
+        "image, replace the first sampler by **Load Image** and **VAE Encode**.",
         (
             loader(),
-            text(key="first text", title="What the picture shows"),
-            text("three yellow circles to the left of a blue star on a white background", title="What it shall show"),
+            text(key="first text", title="Original prompt"),
+            text("three yellow circles to the left of a blue star on a white background", title="New prompt"),
             empty(),
-            sampler("first", positive=("first text", 0), negative=("first text", 1), title="The picture to edit"),
+            sampler("first", positive=("first text", 0), negative=("first text", 1), title="Image to edit"),
             decode("first", "first decoded"),
             preview("first decoded", "before", "Before"),
             Node(
@@ -278,9 +278,9 @@ STEER = (
     WorkflowSpec(
         "cfg-window",
         "Guidance for a part of the run",
-        f"The negative prompt is computed between **cfg_start** and **cfg_end** alone; the other steps cost half. "
+        f"Computes the negative prompt between **cfg_start** and **cfg_end** only; the other steps cost half. "
         f"{SMALL_NOTE}\n\n"
-        "The curve shows the window, the summary how many model calls it saved.",
+        "The curve shows the window, the summary the model calls.",
         (
             loader(),
             text(),
@@ -289,8 +289,8 @@ STEER = (
             sampler("window", cfg_end=0.5, title="Guidance in the first half"),
             *shown("plain", "plain", "All steps"),
             *shown("window", "window", "First half"),
-            Node("curve", "PreviewImage", links={"images": ("window", 1)}, title="Noise levels and window"),
-            Node("summary", "PreviewAny", links={"source": ("window", 2)}, title="What ran"),
+            Node("curve", "PreviewImage", links={"images": ("window", 1)}, title="Sigmas and cfg window"),
+            Node("summary", "PreviewAny", links={"source": ("window", 2)}, title="Summary"),
         ),
     ),
 )
@@ -335,29 +335,30 @@ LARGE = (
         "sd35-medium",
         "SD3.5 Medium",
         "sd3.5_medium.safetensors",
-        "2.2 billion weights: 5 GB, for cards of 8 GB and more. 28 steps, cfg 4.5.",
+        "2.2 billion parameters, 5 GB, for graphics cards of 8 GB and more. 28 steps, cfg 4.5.",
         cfg=4.5,
     ),
     sd35(
         "sd35-large",
         "SD3.5 Large",
         "sd3.5_large.safetensors",
-        "8 billion weights: 16 GB, for cards of 16 GB and more; with weight_dtype fp8 half of that. 28 steps, cfg 4.5.",
+        "8 billion parameters, 16 GB, for graphics cards of 16 GB and more; half of that with weight_dtype fp8. "
+        "28 steps, cfg 4.5.",
         cfg=4.5,
     ),
     sd35(
         "sd35-large-turbo",
         "SD3.5 Large Turbo",
         "sd3.5_large_turbo.safetensors",
-        "The distilled one: 4 steps, cfg 1, so that the negative prompt is not computed.",
+        "The distilled model: 4 steps, cfg 1; the negative prompt is not computed.",
         steps=4,
         cfg=1.0,
     ),
     WorkflowSpec(
         "flux1-dev",
         "FLUX.1-dev with a text boost",
-        "The host's own loader brings FLUX.1-dev; sampler and block controls of this pack work on it. **Text Boost** "
-        "is set to the published preset for better text alignment (blocks 2, 7, 12, 17, 22 at 1.5).\n\n**Files**\n"
+        "ComfyUI's own loader loads FLUX.1-dev; the sampler and the block nodes of this pack accept it. **Text Boost** "
+        "uses the published preset for better text alignment (blocks 2, 7, 12, 17, 22 at 1.5).\n\n**Files**\n"
         "- **flux1-dev.safetensors** and **ae.safetensors**, from Black Forest Labs' page on Hugging Face\n"
         "- **clip_l.safetensors**, **t5xxl_fp8_e4m3fn.safetensors**, from Comfy-Org's page *flux_text_encoders*\n\n"
         + LARGE_FILES,
@@ -382,8 +383,8 @@ LARGE = (
     WorkflowSpec(
         "qwen-image",
         "Qwen-Image with blocks skipped",
-        "The host's own loader brings Qwen-Image; sampler and block controls of this pack work on it. No block list "
-        "is published for it: find yours with **Block Analysis**, then write it into **Block Skip**.\n\n"
+        "ComfyUI's own loader loads Qwen-Image; the sampler and the block nodes of this pack accept it. No block list "
+        "is published for it: find yours with **Block Analysis** and enter it in **Block Skip**.\n\n"
         "**Files**, all from Comfy-Org's page *Qwen-Image_ComfyUI*\n- **qwen_image_fp8_e4m3fn.safetensors**\n"
         "- **qwen_2.5_vl_7b_fp8_scaled.safetensors**\n- **qwen_image_vae.safetensors**\n\n" + LARGE_FILES,
         (

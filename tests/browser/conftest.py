@@ -1,4 +1,4 @@
-"""A page of ComfyUI's web interface, in both of its renderers, driven through Chromium."""
+"""ComfyUI's frontend in both of its renderers, driven through Chromium."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# They are kept on the server, so each page sets all of them: tests must not leak into each other.
+# The server stores settings, so each page sets all of them; otherwise tests affect each other.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.Persist": False,
@@ -35,11 +35,11 @@ SETTINGS = {
 }
 READY = "window.app?.extensionManager && app.isGraphReady && !document.querySelector('#splash-loader')"
 
-# Everything that a person sees move: the view, the nodes, and how many of them Nodes 2.0 has drawn.
+# Everything that can move: the view, the nodes, and the number of nodes that Nodes 2.0 has drawn.
 VIEW = """() => [app.canvas.ds.scale, ...app.canvas.ds.offset, document.querySelectorAll("[data-node-id]").length,
     ...app.graph._nodes.flatMap((node) => [...node.pos, ...node.size])]"""
 
-# Resolves with the event that ends the run; the listeners come first, so that a quick run is not missed.
+# Resolves with the event that ends the run. The listeners are added first, so that a quick run is not missed.
 QUEUE = """async () => {
     const ended = new Promise((resolve) => {
         for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
@@ -53,19 +53,19 @@ QUEUE = """async () => {
 
 @dataclass
 class ComfyPage:
-    """ComfyUI's page: load a workflow, change it, queue it, look at it. `page` is Playwright's own."""
+    """ComfyUI's frontend: load a workflow, change it, queue it, inspect it. `page` is Playwright's page."""
 
     page: Page
     server: Any
     renderer: str
-    complaints: list[str] = field(default_factory=list)  # console errors and uncaught exceptions
+    console_errors: list[str] = field(default_factory=list)  # console errors and uncaught exceptions
 
     def run(self, script: str, argument: Any = None) -> Any:
         """Evaluate JavaScript in the page; `app` is ComfyUI's."""
         return self.page.evaluate(script, argument)
 
     def reload(self) -> None:
-        """As the browser's own button."""
+        """Reload the page, as the browser's button does."""
         self.page.reload()
         self.page.wait_for_function(READY, timeout=180_000)
 
@@ -74,34 +74,34 @@ class ComfyPage:
         if not isinstance(workflow, dict):
             workflow = json.loads(Path(workflow).read_text(encoding="utf-8"))
         self.run("(data) => app.loadGraphData(data)", workflow)
-        self.at_rest()
+        self.wait_stable()
 
-    def at_rest(self, look: str = VIEW, argument: Any = None) -> Any:
-        """What a script tells of the page, once it stays the same; null: there is nothing to be seen yet.
+    def wait_stable(self, look: str = VIEW, argument: Any = None) -> Any:
+        """The result of a script once it stays the same; null means not yet.
 
-        Each look follows a drawing of the canvas: a page on a slow machine moves things many frames later.
+        The canvas is drawn before each evaluation: a slow machine moves things many frames later.
         """
         return self.run(
             f"""async (argument) => {{
-                const look = {look};
+                const evaluate = {look};
                 const drawn = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 50)));
-                for (let looks = 0, same = 0, last = null; looks < 600; looks += 1) {{
+                for (let tries = 0, same = 0, last = null; tries < 600; tries += 1) {{
                     app.canvas.draw(true, true);
                     await drawn();
-                    const now = look(argument);
+                    const now = evaluate(argument);
                     same = now && JSON.stringify(now) === JSON.stringify(last) ? same + 1 : 0;
                     if (same === 3) return now;
                     last = now;
                 }}
-                throw Error("not there, or never at rest");
+                throw Error("null, or never stable");
             }}""",
             argument,
         )
 
     def fit(self) -> None:
-        """Fit the graph into the window; the page takes its time to."""
+        """Fit the graph into the window and wait until it is."""
         self.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.at_rest()
+        self.wait_stable()
 
     def graph(self) -> dict[str, Any]:
         """The workflow as it would be saved."""
@@ -112,13 +112,13 @@ class ComfyPage:
         return self.run("async () => (await app.graphToPrompt()).output")
 
     def unknown_nodes(self) -> list[str]:
-        """Types in the open workflow that the page does not know."""
+        """Node types in the open workflow that the frontend does not know."""
         return self.run("() => app.graph._nodes.map((n) => n.type).filter((t) => !LiteGraph.registered_node_types[t])")
 
     def queue(self) -> dict[str, Any]:
-        """Queue the graph and wait for its end; returns the server's record of it.
+        """Queue the graph and wait for its end. Returns: the server's record of it.
 
-        Raises: AssertionError with the page's reasons if it is rejected or fails.
+        Raises: AssertionError with the reasons if it is rejected or fails.
         """
         self.page.set_default_timeout(300_000)
         ended = self.run(QUEUE)
@@ -126,23 +126,23 @@ class ComfyPage:
         return self.server.finished(ended["prompt_id"])
 
     def screenshot(self, path: Path) -> Path:
-        """Fit the graph into the window and take a picture of it."""
+        """Fit the graph into the window and save a screenshot."""
         self.fit()
         self.page.screenshot(path=path)
         return path
 
-    def hear(self, message: ConsoleMessage) -> None:
+    def record_error(self, message: ConsoleMessage) -> None:
         if message.type == "error":
-            self.complaints.append(f"{message.text} ({message.location.get('url', '')})")
+            self.console_errors.append(f"{message.text} ({message.location.get('url', '')})")
 
-    def pack_complaints(self) -> list[str]:
-        """What the console said about this pack's own files."""
+    def pack_errors(self) -> list[str]:
+        """Console errors about this pack's files."""
         pack = f"/extensions/{ROOT.name}/"
-        return [text for text in self.complaints if pack in text or "mmdit" in text.lower()]
+        return [text for text in self.console_errors if pack in text or "mmdit" in text.lower()]
 
 
-# One browser for each module: while Playwright's synchronous form is open, its event loop runs in this thread, and
-# nothing else here could use asyncio.
+# One browser per module: while Playwright's synchronous API is open, its event loop runs in this thread and excludes
+# other uses of asyncio.
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     executable = browsers.find()
@@ -158,9 +158,9 @@ def chromium() -> Iterator[Browser]:
 def opened(
     browser: Browser, comfyui: Any, renderer: str, *, language: str = "en", blocked: str | None = None
 ) -> Iterator[ComfyPage]:
-    """ComfyUI's page with our settings, ready to use, in a browser context of its own.
+    """ComfyUI's frontend with our settings, ready to use, in its own browser context.
 
-    Args: blocked, a pattern of addresses that the browser does not get.
+    Args: blocked, a pattern of addresses whose requests are aborted.
     """
     version = comfyui.get("/system_stats")["system"]["required_frontend_version"]
     chosen = {
@@ -175,8 +175,8 @@ def opened(
         if blocked:
             page.route(blocked, lambda route: route.abort())
         comfy = ComfyPage(page, comfyui, renderer)
-        page.on("console", comfy.hear)
-        page.on("pageerror", lambda error: comfy.complaints.append(f"uncaught: {error} {error.stack or ''}"))
+        page.on("console", comfy.record_error)
+        page.on("pageerror", lambda error: comfy.console_errors.append(f"uncaught: {error} {error.stack or ''}"))
         page.goto(comfyui.url)
         page.wait_for_function(READY, timeout=180_000)
         yield comfy
@@ -198,7 +198,7 @@ def comfy(chromium: Browser, comfyui, renderer: str) -> Iterator[ComfyPage]:
 
 @pytest.fixture(scope="module", params=RENDERERS)
 def shared(request: pytest.FixtureRequest, chromium: Browser, comfyui) -> Iterator[ComfyPage]:
-    """One open page for all tests of a module, once in each renderer: opening it is what takes the time."""
+    """One open page for all tests of a module, once in each renderer: opening a page is slow."""
     with opened(chromium, comfyui, request.param) as page:
         yield page
 
@@ -212,7 +212,7 @@ def chinese(chromium: Browser, comfyui, renderer: str) -> Iterator[ComfyPage]:
 
 @pytest.fixture
 def without_scripts(chromium: Browser, comfyui) -> Iterator[ComfyPage]:
-    """An open page in which the pack's own scripts did not load."""
+    """An open page in which the pack's scripts are blocked."""
     with opened(chromium, comfyui, "nodes2", blocked=f"**/extensions/{ROOT.name}/**") as page:
         yield page
 

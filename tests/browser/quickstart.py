@@ -1,4 +1,4 @@
-"""What tests of the open quickstart workflow share."""
+"""Helpers of the tests that open the quickstart workflow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 WORKFLOW = Path(__file__).parents[2] / "workflows" / "quickstart.json"
 
 OF = "const of = (type) => app.graph._nodes.find((node) => node.type === type);"
-# Gives inputs of a node their values, as its widgets do.
+# Sets inputs of a node as its widgets do.
 SET = f"""([type, values]) => {{
     {OF}
     for (const [name, value] of Object.entries(values)) {{
@@ -17,7 +17,7 @@ SET = f"""([type, values]) => {{
         widget.callback?.(value);
     }}
 }}"""
-# Puts a block control in front of the sampler, behind those that are there.
+# Inserts a block node before the sampler, after other block nodes.
 ADD = f"""([type, values]) => {{
     {OF}
     const sampler = of("FlowMatchingSampler");
@@ -38,7 +38,7 @@ NEAR = f"""(type) => {{
     app.canvas.ds.scale = 0.9;
     app.canvas.ds.offset = [500 - node.pos[0], 300 - node.pos[1]];
 }}"""
-# Where a node's title is, once it can be clicked there: nothing lies over it, and Nodes 2.0 has drawn it.
+# The position of a node's title once it can be clicked: nothing covers it, and Nodes 2.0 has drawn it.
 TITLE = f"""(type) => {{
     {OF}
     const node = of(type);
@@ -53,26 +53,26 @@ CHOSEN = "(type) => [...app.canvas.selectedItems].map((item) => item.type).join(
 
 
 def title(comfy, node: str) -> list[float]:
-    """Where a node's title is, from near."""
+    """Zoom to a node. Returns: the position of its title."""
     comfy.run(NEAR, node)
-    return comfy.at_rest(TITLE, node)
+    return comfy.wait_stable(TITLE, node)
 
 
 def compare_by_toolbox(comfy, node: str, name: str) -> None:
-    """Choose a control by a click, and press the button that compares it."""
+    """Select a block node by a click and press the comparison's button."""
     comfy.page.mouse.click(*title(comfy, node))
     comfy.page.wait_for_function(CHOSEN, arg=node)
     comfy.page.locator(".selection-toolbox").get_by_role("button", name=name).click()
 
 
 def fresh(shared, *, steps: int, timeout: int) -> Iterator:
-    """The page with the quickstart as it ships, but for the steps; afterwards nothing of ours may have complained.
+    """The page with the shipped quickstart at another number of steps; afterwards the console has no error of the pack.
 
-    Args: timeout in milliseconds, of whatever a test waits for.
+    Args: timeout of each wait, in milliseconds.
     """
-    shared.complaints.clear()
+    shared.console_errors.clear()
     shared.page.set_default_timeout(timeout)
     shared.load(WORKFLOW)
     shared.run(SET, ["FlowMatchingSampler", {"steps": steps}])
     yield shared
-    assert shared.pack_complaints() == []
+    assert shared.pack_errors() == []

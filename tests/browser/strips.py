@@ -1,4 +1,4 @@
-"""A block strip in the page, as a person meets it; and graphs with strips in them."""
+"""A block strip, used by mouse and keyboard; and graphs with strips."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SMALL = "mmdit-small.safetensors"  # 8 blocks
-MEDIUM, FLUX = "strip-medium.safetensors", "strip-flux.safetensors"  # headers alone: 24, and 19 + 38
+MEDIUM, FLUX = "strip-medium.safetensors", "strip-flux.safetensors"  # headers only: 24 blocks, 19 + 38 blocks
 
 FIND = """([type, block]) => {
     const graphs = [app.graph, ...app.graph.subgraphs?.values() ?? []];
@@ -38,21 +38,21 @@ PLACE = f"(args) => {{ const {{ at }} = ({FIND})(args); return at?.[3] ? at : nu
 
 
 class Strip:
-    """The strip of a graph's only node of a type, as a person meets it."""
+    """The strip of a graph's only node of a type."""
 
     def __init__(self, comfy, node: str):
         self.comfy, self.node = comfy, node
         self.page, self.mouse = comfy.page, comfy.page.mouse
 
-    def look(self, block: int = 0) -> dict[str, Any]:
+    def state(self, block: int = 0) -> dict[str, Any]:
         return self.comfy.run(FIND, [self.node, block])
 
     def value(self) -> str:
-        """The text, which the field, the widget, the saved workflow and the prompt must agree on."""
-        seen = self.look()
+        """The text, equal in the field, the widget and the saved workflow."""
+        state = self.state()
         saved = next(node for node in self.comfy.graph()["nodes"] if node["type"] == self.node)["widgets_values"]
-        assert seen["text"] == seen["value"] == saved[self.position()]
-        return seen["value"]
+        assert state["text"] == state["value"] == saved[self.position()]
+        return state["value"]
 
     def position(self) -> int:
         return 0 if self.node != "BlockAnalysis" else 1
@@ -62,8 +62,8 @@ class Strip:
         self.comfy.run(script + ".value = v", [self.node, text])
 
     def place(self, block: int, up: float = 0.0) -> tuple[float, float]:
-        """A cell's middle on screen, or a share of its height above that."""
-        x, y, _, height = self.look(block)["at"]
+        """The middle of a cell on screen, or a fraction of its height above it."""
+        x, y, _, height = self.state(block)["at"]
         return x, y - up * height
 
     def click(self, block: int, **options: Any) -> None:
@@ -76,14 +76,14 @@ class Strip:
             self.mouse.move(*self.place(block), steps=3)
         self.mouse.up()
 
-    def settle(self) -> None:
-        """Wait until the page has drawn it and it stays where it is."""
-        self.comfy.at_rest(PLACE, [self.node, 0])
+    def wait_stable(self) -> None:
+        """Wait until the strip is drawn and no longer moves."""
+        self.comfy.wait_stable(PLACE, [self.node, 0])
 
     def unzoom(self) -> None:
-        """The graph at normal zoom, from its origin."""
+        """Set the view to normal zoom at the origin."""
         self.comfy.run("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; }")
-        self.settle()
+        self.wait_stable()
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -99,13 +99,13 @@ class Strip:
         self.page.get_by_role("menu").get_by_text(text, exact=True).click()
 
     def until(self, condition: str, block: int = 0) -> None:
-        """Wait until something that `look` tells is so."""
+        """Wait until a condition on the state `s` holds."""
         self.page.wait_for_function(f"(args) => {{ const s = ({FIND})(args); return {condition}; }}",
                                     arg=[self.node, block], timeout=10_000)  # fmt: skip
 
 
 def graph(*nodes: str, loader: str = "UNETLoader", file: str = MEDIUM) -> dict[str, Any]:
-    """A loader and nodes one after the other, as a saved workflow that knows plain text fields only."""
+    """A loader and nodes in a row, as a saved workflow without custom widgets."""
     name = {"UNETLoader": [file, "default"], "MMDiTLoader": [file, "default"], "CheckpointLoaderSimple": [file]}
     made: list[dict[str, Any]] = [
         {"id": 1, "type": loader, "pos": [60, 120], "size": [260, 100], "widgets_values": name[loader],
@@ -123,7 +123,7 @@ def graph(*nodes: str, loader: str = "UNETLoader", file: str = MEDIUM) -> dict[s
 
 
 def opened(comfy, *nodes: str, cells: int = 24, **loader: str) -> Strip:
-    """A graph with such nodes, at normal zoom; the strip of the first one."""
+    """Open a graph with these nodes at normal zoom. Returns: the strip of the first one."""
     comfy.load(graph(*nodes, **loader))
     strip = Strip(comfy, nodes[0])
     strip.until(f"s.cells === {cells}")
@@ -132,13 +132,13 @@ def opened(comfy, *nodes: str, cells: int = 24, **loader: str) -> Strip:
 
 
 def clear_hover_texts(comfy) -> None:
-    """The host leaves the hover text of a node that goes away under the mouse."""
+    """Remove tooltips: ComfyUI keeps the tooltip of a node that is removed under the mouse."""
     comfy.page.mouse.move(20, 430)  # off the canvas, between the buttons
     comfy.run("() => document.querySelectorAll('.p-tooltip').forEach((each) => each.remove())")
 
 
 def write_headers(folder: Path) -> list[Path]:
-    """MEDIUM and FLUX: checkpoints of which there is only the header; they can be looked at, not loaded."""
+    """Write MEDIUM and FLUX: headers of checkpoints, enough to count their blocks."""
     names = {
         MEDIUM: [f"model.diffusion_model.joint_blocks.{i}.x_block.attn.qkv.weight" for i in range(24)],
         FLUX: [f"double_blocks.{i}.img_attn.qkv.weight" for i in range(19)]

@@ -1,4 +1,4 @@
-"""One click compares a block control with and without, in both renderers; the graph stays as it was."""
+"""Compare with and without a block node, in both renderers; the graph does not change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIXELS = """(which) => {
     context.drawImage(image, 0, 0);
     return [...context.getImageData(0, 0, canvas.width, canvas.height).data];
 }"""
-# What a test changed by itself is a step from here on; a comparison must not add one.
+# Records the test's own changes as one undo step, and counts the steps; a comparison must not add one.
 UNDOS = """() => {
     const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
     (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
@@ -36,13 +36,13 @@ def work(comfy) -> dict:
 
 
 def made(graph: dict) -> dict:
-    """What a person made: all of the graph but the view, and the heights that nodes give themselves for words."""
+    """The user's part of a graph: everything except the view, the order, and the sizes, which notes change."""
     nodes = [plain({**node, "size": None, "order": None}) for node in graph["nodes"]]
     return {"nodes": sorted(nodes, key=lambda node: node["id"]), "links": graph["links"], "groups": graph["groups"]}
 
 
 def plain(value):
-    """Without what is nothing: undo states leave out what a graph writes as null."""
+    """A value without nulls: undo states leave out what a graph writes as null."""
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items() if each is not None}
     return [plain(each) for each in value] if isinstance(value, list) else value
@@ -52,18 +52,18 @@ def boost(comfy) -> None:
     comfy.run(ADD, ["TextBoost", {"blocks": "all", "strength": 6.0, "mode": "attention"}])
 
 
-def settled(comfy) -> None:
-    """Wait until the graph stays as it is: after a run, nodes take up what it told."""
-    comfy.at_rest("() => app.graph.serialize()")
+def wait_for_graph(comfy) -> None:
+    """Wait until the graph is stable: after a run, nodes store the texts of the run."""
+    comfy.wait_stable("() => app.graph.serialize()")
 
 
 def choose(comfy, node: str = "TextBoost") -> None:
-    """The entry in a node's menu, by the right mouse button on its title."""
+    """Choose the entry in a node's context menu."""
     comfy.page.keyboard.press("Escape")
     comfy.page.mouse.click(*title(comfy, node), button="right")
-    # The toolbox's button says the same when the mouse is over it.
+    # The toolbox's button has a tooltip with the same text.
     entry = comfy.page.get_by_text(NAME, exact=True).and_(comfy.page.locator(":not(.p-tooltip-text)"))
-    if not entry.first.is_visible():  # Nodes 2.0 keeps what extensions add at the end of a long menu
+    if not entry.first.is_visible():  # Nodes 2.0 adds entries of extensions at the end of a long menu
         entry.first.scroll_into_view_if_needed()
     entry.first.click()
 
@@ -76,14 +76,14 @@ def overlay(comfy):
     return comfy.page.locator("dialog.mmdit-compare")
 
 
-def share(comfy) -> float:
+def percent(comfy) -> float:
     return comfy.run("() => Number(document.querySelector('.mmdit-stage input').value)")
 
 
-def test_one_click_compares_and_leaves_the_graph_alone(comfy, test_output):
+def test_compare_shows_both_images_and_does_not_change_the_graph(comfy, test_output):
     boost(comfy)
     record = comfy.queue()
-    settled(comfy)
+    wait_for_graph(comfy)
     graph, undos = work(comfy), comfy.run(UNDOS)
     saved = sorted(path.name for path in (comfy.server.base / "output").iterdir())
     comfy.run("""() => {
@@ -99,17 +99,17 @@ def test_one_click_compares_and_leaves_the_graph_alone(comfy, test_output):
         for kind in ("FlowMatchingSampler", "TripleTextEncode", "TextBoost")
     )
     cached = set(comfy.run("() => cached"))
-    assert {sampler, encode, skipped} <= cached, "the half that was there is not rendered again"
+    assert {sampler, encode, skipped} <= cached, "the existing half comes from the cache"
     first, second = comfy.run(PIXELS, "with"), comfy.run(PIXELS, "without")
     assert first != second
-    assert first == decoded(comfy.server.images(record)[0]), "the picture that one saw before"
+    assert first == decoded(comfy.server.images(record)[0]), "the image of the last run"
     dialog.screenshot(path=test_output / f"compare-overlay-{comfy.renderer}.png")
     comfy.page.screenshot(path=test_output / f"compare-{comfy.renderer}.png")
     comfy.page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
     assert work(comfy) == graph
 
-    # Without the node in the graph, the picture is the overlay's other half.
+    # A run without the node gives the other half.
     comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; }}")
     assert second == decoded(comfy.server.images(comfy.queue())[0])
 
@@ -122,7 +122,7 @@ def decoded(png: bytes) -> list[int]:
     return list(Image.open(io.BytesIO(png)).convert("RGBA").tobytes())
 
 
-def test_the_slider_by_mouse_and_keyboard(comfy):
+def test_the_slider_works_by_mouse_and_keyboard(comfy):
     boost(comfy)
     choose(comfy)
     dialog = overlay(comfy)
@@ -131,15 +131,15 @@ def test_the_slider_by_mouse_and_keyboard(comfy):
     comfy.page.mouse.move(box["x"] + box["width"] / 2, middle)
     comfy.page.mouse.down()
     comfy.page.mouse.move(box["x"] + box["width"] * 0.2, middle, steps=4)
-    assert share(comfy) == pytest.approx(20, abs=1)
+    assert percent(comfy) == pytest.approx(20, abs=1)
     comfy.page.mouse.move(box["x"] - 60, middle, steps=2)
-    assert share(comfy) == 0, "it follows beyond the edge"
+    assert percent(comfy) == 0, "the drag continues beyond the edge"
     comfy.page.mouse.up()
     comfy.page.mouse.move(box["x"] + box["width"] * 0.7, middle)
-    assert share(comfy) == 0, "and no more once the button is up"
+    assert percent(comfy) == 0, "the drag ends with the button"
     slider = dialog.get_by_role("slider")
     comfy.page.keyboard.press("End")
-    assert share(comfy) == 100
+    assert percent(comfy) == 100
     for _ in range(3):
         comfy.page.keyboard.press("ArrowLeft")
     assert slider.get_attribute("aria-valuetext") == "97% with, 3% without"
@@ -152,12 +152,12 @@ def test_the_slider_by_mouse_and_keyboard(comfy):
     }
     nodes = len(comfy.graph()["nodes"])
     comfy.page.keyboard.press("Delete")
-    assert len(comfy.graph()["nodes"]) == nodes, "the page's own keys rest"
+    assert len(comfy.graph()["nodes"]) == nodes, "ComfyUI's shortcuts are disabled"
     dialog.get_by_role("button", name="Close").click()
     dialog.wait_for(state="detached")
 
 
-def test_a_batch_has_a_page_for_each_picture(comfy):
+def test_a_batch_has_a_page_for_each_image(comfy):
     boost(comfy)
     comfy.run(SET, ["EmptySD3LatentImage", {"batch_size": 2}])
     choose(comfy)
@@ -169,7 +169,7 @@ def test_a_batch_has_a_page_for_each_picture(comfy):
     comfy.page.keyboard.press("Escape")
 
 
-def test_a_seed_that_changed_after_the_run_is_the_runs(comfy):
+def test_a_seed_that_changed_after_the_run_is_compared_as_it_ran(comfy):
     boost(comfy)
     comfy.run(SET, ["FlowMatchingSampler", {"seed": 11, "control_after_generate": "increment"}])
     record = comfy.queue()
@@ -182,7 +182,7 @@ def test_a_seed_that_changed_after_the_run_is_the_runs(comfy):
     assert next(n for n in comfy.graph()["nodes"] if n["type"] == "FlowMatchingSampler")["widgets_values"][0] == after
 
 
-def test_the_command_takes_all_chosen_controls(comfy):
+def test_the_command_leaves_out_all_selected_block_nodes(comfy):
     boost(comfy)
     comfy.run(ADD, ["BlockSkip", {"blocks": "2-5", "branch": "both"}])
     comfy.run(f"""() => {{
@@ -198,7 +198,7 @@ def test_the_command_takes_all_chosen_controls(comfy):
     assert both == decoded(comfy.server.images(comfy.queue())[0])
 
 
-def test_the_toolbox_of_a_chosen_control_offers_it(comfy):
+def test_the_selection_toolbox_of_a_block_node_offers_the_comparison(comfy):
     boost(comfy)
     compare_by_toolbox(comfy, "TextBoost", NAME)
     overlay(comfy)
@@ -207,13 +207,13 @@ def test_the_toolbox_of_a_chosen_control_offers_it(comfy):
 
 def toast(comfy) -> str:
     comfy.page.wait_for_selector(".p-toast-message")
-    words = comfy.page.locator(".p-toast-message").first.inner_text()
+    text = comfy.page.locator(".p-toast-message").first.inner_text()
     comfy.run("() => app.extensionManager.toast.removeAll()")
-    comfy.page.locator(".p-toast-message").first.wait_for(state="detached")  # it takes its time to go
-    return words
+    comfy.page.locator(".p-toast-message").first.wait_for(state="detached")  # it fades out
+    return text
 
 
-def test_what_cannot_be_compared_is_said(comfy):
+def test_a_message_appears_if_no_image_depends_on_the_node(comfy):
     boost(comfy)
     comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; }}")
     choose(comfy)
@@ -221,17 +221,17 @@ def test_what_cannot_be_compared_is_said(comfy):
     assert comfy.page.locator("dialog.mmdit-compare").count() == 0
 
 
-def test_a_run_that_fails_leaves_the_graph_as_it_was(comfy):
+def test_a_failed_comparison_does_not_change_the_graph(comfy):
     boost(comfy)
     comfy.run(SET, ["TextBoost", {"phrase": "purple elephant"}])
-    settled(comfy)
+    wait_for_graph(comfy)
     graph, undos = work(comfy), comfy.run(UNDOS)
     choose(comfy)
-    assert "The comparison ended with an error" in (words := toast(comfy)) and "purple elephant" in words
+    assert "The comparison ended with an error" in (text := toast(comfy)) and "purple elephant" in text
     assert work(comfy) == graph
     comfy.run(UNDOS)
     steps = comfy.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue")[undos:]
-    assert all(made(state) == graph for state in steps), "the error's words on the node may make it higher"
+    assert all(made(state) == graph for state in steps), "the error's note may change the node's height only"
     assert comfy.page.locator(".mmdit-running").count() == 0
     comfy.page.keyboard.press("Escape")
     comfy.run(SET, ["TextBoost", {"phrase": "", "blocks": "99"}])
@@ -239,10 +239,10 @@ def test_a_run_that_fails_leaves_the_graph_as_it_was(comfy):
     assert "this model has blocks 0 to 7" in toast(comfy)
 
 
-def test_a_run_that_is_cancelled_leaves_the_graph_as_it_was(comfy):
+def test_a_cancelled_comparison_does_not_change_the_graph(comfy):
     boost(comfy)
     comfy.run(SET, ["FlowMatchingSampler", {"steps": 2000}])
-    settled(comfy)
+    wait_for_graph(comfy)
     graph, undos = work(comfy), comfy.run(UNDOS)
     choose(comfy)
     bar = comfy.page.locator(".mmdit-running")
@@ -254,7 +254,7 @@ def test_a_run_that_is_cancelled_leaves_the_graph_as_it_was(comfy):
     assert comfy.page.locator("dialog.mmdit-compare").count() == 0
 
 
-def test_a_control_in_a_subgraph_is_compared(comfy):
+def test_a_block_node_in_a_subgraph_can_be_compared(comfy):
     boost(comfy)
     comfy.run(f"""() => {{
         {OF}
@@ -270,7 +270,7 @@ def test_a_control_in_a_subgraph_is_compared(comfy):
     comfy.page.keyboard.press("Escape")
 
 
-def test_twice_copies_only_what_depends_on_the_control(comfy):
+def test_only_nodes_that_depend_on_the_block_node_are_copied(comfy):
     prompt = {
         "1": {"class_type": "L", "inputs": {}},
         "2": {"class_type": "Skip", "inputs": {"model": ["1", 0], "blocks": "1"}},
@@ -285,7 +285,7 @@ def test_twice_copies_only_what_depends_on_the_control(comfy):
     }"""
     path = f"/extensions/{Path(__file__).parents[2].name}/js/panels/compare_graph.mjs"
     made = comfy.run(script, [path, prompt, ["2"]])
-    assert made["pairs"] == [["with-0", "without-preview-0"]], "what does not depend on it is no pair"
+    assert made["pairs"] == [["with-0", "without-preview-0"]], "an image that does not depend on the node is no pair"
     new = {id: node for id, node in made["prompt"].items() if id not in prompt}
     assert new == {
         "without-9-4": {

@@ -1,4 +1,4 @@
-"""What nodes tell while somebody types and while they run, in both renderers."""
+"""Notes on nodes while the user types and during runs, in both renderers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def comfy(shared):
 
 
 def until(comfy, node: str, condition: str, seconds: int = 20) -> str:
-    """Wait until a node's note is so; returns it."""
+    """Wait until a condition on a node's note holds. Returns: the note."""
     script = f"(type) => {{ const note = ({NOTE})(type); return {condition}; }}"
     comfy.page.wait_for_function(script, arg=node, timeout=seconds * 1000)
     return comfy.run(NOTE, node)
 
 
-def test_prompts_tell_their_tokens_while_they_are_typed(comfy, test_output):
+def test_token_counts_follow_the_typed_prompt(comfy, test_output):
     before = next(node for node in comfy.graph()["nodes"] if node["type"] == "TripleTextEncode")
     until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L 14\\s*CLIP-G 14\\s*T5 16/.test(note)")
     field = comfy.page.locator("textarea:visible").first
@@ -58,7 +58,7 @@ def test_prompts_tell_their_tokens_while_they_are_typed(comfy, test_output):
     assert not {"tokens", "error"} & set(prompt["inputs"])
 
 
-def test_tokens_are_those_of_the_encoders_that_are_linked(comfy):
+def test_only_tokens_of_linked_encoders_are_counted(comfy):
     comfy.load(WORKFLOW.with_name("flux1-dev.json"))
     note = until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+\\s*T5 \\d+\\s*negative/.test(note)")
     assert "CLIP-G" not in note
@@ -67,19 +67,19 @@ def test_tokens_are_those_of_the_encoders_that_are_linked(comfy):
     assert "CLIP" not in note and "T5" not in note
 
 
-def test_tokens_follow_the_loader_when_another_kind_is_chosen(comfy):
+def test_token_counts_follow_the_type_of_the_loader(comfy):
     comfy.load(WORKFLOW.with_name("flux1-dev.json"))
     until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+\\s*T5 \\d+/.test(note)")
-    comfy.run(KIND, "sd3")  # two of three, and which ones is not said
+    comfy.run(KIND, "sd3")  # any two of the three encoders
     until(comfy, "TripleTextEncode", "/^prompt\\s*counted during the run/.test(note)")
     comfy.run(KIND, "flux")
     until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+/.test(note)")
 
 
-def test_the_speed_plan_tells_its_price_before_anything_runs_and_keeps_it(comfy):
+def test_speed_plan_shows_its_cost_before_and_after_a_run(comfy):
     comfy.load(WORKFLOW.with_name("speed-plan.json"))
-    price = "/^computes 46% of the predictions in 28 steps small model: -0.2 of 100 images right/.test(note)"
-    until(comfy, "SpeedPlan", price)
+    cost = "/^computes 46% of the predictions in 28 steps small model: -0.2 of 100 images right/.test(note)"
+    until(comfy, "SpeedPlan", cost)
     comfy.run(SET, ["SpeedPlan", {"speedup": "1x (off)"}])
     until(comfy, "SpeedPlan", "/^computes everything$/.test(note)")
     comfy.run(SET, ["SpeedPlan", {"speedup": "3x"}])
@@ -92,30 +92,30 @@ def test_the_speed_plan_tells_its_price_before_anything_runs_and_keeps_it(comfy)
     until(comfy, "SpeedPlan", "/^computes 32% of the predictions/.test(note)")
 
 
-def test_the_sampler_tells_its_steps_and_then_what_ran(comfy):
+def test_the_sampler_shows_its_steps_and_then_the_summary(comfy):
     comfy.run("""() => {
-        globalThis.told = [];
-        app.api.addEventListener("progress_text", (event) => told.push(event.detail.text));
+        globalThis.texts = [];
+        app.api.addEventListener("progress_text", (event) => texts.push(event.detail.text));
     }""")
     comfy.queue()
-    told = comfy.run("() => told")
-    steps = [text for text in told if text.startswith("step ")]
+    texts = comfy.run("() => texts")
+    steps = [text for text in texts if text.startswith("step ")]
     numbers = [int(text.split()[1]) for text in steps]
-    assert numbers == sorted(set(numbers)) and numbers[-1] == 4, "the server leaves out some where steps are quick"
+    assert numbers == sorted(set(numbers)) and numbers[-1] == 4, "the server skips events of quick steps"
     assert len(steps) > 1 and all(text.split(",")[0].endswith(" of 4") for text in steps)
     assert all(" s per step, " in text for text in steps[1:])
     shown = comfy.run("""() => app.graph._nodes.find((node) => node.type === "FlowMatchingSampler")
         .widgets.find((widget) => widget.name === "$$node-text-preview")?.value""")
-    assert shown and not shown.startswith("step "), "after the run, the summary stands there"
+    assert shown and not shown.startswith("step "), "the summary replaces the steps"
     encode = """() => app.graph._nodes.find((node) => node.type === "TripleTextEncode").widgets.map((w) => w.name)"""
-    assert "$$node-text-preview" not in comfy.run(encode), "its counts are there once"
+    assert "$$node-text-preview" not in comfy.run(encode), "the counts are shown once"
 
 
 def test_an_error_is_shown_on_the_node_that_it_names(comfy, test_output):
     comfy.run(ADD, ["TextBoost", {"blocks": "1-3", "mode": "attention", "phrase": "purple elephant"}])
     comfy.run("() => void app.queuePrompt(0, 1)")
-    words = until(comfy, "TextBoost", "note?.includes('purple elephant')", 60)
-    assert words.startswith("phrase: "), "the node is named by where the words stand"
+    text = until(comfy, "TextBoost", "note?.includes('purple elephant')", 60)
+    assert text.startswith("phrase: "), "the note does not repeat the name of its node"
     comfy.page.keyboard.press("Escape")
     comfy.screenshot(test_output / f"error-{comfy.renderer}.png")
     comfy.run(SET, ["TextBoost", {"phrase": "red circles"}])

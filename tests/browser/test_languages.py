@@ -1,4 +1,4 @@
-"""The pack in Chinese, as a person meets it: names on the nodes, the help page, and English again."""
+"""The pack in Chinese and back in English: nodes, help pages, strip, curve, settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = """(type) => {
 }"""
 
 
-# All words on a node of each type: { title, inputs, widgets, outputs }.
+# All names on a node of each type: { title, inputs, widgets, outputs }.
 NAMED = """(types) => Object.fromEntries(types.map((type) => {
     const node = LiteGraph.createNode(type);
     const named = (slots) => slots.map(({ name, label, localized_name }) => [name, label || localized_name || name]);
@@ -28,12 +28,12 @@ NAMED = """(types) => Object.fromEntries(types.map((type) => {
         title: node.title,
         inputs: Object.fromEntries(named(node.inputs)),
         widgets: Object.fromEntries(named(node.widgets ?? [])),
-        // The host itself has a word for an output that is named like its type.
-        outputs: Object.fromEntries(node.outputs.flatMap((output, place) =>
-            output.name === output.type ? [] : [[String(place), named([output])[0][1]]])),
+        // ComfyUI translates an output that is named like its type.
+        outputs: Object.fromEntries(node.outputs.flatMap((output, index) =>
+            output.name === output.type ? [] : [[String(index), named([output])[0][1]]])),
     }];
 }))"""
-# Every word of ours in the page, those for screen readers and hover texts too.
+# Every text of the pack in the page, including those for screen readers and tooltips.
 OURS = """() => [...document.querySelectorAll("[class^=mmdit], [class^=mmdit] *")].flatMap((each) => [
     ...[...each.childNodes].filter((child) => child.nodeType === Node.TEXT_NODE).map((child) => child.data),
     ...["aria-label", "aria-valuetext", "title", "alt", "placeholder"].map((name) => each.getAttribute(name) ?? ""),
@@ -50,21 +50,21 @@ def definitions(language: str) -> dict:
 
 
 def left_in_english(comfy) -> set[str]:
-    """Words of ours in the page that are no Chinese, but for names."""
+    """Latin words of the pack in the page, except names."""
     return {word for text in comfy.run(OURS) for word in re.findall(r"[A-Za-z][A-Za-z-]+", text)} - NAMES
 
 
-def speak(comfy, language: str) -> None:
-    """Set the language as the settings panel does, and open the workflow in it."""
+def set_language(comfy, language: str) -> None:
+    """Set the language as the settings panel does, and open the workflow."""
     comfy.run("async (language) => await app.extensionManager.setting.set('Comfy.Locale', language)", language)
     comfy.reload()
     comfy.load(ROOT / "workflows" / "quickstart.json")
 
 
-def test_a_node_and_its_help_speak_the_language_of_the_settings(comfy):
+def test_nodes_and_help_pages_use_the_language_of_the_settings(comfy):
     sent = {}
     for language in ("zh", "en"):
-        speak(comfy, language)
+        set_language(comfy, language)
         expected, shown = words(language), comfy.run(SHOWN, NODE)
         assert shown["title"] == expected["display_name"]
         for name, text in expected["inputs"].items():
@@ -72,39 +72,39 @@ def test_a_node_and_its_help_speak_the_language_of_the_settings(comfy):
             assert shown["widgets"].get(name, text["name"]) == text["name"]
         sent[language] = comfy.prompt()
         if language == "zh":
-            look_at_tokens(comfy)
-            look_at_help(comfy)
-            look_at_strip(comfy)
-            look_at_settings(comfy)
+            check_tokens(comfy)
+            check_help(comfy)
+            check_strip(comfy)
+            check_settings(comfy)
     without_titles = [
         {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()} for prompt in sent.values()
     ]
-    assert without_titles[0] == without_titles[1]  # a language changes what is seen, never what is run
-    assert comfy.pack_complaints() == []
+    assert without_titles[0] == without_titles[1]  # the language does not change the prompt
+    assert comfy.pack_errors() == []
 
 
-def test_no_word_of_the_curve_and_the_comparison_is_left_in_english(chinese):
-    look_at_names(chinese)
+def test_the_curve_and_the_comparison_are_translated_completely(chinese):
+    check_names(chinese)
     chinese.load(ROOT / "workflows" / "quickstart.json")
-    look_at_curve(chinese)
-    look_at_comparison(chinese)
-    assert chinese.pack_complaints() == []
+    check_curve(chinese)
+    check_comparison(chinese)
+    assert chinese.pack_errors() == []
 
 
-def look_at_names(comfy) -> None:
-    """No node of ours shows a word that is not the locale's."""
+def check_names(comfy) -> None:
+    """Every name on the nodes is the locale's."""
     expected = definitions("zh")
     for kind, shown in comfy.run(NAMED, list(expected)).items():
-        told = expected[kind]
-        inputs = {name: each["name"] for name, each in told["inputs"].items()}
-        assert shown["title"] == told["display_name"]
-        assert shown["outputs"] == {place: told["outputs"][place]["name"] for place in shown["outputs"]}
+        texts = expected[kind]
+        inputs = {name: each["name"] for name, each in texts["inputs"].items()}
+        assert shown["title"] == texts["display_name"]
+        assert shown["outputs"] == {index: texts["outputs"][index]["name"] for index in shown["outputs"]}
         assert shown["inputs"] == inputs
-        # Besides, a seed's control, which is the host's, and what is drawn below, which has no name on the screen.
+        # Other widgets: the seed's control, which is ComfyUI's, and notes, which show no name.
         assert {name: label for name, label in shown["widgets"].items() if name in inputs}.items() <= inputs.items()
 
 
-def look_at_curve(comfy) -> None:
+def check_curve(comfy) -> None:
     comfy.run(SET, [NODE, {"steps": 12}])
     comfy.run(ADD, ["TextBoost", {"blocks": "1-3", "end_percent": 0.5, "mode": "attention"}])
     comfy.page.wait_for_function("document.querySelectorAll('.mmdit-band').length === 2")
@@ -121,17 +121,17 @@ def look_at_curve(comfy) -> None:
     assert left_in_english(comfy) == set()
     comfy.run("() => app.graph._nodes.find((node) => node.type === 'TextBoost').disconnectInput(0)")
     shift = words("zh")["inputs"]["shift"]["name"]
-    comfy.page.get_by_text(f"运行后显示曲线：此处不知道是哪个模型。设置“{shift}”即可现在看到。").wait_for()
+    comfy.page.get_by_text(f"运行后显示曲线：模型未知。设置“{shift}”可立即显示。").wait_for()
     comfy.run("""() => {
         const of = (type) => app.graph._nodes.find((node) => node.type === type);
         of("MMDiTLoader").connect(0, of("TextBoost"), 0);
     }""")
 
 
-def look_at_comparison(comfy) -> None:
-    """With the boost that the curve has left there."""
+def check_comparison(comfy) -> None:
+    """With the Text Boost node that check_curve has added."""
     boost = definitions("zh")["TextBoost"]["display_name"]
-    comfy.run(SET, [NODE, {"steps": 10_000}])  # longer than the slowest page takes to press a button
+    comfy.run(SET, [NODE, {"steps": 10_000}])  # long enough for a slow page
     compare_by_toolbox(comfy, "TextBoost", "对比使用前后")
     bar = comfy.page.locator(".mmdit-running")
     bar.get_by_text(re.compile(rf"^正在生成不使用 {boost} 的图像：第 \d+ / 10000 步$")).wait_for()
@@ -143,43 +143,43 @@ def look_at_comparison(comfy) -> None:
     dialog = comfy.page.get_by_role("dialog", name=f"使用与不使用 {boost}")
     dialog.wait_for()
     assert dialog.locator("span").all_inner_texts() == ["使用", "不使用"]
-    slider = dialog.get_by_role("slider", name="显示多少“使用”的图像")
+    slider = dialog.get_by_role("slider", name="“使用”的图像所占比例")
     assert slider.get_attribute("aria-valuetext") == "使用 50%，不使用 50%"
     assert left_in_english(comfy) == set()
     dialog.get_by_role("button", name="关闭").click()
     dialog.wait_for(state="detached")
 
 
-def look_at_help(comfy) -> None:
+def check_help(comfy) -> None:
     comfy.run("(type) => app.canvas.selectNode(app.graph._nodes.find((node) => node.type === type))", NODE)
     comfy.page.locator("[data-testid=info-button]").first.click()
     page = comfy.page.locator(".node-help-content")
     first = (ROOT / "web" / "docs" / NODE / "zh.md").read_text(encoding="utf-8").splitlines()[2]
     page.get_by_text(first, exact=True).wait_for()
-    picture = page.locator("img").first
-    assert picture.get_attribute("src") == f"/extensions/{ROOT.name}/docs/{NODE}.png"
-    width = picture.evaluate("async (image) => { await image.decode(); return image.naturalWidth; }")
+    image = page.locator("img").first
+    assert image.get_attribute("src") == f"/extensions/{ROOT.name}/docs/{NODE}.png"
+    width = image.evaluate("async (image) => { await image.decode(); return image.naturalWidth; }")
     assert width > 300
 
 
-def look_at_tokens(comfy) -> None:
+def check_tokens(comfy) -> None:
     note = comfy.page.locator(".mmdit-note", has_text="CLIP-L")
     comfy.page.wait_for_function("document.querySelector('.mmdit-note')?.innerText.includes('CLIP-L 14')")
     assert [line.split("CLIP-L")[0].strip() for line in note.inner_text().splitlines() if line.strip()][:1] == [
         "提示词"
     ]
     comfy.run("""() => {
-        globalThis.told = [];
-        app.api.addEventListener("progress_text", (event) => told.push(event.detail.text));
+        globalThis.texts = [];
+        app.api.addEventListener("progress_text", (event) => texts.push(event.detail.text));
     }""")
     sampler = "app.graph._nodes.find((node) => node.type === 'FlowMatchingSampler').id"
     comfy.run(f"""() => [1, 2].forEach((value) => app.api.dispatchCustomEvent("progress",
         {{ node: String({sampler}), prompt_id: "x", value, max: 28 }}))""")
-    first, second = comfy.run("() => told")
+    first, second = comfy.run("() => texts")
     assert first == "第 1 / 28 步" and re.fullmatch(r"第 2 / 28 步，每步 [\d.e-]+ 秒，还需 \d+ 秒", second)
 
 
-def look_at_strip(comfy) -> None:
+def check_strip(comfy) -> None:
     strip = opened(comfy, "TextBoost")
     strip.set("3:2")
     strip.mouse.move(*strip.place(3))
@@ -187,7 +187,7 @@ def look_at_strip(comfy) -> None:
     assert comfy.page.get_by_role("listbox", name="块：已选 1 / 24").count() == 1
     *whole, preset, none = strip.menu(3)
     assert whole == ["全选", "全不选", "反选", "前三分之一", "中三分之一", "后三分之一", "复制文本", "粘贴文本"]
-    assert none == "不用预设" and preset, "a preset has one name in all languages"
+    assert none == "不用预设" and preset, "presets have the same name in all languages"
     strip.press("Escape", "Escape")
     assert left_in_english(comfy) == set()
     strip.mouse.move(700, 700)
@@ -200,12 +200,12 @@ def look_at_strip(comfy) -> None:
         strip.until(f"s.foot.startsWith('{expected}')")
 
 
-def look_at_settings(comfy) -> None:
-    told = json.loads((ROOT / "locales" / "zh" / "settings.json").read_text(encoding="utf-8"))
+def check_settings(comfy) -> None:
+    texts = json.loads((ROOT / "locales" / "zh" / "settings.json").read_text(encoding="utf-8"))
     comfy.run("() => void app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     dialog = comfy.page.get_by_role("dialog")
     dialog.get_by_text("MMDiT", exact=True).first.click()
-    for entry in told.values():
+    for entry in texts.values():
         dialog.get_by_text(entry["name"], exact=True).first.wait_for()
     for group in ("MMDiT 节点", "新建的流匹配采样器"):
         dialog.get_by_text(group, exact=True).first.wait_for()
@@ -221,7 +221,7 @@ SAME = """async (path) => {
 }"""
 
 
-def test_each_language_has_all_words_of_the_page(shared):
+def test_each_language_has_all_texts(shared):
     tables = shared.run(SAME, f"/extensions/{ROOT.name}/js/words.mjs")
     english, chinese = tables["en"], tables["zh"]
     assert list(english) == list(chinese) and len(english) > 30

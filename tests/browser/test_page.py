@@ -1,6 +1,6 @@
-"""The browser harness itself, on the host's own nodes."""
+"""The browser harness itself, on ComfyUI's own nodes."""
 
-PICTURE = {
+IMAGE_GRAPH = {
     "last_node_id": 2,
     "last_link_id": 1,
     "nodes": [
@@ -26,7 +26,7 @@ PICTURE = {
 
 
 def test_a_graph_loads_runs_and_is_drawn(comfy, renderer, test_output):
-    comfy.load(PICTURE)
+    comfy.load(IMAGE_GRAPH)
     assert comfy.unknown_nodes() == []
     assert comfy.prompt()["1"]["inputs"] == {"width": 64, "height": 48, "batch_size": 1, "color": 255}
     record = comfy.queue()
@@ -36,6 +36,6 @@ def test_a_graph_loads_runs_and_is_drawn(comfy, renderer, test_output):
     comfy.screenshot(test_output / f"page-{renderer}.png")
 
 
-def test_an_unknown_node_is_noticed(comfy):
-    comfy.load({**PICTURE, "nodes": [{**PICTURE["nodes"][0], "type": "NoSuchNode"}], "links": []})
+def test_an_unknown_node_is_reported(comfy):
+    comfy.load({**IMAGE_GRAPH, "nodes": [{**IMAGE_GRAPH["nodes"][0], "type": "NoSuchNode"}], "links": []})
     assert comfy.unknown_nodes() == ["NoSuchNode"]

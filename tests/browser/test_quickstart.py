@@ -1,4 +1,4 @@
-"""The example workflow, as a person meets it: opened in the page, run, looked at."""
+"""The quickstart workflow opens, runs and shows its image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts.workflow import to_prompt
 WORKFLOW = Path(__file__).parents[2] / "workflows" / "quickstart.json"
 
 
-def test_quickstart_opens_runs_and_shows_a_picture(comfy, renderer, test_output):
+def test_quickstart_opens_runs_and_shows_an_image(comfy, renderer, test_output):
     comfy.load(WORKFLOW)
     assert comfy.unknown_nodes() == []
     assert comfy.page.get_by_role("dialog").count() == 0, "a dialog, such as the one on missing nodes, is open"
@@ -20,21 +20,21 @@ def test_quickstart_opens_runs_and_shows_a_picture(comfy, renderer, test_output)
     width, height = struct.unpack(">II", image[16:24])
     assert image[:4] == b"\x89PNG" and width >= 64 and height >= 64
     comfy.screenshot(test_output / f"quickstart-{renderer}.png")
-    assert comfy.pack_complaints() == []
+    assert comfy.pack_errors() == []
 
 
-def test_the_command_line_sends_the_same_prompt_as_the_page(comfy):
+def test_the_command_line_sends_the_same_prompt_as_the_frontend(comfy):
     comfy.load(WORKFLOW)
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    page = {node_id: {**node, "_meta": None} for node_id, node in comfy.prompt().items()}
+    frontend = {node_id: {**node, "_meta": None} for node_id, node in comfy.prompt().items()}
     ours = {
         node_id: {**node, "_meta": None} for node_id, node in to_prompt(workflow, comfy.server.object_info()).items()
     }
-    assert ours == page
+    assert ours == frontend
 
 
 def test_quickstart_is_in_the_template_browser_and_opens_by_its_address(comfy):
     pack = WORKFLOW.parents[1].name
     assert "quickstart" in comfy.server.get("/workflow_templates")[pack]
-    comfy.page.goto(f"{comfy.host.url}/?template=quickstart&source={pack}")  # what scripts/run.py --ui prints
+    comfy.page.goto(f"{comfy.server.url}/?template=quickstart&source={pack}")  # what scripts/run.py --ui prints
     comfy.page.wait_for_function("window.app?.graph?._nodes?.some((node) => node.type === 'MMDiTLoader')")

@@ -1,4 +1,4 @@
-"""The pack's entries in the settings dialog, in both renderers: what they say and what they do."""
+"""The pack's settings, in both renderers: their texts and their effects."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ CHANGED = {"steps": 12, "cfg": 1.0, "solver": "heun"}
 
 @pytest.fixture
 def comfy(shared):
-    shared.complaints.clear()
+    shared.console_errors.clear()
     shared.page.set_default_timeout(15_000)
     shared.load(EMPTY)
     defaults = {each["id"]: each["defaultValue"] for each in shared.run(OURS)}
     yield shared
     for name, value in defaults.items():
         shared.run(SET, [name, value])
-    assert shared.pack_complaints() == []
+    assert shared.pack_errors() == []
 
 
 def choose(comfy, **values) -> None:
@@ -44,7 +44,7 @@ def choose(comfy, **values) -> None:
         comfy.run(SET, [f"MMDiT.NewSampler.{name.capitalize()}", value])
 
 
-def test_each_has_words_in_both_languages_and_the_nodes_own_default(comfy):
+def test_each_setting_is_translated_and_has_the_nodes_default(comfy):
     found = {each["id"]: each for each in comfy.run(OURS)}
     chinese = json.loads((ROOT / "locales" / "zh" / "settings.json").read_text(encoding="utf-8"))
     groups = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["settingsCategories"]
@@ -63,7 +63,7 @@ def test_each_has_words_in_both_languages_and_the_nodes_own_default(comfy):
     assert found["MMDiT.NewSampler.Solver"]["options"] == solvers
 
 
-def test_a_new_sampler_gets_the_chosen_values_and_an_opened_one_keeps_its_own(comfy):
+def test_a_new_sampler_gets_the_settings_and_a_saved_one_keeps_its_values(comfy):
     plain = comfy.run(DRAG, "FlowMatchingSampler")
     saved = comfy.graph()
     choose(comfy, **CHANGED)
@@ -75,7 +75,7 @@ def test_a_new_sampler_gets_the_chosen_values_and_an_opened_one_keeps_its_own(co
     number = saved["nodes"][0]["id"]
     comfy.load(saved)
     assert {name: value for name, value in comfy.run(VALUES, number).items() if name in plain} == plain
-    # A file that says less than the node knows: what it does not say is the node's default, not a person's.
+    # A file without some values: the missing ones are the node's defaults, not the settings'.
     for short in ([7, "fixed"], None):
         node = {key: value for key, value in saved["nodes"][0].items() if key != "widgets_values"}
         comfy.load({**saved, "nodes": [{**node, **({"widgets_values": short} if short else {})}]})
@@ -98,7 +98,7 @@ def test_without_strips_the_blocks_are_a_plain_text_with_the_same_value(comfy, t
     assert comfy.page.locator(".mmdit-blocks").count() == 1 and strip.value() == "2:1.5, 7"
 
 
-def test_the_count_of_tokens_goes_and_comes(comfy):
+def test_token_counts_can_be_switched_off_and_on(comfy):
     comfy.load(ROOT / "workflows" / "quickstart.json")
     note = comfy.page.locator(".mmdit-note", has_text="CLIP-L")
     note.first.wait_for(state="attached")
@@ -108,7 +108,7 @@ def test_the_count_of_tokens_goes_and_comes(comfy):
     comfy.run(SET, ["MMDiT.Nodes.Tokens", True])
     note.first.wait_for(state="attached")
     comfy.page.get_by_text("CLIP-L 14").first.wait_for(state="attached")
-    comfy.at_rest()
+    comfy.wait_stable()
     assert [each["size"] for each in comfy.graph()["nodes"]] == size
 
 
@@ -127,7 +127,7 @@ COLOURS = """(type) => {
 }"""
 
 
-def test_a_new_node_has_a_coloured_title_and_an_opened_one_its_own(comfy):
+def test_a_new_node_has_a_coloured_title_and_a_saved_one_keeps_its_own(comfy):
     ours = [name for name, node in comfy.server.object_info().items() if node["category"].startswith("MMDiT")]
     found = {name: comfy.run(COLOURS, name) for name in ours}
     assert all(each["fresh"] for each in found.values()), found
@@ -140,7 +140,7 @@ def test_a_new_node_has_a_coloured_title_and_an_opened_one_its_own(comfy):
     assert {comfy.run(COLOURS, name)["fresh"] for name in ours} == {None}
 
 
-def test_they_are_in_the_dialog(comfy, test_output):
+def test_the_settings_are_in_the_dialog(comfy, test_output):
     comfy.run("() => void app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     dialog = comfy.page.get_by_role("dialog")
     dialog.get_by_text("MMDiT", exact=True).first.click()

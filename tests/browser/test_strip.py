@@ -1,4 +1,4 @@
-"""The block strip under a real mouse and keyboard, in both renderers."""
+"""The block strip with a real mouse and keyboard, in both renderers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ALIGNMENT = "FLUX.1-dev: text alignment"
 
 @pytest.fixture(scope="module", autouse=True)
 def files(comfyui):
-    """There for as long as this module's page is open: its loaders list them."""
+    """Exist while this module's page is open: its loaders list them."""
     paths = write_headers(comfyui.base / "models" / "diffusion_models")
     yield
     for path in paths:
@@ -20,10 +20,10 @@ def files(comfyui):
 
 @pytest.fixture
 def comfy(shared):
-    shared.complaints.clear()
+    shared.console_errors.clear()
     shared.page.set_default_timeout(15_000)
     yield shared
-    assert shared.pack_complaints() == []
+    assert shared.pack_errors() == []
 
 
 def test_click_drag_and_shift_click_write_the_text(comfy):
@@ -33,7 +33,7 @@ def test_click_drag_and_shift_click_write_the_text(comfy):
     assert strip.value() == "9"
     strip.drag(0, 2, 5)
     assert strip.value() == "0-5, 9"
-    strip.drag(4, 3)  # begins on a chosen block: takes away
+    strip.drag(4, 3)  # starts on a chosen block: unchooses
     assert strip.value() == "0-2, 5, 9"
     strip.click(9)
     assert strip.value() == "0-2, 5"
@@ -41,7 +41,7 @@ def test_click_drag_and_shift_click_write_the_text(comfy):
     strip.page.keyboard.down("Shift")
     strip.click(15)
     strip.page.keyboard.up("Shift")
-    assert strip.value() == "0-2, 5, 12-15" and strip.look()["chosen"] == [0, 1, 2, 5, 12, 13, 14, 15]
+    assert strip.value() == "0-2, 5, 12-15" and strip.state()["chosen"] == [0, 1, 2, 5, 12, 13, 14, 15]
     (prompt,) = [node for node in comfy.prompt().values() if node["class_type"] == "BlockSkip"]
     assert prompt["inputs"]["blocks"] == "0-2, 5, 12-15"
 
@@ -60,12 +60,12 @@ def test_a_fast_drag_leaves_no_gaps_and_may_leave_the_strip(comfy):
     strip.mouse.move(*strip.place(10), steps=3)
     strip.press("Escape")
     strip.mouse.up()
-    assert strip.value() == "3-23", "Escape takes a drag back"
+    assert strip.value() == "3-23", "Escape cancels a drag"
 
 
 ZOOM = "() => app.canvas.ds.scale"
 STEPS = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
-TURN = 450  # ms after which a turn of the wheel is over
+TURN = 450  # ms after which a turn of the wheel has ended
 
 
 def test_the_wheel_sets_the_strength_of_a_chosen_block_and_zooms_elsewhere(comfy):
@@ -73,7 +73,7 @@ def test_the_wheel_sets_the_strength_of_a_chosen_block_and_zooms_elsewhere(comfy
     strip.mouse.move(*strip.place(3))
     strip.mouse.wheel(0, -100)
     comfy.page.wait_for_function("app.canvas.ds.scale > 1.01")
-    assert strip.value() == "", "over a block that is not chosen the wheel belongs to the canvas"
+    assert strip.value() == "", "over a block that is not chosen the wheel zooms"
     strip.unzoom()
     strip.set("3, 9")
     strip.page.wait_for_timeout(TURN)
@@ -81,22 +81,22 @@ def test_the_wheel_sets_the_strength_of_a_chosen_block_and_zooms_elsewhere(comfy
     strip.mouse.wheel(0, -100)
     strip.mouse.wheel(0, -100)
     strip.until("s.text === '3:1.7, 9'")
-    assert "boost × 1.7" in strip.look(3)["label"]
+    assert "boost × 1.7" in strip.state(3)["label"]
     for _ in range(4):  # a touchpad
         strip.mouse.wheel(0, 15)
     strip.until("s.text === '3:1.6, 9'")
     assert comfy.run(ZOOM) == 1
-    # Who zooms across the strip changes nothing on it.
+    # Zooming across the strip does not change it.
     strip.page.wait_for_timeout(TURN)
     strip.mouse.move(700, 700)
     strip.mouse.wheel(0, -10)
     strip.mouse.move(*strip.place(3))
     strip.mouse.wheel(0, -10)
     comfy.page.wait_for_function("app.canvas.ds.scale > 1")
-    strip.settle()
+    strip.wait_stable()
     assert strip.value() == "3:1.6, 9"
     strip.unzoom()
-    strip.click(12)  # with the focus any block takes it
+    strip.click(12)  # with focus, the wheel sets any block
     strip.mouse.move(*strip.place(14))
     strip.page.wait_for_timeout(TURN)
     strip.mouse.wheel(0, 100)
@@ -104,7 +104,7 @@ def test_the_wheel_sets_the_strength_of_a_chosen_block_and_zooms_elsewhere(comfy
     strip.page.keyboard.down("Control")
     strip.mouse.wheel(0, -100)
     strip.page.keyboard.up("Control")
-    strip.settle()
+    strip.wait_stable()
     assert strip.value() == "3:1.6, 9, 12, 14:1.4"
 
 
@@ -118,25 +118,25 @@ def test_a_drag_up_or_down_sets_a_strength(comfy):
         strip.mouse.up()
         assert strip.value() == text
     strip.drag(7, 5)
-    assert strip.value() == "3:1.7", "a drag across paints"
+    assert strip.value() == "3:1.7", "a horizontal drag paints"
     strip.drag(20, 22)
     assert strip.value() == "3:1.7, 20-22"
 
 
-def test_a_plain_block_has_the_nodes_own_strength(comfy):
+def test_a_block_without_its_own_strength_has_the_nodes(comfy):
     strip = opened(comfy, "TextBoost")
     strip.set("4, 5:3")
     script = "(v) => { const w = app.graph._nodes[1].widgets.find((w) => w.name === 'strength'); w.value = v; "
     comfy.run(script + "w.callback?.(v); }", 2.5)
     strip.until("s.label.includes('boost × 2.5')", 4)
-    assert "boost × 3" in strip.look(5)["label"]
+    assert "boost × 3" in strip.state(5)["label"]
 
 
-def test_the_keyboard_alone_reaches_everything(comfy):
+def test_the_keyboard_reaches_everything(comfy):
     strip = opened(comfy, "TextBoost")
-    strip.mouse.click(*strip.look()["field"][:2])
+    strip.mouse.click(*strip.state()["field"][:2])
     strip.press("Tab")
-    assert strip.look()["focused"]
+    assert strip.state()["focused"]
     strip.press("ArrowRight", "ArrowRight", "Space")
     assert strip.value() == "2"
     strip.press("Shift+ArrowRight", "Shift+ArrowRight")
@@ -147,13 +147,13 @@ def test_the_keyboard_alone_reaches_everything(comfy):
     assert strip.value() == "2-3, 4:1.7, 23:1.4"
     strip.press("Home", "Space", "Space")
     assert strip.value() == "2-3, 4:1.7, 23:1.4"
-    assert strip.look(4)["foot"] == "block 0", "the block under the cursor is described"
+    assert strip.state(4)["foot"] == "block 0", "the block under the cursor is described"
     strip.press("End", "Delete", "Delete")
     assert strip.value() == "2-3, 4:1.7"
     assert comfy.run("() => app.graph._nodes.length") == 2, "the node is still there"
 
 
-def test_it_is_labelled_for_screen_readers(comfy):
+def test_the_strip_is_labelled_for_screen_readers(comfy):
     strip = opened(comfy, "TextBoost")
     strip.set("4:2")
     listbox = strip.page.get_by_role("listbox", name="blocks: 1 of 24 chosen")
@@ -174,37 +174,37 @@ def test_each_change_is_undone_and_redone_as_one_step(comfy):
     strip.drag(5, 8)
     strip.press("ArrowUp")
     strip.mouse.wheel(0, -100)
-    # The turn of the wheel is over.
+    # Wait for the end of the wheel's turn.
     comfy.page.wait_for_function(f"(before) => ({STEPS})() === before + 4", arg=before)
     history = ["", "2", "2, 5-8", "2, 5-7, 8:1.6", "2, 5-7, 8:1.7"]
     assert strip.value() == history[-1]
     for text in reversed(history[:-1]):
         strip.press("Control+z")
         strip.until(f"s.text === '{text}'")
-        strip.settle()  # it is there to be seen, too
+        strip.wait_stable()  # and drawn
     strip.press("Control+y")
     strip.until(f"s.text === '{history[1]}'")
-    strip.settle()
+    strip.wait_stable()
     strip.click(0)
     assert strip.value() == "0, 2"
 
 
-def test_typed_text_is_drawn_and_what_is_wrong_with_it_is_said(comfy):
+def test_typed_text_is_drawn_and_its_errors_are_shown(comfy):
     strip = opened(comfy, "BlockSkip")
-    strip.mouse.click(*strip.look()["field"][:2])
+    strip.mouse.click(*strip.state()["field"][:2])
     strip.page.keyboard.type("late, !20")
-    assert strip.value() == "late, !20" and strip.look()["chosen"] == [16, 17, 18, 19, 21, 22, 23]
+    assert strip.value() == "late, !20" and strip.state()["chosen"] == [16, 17, 18, 19, 21, 22, 23]
     strip.page.keyboard.type(", frog")
-    seen = strip.look()
-    assert seen["foot"].startswith("'frog' cannot be read as blocks") and len(seen["chosen"]) == 7
+    state = strip.state()
+    assert state["foot"].startswith("'frog' cannot be read as blocks") and len(state["chosen"]) == 7
     strip.press("Control+a")
     strip.page.keyboard.type("3:2")
-    assert "a strength cannot be given here" in strip.look()["foot"]
+    assert "a strength cannot be given here" in strip.state()["foot"]
     strip.press("Control+a", "Backspace", "Tab")
-    assert strip.value() == "" and strip.look()["foot"] == "block 0" or strip.look()["foot"].startswith("0")
+    assert strip.value() == "" and strip.state()["foot"] == "block 0" or strip.state()["foot"].startswith("0")
 
 
-def test_a_copy_of_the_node_carries_the_text_and_goes_its_own_way(comfy):
+def test_a_copied_node_has_its_own_text(comfy):
     strip = opened(comfy, "BlockSkip")
     strip.drag(1, 3)
     comfy.run("() => { document.activeElement.blur(); app.canvas.selectNode(app.graph._nodes[1]); }")
@@ -215,12 +215,12 @@ def test_a_copy_of_the_node_carries_the_text_and_goes_its_own_way(comfy):
     values = f"() => {by_id}.map((n) => n.widgets[0].value)"
     assert comfy.run(values) == ["1-3", "1-3"]
     comfy.run("() => { app.graph._nodes.find((node) => node.id > 2).pos = [420, 520]; }")
-    strip.settle()
+    strip.wait_stable()
     strip.click(6)
     assert comfy.run(values) == ["1-3, 6", "1-3"]
 
 
-def test_a_linked_strip_rests_until_it_is_unlinked(comfy):
+def test_a_linked_strip_is_disabled_until_it_is_unlinked(comfy):
     strip = opened(comfy, "BlockSkip")
     strip.click(4)
     link = """() => {
@@ -233,8 +233,8 @@ def test_a_linked_strip_rests_until_it_is_unlinked(comfy):
     comfy.run(link)
     strip.until("s.inert && !s.chosen.length")
     strip.click(7)
-    seen = strip.look()
-    assert seen["value"] == "4" and seen["inert"] and seen["text"] == "", "the link decides, not the text"
+    state = strip.state()
+    assert state["value"] == "4" and state["inert"] and state["text"] == "", "the link's value is used, not the text"
     prompt = next(node for node in comfy.prompt().values() if node["class_type"] == "BlockSkip")
     assert isinstance(prompt["inputs"]["blocks"], list)
     comfy.run("""() => {
@@ -242,12 +242,12 @@ def test_a_linked_strip_rests_until_it_is_unlinked(comfy):
         skip.disconnectInput(skip.inputs.findIndex((input) => input.name === "blocks"));
     }""")
     strip.until("!s.inert && s.chosen.length === 1")
-    strip.settle()
+    strip.wait_stable()
     strip.click(5)
     assert strip.value() == "4-5"
 
 
-def test_the_menu_chooses_whole_parts(comfy):
+def test_the_menu_chooses_parts_and_pastes(comfy):
     strip = opened(comfy, "BlockSkip")
     strip.drag(0, 5)
     for entry, text in (
@@ -261,25 +261,25 @@ def test_the_menu_chooses_whole_parts(comfy):
     comfy.run("() => navigator.clipboard.writeText('1, 3')")
     strip.choose("Paste text")
     strip.until("s.text === '1, 3'")
-    assert strip.look()["focused"]
-    strip.press("Shift+F10")  # and by the keyboard alone
+    assert strip.state()["focused"]
+    strip.press("Shift+F10")  # by keyboard
     strip.page.wait_for_selector(".mmdit-menu")
     strip.press("ArrowDown", "Enter")
     assert strip.value() == ""
     strip.menu(3)
     strip.press("Escape")
-    assert strip.page.locator(".mmdit-menu").count() == 0 and strip.look()["focused"]
+    assert strip.page.locator(".mmdit-menu").count() == 0 and strip.state()["focused"]
 
 
-# Boxes of the cells, and of the host's hover texts that are shown.
-HOVERED = """() => [".mmdit-strip", ".p-tooltip, .node-tooltip"].map((kind) => [...document.querySelectorAll(kind)]
+# Boxes of the cells and of visible tooltips.
+BOXES = """() => [".mmdit-strip", ".p-tooltip, .node-tooltip"].map((kind) => [...document.querySelectorAll(kind)]
     .filter((each) => each.checkVisibility())
     .map((each) => (({ left, top, right, bottom }) => [left, top, right, bottom])(each.getBoundingClientRect())))"""
 
 
 @pytest.mark.parametrize(("scale", "left"), [(1, 330), (1, 70), (2, 100)])
-def test_the_hosts_own_hover_text_hides_no_cell(comfy, scale, left):
-    """Nodes 2.0 shows the input's words beside its row, wherever the node stands; on the canvas a strip has none."""
+def test_comfyuis_tooltip_hides_no_cell(comfy, scale, left):
+    """Nodes 2.0 shows the input's tooltip next to its row; in the classic renderer a strip has none."""
     strip = opened(comfy, "TextBoost")
     comfy.run(
         """([scale, left]) => {
@@ -289,16 +289,16 @@ def test_the_hosts_own_hover_text_hides_no_cell(comfy, scale, left):
         }""",
         [scale, left],
     )
-    strip.settle()
+    strip.wait_stable()
     clear_hover_texts(comfy)
     strip.mouse.move(*strip.place(3))
     if comfy.renderer == "nodes2":
         comfy.page.locator(".p-tooltip").wait_for()
-    ((cells,), texts) = comfy.at_rest(HOVERED)
-    assert len(texts) == (comfy.renderer == "nodes2")
-    for words in texts:
-        apart = words[2] <= cells[0] or words[0] >= cells[2] or words[3] <= cells[1] or words[1] >= cells[3]
-        assert apart, (cells, words)
+    ((cells,), tooltips) = comfy.wait_stable(BOXES)
+    assert len(tooltips) == (comfy.renderer == "nodes2")
+    for box in tooltips:
+        apart = box[2] <= cells[0] or box[0] >= cells[2] or box[3] <= cells[1] or box[1] >= cells[3]
+        assert apart, (cells, box)
 
 
 def test_presets_are_for_their_own_model_and_lock_the_strip(comfy):
@@ -311,6 +311,6 @@ def test_presets_are_for_their_own_model_and_lock_the_strip(comfy):
     strip.until("s.chosen.join() === '2,7,12,17,22'")
     assert comfy.graph()["nodes"][1]["widgets_values"][-1] == ALIGNMENT
     strip.click(30)
-    assert strip.look()["value"] == "0", "the preset takes the place of the text, which waits unchanged"
+    assert strip.state()["value"] == "0", "the preset is used instead of the text, which stays"
     strip.choose("No preset")
     strip.until("s.chosen.join() === '0'")

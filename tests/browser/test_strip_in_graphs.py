@@ -11,7 +11,7 @@ from tests.browser.strips import FLUX, MEDIUM, SMALL, Strip, clear_hover_texts, 
 
 @pytest.fixture(scope="module", autouse=True)
 def files(comfyui):
-    """There for as long as this module's page is open: its loaders list them."""
+    """Exist while this module's page is open: its loaders list them."""
     paths = write_headers(comfyui.base / "models" / "diffusion_models")
     yield
     for path in paths:
@@ -20,13 +20,13 @@ def files(comfyui):
 
 @pytest.fixture
 def comfy(shared):
-    shared.complaints.clear()
+    shared.console_errors.clear()
     shared.page.set_default_timeout(15_000)
     yield shared
-    assert shared.pack_complaints() == []
+    assert shared.pack_errors() == []
 
 
-def test_a_saved_workflow_comes_back_and_the_values_keep_their_places(comfy):
+def test_a_saved_workflow_loads_with_its_values_in_order(comfy):
     strip = opened(comfy, "TextBoost", "BlockSkip", "TextDisable")
     strip.set("2:1.5, 7-9:2")
     Strip(comfy, "BlockSkip").set("even")
@@ -44,15 +44,15 @@ def test_a_saved_workflow_comes_back_and_the_values_keep_their_places(comfy):
     assert comfy.graph()["nodes"][1]["widgets_values"] == values["TextBoost"]
 
 
-def test_a_picture_brings_its_strips_back(comfy, tmp_path):
-    picture = [
+def test_an_image_restores_its_strips(comfy, tmp_path):
+    image = [
         {"id": 8, "type": "EmptyImage", "pos": [60, 420], "widgets_values": [64, 48, 1, 255],
          "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [9]}]},
         {"id": 9, "type": "SaveImage", "pos": [400, 420], "widgets_values": ["strip"],
          "inputs": [{"name": "images", "type": "IMAGE", "link": 9}]},
     ]  # fmt: skip
     made = graph("BlockSkip")
-    made = {**made, "last_node_id": 9, "last_link_id": 9, "nodes": made["nodes"] + picture}
+    made = {**made, "last_node_id": 9, "last_link_id": 9, "nodes": made["nodes"] + image}
     comfy.load({**made, "links": [*made["links"], [9, 8, 0, 9, 0, "IMAGE"]]})
     strip = Strip(comfy, "BlockSkip")
     strip.set("3-5, 11")
@@ -70,12 +70,12 @@ def test_a_picture_brings_its_strips_back(comfy, tmp_path):
     assert strip.value() == "3-5, 11"
 
 
-def test_it_has_a_cell_for_each_block_of_the_model_upstream(comfy):
+def test_the_strip_has_a_cell_for_each_block_of_the_model_upstream(comfy):
     strip = opened(comfy, "BlockSkip", cells=57, file=FLUX)
-    assert strip.look()["rows"] == [19, 38]
-    height, size = strip.look()["height"], strip.look()["size"]
+    assert strip.state()["rows"] == [19, 38]
+    height, size = strip.state()["height"], strip.state()["size"]
     strip.click(22)
-    assert strip.value() == "22" and strip.look(22)["label"] == "block 22 (single s3) · skip"
+    assert strip.value() == "22" and strip.state(22)["label"] == "block 22 (single s3) · skip"
     choose = "(name) => { const w = app.graph._nodes[0].widgets[0]; w.value = name; w.callback?.(name); }"
     comfy.run(choose, MEDIUM)
     strip.mouse.move(*strip.place(0))
@@ -84,8 +84,8 @@ def test_it_has_a_cell_for_each_block_of_the_model_upstream(comfy):
     strip.mouse.move(600, 700)
     strip.mouse.move(*strip.place(0))
     strip.until("s.foot.startsWith('block 0') || s.cells === 24")
-    assert strip.look()["cells"] == 24 and strip.look()["chosen"] == [22]
-    assert strip.look()["height"] == height and strip.look()["size"] == size, "the node keeps its size"
+    assert strip.state()["cells"] == 24 and strip.state()["chosen"] == [22]
+    assert strip.state()["height"] == height and strip.state()["size"] == size, "the node keeps its size"
 
 
 def test_the_model_is_found_through_other_nodes_and_loaders(comfy):
@@ -100,24 +100,24 @@ def test_the_model_is_found_through_other_nodes_and_loaders(comfy):
         shift.connect(0, skip, 0);
     }"""
     comfy.run(insert)
-    strip.settle()
-    assert strip.look()["cells"] == 8
+    strip.wait_stable()
+    assert strip.state()["cells"] == 8
     comfy.run("() => app.graph._nodes.find((n) => n.type === 'Reroute').disconnectInput(0)")
     strip.mouse.move(*strip.place(3))
     strip.until("s.cells === 24")
     assert strip.value() == ""
 
 
-def test_blocks_beyond_an_unknown_model_are_kept(comfy):
+def test_blocks_beyond_the_cells_of_an_unknown_model_stay_in_the_text(comfy):
     strip = opened(comfy, "BlockSkip", file="nowhere.safetensors")
     strip.set("0-2, 30, s7")
-    assert strip.look()["chosen"] == [0, 1, 2] and not strip.look()["foot"].startswith("block")
+    assert strip.state()["chosen"] == [0, 1, 2] and not strip.state()["foot"].startswith("block")
     strip.click(1)
     assert strip.value() == "0, 2, 30, s7"
 
 
 @pytest.mark.parametrize("promoted", [False, True])
-def test_it_works_in_a_subgraph_and_promoted_out_of_it(comfy, promoted):
+def test_the_strip_works_in_a_subgraph_and_promoted_out_of_it(comfy, promoted):
     strip = opened(comfy, "BlockSkip", cells=8, loader="MMDiTLoader", file=SMALL)
     strip.set("0-2")
     enclose = """(promoted) => {
@@ -140,7 +140,7 @@ def test_it_works_in_a_subgraph_and_promoted_out_of_it(comfy, promoted):
     if not promoted:
         comfy.run("() => { globalThis.__found = app.graph; }")
     strip.until("s.cells === 8")
-    strip.settle()
+    strip.wait_stable()
     strip.drag(5, 6)
     assert comfy.run(value, strip.node) == "0-2, 5-6"
     (prompt,) = [node for node in comfy.prompt().values() if node["class_type"] == "BlockSkip"]
@@ -178,19 +178,19 @@ def test_a_finished_analysis_colours_the_blocks(comfy):
     }"""
     comfy.run(analyse)
     strip = Strip(comfy, "BlockSkip")
-    assert strip.look()["measured"] == 0
+    assert strip.state()["measured"] == 0
     comfy.queue()
     strip.until("s.measured === 2")
-    label = strip.look(1)["label"]
+    label = strip.state(1)["label"]
     assert label.startswith("block 1 · effect 0.")
     saved = comfy.graph()
     comfy.load(graph("TextBoost"))
     comfy.load(saved)
     strip.until("s.measured === 2", 1)
-    assert strip.look(1)["label"] == label, "it is kept in the workflow"
+    assert strip.state(1)["label"] == label, "the report is saved in the workflow"
 
 
-def test_it_is_drawn(comfy, test_output):
+def test_strips_are_drawn_inside_their_nodes(comfy, test_output):
     strip = opened(comfy, "TextBoost", "BlockSkip", "TextDisable")
     strip.set("2:1.5, 3:2, 4:0.5, 5, 7-8:3, 20:6")
     Strip(comfy, "BlockSkip").set("0-5, 9")
@@ -198,16 +198,16 @@ def test_it_is_drawn(comfy, test_output):
     strip.mouse.move(*strip.place(3))
     strip.until("s.foot === 'block 3 · boost × 2'", 3)
     comfy.page.screenshot(path=test_output / f"strip-{comfy.renderer}.png")
-    # docs/strip.png, which the READMEs show, is the classic renderer's.
+    # docs/strip.png is the classic renderer's.
     comfy.run("() => { app.canvas.ds.scale = 1.6; app.canvas.ds.offset = [-250, -20]; }")
-    strip.settle()
-    clear_hover_texts(comfy)  # they would lie over it
+    strip.wait_stable()
+    clear_hover_texts(comfy)  # they would cover the node
     x, y, width, height = comfy.run("() => app.graph._nodes[1].getBounding()")
     left, top = comfy.run("([x, y]) => app.canvasPosToClientPos([x, y])", [x, y])
     clip = {"x": left - 8, "y": top - 8, "width": 1.6 * width + 16, "height": min(1.6 * height + 16, 900 - top)}
     comfy.page.screenshot(path=test_output / f"readme-strip-{comfy.renderer}.png", clip=clip)
     strip.unzoom()
-    # Within its node, above the next widget.
+    # The strip is inside its node, above the next widget.
     box = comfy.run(
         """() => {
             const node = app.graph._nodes.find((each) => each.type === "BlockSkip");

@@ -1,6 +1,6 @@
-"""The shared workflows and the pack's nodes in the page, in both renderers: they open, lie apart, run, and are drawn.
+"""The shared workflows and the pack's nodes in both renderers: they open without overlaps, run, and are drawn.
 
-One page for all of them. The screenshots lie in .test-output/, to be looked at.
+All tests share one page. The screenshots are in .test-output/.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SPECS = {sheet.name: sheet for sheet in WORKFLOWS}
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 RUN = ("image-to-image", "skip-for-speed", "boost-a-phrase")
 
-# Node -> where it is drawn, as left, top, right, bottom on the canvas, title included.
+# Node -> its box on the canvas: left, top, right, bottom, title included.
 BOXES = """() => Object.fromEntries(app.graph._nodes.map((node) => {
     const html = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
     const { scale } = app.canvas.ds;
@@ -44,15 +44,15 @@ ALONE = """(type) => {
 
 @pytest.fixture
 def comfy(shared):
-    shared.complaints.clear()
+    shared.console_errors.clear()
     yield shared
-    assert shared.pack_complaints() == []
+    assert shared.pack_errors() == []
 
 
 def boxes(comfy) -> dict[str, list[float]]:
-    """As they are once the page has drawn everything: what is off screen is not drawn in full."""
+    """Boxes of all nodes, after everything is drawn; nodes off screen are not drawn completely."""
     comfy.fit()
-    return comfy.at_rest(BOXES)
+    return comfy.wait_stable(BOXES)
 
 
 def overlapping(found: dict[str, list[float]]) -> list[tuple[str, str]]:
@@ -68,15 +68,15 @@ def overlapping(found: dict[str, list[float]]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_it_opens_without_a_warning_and_its_nodes_lie_apart(comfy, path: Path, test_output):
+def test_a_workflow_opens_without_warnings_and_without_overlapping_nodes(comfy, path: Path, test_output):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     comfy.load(workflow)
     small = path.stem not in SPECS or SPECS[path.stem].small
     assert comfy.unknown_nodes() == []
     assert overlapping(boxes(comfy)) == []
-    if small:  # the others miss the files that their notes name
+    if small:  # the others miss the files named in their notes
         assert comfy.run(OPEN) == []
-        assert [text for text in comfy.complaints if "Content Security Policy" not in text] == []
+        assert [text for text in comfy.console_errors if "Content Security Policy" not in text] == []
     opened = {node["id"]: node for node in comfy.graph()["nodes"]}
     for node in workflow["nodes"]:
         values = opened[node["id"]].get("widgets_values", [])
@@ -86,14 +86,14 @@ def test_it_opens_without_a_warning_and_its_nodes_lie_apart(comfy, path: Path, t
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_it_runs_in_the_page(comfy, name: str, test_output):
+def test_a_workflow_runs_in_the_frontend(comfy, name: str, test_output):
     comfy.load(ROOT / "workflows" / f"{name}.json")
     before = comfy.run(BOXES)
-    pictures = comfy.server.images(comfy.queue())
-    assert len(pictures) == 2 and all(picture[:4] == b"\x89PNG" for picture in pictures)
-    assert pictures[0] != pictures[1]
+    images = comfy.server.images(comfy.queue())
+    assert len(images) == 2 and all(image[:4] == b"\x89PNG" for image in images)
+    assert images[0] != images[1]
     after = boxes(comfy)
-    assert overlapping(after) == [], "pictures and summaries come on the nodes: there must be room for them"
+    assert overlapping(after) == [], "nodes need room for images and summaries"
     assert before.keys() == after.keys()
     comfy.page.screenshot(path=test_output / f"workflow-{name}-run-{comfy.renderer}.png")
 
@@ -104,7 +104,7 @@ def test_every_node_is_drawn(comfy, test_output):
     comfy.load({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4})
     for name in names:
         comfy.run(ALONE, name)
-        ((left, top, right, bottom),) = comfy.at_rest(BOXES).values()
+        ((left, top, right, bottom),) = comfy.wait_stable(BOXES).values()
         x, y = comfy.run("([x, y]) => app.canvasPosToClientPos([x, y])", [left, top])
         clip = {"x": max(0, x - 12), "y": max(0, y - 12), "width": right - left + 24, "height": bottom - top + 24}
         comfy.page.screenshot(path=test_output / f"node-{name}-{comfy.renderer}.png", clip=clip)
