@@ -1,4 +1,4 @@
-"""Every node has a help page that shows its dial turned, and names every input that people see at first."""
+"""Every node has a help page with an image that names every input that is not advanced."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from PIL import Image
 from scripts.help_images import IMAGES
 
 DOCS = Path(__file__).parents[3] / "web" / "docs"
-LARGEST = 400_000  # bytes; help pages open at once
+MAX_BYTES = 400_000  # help pages must open quickly
 
 
-def test_every_node_has_a_help_page_with_a_picture_of_its_own(pack):
+def test_every_node_has_a_help_page_with_its_own_image(pack):
     assert set(IMAGES) == set(pack.NODE_CLASS_MAPPINGS)
     for name in pack.NODE_CLASS_MAPPINGS:
         page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
         shown = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", page)
         assert shown and (DOCS / shown[0][1]).name == f"{name}.png", name
-        with Image.open(DOCS / shown[0][1]) as picture:
-            assert picture.width > 300 and picture.height > 100
-        assert (DOCS / shown[0][1]).stat().st_size < LARGEST
+        with Image.open(DOCS / shown[0][1]) as image:
+            assert image.width > 300 and image.height > 100
+        assert (DOCS / shown[0][1]).stat().st_size < MAX_BYTES
 
 
-def test_every_picture_belongs_to_a_page():
+def test_every_image_belongs_to_a_page():
     assert {path.stem for path in DOCS.glob("*.png")} == {path.stem for path in DOCS.glob("*.md")}
 
 

@@ -1,4 +1,4 @@
-"""What the web page asks the server: the blocks in a file, from its header alone, and the presets."""
+"""The server's routes for the frontend: blocks of a file, presets, token counts, the sigma curve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmdit_core.flow.schedules import sigmas
 from scripts.client import ComfyUIError
 
 OPERATIONS = comfy.ops.disable_weight_init
-# Tiny ones: only the names of their tensors matter.
+# Tiny: only the tensors' names matter.
 MODELS = {
     "SD3": lambda: MMDiT(MMDiTConfig(hidden_size=32, num_heads=4, depth=3, pos_embed_max_size=4)),
     "SD3 in diffusers": lambda: SD3Transformer2DModel(num_layers=3, num_attention_heads=2, attention_head_dim=8),
@@ -52,23 +52,23 @@ SINGLE = {"FLUX": 5, "FLUX in diffusers": 5, "AuraFlow": 5}
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_the_blocks_of_every_reachable_model_are_counted_from_its_tensors_names(pack, name, prefix):
+def test_blocks_of_every_supported_model_are_counted_from_tensor_names(pack, name, prefix):
     with torch.device("meta"):
         model = MODELS[name]()
     expected = (3, SINGLE.get(name, 0))
     assert count_blocks([prefix + key for key in model.state_dict()]) == expected
     if "diffusers" not in name:
         controls = sys.modules[f"{pack.__name__}.nodes.comfyui.controls"]
-        assert controls.counts_of(model) == expected, "the controls would count others than the strip shows"
+        assert controls.counts_of(model) == expected, "the strip and the controls must count the same"
 
 
 @pytest.mark.parametrize("names", [[], ["input_blocks.1.1.transformer_blocks.0.norm1.weight"], ["transformer_blocks"]])
-def test_files_without_such_blocks_have_none(names):
+def test_files_without_blocks_have_none(names):
     assert count_blocks(names) is None
 
 
 def header_only(path: Path, names: list[str]) -> None:
-    """A safetensors file with tensors of no size: enough for whoever reads headers alone."""
+    """Write a safetensors file with empty tensors; only its header is of use."""
     entries = {name: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for name in names}
     text = json.dumps(entries).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text)
@@ -88,19 +88,19 @@ def blocks(comfyui, **query):
     return comfyui.get("/mmdit/blocks?" + urlencode(query))
 
 
-def test_the_server_counts_blocks_by_folder_or_by_the_loaders_own_rule(comfyui, flux):
+def test_blocks_are_counted_by_folder_or_in_the_loaders_folders(comfyui, flux):
     assert blocks(comfyui, name=flux.name, folder="diffusion_models") == {"double": 19, "single": 38}
     assert blocks(comfyui, name=flux.name) == {"double": 19, "single": 38}
     assert blocks(comfyui, name="mmdit-small.safetensors") == {"double": 8, "single": 0}
 
 
-def test_a_file_that_changed_is_counted_anew(comfyui, flux):
+def test_a_changed_file_is_counted_again(comfyui, flux):
     assert blocks(comfyui, name=flux.name)["single"] == 38
     header_only(flux, ["joint_blocks.0.x_block.attn.qkv.weight"])
     assert blocks(comfyui, name=flux.name) == {"double": 1, "single": 0}
 
 
-def test_only_what_the_host_lists_is_looked_at(comfyui, flux):
+def test_only_files_that_comfyui_lists_are_read(comfyui, flux):
     outside = comfyui.base / "outside.safetensors"
     header_only(outside, ["joint_blocks.0.x_block.attn.qkv.weight"])
     damaged = flux.with_name("routes-damaged.safetensors")
@@ -123,16 +123,16 @@ def test_only_what_the_host_lists_is_looked_at(comfyui, flux):
         comfyui.post("/mmdit/blocks", {})
 
 
-def test_the_server_tells_the_presets(comfyui):
-    told = comfyui.get("/mmdit/presets")
-    assert [preset["name"] for preset in told] == [preset.name for preset in PRESETS]
-    assert told[0]["strengths"] == [[2, 1.5], [7, 1.5], [12, 1.5], [17, 1.5], [22, 1.5]]
-    assert told[1]["action"] == "skip" and [block for block, _ in told[1]["strengths"]] == [*range(5, 56, 5)]
+def test_the_presets_are_listed(comfyui):
+    found = comfyui.get("/mmdit/presets")
+    assert [preset["name"] for preset in found] == [preset.name for preset in PRESETS]
+    assert found[0]["strengths"] == [[2, 1.5], [7, 1.5], [12, 1.5], [17, 1.5], [22, 1.5]]
+    assert found[1]["action"] == "skip" and [block for block, _ in found[1]["strengths"]] == [*range(5, 56, 5)]
 
 
-def test_the_server_counts_tokens_as_the_node_does(comfyui):
+def test_tokens_are_counted_as_the_node_does(comfyui):
     text = "a red circle and " * 40
-    told = comfyui.post("/mmdit/tokens", {"prompt": text, "clip_g": "a star", "t5_length": "77"})
+    found = comfyui.post("/mmdit/tokens", {"prompt": text, "clip_g": "a star", "t5_length": "77"})
     encode = {"clip": ["1", 1], "prompt": text, "negative": "", "clip_l": "", "clip_g": "a star", "t5xxl": ""}
     encode |= {"clip_l_strength": 1.0, "clip_g_strength": 1.0, "t5_strength": 1.0, "t5_length": "77", "empty": "encode"}
     record = comfyui.run(
@@ -146,56 +146,56 @@ def test_the_server_counts_tokens_as_the_node_does(comfyui):
         }
     )
     (info,) = record["outputs"]["3"]["text"]
-    for found in told["prompt"]:
-        chunks = f" in {found['chunks']} chunks" if found["chunks"] > 1 else ""
-        assert f"{found['label']}: {found['used']} tokens{chunks}" in info
-    t5 = told["prompt"][2]
+    for count in found["prompt"]:
+        chunks = f" in {count['chunks']} chunks" if count["chunks"] > 1 else ""
+        assert f"{count['label']}: {count['used']} tokens{chunks}" in info
+    t5 = found["prompt"][2]
     assert t5["cut"] and f"T5 cut: {' | '.join(t5['cut'])}" in info
-    assert [found["used"] for found in told["negative"]] == [0, 0, 0]
+    assert [count["used"] for count in found["negative"]] == [0, 0, 0]
 
 
-def test_what_cannot_be_counted_is_refused_or_left_alone(comfyui):
+def test_invalid_texts_are_refused_and_long_ones_not_counted(comfyui):
     assert comfyui.post("/mmdit/tokens", {"prompt": "a" * 60_000}) == {}
     for body in ([], {"prompt": 3}, {"t5_length": "many"}, "text", None):
         with pytest.raises(ComfyUIError, match="400"):
             comfyui.post("/mmdit/tokens", body)
 
 
-DIALS = {
+INPUTS = {
     "steps": 5, "cfg": 4.5, "solver": "euler", "schedule": "linear", "shift": 0.0, "denoise": 1, "cfg_start": 0.0,
     "cfg_end": 0.5, "start_step": 0, "end_step": 10_000, "custom_sigmas": "", "cfg_curve": "constant",
     "size_shift": "off",
 }  # fmt: skip
 
 
-def test_the_server_tells_the_curve_of_the_connected_model(comfyui):
+def test_the_curve_uses_the_connected_models_shift(comfyui):
     window = {"start": 0.5, "end": 1.0, "fade": "constant"}
     model = {"name": "mmdit-small.safetensors", "folder": ""}
-    told = comfyui.post("/mmdit/curve", {"dials": DIALS, "model": model, "windows": [window]})
-    assert [step for step, _ in told["points"]] == [0, 1, 2, 3, 4, 5] and told["own"] and not told["adaptive"]
-    levels = sigmas(5, "linear", told["shift"]).tolist()
-    assert [level for _, level in told["points"]] == pytest.approx(levels, abs=1e-5)
-    assert told["cfg"] == [1, 1, 1, 0, 0] and told["windows"] == [[0, 0, 0, 1, 1]]
-    assert comfyui.post("/mmdit/curve", {"dials": DIALS, "model": None}) == {"missing": "shift"}
+    found = comfyui.post("/mmdit/curve", {"dials": INPUTS, "model": model, "windows": [window]})
+    assert [step for step, _ in found["points"]] == [0, 1, 2, 3, 4, 5] and found["own"] and not found["adaptive"]
+    levels = sigmas(5, "linear", found["shift"]).tolist()
+    assert [level for _, level in found["points"]] == pytest.approx(levels, abs=1e-5)
+    assert found["cfg"] == [1, 1, 1, 0, 0] and found["windows"] == [[0, 0, 0, 1, 1]]
+    assert comfyui.post("/mmdit/curve", {"dials": INPUTS, "model": None}) == {"missing": "shift"}
     outside = {"name": "../../outside.safetensors", "folder": "diffusion_models"}
-    assert comfyui.post("/mmdit/curve", {"dials": DIALS, "model": outside}) == {"missing": "shift"}
+    assert comfyui.post("/mmdit/curve", {"dials": INPUTS, "model": outside}) == {"missing": "shift"}
 
 
-def test_what_is_no_question_about_a_curve_is_refused(comfyui):
+def test_an_invalid_request_for_a_curve_is_refused(comfyui):
     for body in (
         {},
         [],
         None,
         {"dials": {}},
-        {"dials": {**DIALS, "steps": "5"}},
-        {"dials": {**DIALS, "steps": True}},
-        {"dials": {**DIALS, "solver": 3}},
-        {"dials": DIALS, "model": "file"},
-        {"dials": DIALS, "windows": [{"start": 0.5}]},
-        {"dials": DIALS, "windows": [{"start": -1, "end": 2}]},
-        {"dials": DIALS, "model_shift": "high"},
-        {"dials": DIALS, "model_shift": -3},
-        {"dials": DIALS, "width": 0, "height": 64},
+        {"dials": {**INPUTS, "steps": "5"}},
+        {"dials": {**INPUTS, "steps": True}},
+        {"dials": {**INPUTS, "solver": 3}},
+        {"dials": INPUTS, "model": "file"},
+        {"dials": INPUTS, "windows": [{"start": 0.5}]},
+        {"dials": INPUTS, "windows": [{"start": -1, "end": 2}]},
+        {"dials": INPUTS, "model_shift": "high"},
+        {"dials": INPUTS, "model_shift": -3},
+        {"dials": INPUTS, "width": 0, "height": 64},
     ):
         with pytest.raises(ComfyUIError, match="400"):
             comfyui.post("/mmdit/curve", body)
