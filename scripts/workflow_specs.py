@@ -76,7 +76,7 @@ def shown(source: str = "sampler", name: str = "picture", title: str = "") -> tu
     return decode(source, f"{name} decoded"), save(f"{name} decoded", f"{name} saved", title)
 
 
-def beside_untouched(*changed: Node, model: str) -> tuple[Node, ...]:
+def with_and_without(*changed: Node, model: str) -> tuple[Node, ...]:
     """The same seed twice: without the node that this workflow is about, and with it."""
     return (
         loader(),
@@ -161,7 +161,7 @@ STEER = (
         "The small model has no block to spare, so the image gets worse. The paper reports that the negative branch of "
         "large models tolerates skipping. After the run **Block Skip** shows how many block calls were saved. The "
         "workflow *analysis* finds the blocks that matter least on your model.",
-        beside_untouched(
+        with_and_without(
             Node("skip", "BlockSkip", {"blocks": "1", "branch": "negative"}, {"model": ("model", 0)}), model="skip"
         ),
     ),
@@ -172,7 +172,7 @@ STEER = (
         f"{SMALL_NOTE}\n\n"
         "**speedup** sets the wanted speed-up. The node shows what it computes and the measured cost. Put it anywhere "
         "before the sampler; LoRAs and block nodes can come before or after it.",
-        beside_untouched(
+        with_and_without(
             Node("plan", "SpeedPlan", {"speedup": "2x"}, {"model": ("model", 0)}),
             Node("words", "PreviewAny", links={"source": ("plan", 1)}, title="Plan"),
             model="plan",
@@ -184,7 +184,7 @@ STEER = (
         f"Changes the strength of a phrase in all blocks; here strength 0 removes it. {SMALL_NOTE}\n\n"
         "**phrase** must be words of the prompt. **strength** 1 changes nothing, above 1 boosts, 0 removes. "
         "*attention* and *value* act in the chosen blocks; *residual* is the paper's mode and acts on later blocks.",
-        beside_untouched(
+        with_and_without(
             Node(
                 "boost",
                 "TextBoost",
@@ -201,7 +201,7 @@ STEER = (
         f"{SMALL_NOTE}\n\n"
         "*block* removes the text in the chosen blocks only. *onward* is the paper's way: later blocks continue from a "
         "zeroed text.",
-        beside_untouched(
+        with_and_without(
             Node("disable", "TextDisable", {"blocks": "late", "scope": "block"}, {"model": ("model", 0)}),
             model="disable",
         ),
@@ -211,7 +211,7 @@ STEER = (
         "Another prompt for some blocks",
         f"Uses another prompt in the chosen blocks. {SMALL_NOTE}\n\n"
         "Try the first blocks, then the last ones: which decide positions, which colours?",
-        beside_untouched(
+        with_and_without(
             text(
                 "three green squares to the left of a yellow triangle on a white background",
                 "other",
