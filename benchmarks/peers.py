@@ -7,7 +7,7 @@ import math
 import torch
 
 from mmdit_core import MMDiT, MMDiTConfig
-from mmdit_core.checkpoints.load import to_diffusers
+from mmdit_core.checkpoints.keymaps import to_diffusers
 
 CONTENDERS = ("ours", "host", "diffusers")
 TEXT_TOKENS = 154

@@ -1,7 +1,36 @@
-"""MMDiT in plain PyTorch: the model, its checkpoints, its flow. Needs torch, safetensors and numpy; no host."""
+"""MMDiT in plain PyTorch: the model, its checkpoints, rectified flow, solvers, block controls.
 
-from .checkpoints.load import CheckpointError, config_from_state_dict, load_checkpoint
+Needs torch, safetensors and numpy. The names here are the library's interface.
+"""
+
+from .checkpoints.detect import config_from_state_dict
+from .checkpoints.errors import CheckpointError
+from .checkpoints.load import load_checkpoint, load_model
 from .config import KNOWN_MODELS, MMDiTConfig
+from .control.spec import BlockControl, parse_blocks
+from .flow.path import flow_loss, interpolate, sample_timesteps, velocity_target
+from .flow.schedules import sigmas
 from .models.sd3 import MMDiT
+from .solvers import SOLVERS, solve
 
-__all__ = ["KNOWN_MODELS", "CheckpointError", "MMDiT", "MMDiTConfig", "config_from_state_dict", "load_checkpoint"]
+__version__ = "0.2.0"
+
+__all__ = [
+    "KNOWN_MODELS",
+    "SOLVERS",
+    "BlockControl",
+    "CheckpointError",
+    "MMDiT",
+    "MMDiTConfig",
+    "__version__",
+    "config_from_state_dict",
+    "flow_loss",
+    "interpolate",
+    "load_checkpoint",
+    "load_model",
+    "parse_blocks",
+    "sample_timesteps",
+    "sigmas",
+    "solve",
+    "velocity_target",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..mmdit_core.checkpoints.load import CheckpointError
+from ..mmdit_core.checkpoints.errors import CheckpointError
 from .comfyui.loading import clip_vae as parts
 from .comfyui.loading import folders
 from .comfyui.loading import model as models

@@ -11,7 +11,8 @@ from typing import Any
 from aiohttp import web
 
 from ..mmdit_core.checkpoints.detect import count_blocks
-from ..mmdit_core.checkpoints.header import CheckpointError, read_header
+from ..mmdit_core.checkpoints.errors import CheckpointError
+from ..mmdit_core.checkpoints.header import read_header
 from ..mmdit_core.control.presets import PRESETS, Preset
 from .comfyui.loading import folders
 from .comfyui.text import token_counts

@@ -1,4 +1,4 @@
-"""What the names and shapes of a file's tensors say: which parts it holds, which model it is, what to call the rest."""
+"""Detect the parts of a file and the config of its transformer, from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..config import MMDiTConfig
-from .header import CheckpointError, Header, are, listing
-from .keymaps import OUR_BLOCKS, THEIR_BLOCKS, our_name, rule_for
+from .errors import CheckpointError, TensorsError, UnknownModelError, UnreadableError, are, listing
+from .header import Header
+from .keymaps import BLOCKS, DIFFUSERS_BLOCKS, core_name, rule_for
 
-HEAD_DIM = 64  # of every published model of the family; the only thing that shapes cannot tell, without QK-norm
+HEAD_DIM = 64  # of every published model of the family; without QK-norm no shape depends on it
 
 SINGLE_FILE, DIFFUSERS = "single file", "diffusers"
 
-# Layout, the prefix of its tensors, and the one kind of name that only it has. Other models' diffusers files also
-# have `transformer_blocks` with `add_q_proj`, but never with a text normalisation of their own.
+# Layout, the prefix of its tensors, and names that only it has. Other models' diffusers files also have
+# `transformer_blocks` with `add_q_proj`, but no `norm1_context`.
 LAYOUTS: tuple[tuple[str, str, str], ...] = (
-    (SINGLE_FILE, "model.diffusion_model.", rf"{OUR_BLOCKS}\.\d+\."),
-    (SINGLE_FILE, "", rf"{OUR_BLOCKS}\.\d+\."),
-    (DIFFUSERS, "", rf"{THEIR_BLOCKS}\.\d+\.norm1_context\."),
+    (SINGLE_FILE, "model.diffusion_model.", rf"{BLOCKS}\.\d+\."),
+    (SINGLE_FILE, "", rf"{BLOCKS}\.\d+\."),
+    (DIFFUSERS, "", rf"{DIFFUSERS_BLOCKS}\.\d+\.norm1_context\."),
 )
 
-# The other parts of a single file. Source: Stability AI's published files; ComfyUI saves them alike.
+# The other parts of a single file. Source: Stability AI's published files.
 PART_PREFIXES: dict[str, str] = {
     "clip_l": "text_encoders.clip_l.transformer.",
     "clip_g": "text_encoders.clip_g.transformer.",
@@ -35,9 +36,9 @@ PART_PREFIXES: dict[str, str] = {
     "vae": "first_stage_model.",
 }
 
-# The beginnings of names that only these have, the single file's prefix taken off; asked before the layouts.
+# Model, and the beginnings of names that only it has (without the single file's prefix); checked before LAYOUTS.
 FOREIGN: tuple[tuple[str, str], ...] = (
-    ("a LoRA: put it on a loaded model with a LoRA loader", r".*(lora_[ABa-z]|\.lora\.|hada_w|lokr_w|\.dora_scale)"),
+    ("a LoRA, which is applied to a loaded model", r".*(lora_[ABa-z]|\.lora\.|hada_w|lokr_w|\.dora_scale)"),
     ("a ControlNet", r"(controlnet_blocks|control_model|controlnet_cond_embedding|input_hint_block)\."),
     ("AuraFlow", r"(double_layers|joint_transformer_blocks)\."),
     ("HunyuanVideo", r"txt_in\.individual_token_refiner\.|context_embedder\.token_refiner\."),
@@ -52,7 +53,7 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     ("Stable Diffusion 1 or 2, a UNet", r"(input_blocks\.0\.0|down_blocks\.\d+\.(resnets|attentions))\."),
 )
 
-# Asked last.
+# As FOREIGN; checked last.
 ALONE: tuple[tuple[str, str], ...] = (
     ("a VAE alone", r"(vae\.)?(taesd_)?(encoder|decoder)\.(\d+|conv_in|conv_out|mid|mid_block|up|down)\."),
     (
@@ -61,28 +62,28 @@ ALONE: tuple[tuple[str, str], ...] = (
     ),
 )
 
-# Where the models that block controls reach keep their blocks: (double or joint, single).
+# The block lists of the models that block controls support: (double or joint, single).
 BLOCK_LISTS: tuple[tuple[str, str], ...] = (
-    (OUR_BLOCKS, ""),  # SD3
+    (BLOCKS, ""),  # SD3
     ("double_blocks", "single_blocks"),  # FLUX, Chroma
     ("double_layers", "single_layers"),  # AuraFlow
     ("joint_transformer_blocks", "single_transformer_blocks"),  # AuraFlow in diffusers' layout
-    (THEIR_BLOCKS, "single_transformer_blocks"),  # Qwen-Image; SD3 and FLUX in diffusers' layout
+    (DIFFUSERS_BLOCKS, "single_transformer_blocks"),  # Qwen-Image; SD3 and FLUX in diffusers' layout
 )
 
-# Weights that mean nothing without their scales, as fp8-scaled, int8 and 4-bit files store them.
+# Tensors of quantised weights with separate scales: fp8-scaled, int8 and 4-bit files.
 QUANTISED = (
     r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale(_2)?|input_scale|comfy_quant|absmax|quant_map"
     r"|quant_state\..*|SCB|qweight|qzeros|wscales)"
 )
 
-# The tensors whose shapes decide the config.
+# The tensors whose shapes determine the config.
 DECIDING = (
     "pos_embed",
     "x_embedder.proj.weight",
     "y_embedder.mlp.0.weight",
     "context_embedder.weight",
-    f"{OUR_BLOCKS}.0.x_block.mlp.fc1.weight",
+    f"{BLOCKS}.0.x_block.mlp.fc1.weight",
     "final_layer.linear.weight",
 )
 
@@ -94,8 +95,11 @@ NEEDED = (
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a checkpoint. layout is "single file" or "diffusers"; prefix is what its tensors' names begin with;
-    dtypes are safetensors' names ("BF16", "F8_E4M3"), the one with most bytes first."""
+    """One part of a checkpoint.
+
+    Fields: layout, "single file" or "diffusers"; prefix of its tensors' names; tensors, their number; nbytes; dtypes by
+    safetensors' names ("BF16", "F8_E4M3"), the one with the most bytes first.
+    """
 
     layout: str
     prefix: str
@@ -105,13 +109,13 @@ class Part:
 
 
 def components(header: Header) -> dict[str, Part]:
-    """The parts that a file holds: any of "transformer", "clip_l", "clip_g", "t5xxl", "vae"."""
-    places: dict[str, tuple[str, str]] = {name: (SINGLE_FILE, prefix) for name, prefix in PART_PREFIXES.items()}
+    """The parts of a file: any of "transformer", "clip_l", "clip_g", "t5xxl", "vae"."""
+    layouts: dict[str, tuple[str, str]] = {name: (SINGLE_FILE, prefix) for name, prefix in PART_PREFIXES.items()}
     layout = find_layout(header.tensors)
     if layout is not None:
-        places = {"transformer": layout, **places}
+        layouts = {"transformer": layout, **layouts}
     parts = {}
-    for part, (kind, prefix) in places.items():
+    for part, (kind, prefix) in layouts.items():
         infos = [header.tensors[name] for name in names_under(header.tensors, prefix)]
         sizes: dict[str, int] = {}
         for info in infos:
@@ -123,13 +127,13 @@ def components(header: Header) -> dict[str, Part]:
 
 
 def names_under(names: Iterable[str], prefix: str) -> list[str]:
-    """The names that begin with the prefix; without a prefix, all that belong to no other part."""
+    """The names that begin with the prefix; for the empty prefix, all that belong to no other part."""
     others = () if prefix else tuple(PART_PREFIXES.values())
     return [name for name in names if name.startswith(prefix) and not name.startswith(others)]
 
 
 def find_layout(names: Iterable[str]) -> tuple[str, str] | None:
-    """(layout, prefix) of the transformer, None where there is none of this family."""
+    """(layout, prefix) of the transformer, or None if there is none of this family."""
     names = list(names)
     if _matching(FOREIGN, names) is not None:
         return None
@@ -140,7 +144,7 @@ def find_layout(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def describe_unknown(names: Iterable[str]) -> str:
-    """What a file without a transformer of this family looks like."""
+    """A description of a file without a transformer of this family."""
     names = list(names)
     if not names:
         return "the file holds no tensors"
@@ -155,9 +159,9 @@ def describe_unknown(names: Iterable[str]) -> str:
 
 
 def count_blocks(names: Iterable[str]) -> tuple[int, int] | None:
-    """How many double (joint) and single blocks the transformer in a file has; None where there is none.
+    """The numbers of double (joint) and single blocks of the transformer in a file, or None if there is none.
 
-    Args: names of its tensors, with or without the single file's prefix. Also of models that are not loaded here.
+    Args: names of its tensors, with or without the single file's prefix; also of families that are not loaded here.
     """
     numbers: dict[str, set[str]] = {}
     for name in names:
@@ -185,34 +189,36 @@ def config_from_state_dict(
     *,
     source: object = "state dict",
 ) -> MMDiTConfig:
-    """The config that fits these tensors, from their names and shapes alone.
+    """The config of a state dict, from the names and shapes of its tensors.
 
-    Args: tensors, name -> tensor or shape, in any known layout; metadata, asked only for the number of heads and only
-        where there is no QK-norm (whose length tells it): `num_heads` in the JSON under "mmdit.config", else
-        `num_attention_heads` in the diffusers config under "diffusers.config", else heads are 64 wide; source, what
-        errors name as the file.
-    Raises: CheckpointError for another architecture, or when tensors that decide the config are missing.
+    Args: tensors, name -> tensor or shape, in any known layout; metadata, used only for the number of heads of a model
+        without QK-norm, whose shapes do not determine it: `num_heads` in the JSON under "mmdit.config", else
+        `num_attention_heads` in the diffusers config under "diffusers.config", else heads are 64 wide; source, the
+        file in errors.
+    Raises: UnknownModelError for another architecture; TensorsError if tensors that determine the config are missing or
+        of a wrong shape; UnreadableError if the number of heads is not given.
     """
     layout = find_layout(tensors)
     if layout is None:
-        raise CheckpointError(source, describe_unknown(tensors), NEEDED)
+        raise UnknownModelError(source, describe_unknown(tensors), NEEDED)
     kind, prefix = layout
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names_under(tensors, prefix):
-        ours = our_name(name) if kind == DIFFUSERS else name[len(prefix) :]
-        if ours is not None:
+        own_name = core_name(name) if kind == DIFFUSERS else name[len(prefix) :]
+        if own_name is not None:
             value = tensors[name]
-            shapes[ours] = tuple(value.shape if isinstance(value, Tensor) else value)
+            shapes[own_name] = tuple(value.shape if isinstance(value, Tensor) else value)
     missing = [name for name in DECIDING if name not in shapes]
     if missing:
-        spelled = [prefix + (rule_for(name, 0).theirs[0] if kind == DIFFUSERS else name) for name in missing]
-        raise CheckpointError(source, *missing_tensors(spelled))
+        in_file = [prefix + (rule_for(name, 0).diffusers[0] if kind == DIFFUSERS else name) for name in missing]
+        raise missing_tensors(source, in_file)
     return _config_from_shapes(shapes, metadata or {}, source)
 
 
-def missing_tensors(names: list[str]) -> tuple[str, str]:
-    """(what was found, what would be right) for a checkpoint that lacks these tensors."""
-    return f"{are(len(names))} missing: {listing(names)}", "The file is not whole: take a complete one"
+def missing_tensors(source: object, names: list[str], besides: str = "") -> TensorsError:
+    """The error for missing tensors. Args: besides, what else is wrong."""
+    right = "The file is not whole: take a complete one"
+    return TensorsError(source, f"{are(len(names))} missing: {listing(names)}{besides}", right, names=names)
 
 
 def _config_from_shapes(
@@ -220,21 +226,23 @@ def _config_from_shapes(
 ) -> MMDiTConfig:
     def size(name: str, rank: int, axis: int) -> int:
         if len(shapes[name]) != rank or 0 in shapes[name]:
-            raise CheckpointError(source, f"wrong shape: {name} is {list(shapes[name])}; expected are {rank} sizes")
+            raise TensorsError(
+                source, f"wrong shape: {name} is {list(shapes[name])}; expected {rank} sizes", names=[name]
+            )
         return shapes[name][axis]
 
     def blocks_with(pattern: str) -> list[int]:
-        matches = (re.match(rf"{OUR_BLOCKS}\.(0|[1-9]\d{{0,8}})\.{pattern}", name) for name in shapes)
+        matches = (re.match(rf"{BLOCKS}\.(0|[1-9]\d{{0,8}})\.{pattern}", name) for name in shapes)
         return sorted({int(match[1]) for match in matches if match})
 
     blocks = blocks_with("")
     hidden, patch = size("x_embedder.proj.weight", 4, 0), size("x_embedder.proj.weight", 4, 2)
     in_channels = size("x_embedder.proj.weight", 4, 1)
-    inner = size(f"{OUR_BLOCKS}.0.x_block.mlp.fc1.weight", 2, 0)
+    inner = size(f"{BLOCKS}.0.x_block.mlp.fc1.weight", 2, 0)
     out_channels = size("final_layer.linear.weight", 2, 0) // patch**2
-    # The commonest length, so that one odd tensor is named as that and does not decide the model.
+    # The most common length, so that one wrong tensor is named as wrong and does not change the config.
     norms = Counter(size(name, 1, 0) for name in shapes if re.search(r"\.ln_[qk]\.weight$", name)).most_common(1)
-    # A gap in the numbers means missing blocks, but one absurd number must not ask for a billion of them.
+    # A gap in the numbers means missing blocks, but one huge number must not make a huge model.
     depth = blocks[-1] + 1 if blocks[-1] < len(shapes) else len(blocks)
     try:
         return MMDiTConfig(
@@ -256,11 +264,11 @@ def _config_from_shapes(
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(source, f"its tensors fit no MMDiT ({error})", NEEDED) from error
+        raise UnknownModelError(source, f"its tensors fit no MMDiT ({error})", NEEDED) from error
 
 
 def _ratio(inner: int, hidden: int) -> float:
-    """The MLP ratio that the model turns back into `inner` with int(hidden * ratio)."""
+    """The MLP ratio for which int(hidden * ratio) is `inner`."""
     ratio = inner / hidden
     return ratio if int(hidden * ratio) == inner else math.nextafter(ratio, math.inf)
 
@@ -272,21 +280,21 @@ def _heads_from_metadata(hidden: int, metadata: Mapping[str, str], source: objec
         try:
             values = json.loads(metadata[key])
             if key == "diffusers.config" and values.get("_class_name") != "SD3Transformer2DModel":
-                continue  # some other model's file that lies in the same folder
+                continue  # the config of another model in the same folder
             heads = values[field]
             if type(heads) is not int or heads < 1 or hidden % heads:
                 raise ValueError(f"{field} is {heads!r}")
             return heads
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(
+            raise UnreadableError(
                 source,
                 f"the metadata {key} does not say how many attention heads the model has ({error})",
                 f"Without QK-norm it must hold {field}, a divisor of {hidden}",
             ) from error
     if hidden % HEAD_DIM:
-        raise CheckpointError(
+        raise UnreadableError(
             source,
-            f"its width {hidden} is no multiple of {HEAD_DIM}, and without QK-norm nothing else tells the heads",
+            f"its width {hidden} is not a multiple of {HEAD_DIM}, and without QK-norm no shape gives the heads",
             'Store the config as JSON under "mmdit.config" in the file\'s metadata',
         )
     return hidden // HEAD_DIM

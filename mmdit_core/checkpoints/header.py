@@ -1,6 +1,6 @@
-"""What a checkpoint file says about itself: tensor names, shapes, dtypes and offsets, read without reading a tensor.
+"""The header of a checkpoint file: tensor names, shapes, dtypes and offsets. No tensor is read.
 
-Only safetensors is read. Everything else that people end up with under such a name is refused by what it is.
+Only safetensors is read; a file of another format is refused with the format's name.
 Source of the format: https://huggingface.co/docs/safetensors (8 bytes of length, a JSON header, the tensors' bytes).
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from .errors import DOWNLOAD_AGAIN, DamagedError, NotSafetensorsError, UnreadableError, are, listing
 
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 MAX_RANK = 32
@@ -27,23 +29,15 @@ BITS = {
     "F4": 4,
 }
 
-_DOWNLOAD_AGAIN = "Download it again, and compare its size with the one on the page it came from"
 _NO_PICKLE = (
     "Only safetensors files are read, because a pickle can run any program when it is opened: "
     "take the .safetensors version of this model"
 )
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used. The message says which file, what was found and what would be right."""
-
-    def __init__(self, source: object, found: str, right: str = ""):
-        super().__init__(f"{source}: {found}" + (f". {right}." if right else "."))
-
-
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file; its bytes are start to end, counted from the beginning of the file."""
+    """One tensor of a file. start, end: its bytes, from the beginning of the file; dtype: safetensors' name, "BF16"."""
 
     file: Path
     dtype: str
@@ -54,7 +48,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of one file, or of all the shards of one model, and the metadata beside them."""
+    """The tensors of one file, or of all shards of one model, by name, and the metadata."""
 
     source: Path
     tensors: Mapping[str, TensorInfo]
@@ -62,44 +56,33 @@ class Header:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors."""
         return tuple(dict.fromkeys(info.file for info in self.tensors.values()))
-
-
-def listing(names: Iterable[object], most: int = 4) -> str:
-    """The first few names and how many more there are: 'a, b, c, d and 20 more'."""
-    shown = [str(name)[:100] for name in names]
-    more = len(shown) - most
-    return ", ".join(shown[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def are(count: int) -> str:
-    """'1 tensor is', '3 tensors are'."""
-    return "1 tensor is" if count == 1 else f"{count} tensors are"
 
 
 def read_header(path: str | PathLike[str]) -> Header:
     """Names, shapes, dtypes, offsets and metadata of a checkpoint; no tensor is read.
 
-    Args: path of a safetensors file; of a diffusers folder (the transformer's own, or a pipeline's, whose transformer
-        is taken); of a `*.safetensors.index.json`; or of any one shard, whose index must lie beside it.
-    Returns: Header; shards are merged. A diffusers config.json beside the file is its metadata "diffusers.config".
-    Raises: CheckpointError for anything that is not whole and well-formed safetensors.
+    Args: path of a safetensors file; of a diffusers folder (a transformer, or a pipeline with one); of a
+        `*.safetensors.index.json`; or of any one shard, with its index in the same folder.
+    Returns: Header; shards are merged. A diffusers config.json in the same folder is the metadata "diffusers.config".
+    Raises: UnreadableError, NotSafetensorsError or DamagedError for anything but whole, well-formed safetensors.
     """
     source = Path(path)
     try:
         file = _find_file(source)
         header = _read_index(source, file) if file.name.endswith(".index.json") else _read_file(file)
         metadata = {key: value for key, value in header.metadata.items() if key != "diffusers.config"}
-        beside = file.parent / "config.json"
-        if beside.is_file() and beside.stat().st_size < 1_000_000:
-            metadata["diffusers.config"] = beside.read_text(encoding="utf-8", errors="replace")
+        config = file.parent / "config.json"
+        if config.is_file() and config.stat().st_size < 1_000_000:
+            metadata["diffusers.config"] = config.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise CheckpointError(source, f"it cannot be read ({error.strerror or error})") from error
+        raise UnreadableError(source, f"it cannot be read ({error.strerror or error})") from error
     return Header(source, header.tensors, metadata)
 
 
 def _find_file(path: Path) -> Path:
-    """The safetensors file or index that a path stands for."""
+    """The safetensors file or index of a path."""
     if path.is_dir():
         return _find_in_folder(path)
     shard = re.fullmatch(r"(.+)-\d+-of-(\d+)\.safetensors", path.name)
@@ -107,9 +90,9 @@ def _find_file(path: Path) -> Path:
         return path
     index = path.with_name(f"{shard[1]}.safetensors.index.json")
     if not index.is_file():
-        raise CheckpointError(
+        raise UnreadableError(
             path,
-            f"this is one of {int(shard[2])} shards, and the index {index.name} does not lie beside it",
+            f"this is one of {int(shard[2])} shards, and the index {index.name} is not in its folder",
             "Put all shards and their index into one folder",
         )
     return index
@@ -127,41 +110,36 @@ def _find_in_folder(folder: Path) -> Path:
             return found[0]
         if found:
             names = listing(file.name for file in found)
-            raise CheckpointError(folder, f"this folder holds several models ({names})", "Name one of them")
+            raise UnreadableError(folder, f"this folder holds several models ({names})", "Name one of them")
     if any(file.suffix in PICKLE_SUFFIXES for file in folder.iterdir()):
-        raise CheckpointError(folder, "this folder holds pickled weights and no safetensors file", _NO_PICKLE)
-    raise CheckpointError(folder, "this folder holds no safetensors file", "Name a file, or a folder with one")
+        raise NotSafetensorsError(folder, "this folder holds pickled weights and no safetensors file", _NO_PICKLE)
+    raise UnreadableError(folder, "this folder holds no safetensors file", "Name a file, or a folder with one")
 
 
 def _read_index(source: Path, index: Path) -> Header:
-    """All shards that a `*.safetensors.index.json` names, as one header."""
+    """All shards of a `*.safetensors.index.json`, as one header."""
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         shards = sorted(set(weight_map.values()))
         # An index from elsewhere must not lead out of its own folder.
         if not shards or not all(re.fullmatch(r"[^/\\:]*[^/\\:.]", name) for name in shards):
-            raise ValueError("weight_map must name files that lie beside the index")
+            raise ValueError("weight_map must name files in the folder of the index")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            index, f"this is not an index of safetensors shards ({error!r})", _DOWNLOAD_AGAIN
-        ) from error
+        raise DamagedError(index, f"this is not an index of safetensors shards ({error!r})") from error
     tensors: dict[str, TensorInfo] = {}
     for name in shards:
         shard = index.with_name(name)
         if not shard.is_file():
-            raise CheckpointError(
-                index, f"the shard {name} is missing ({len(shards)} are named)", "All must lie beside the index"
-            )
+            found = f"the shard {name} is missing ({len(shards)} are named)"
+            raise DamagedError(index, found, "All must be in the folder of the index")
         header = _read_file(shard)
         twice = tensors.keys() & header.tensors.keys()
         if twice:
-            raise CheckpointError(shard, f"another shard holds these tensors too: {listing(sorted(twice))}")
+            raise DamagedError(shard, f"another shard holds these tensors too: {listing(sorted(twice))}")
         tensors.update(header.tensors)
     absent = [name for name in weight_map if name not in tensors]
     if absent:
-        raise CheckpointError(
-            source, f"{are(len(absent))} missing that {index.name} names: {listing(absent)}", _DOWNLOAD_AGAIN
-        )
+        raise DamagedError(source, f"{are(len(absent))} missing that {index.name} names: {listing(absent)}")
     return Header(source, tensors)
 
 
@@ -175,7 +153,7 @@ def _read_file(file: Path) -> Header:
             raise ValueError("__metadata__ must hold text")
         tensors = {name: _tensor_info(file, name, entry, data_start) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(file, f"its safetensors header is damaged ({error!s:.300})", _DOWNLOAD_AGAIN) from error
+        raise DamagedError(file, f"its safetensors header is damaged ({error!s:.300})") from error
     _check_extent(file, size, data_start, tensors)
     return Header(file, tensors, metadata)
 
@@ -183,20 +161,18 @@ def _read_file(file: Path) -> Header:
 def _header_text(file: Path) -> tuple[bytes, int]:
     """The JSON of a safetensors file, and the file's size."""
     if not file.is_file():
-        raise CheckpointError(file, "there is no such file")
+        raise UnreadableError(file, "there is no such file")
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(512)
         length = int.from_bytes(head[:8], "little")
-        # A header of 640 bytes begins as a pickle does (80 02): the brace decides before any signature.
+        # A header of 640 bytes begins like a pickle (80 02), so the brace decides before any signature.
         if size < 10 or head[8:9] != b"{" or length < 2:
-            raise CheckpointError(file, *_what_it_is(head, file))
+            raise NotSafetensorsError(file, *_describe(head, file))
         if length > MAX_HEADER:
-            raise CheckpointError(file, f"its header claims to be {length} bytes long", _DOWNLOAD_AGAIN)
+            raise DamagedError(file, f"its header claims to be {length} bytes long")
         if 8 + length > size:
-            raise CheckpointError(
-                file, f"the file is truncated: {size} bytes, and its header alone has {length}", _DOWNLOAD_AGAIN
-            )
+            raise DamagedError(file, f"the file is truncated: {size} bytes, and its header alone has {length}")
         stream.seek(8)
         return stream.read(length), size
 
@@ -209,16 +185,16 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor_info(file: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
-    name.encode()  # JSON can spell half a surrogate pair, which no other reader takes
+    name.encode()  # JSON can contain half a surrogate pair, which no other reader accepts
     if entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name[:100]} has the fields {listing(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in BITS:
         raise ValueError(f"{name[:100]} has the unknown dtype {dtype!r}")
-    # type(), not isinstance: JSON's true and false are integers to Python.
-    numbers_proper = all(type(n) is int and 0 <= n < 2**63 for n in shape + offsets)
-    if len(shape) > MAX_RANK or len(offsets) != 2 or not numbers_proper:
-        raise ValueError(f"{name[:100]} has no proper shape and offsets")
+    # type(), not isinstance: JSON's true and false are integers in Python.
+    are_sizes = all(type(n) is int and 0 <= n < 2**63 for n in shape + offsets)
+    if len(shape) > MAX_RANK or len(offsets) != 2 or not are_sizes:
+        raise ValueError(f"{name[:100]} has no valid shape and offsets")
     start, end = offsets
     if (end - start) * 8 != math.prod(shape) * BITS[dtype]:
         raise ValueError(f"{name[:100]} has {end - start} bytes, which does not fit {dtype} {shape}")
@@ -226,50 +202,46 @@ def _tensor_info(file: Path, name: str, entry: dict[str, Any], data_start: int) 
 
 
 def _check_extent(file: Path, size: int, data_start: int, tensors: Mapping[str, TensorInfo]) -> None:
-    """Tensors must follow each other without gaps from the header to the end of the file."""
+    """Refuse a file whose tensors do not fill it from the header to the end without gaps."""
     position = data_start
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != position:
-            raise CheckpointError(
-                file, f"its safetensors header is damaged (gap or overlap before {name[:100]})", _DOWNLOAD_AGAIN
-            )
+            raise DamagedError(file, f"its safetensors header is damaged (gap or overlap before {name[:100]})")
         position = info.end
     if position > size:
         percent = 100 * size // position
-        raise CheckpointError(
-            file, f"the file is truncated: {size} of {position} bytes are there ({percent}%)", _DOWNLOAD_AGAIN
-        )
+        raise DamagedError(file, f"the file is truncated: {size} of {position} bytes are there ({percent}%)")
     if position < size:
-        raise CheckpointError(file, f"{size - position} bytes follow the last tensor", _DOWNLOAD_AGAIN)
+        raise DamagedError(file, f"{size - position} bytes follow the last tensor")
 
 
-# What a file begins with -> what it is, what would be right.
+# First bytes of a file -> what it is, what would be right.
 _SIGNATURES: tuple[tuple[str, str, str], ...] = (
-    (r"\Z", "the file is empty", _DOWNLOAD_AGAIN),
+    (r"\Z", "the file is empty", DOWNLOAD_AGAIN),
     (r"PK\x03\x04", "this is a pickle in a zip archive, as torch.save writes it", _NO_PICKLE),
     (r"\x80[\x00-\x05]", "this is a pickle", _NO_PICKLE),
     (r"GGUF", "this is a GGUF file", "Take the .safetensors version of this model, or a loader made for GGUF"),
     (
         r"version https://git-lfs",
-        "this is a git-lfs pointer, a few lines of text that stand for the real file",
+        "this is a git-lfs pointer, a few lines of text in place of the real file",
         "Run `git lfs pull` in that repository, or download the file itself",
     ),
     (
         r"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head)",
         "this is a web page (HTML) saved under the model's name",
-        "Download the file itself: the site may want a login or an accepted licence first",
+        "Download the file itself; the site may require a login or an accepted licence",
     ),
-    (r"\x00{9}", "the file begins with zeros, so its download never finished", _DOWNLOAD_AGAIN),
+    (r"\x00{9}", "the file begins with zeros, so its download never finished", DOWNLOAD_AGAIN),
 )
 
 
-def _what_it_is(head: bytes, file: Path) -> tuple[str, str]:
+def _describe(head: bytes, file: Path) -> tuple[str, str]:
     """(what was found, what would be right) for a file that is not safetensors."""
     for pattern, found, right in _SIGNATURES:
         if re.match(pattern.encode("latin-1"), head):
             return found, right
     if file.suffix.lower() in PICKLE_SUFFIXES:
-        return f"a {file.suffix} file is a pickle unless it says otherwise, and this one does not", _NO_PICKLE
+        return f"a {file.suffix} file is a pickle unless its first bytes say otherwise", _NO_PICKLE
     if head.isascii() and "".join(head.decode("ascii").split()).isprintable():
         return f"this is a text file that begins {head[:60].decode('ascii')!r}", "Download the model file itself"
-    return f"this is not a safetensors file (it begins with the bytes {head[:8].hex(' ')})", _DOWNLOAD_AGAIN
+    return f"this is not a safetensors file (it begins with the bytes {head[:8].hex(' ')})", DOWNLOAD_AGAIN

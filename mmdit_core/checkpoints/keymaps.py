@@ -1,4 +1,7 @@
-"""Which tensors an MMDiT has, and what diffusers calls them: one table, read in both directions."""
+"""The tensors of an MMDiT and their names in the two published layouts: one table for both directions.
+
+The core uses the names of the published single files; the other layout is diffusers'.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,22 @@ TIME_FEATURES = 256
 
 
 class Rule(NamedTuple):
-    """How one of our modules or tensors is spelled by diffusers.
+    """The diffusers name of a module or tensor.
 
-    theirs: several names mean that ours is theirs one below the other (q, k, v). swap: the two halves of the rows
-    change places, because diffusers keeps (scale, shift) where Stability's files keep (shift, scale).
+    Fields: name in the core; diffusers, its names there; several are concatenated along the rows (q, k, v); swap, True
+    if the two halves of the rows are swapped: diffusers stores (scale, shift), the single files (shift, scale).
     """
 
-    ours: str
-    theirs: tuple[str, ...]
+    name: str
+    diffusers: tuple[str, ...]
     swap: bool = False
 
 
-def _qkv(ours: str, theirs: str, names: tuple[str, str, str] = ("to_q", "to_k", "to_v")) -> Rule:
-    return Rule(ours, tuple(f"{theirs}.{name}" for name in names))
+def _qkv(name: str, module: str, parts: tuple[str, str, str] = ("to_q", "to_k", "to_v")) -> Rule:
+    return Rule(name, tuple(f"{module}.{part}" for part in parts))
 
 
-# diffusers' SD3 has no guidance embedding; its name here is the one that diffusers' FLUX uses.
+# diffusers' SD3 has no guidance embedding; the name is that of diffusers' FLUX.
 MODEL_RULES: tuple[Rule, ...] = (
     Rule("pos_embed", ("pos_embed.pos_embed",)),
     Rule("x_embedder.proj", ("pos_embed.proj",)),
@@ -66,16 +69,16 @@ BLOCK_RULES: tuple[Rule, ...] = (
     Rule("context_block.adaLN_modulation.1", ("norm1_context.linear",)),
 )
 
-# In the last block the text has only (shift, scale), which diffusers keeps in its other order.
+# In the last block the context has only (shift, scale), which diffusers stores in the other order.
 LAST_BLOCK_SWAPPED = "context_block.adaLN_modulation.1"
 
-OUR_BLOCKS, THEIR_BLOCKS = "joint_blocks", "transformer_blocks"
-_RULE_OF = {rule.ours: rule for rule in MODEL_RULES + BLOCK_RULES}
-_OUR_NAME = {theirs: rule.ours for rule in MODEL_RULES + BLOCK_RULES for theirs in rule.theirs}
+BLOCKS, DIFFUSERS_BLOCKS = "joint_blocks", "transformer_blocks"
+_RULE_OF = {rule.name: rule for rule in MODEL_RULES + BLOCK_RULES}
+_CORE_NAME = {name: rule.name for rule in MODEL_RULES + BLOCK_RULES for name in rule.diffusers}
 
 
 def expected_shapes(config: MMDiTConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model with this config: name -> shape; the buffer pos_embed included."""
+    """Name -> shape of every tensor of the model with this config, the buffer pos_embed included."""
     size, inner = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
     shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, config.pos_embed_max_size**2, size)}
 
@@ -110,7 +113,7 @@ def expected_shapes(config: MMDiTConfig) -> dict[str, tuple[int, ...]]:
         embedder("guidance_embedder", TIME_FEATURES)
     layer("context_embedder", size, config.context_dim)
     for index in range(config.depth):
-        block, dual, last = f"{OUR_BLOCKS}.{index}", index in config.dual_attention, index == config.depth - 1
+        block, dual, last = f"{BLOCKS}.{index}", index in config.dual_attention, index == config.depth - 1
         stream(f"{block}.context_block", 2 if last else 6, pre_only=last)
         stream(f"{block}.x_block", 9 if dual else 6)
         if dual:
@@ -121,58 +124,58 @@ def expected_shapes(config: MMDiTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def key_map(config: MMDiTConfig) -> dict[str, Rule]:
-    """For every tensor of this model, by our name: the rule with both layouts' full tensor names."""
+    """Name -> rule of every tensor of the model with this config, with full tensor names."""
     return {name: rule_for(name, config.depth) for name in expected_shapes(config)}
 
 
 def rule_for(name: str, depth: int) -> Rule:
-    """The rule of one tensor, by our name, in a model of so many blocks."""
-    if name in _RULE_OF:  # pos_embed, the one tensor that is no layer's
+    """The rule of one tensor of a model with `depth` blocks, by its name in the core."""
+    if name in _RULE_OF:  # pos_embed, the only tensor without a layer
         return _RULE_OF[name]
     stem, leaf = name.rsplit(".", 1)
-    block = re.match(rf"{OUR_BLOCKS}\.(\d+)\.", stem)
+    block = re.match(rf"{BLOCKS}\.(\d+)\.", stem)
     if block is None:
-        rule, place = _RULE_OF[stem], ""
+        rule, prefix = _RULE_OF[stem], ""
     else:
-        rule, place = _RULE_OF[stem[block.end() :]], f"{THEIR_BLOCKS}.{block[1]}."
-    swap = rule.swap or (block is not None and int(block[1]) == depth - 1 and rule.ours == LAST_BLOCK_SWAPPED)
-    return Rule(name, tuple(f"{place}{theirs}.{leaf}" for theirs in rule.theirs), swap)
+        rule, prefix = _RULE_OF[stem[block.end() :]], f"{DIFFUSERS_BLOCKS}.{block[1]}."
+    swap = rule.swap or (block is not None and int(block[1]) == depth - 1 and rule.name == LAST_BLOCK_SWAPPED)
+    return Rule(name, tuple(f"{prefix}{module}.{leaf}" for module in rule.diffusers), swap)
 
 
-def our_name(theirs: str) -> str | None:
-    """Our name of one diffusers tensor, None where there is none; q, k and v each give the one qkv."""
-    if theirs in _OUR_NAME:
-        return _OUR_NAME[theirs]
-    block = re.match(rf"{THEIR_BLOCKS}\.(\d+)\.", theirs)
-    stem, _, leaf = (theirs[block.end() :] if block else theirs).rpartition(".")
-    if stem not in _OUR_NAME:
+def core_name(name: str) -> str | None:
+    """The core's name of a diffusers tensor, or None if it has none; q, k and v all have the name of the one qkv."""
+    if name in _CORE_NAME:
+        return _CORE_NAME[name]
+    block = re.match(rf"{DIFFUSERS_BLOCKS}\.(\d+)\.", name)
+    stem, _, leaf = (name[block.end() :] if block else name).rpartition(".")
+    if stem not in _CORE_NAME:
         return None
-    return f"{OUR_BLOCKS}.{block[1]}.{_OUR_NAME[stem]}.{leaf}" if block else f"{_OUR_NAME[stem]}.{leaf}"
+    return f"{BLOCKS}.{block[1]}.{_CORE_NAME[stem]}.{leaf}" if block else f"{_CORE_NAME[stem]}.{leaf}"
 
 
 def diffusers_shapes(config: MMDiTConfig) -> dict[str, tuple[int, ...]]:
     """`expected_shapes` in diffusers' names."""
     shapes, rules = expected_shapes(config), key_map(config)
     return {
-        theirs: (shape[0] // len(rules[name].theirs), *shape[1:])
+        part: (shape[0] // len(rules[name].diffusers), *shape[1:])
         for name, shape in shapes.items()
-        for theirs in rules[name].theirs
+        for part in rules[name].diffusers
     }
 
 
 def swap_halves(tensor: Tensor) -> Tensor:
-    """[2n, ...] -> [2n, ...]: the lower n rows first; a copy."""
+    """[2n, ...] -> [2n, ...], a copy with the last n rows first."""
     return torch.cat(tensor.chunk(2)[::-1])
 
 
 def join(parts: list[Tensor], rule: Rule) -> Tensor:
-    """diffusers' tensors -> ours; the tensor itself, not a copy, where the rule only renames."""
+    """The core's tensor from diffusers'; the tensor itself, not a copy, if the rule only renames."""
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
     return swap_halves(tensor) if rule.swap else tensor
 
 
 def to_diffusers(state_dict: Mapping[str, Tensor], config: MMDiTConfig) -> dict[str, Tensor]:
-    """Our tensors under diffusers' names (SD3Transformer2DModel), bit for bit; q, k and v are views into ours.
+    """The tensors under diffusers' names (SD3Transformer2DModel), bit for bit; q, k and v are views of qkv.
 
     Raises: ValueError unless state_dict holds exactly the tensors of this config.
     """
@@ -181,18 +184,18 @@ def to_diffusers(state_dict: Mapping[str, Tensor], config: MMDiTConfig) -> dict[
     converted: dict[str, Tensor] = {}
     for name, rule in rules.items():
         tensor = swap_halves(state_dict[name]) if rule.swap else state_dict[name]
-        converted.update(zip(rule.theirs, tensor.chunk(len(rule.theirs)), strict=True))
+        converted.update(zip(rule.diffusers, tensor.chunk(len(rule.diffusers)), strict=True))
     return converted
 
 
 def from_diffusers(state_dict: Mapping[str, Tensor], config: MMDiTConfig) -> dict[str, Tensor]:
-    """The inverse of `to_diffusers`, bit for bit; tensors that only change their name are not copied.
+    """The inverse of `to_diffusers`, bit for bit; tensors that are only renamed are not copied.
 
     Raises: ValueError unless state_dict holds exactly the tensors of this config.
     """
     rules = key_map(config)
     _check_names(state_dict, diffusers_shapes(config))
-    return {name: join([state_dict[theirs] for theirs in rule.theirs], rule) for name, rule in rules.items()}
+    return {name: join([state_dict[part] for part in rule.diffusers], rule) for name, rule in rules.items()}
 
 
 def _check_names(found: Mapping[str, object], expected: Mapping[str, object]) -> None:

@@ -1,7 +1,8 @@
-"""Checkpoints of the SD3 family: checked from the header alone, then mapped into memory under the model's names."""
+"""Load checkpoints of the SD3 family: checked from the header, then mapped into memory under the core's names."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config import MMDiTConfig
+from ..models.sd3 import MMDiT
 from .detect import (
     DIFFUSERS,
     NEEDED,
@@ -25,25 +27,13 @@ from .detect import (
     missing_tensors,
     names_under,
 )
-from .header import CheckpointError, Header, TensorInfo, are, listing, read_header
-from .keymaps import Rule, diffusers_shapes, expected_shapes, from_diffusers, join, key_map, to_diffusers
+from .errors import DamagedError, TensorsError, UnknownModelError, UnreadableError, are, listing
+from .header import Header, TensorInfo, read_header
+from .keymaps import Rule, diffusers_shapes, expected_shapes, join, key_map
 
-__all__ = [
-    "CheckpointError",
-    "Header",
-    "Part",
-    "TensorInfo",
-    "check_transformer",
-    "components",
-    "config_from_state_dict",
-    "expected_shapes",
-    "from_diffusers",
-    "load_checkpoint",
-    "load_component",
-    "read_header",
-    "to_diffusers",
-]
+_log = logging.getLogger(__name__)
 
+# The dtypes of weights by safetensors' names.
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -61,17 +51,17 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     allow_mixed: bool = False,
 ) -> tuple[MMDiTConfig, dict[str, Tensor]]:
-    """The transformer of a checkpoint: its config and its tensors under the model's names.
+    """The config and the state dict of a checkpoint's transformer.
 
-    Everything is checked from the header first. On the CPU, in the file's own dtype, tensors stay mapped to the file:
-    with a model built on the meta device and `load_state_dict(..., assign=True)`, memory grows by no more than the
-    file, and only as weights are used. Of a diffusers file qkv and two modulations are copies. What is converted is
-    read tensor by tensor.
-    Args: path as for `read_header`; device and dtype to put the tensors on and into (each of them only once);
-        allow_mixed, keep tensors of several dtypes as they are, for layers that cast their own weights.
-    Returns: (config, tensors by name).
-    Raises: CheckpointError for anything but a whole model of the SD3 family; also for several dtypes in one file
-        (pos_embed aside, which the model casts), unless dtype or allow_mixed is given.
+    Everything is checked from the header first. On the CPU and in the file's own dtype, tensors stay mapped to the
+    file: for a model on the meta device and `load_state_dict(..., assign=True)`, memory grows by the file's size at
+    most, and only when weights are used. Of a diffusers file, qkv and two modulations are copies. Tensors that are
+    converted are read one by one.
+    Args: path as for `read_header`; device and dtype of the result; allow_mixed, True to keep tensors of several dtypes
+        as they are, for layers that cast their own weights.
+    Returns: (config, name -> tensor).
+    Raises: CheckpointError for anything but a whole model of the SD3 family; TensorsError for several dtypes in one
+        file (except pos_embed, which the model casts), unless dtype or allow_mixed is given.
     """
     header = read_header(path)
     config, part = check_transformer(header)
@@ -80,7 +70,27 @@ def load_checkpoint(
     rules = key_map(config)
     if part.layout != DIFFUSERS:
         rules = {name: Rule(name, (part.prefix + name,)) for name in rules}
+    stored = "/".join(part.dtypes)
+    _log.info("%s: %s layout, %d blocks of width %d, %s", path, part.layout, config.depth, config.hidden_size, stored)
     return config, _read(header, rules, torch.device(device), dtype)
+
+
+def load_model(
+    path: str | PathLike[str], dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> MMDiT:
+    """The model of a checkpoint, ready to sample.
+
+    Args: path as for `read_header`; dtype of the weights, None for the file's own; device, None for the CPU.
+    Returns: MMDiT in eval mode, without gradients.
+    Raises: as `load_checkpoint`; TensorsError for float8 weights without a dtype: no plain layer computes in float8.
+    """
+    config, state_dict = load_checkpoint(path, device=device or "cpu", dtype=dtype)
+    found = {tensor.dtype for name, tensor in state_dict.items() if name != "pos_embed"}
+    if any(each.itemsize == 1 for each in found):
+        raise TensorsError(path, f"its weights are {listing(found)}", "Pass dtype=, such as torch.bfloat16")
+    model = MMDiT(config, device="meta", dtype=found.pop())
+    model.load_state_dict(state_dict, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def load_component(
@@ -90,18 +100,18 @@ def load_component(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """One part of a file (a text encoder, a VAE), tensor by tensor; nothing else of the file is read.
+    """One part of a file (a text encoder, a VAE), tensor by tensor; no other part is read.
 
-    Args: path as for `read_header`; prefix, what its tensors begin with (`components` tells it), cut off their names;
-        device; dtype for floating-point tensors.
-    Yields: (name, tensor). On the CPU, in the file's own dtype, tensors stay mapped to the file.
-    Raises: CheckpointError where the file is damaged or holds no such tensors.
+    Args: path as for `read_header`; prefix of its tensors' names (`components` has it), which is removed from them;
+        device; dtype of floating-point tensors.
+    Yields: (name, tensor). On the CPU and in the file's own dtype, tensors stay mapped to the file.
+    Raises: CheckpointError if the file is damaged; UnknownModelError if no tensor has the prefix.
     """
     header = read_header(path)
     names = [name for name in header.tensors if name.startswith(prefix)]
     if not names:
-        held = ", ".join(components(header)) or "none that is known"
-        raise CheckpointError(header.source, f"no tensor begins with {prefix}; the parts in it are {held}")
+        parts = ", ".join(components(header)) or "none that is known"
+        raise UnknownModelError(header.source, f"no tensor begins with {prefix}; the parts in it are {parts}")
     with _mapped(header) as get:
         for name in names:
             tensor = get(name)
@@ -109,21 +119,22 @@ def load_component(
 
 
 def check_transformer(header: Header) -> tuple[MMDiTConfig, Part]:
-    """Is the transformer in this file whole, and which one is it? No tensor is read.
+    """The config and the part of a file's transformer, checked. No tensor is read.
 
-    Raises: CheckpointError for an unknown architecture, quantised weights with scales, missing or surplus tensors,
-        wrong shapes, dtypes that no layer can use.
+    Raises: UnknownModelError for an unknown architecture; TensorsError for quantised weights with scales, missing or
+        surplus tensors, wrong shapes, unsupported dtypes.
     """
     part = components(header).get("transformer")
     if part is None:
-        raise CheckpointError(header.source, describe_unknown(header.tensors), NEEDED)
+        raise UnknownModelError(header.source, describe_unknown(header.tensors), NEEDED)
     names = names_under(header.tensors, part.prefix)
     scales = [name for name in names if re.fullmatch(QUANTISED, name)]
     if scales:
-        raise CheckpointError(
+        raise TensorsError(
             header.source,
             f"the weights are quantised with separate scales ({len(scales)} tensors: {listing(scales)})",
             "Such files are not supported: take the bf16, the fp16 or a plain fp8 version, without scales",
+            names=scales,
         )
     config = config_from_state_dict(
         {name: info.shape for name, info in header.tensors.items()}, header.metadata, source=header.source
@@ -137,25 +148,22 @@ def _check_tensors(header: Header, names: list[str], expected: dict[str, tuple[i
     present = set(names)
     missing = [name for name in expected if name not in present]
     surplus = [name for name in names if name not in expected]
-    beside = f"{are(len(surplus))} surplus: {listing(surplus)}"
+    found = f"{are(len(surplus))} surplus: {listing(surplus)}"
     if missing:
-        found, right = missing_tensors(missing)
-        raise CheckpointError(header.source, f"{found}; {beside}" if surplus else found, right)
+        raise missing_tensors(header.source, missing, f"; {found}" if surplus else "")
     if surplus:
-        raise CheckpointError(
-            header.source, beside, f"A model with these blocks and this width has the {len(expected)} others alone"
-        )
+        right = f"A model with these blocks and this width has only the {len(expected)} others"
+        raise TensorsError(header.source, found, right, names=surplus)
     wrong = [name for name in names if header.tensors[name].shape != expected[name]]
     if wrong:
         details = [f"{name} is {list(header.tensors[name].shape)}, expected {list(expected[name])}" for name in wrong]
-        raise CheckpointError(header.source, f"{are(len(wrong))} of a wrong shape: {'; '.join(details[:4])}")
-    odd = [f"{name} ({header.tensors[name].dtype})" for name in names if header.tensors[name].dtype not in DTYPES]
-    if odd:
-        raise CheckpointError(
-            header.source,
-            f"{are(len(odd))} of an unsupported dtype: {listing(odd)}",
-            f"Use one of {listing(DTYPES, 9)}",
-        )
+        found = f"{are(len(wrong))} of a wrong shape: {'; '.join(details[:4])}"
+        raise TensorsError(header.source, found, names=wrong)
+    wrong = [name for name in names if header.tensors[name].dtype not in DTYPES]
+    if wrong:
+        details = [f"{name} ({header.tensors[name].dtype})" for name in wrong]
+        found = f"{are(len(wrong))} of an unsupported dtype: {listing(details)}"
+        raise TensorsError(header.source, found, f"Use one of {listing(DTYPES, 9)}", names=wrong)
 
 
 def _refuse_mixture(header: Header, part: Part) -> None:
@@ -165,46 +173,46 @@ def _refuse_mixture(header: Header, part: Part) -> None:
             found.setdefault(header.tensors[name].dtype, []).append(name)
     if len(found) > 1:
         mixture = "; ".join(f"{len(names)} {dtype}, as {names[0]}" for dtype, names in sorted(found.items()))
-        raise CheckpointError(
+        raise TensorsError(
             header.source,
             f"its tensors have mixed dtypes: {mixture}",
-            "Pass dtype= to convert all to one, or allow_mixed=True where layers cast their own weights",
+            "Pass dtype= to convert all to one, or allow_mixed=True if the layers cast their own weights",
         )
 
 
 def _read(header: Header, rules: dict[str, Rule], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    with _mapped(header) as kept:
+    with _mapped(header) as mapped:
         for name, rule in rules.items():
-            infos = [header.tensors[theirs] for theirs in rule.theirs]
-            as_it_is = len(infos) == 1 and not rule.swap and device.type == "cpu"
-            if as_it_is and dtype in (None, DTYPES[infos[0].dtype]):
-                state[name] = kept(rule.theirs[0])
+            infos = [header.tensors[stored] for stored in rule.diffusers]
+            unchanged = len(infos) == 1 and not rule.swap and device.type == "cpu"
+            if unchanged and dtype in (None, DTYPES[infos[0].dtype]):
+                state[name] = mapped(rule.diffusers[0])
             else:
                 state[name] = join([_read_one(info).to(device, dtype) for info in infos], rule)
     return state
 
 
 def _read_one(info: TensorInfo) -> Tensor:
-    """One tensor, read and not mapped: of what is only converted, nothing should stay in memory."""
+    """One tensor, read and not mapped, so that nothing of a converted tensor stays in memory."""
     buffer = bytearray(info.end - info.start)
     try:
         with info.file.open("rb", buffering=0) as stream:
             stream.seek(info.start)
             position = 0
-            while position < len(buffer):  # one read gives 2 GB at most
+            while position < len(buffer):  # one read returns 2 GB at most
                 count = stream.readinto(memoryview(buffer)[position:])
                 if not count:
-                    raise CheckpointError(info.file, "the file became shorter while it was read")
+                    raise DamagedError(info.file, "the file became shorter while it was read")
                 position += count
     except OSError as error:
-        raise CheckpointError(info.file, f"the file cannot be read ({error.strerror or error})") from error
+        raise UnreadableError(info.file, f"the file cannot be read ({error.strerror or error})") from error
     return torch.frombuffer(buffer, dtype=DTYPES[info.dtype]).view(info.shape)
 
 
 @contextmanager
 def _mapped(header: Header) -> Iterator[Callable[[str], Tensor]]:
-    """A function name -> tensor, mapped to its file for as long as the tensor lives; files are opened when needed."""
+    """A function name -> tensor, mapped to its file for the tensor's lifetime; a file is opened at its first use."""
     handles: dict[Path, Any] = {}
     with ExitStack() as stack:
 
@@ -215,6 +223,6 @@ def _mapped(header: Header) -> Iterator[Callable[[str], Tensor]]:
                     handles[file] = stack.enter_context(safe_open(str(file), framework="pt", device="cpu"))
                 return handles[file].get_tensor(name)
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(file, f"{name} cannot be read ({error})") from error
+                raise UnreadableError(file, f"{name} cannot be read ({error})") from error
 
         yield get

@@ -44,7 +44,7 @@ CORE_MAY_USE = {"torch", "safetensors", "numpy", "mmdit_core"}
 CORE_PACKAGES: dict[str, set[str]] = {
     "config": set(),
     "models": {"config"},
-    "checkpoints": {"config"},
+    "checkpoints": {"config", "models"},  # load_model builds the model
     "flow": set(),
     "solvers": {"flow"},  # the tolerance for equal sigmas
     "guidance": {"flow"},  # windows and sigmas
@@ -53,7 +53,7 @@ CORE_PACKAGES: dict[str, set[str]] = {
     "control": {"text", "models", "flow"},
     "caching": {"config", "flow"},  # a plan names the model that it was measured on; sigmas are compared
     "analysis": {"control"},
-    "__init__": {"config", "models", "checkpoints"},
+    "__init__": {"config", "models", "checkpoints", "flow", "solvers", "control"},  # the public names
 }
 
 # package of nodes/ -> the packages and modules of nodes/ that it may import.

@@ -15,7 +15,9 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ....mmdit_core.checkpoints.load import components, load_component, read_header
+from ....mmdit_core.checkpoints.detect import components
+from ....mmdit_core.checkpoints.header import read_header
+from ....mmdit_core.checkpoints.load import load_component
 from ....mmdit_core.text.encoders import TextWidths, assemble
 
 ENCODERS = ("clip_l", "clip_g", "t5xxl")

@@ -19,7 +19,8 @@ import comfy.supported_models
 import torch
 
 from ....mmdit_core.checkpoints.detect import names_under
-from ....mmdit_core.checkpoints.load import DTYPES, TensorInfo, check_transformer, load_checkpoint, read_header
+from ....mmdit_core.checkpoints.header import TensorInfo, read_header
+from ....mmdit_core.checkpoints.load import DTYPES, check_transformer, load_checkpoint
 from ....mmdit_core.config import MMDiTConfig
 from ....mmdit_core.models.adaln import layout_of
 from ....mmdit_core.models.sd3 import MMDiT

@@ -13,7 +13,8 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
-from ....mmdit_core.checkpoints.header import CheckpointError, Header, read_header
+from ....mmdit_core.checkpoints.errors import CheckpointError
+from ....mmdit_core.checkpoints.header import Header, read_header
 from ....mmdit_core.checkpoints.load import DTYPES, check_transformer
 from ..run.sampling import shifted
 from .model import host_config

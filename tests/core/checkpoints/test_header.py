@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mmdit_core.checkpoints.load import CheckpointError, read_header
+from mmdit_core.checkpoints.errors import CheckpointError
+from mmdit_core.checkpoints.header import read_header
 
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.bfloat16).view(2, 3),
@@ -228,7 +229,7 @@ def test_incomplete_shards_are_named(tmp_path):
         read_header(index)
     index.unlink()
     message = error_of(tmp_path / "m-00002-of-00002.safetensors")
-    assert "one of 2 shards" in message and "m.safetensors.index.json does not lie beside it" in message
+    assert "one of 2 shards" in message and "m.safetensors.index.json is not in its folder" in message
 
 
 @pytest.mark.parametrize("name", ["../good.safetensors", "/etc/passwd", "sub\\x.safetensors", "..", ""])

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from benchmarks.peers import diffusers_model
 from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.keymaps import (
+    core_name,
     diffusers_shapes,
     expected_shapes,
     from_diffusers,
     key_map,
-    our_name,
     to_diffusers,
 )
 
@@ -82,7 +82,7 @@ def test_tensors_that_only_change_their_name_are_not_copied():
     back = from_diffusers(to_diffusers(state, config), config)
     copied = {name for name in state if back[name].data_ptr() != state[name].data_ptr()}
     rules = key_map(config)
-    assert copied == {name for name in state if len(rules[name].theirs) > 1 or rules[name].swap}
+    assert copied == {name for name in state if len(rules[name].diffusers) > 1 or rules[name].swap}
 
 
 def test_exactly_the_final_and_the_last_text_modulation_are_swapped():
@@ -94,12 +94,12 @@ def test_exactly_the_final_and_the_last_text_modulation_are_swapped():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_diffusers_name_leads_back_to_ours(name):
     for ours, rule in key_map(CONFIGS[name]).items():
-        assert {our_name(theirs) for theirs in rule.theirs} == {ours}
+        assert {core_name(part) for part in rule.diffusers} == {ours}
 
 
 @pytest.mark.parametrize("name", ["", "proj_out.weight.extra", "transformer_blocks.0.attn.to_x.weight", "pos_embed"])
 def test_a_name_that_diffusers_does_not_use_is_not_mapped(name):
-    assert our_name(name) is None
+    assert core_name(name) is None
 
 
 @pytest.mark.parametrize("convert", [to_diffusers, from_diffusers])

@@ -15,15 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig
+from mmdit_core.checkpoints.detect import components, config_from_state_dict
+from mmdit_core.checkpoints.errors import CheckpointError
+from mmdit_core.checkpoints.header import read_header
 from mmdit_core.checkpoints.keymaps import diffusers_shapes, expected_shapes, from_diffusers, to_diffusers
-from mmdit_core.checkpoints.load import (
-    CheckpointError,
-    components,
-    config_from_state_dict,
-    load_checkpoint,
-    load_component,
-    read_header,
-)
+from mmdit_core.checkpoints.load import load_checkpoint, load_component
 
 PREFIX = "model.diffusion_model."
 TINY = {"hidden_size": 32, "num_heads": 4, "depth": 3, "context_dim": 24, "pooled_dim": 12, "pos_embed_max_size": 6}
@@ -110,7 +106,7 @@ def test_metadata_that_give_no_heads_are_named(text):
 
 
 def test_a_width_that_tells_no_heads_is_named():
-    with pytest.raises(CheckpointError, match="width 32 is no multiple of 64.*mmdit.config"):
+    with pytest.raises(CheckpointError, match="width 32 is not a multiple of 64.*mmdit.config"):
         config_from_state_dict(expected_shapes(MMDiTConfig(**TINY)))
 
 

@@ -17,8 +17,10 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from mmdit_core import KNOWN_MODELS, MMDiTConfig
+from mmdit_core.checkpoints.errors import CheckpointError
+from mmdit_core.checkpoints.header import read_header
 from mmdit_core.checkpoints.keymaps import diffusers_shapes, expected_shapes, to_diffusers
-from mmdit_core.checkpoints.load import CheckpointError, check_transformer, load_checkpoint, read_header
+from mmdit_core.checkpoints.load import check_transformer, load_checkpoint
 
 PREFIX = "model.diffusion_model."
 QK = MMDiTConfig(
@@ -123,7 +125,7 @@ REFUSED = {
     "missing block": (changed(("joint_blocks.1.",)), r"24 tensors are missing: .*joint_blocks\.1\."),
     "missing config": (changed(("context_embedder", "pos_embed")), "2 tensors are missing: .*pos_embed, .*context_emb"),
     "missing norm": (changed(("joint_blocks.0.x_block.attn.ln_q",)), r"1 tensor is missing: .*ln_q\.weight"),
-    "surplus": (changed(register=torch.ones(1)), "1 tensor is surplus: .*register.*has the 83 others alone"),
+    "surplus": (changed(register=torch.ones(1)), "1 tensor is surplus: .*register.*has only the 83 others"),
     "missing and surplus": (
         changed(("final_layer.linear.bias",), extra=torch.ones(1)),
         r"1 tensor is missing: .*final_layer\.linear\.bias; 1 tensor is surplus: .*extra",

@@ -84,7 +84,7 @@ def test_loading_takes_no_more_memory_than_the_file_has_bytes(large):
     sizes = {name: math.prod(shape) / sum(map(math.prod, shapes.values())) for name, shape in shapes.items()}
     largest = max(sizes.values())  # of the whole; what is being converted stands in memory beside its result
     joined = measure(paths["diffusers"], paths["tiny"], "bfloat16")
-    share = sum(sizes[name] for name, rule in rules.items() if len(rule.theirs) > 1 or rule.swap)
+    share = sum(sizes[name] for name, rule in rules.items() if len(rule.diffusers) > 1 or rule.swap)
     assert joined["own"] < share + largest + 0.03
     # Large pages (up to 2 MB) that hold the end of a copied tensor and the beginning of a mapped one count in full.
     assert joined["used"] < 1.1

@@ -11,7 +11,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from mmdit_core import MMDiT, MMDiTConfig
-from mmdit_core.checkpoints.load import to_diffusers
+from mmdit_core.checkpoints.keymaps import to_diffusers
 from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.text.tokens import EncoderTokens, NoTokenMap, PhraseError, TokenMap, words_of

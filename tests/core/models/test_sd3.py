@@ -8,7 +8,7 @@ from diffusers import SD3Transformer2DModel
 
 from benchmarks.peers import diffusers_model
 from mmdit_core import MMDiT, MMDiTConfig
-from mmdit_core.checkpoints.load import to_diffusers
+from mmdit_core.checkpoints.keymaps import to_diffusers
 from mmdit_core.models.sd3 import LatentSizeError
 
 TINY = dict(context_dim=48, pooled_dim=40, pos_embed_max_size=12)

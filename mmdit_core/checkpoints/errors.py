@@ -1,0 +1,57 @@
+"""The errors of checkpoints: one class a kind, with the facts as attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+DOWNLOAD_AGAIN = "Download it again, and compare its size with the one on its download page"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used.
+
+    Attributes: source, the file or folder; found, what is wrong with it; right, what would be right, or "".
+    """
+
+    def __init__(self, source: object, found: str, right: str = ""):
+        self.source, self.found, self.right = source, found, right
+        super().__init__(f"{source}: {found}" + (f". {right}." if right else "."))
+
+
+class UnreadableError(CheckpointError):
+    """A file does not exist, cannot be read, or does not say which model is meant."""
+
+
+class NotSafetensorsError(CheckpointError):
+    """A file is of another format: a pickle, GGUF, a web page."""
+
+
+class DamagedError(CheckpointError):
+    """A safetensors file is truncated, or its header or index is damaged."""
+
+    def __init__(self, source: object, found: str, right: str = DOWNLOAD_AGAIN):
+        super().__init__(source, found, right)
+
+
+class UnknownModelError(CheckpointError):
+    """A file holds no transformer of this family."""
+
+
+class TensorsError(CheckpointError):
+    """A transformer's tensors do not fit: missing, surplus, or of a wrong shape or dtype. Attribute: names of them."""
+
+    def __init__(self, source: object, found: str, right: str = "", *, names: Iterable[str] = ()):
+        self.names = tuple(names)
+        super().__init__(source, found, right)
+
+
+def listing(names: Iterable[object], most: int = 4) -> str:
+    """The first names and the number of the others: 'a, b, c, d and 20 more'."""
+    shown = [str(name)[:100] for name in names]
+    more = len(shown) - most
+    return ", ".join(shown[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def are(count: int) -> str:
+    """'1 tensor is', '3 tensors are'."""
+    return "1 tensor is" if count == 1 else f"{count} tensors are"
