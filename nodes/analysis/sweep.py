@@ -79,7 +79,8 @@ class Sweep:
                 latent = self._latent(seed, cell, bar)
                 decoded = progress.decode_image(self.vae, latent)
                 image_distance = analysis.relative_l2(decoded, untouched)
-                self.distances[cell].add(analysis.relative_l2(latent, baseline), image_distance)
+                self.distances[cell].latent.append(analysis.relative_l2(latent, baseline))
+                self.distances[cell].image.append(image_distance)
                 self._score(cell, decoded)
                 if seed == self.seeds[0]:
                     self.shown[cell] = self._small(decoded)
@@ -153,7 +154,7 @@ class Sweep:
             f"{name} {value:.3f}" if value is not None else f"{name} broke"
             for name, value in zip(("latent", "image"), means, strict=True)
         )
-        return Tile(self.shown[cell], lines, (means[0] or 0.0) / most)
+        return Tile(self.shown[cell], lines, bar=(means[0] or 0.0) / most)
 
     def plot(self) -> Image.Image:
         def lines(space: str) -> tuple[Line, ...]:

@@ -1,29 +1,31 @@
-"""A labelled contact sheet."""
+"""A labelled contact sheet: images in rows and columns."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from .canvas import EMPTY, FAINT, INK, LINES, MARGIN, PAPER, font, text_width
+from .canvas import BLACK, EMPTY, GREY, GRID, MARGIN, WHITE, font
 
-GAP = 8
+GAP = 8  # pixels between columns
+TOP = MARGIN + 64 + 26  # pixels above the first row: title, subtitle and the columns' names
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet: lines printed under it, and a share in [0, 1] shown as a bar's length."""
+    """One image of a sheet, or an empty tile; lines of text under it; a bar of a length in [0, 1] of its width."""
 
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     lines: tuple[str, ...] = ()
-    share: float = 0.0
+    bar: float = 0.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a sheet: its label, a colour for it, and its tiles, one for each column."""
+    """One row of a sheet: label, one line each; colour of its bars; one tile for each column."""
 
     label: tuple[str, ...]
     colour: str
@@ -31,7 +33,10 @@ class Row:
 
 
 def tile_size(columns: int, aspect: float) -> tuple[int, int]:
-    """Width and height of a sheet's pictures: smaller where there are many, never too narrow for what is under them."""
+    """Choose the images' width and height: small if there are many, wide enough for the text under them.
+
+    Args: aspect, width / height of the images.
+    """
     side = max(96, min(160, 4096 // max(1, columns)))
     return (side, max(1, round(side / aspect))) if aspect >= 1 else (max(88, round(side * aspect)), side)
 
@@ -39,47 +44,54 @@ def tile_size(columns: int, aspect: float) -> tuple[int, int]:
 def contact_sheet(
     title: str, subtitle: str, columns: Sequence[str], rows: Sequence[Row], *, aspect: float = 1.0
 ) -> Image.Image:
-    """Pictures in rows and columns, with labels on both sides.
-
-    Args: aspect, width by height of the pictures. Tiles without a picture are drawn empty.
-    """
+    """Draw a sheet. Args: columns, their names; aspect, width / height of the images."""
     width, height = tile_size(len(columns), aspect)
     large, medium, small = font(22), font(16), font(14)
-    under = 8 + 18 * max((len(tile.lines) for row in rows for tile in row.tiles), default=0)
-    left = MARGIN + 14 + max((text_width(medium, part) for row in rows for part in row.label), default=0) + 14
-    top = MARGIN + 64 + 26
-    row_height = height + under + 14
-    wide = max(left + len(columns) * (width + GAP) - GAP, 2 * MARGIN + text_width(large, title)) + MARGIN
-    wide = max(wide, MARGIN * 2 + text_width(small, subtitle))
-    sheet = Image.new("RGB", (wide, top + len(rows) * row_height + MARGIN - 14), PAPER)
+    label_width = max((_text_width(medium, line) for row in rows for line in row.label), default=0)
+    left = MARGIN + 14 + label_width + 14
+    row_height = height + 8 + 18 * max((len(tile.lines) for row in rows for tile in row.tiles), default=0) + 14
+    sheet_width = MARGIN + max(
+        left + len(columns) * (width + GAP) - GAP,
+        2 * MARGIN + _text_width(large, title),
+        MARGIN + _text_width(small, subtitle),
+    )
+    sheet = Image.new("RGB", (sheet_width, TOP + len(rows) * row_height + MARGIN - 14), WHITE)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title, INK, large)
-    draw.text((MARGIN, MARGIN + 32), subtitle, FAINT, small)
-    for number, label in enumerate(columns):
-        draw.text((left + number * (width + GAP) + width / 2, top - 14), label, INK, medium, anchor="mm")
+    draw.text((MARGIN, MARGIN), title, BLACK, large)
+    draw.text((MARGIN, MARGIN + 32), subtitle, GREY, small)
+    lefts = [left + index * (width + GAP) for index in range(len(columns))]
+    for x, name in zip(lefts, columns, strict=True):
+        draw.text((x + width / 2, TOP - 14), name, BLACK, medium, anchor="mm")
     for index, row in enumerate(rows):
-        y = top + index * row_height
+        y = TOP + index * row_height
         draw.rectangle((MARGIN, y, MARGIN + 4, y + height - 1), row.colour)
-        for line, part in enumerate(row.label):
-            place = (MARGIN + 14, y + height / 2 + 20 * (line - (len(row.label) - 1) / 2))
-            draw.text(place, part, INK if line == 0 else FAINT, medium, anchor="lm")
-        for number, tile in enumerate(row.tiles):
-            _draw_tile(sheet, draw, tile, row.colour, (left + number * (width + GAP), y, width, height), small)
+        for line, text in enumerate(row.label):
+            at = (MARGIN + 14, y + height / 2 + 20 * (line - (len(row.label) - 1) / 2))
+            draw.text(at, text, BLACK if line == 0 else GREY, medium, anchor="lm")
+        for x, tile in zip(lefts, row.tiles, strict=True):
+            _draw_tile(sheet, tile, row.colour, (x, y, width, height))
     return sheet
 
 
-def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize an image to (width, height); unchanged if it has that size."""
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _draw_tile(sheet, draw, tile: Tile, colour: str, box: tuple[int, int, int, int], small) -> None:
+def _draw_tile(sheet: Image.Image, tile: Tile, colour: str, box: tuple[int, int, int, int]) -> None:
     x, y, width, height = box
-    if tile.picture is None:
+    draw = ImageDraw.Draw(sheet)
+    if tile.image is None:
         draw.rectangle((x, y, x + width - 1, y + height - 1), EMPTY)
     else:
-        sheet.paste(fitted(tile.picture, (width, height)), (x, y))
-    if tile.share > 0:
-        draw.rectangle((x, y + height + 3, x + width - 1, y + height + 5), LINES)
-        draw.rectangle((x, y + height + 3, x + max(1, round(width * min(1.0, tile.share))) - 1, y + height + 5), colour)
+        sheet.paste(fitted(tile.image, (width, height)), (x, y))
+    if tile.bar > 0:
+        draw.rectangle((x, y + height + 3, x + width - 1, y + height + 5), GRID)
+        draw.rectangle((x, y + height + 3, x + max(1, round(width * min(1.0, tile.bar))) - 1, y + height + 5), colour)
     for line, text in enumerate(tile.lines):
-        draw.text((x + width / 2, y + height + 17 + 18 * line), text, INK if line == 0 else FAINT, small, anchor="mm")
+        at = (x + width / 2, y + height + 17 + 18 * line)
+        draw.text(at, text, BLACK if line == 0 else GREY, font(14), anchor="mm")
+
+
+def _text_width(face, text: str) -> int:
+    return math.ceil(face.getlength(text))

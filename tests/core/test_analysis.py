@@ -1,4 +1,4 @@
-"""The sweep as data: its plan, its distances, and what it suggests."""
+"""A sweep as data: its plan, its distances and the suggested skip list."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mmdit_core.analysis import Cell, Distances, effects, mean, plan, relative_l
 from mmdit_core.control.spec import BlockControl
 
 
-def test_a_plan_holds_each_operation_on_each_block_once_and_strength_on_boosts_alone():
+def test_a_plan_has_each_operation_on_each_block_once_and_a_strength_for_boosts_only():
     cells = plan(("skip", "boost"), (0, 3), strength=1.5)
     assert cells == (Cell("skip", 0), Cell("skip", 3), Cell("boost", 0, "whole", 1.5), Cell("boost", 3, "whole", 1.5))
 
 
-def test_halves_come_after_the_whole_runs_and_meet_in_the_middle():
+def test_halves_come_after_whole_runs_and_meet_in_the_middle():
     cells = plan(("disable",), (1, 2), early_late=True)
     windows = ["whole", "whole", "early", "early", "late", "late"]
     assert [(cell.window, cell.block) for cell in cells] == list(zip(windows, [1, 2] * 3, strict=True))
@@ -35,11 +35,11 @@ def test_the_controls_are_the_papers_operations():
 
 
 def test_an_unknown_operation_is_named():
-    with pytest.raises(ValueError, match="'melt' is unknown; choose of skip, disable, boost"):
+    with pytest.raises(ValueError, match="'melt' is unknown; choose one of skip, disable, boost"):
         plan(("skip", "melt"), (0,))
 
 
-def test_relative_l2_is_the_length_of_the_difference_by_that_of_the_baseline():
+def test_relative_l2_is_the_norm_of_the_difference_by_the_norm_of_the_baseline():
     assert relative_l2(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 5.0]])) == pytest.approx(math.sqrt(10) / 5)
     assert relative_l2(torch.ones(2, 3), torch.ones(2, 3)) == 0
     assert relative_l2(torch.full((4, 4), 0.5), torch.zeros(4, 4)) == pytest.approx(0.5)  # a black baseline
@@ -47,7 +47,7 @@ def test_relative_l2_is_the_length_of_the_difference_by_that_of_the_baseline():
         relative_l2(torch.ones(2), torch.ones(3))
 
 
-def test_the_mean_over_seeds_is_nothing_where_a_picture_broke():
+def test_the_mean_over_seeds_is_none_if_a_value_is_not_finite():
     assert mean([1.0, 2.0, 6.0]) == 3.0
     assert mean([]) is None and mean([1.0, math.nan]) is None and mean([math.inf]) is None
 
@@ -56,36 +56,38 @@ EFFECTS = {0: 1.7, 1: 0.6, 2: 0.2, 3: 0.4, 4: 0.1, 5: 0.4, 6: 0.3, 7: 0.9}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "blocks", "reached"),
+    ("speedup", "blocks", "reached"),
     [
         (1.0, (), 1.0),
         (1.1, (4,), 8 / 7),
         (1.3, (4, 2), 8 / 6),
-        (1.6, (4, 2, 6), 8 / 5),  # exactly 3 blocks: not one more for a rounding
-        (2.0, (4, 2, 6, 3), 2.0),  # of equals the earlier block
+        (1.6, (4, 2, 6), 8 / 5),  # exactly 3 blocks: no fourth for rounding
+        (2.0, (4, 2, 6, 3), 2.0),  # of equal distances the earlier block
         (100.0, (4, 2, 6, 3, 5, 1, 7), 8.0),  # one block stays
     ],
 )
-def test_the_suggestion_takes_the_least_effect_first_and_no_more_than_needed(wanted, blocks, reached):
-    found = suggest_skips(EFFECTS, 8, wanted, calls_each=24)
-    assert found.blocks == blocks and found.reached == pytest.approx(reached)
-    assert (found.calls_saved, found.calls) == (24 * len(blocks), 192)
-    assert found.text == ", ".join(map(str, sorted(blocks)))
+def test_the_suggestion_takes_the_least_effect_first_and_no_more_than_needed(speedup, blocks, reached):
+    assert suggest_skips(EFFECTS, 8, speedup) == blocks
+    cells = {Cell("skip", block): Distances([distance], [0.0]) for block, distance in EFFECTS.items()}
+    found = made(cells, double=8, speedup=speedup, calls_each=24)["skip_list"]
+    assert found["blocks_least_effect_first"] == list(blocks) and found["wanted_speedup"] == speedup
+    assert found["reached_speedup"] == pytest.approx(reached, abs=1e-4)
+    assert (found["block_calls_saved"], found["block_calls"]) == (24 * len(blocks), 192)
+    assert found["for_block_skip"] == ", ".join(map(str, sorted(blocks)))
 
 
-def test_the_suggestion_does_not_overshoot_for_a_rounding():
-    assert len(suggest_skips({block: 0.1 for block in range(24)}, 24, 1.2).blocks) == 4
+def test_the_suggestion_does_not_overshoot_by_rounding():
+    assert len(suggest_skips({block: 0.1 for block in range(24)}, 24, 1.2)) == 4
 
 
-def test_blocks_that_were_not_measured_or_broke_are_never_suggested():
-    found = suggest_skips({2: 0.5, 3: None, 5: 0.1}, 8, 2.0)
-    assert found.blocks == (5, 2) and found.reached == pytest.approx(8 / 6)
+def test_blocks_without_a_finite_distance_are_never_suggested():
+    assert suggest_skips({2: 0.5, 3: None, 5: 0.1}, 8, 2.0) == (5, 2)
 
 
-@pytest.mark.parametrize("wanted", [0.9, 0.0, math.nan])
-def test_a_speed_up_below_1_is_refused(wanted):
+@pytest.mark.parametrize("speedup", [0.9, 0.0, math.nan])
+def test_a_speedup_below_1_is_refused(speedup):
     with pytest.raises(ValueError, match="at least 1"):
-        suggest_skips(EFFECTS, 8, wanted)
+        suggest_skips(EFFECTS, 8, speedup)
 
 
 def made(distances, **changed):
@@ -93,7 +95,7 @@ def made(distances, **changed):
     return report(**{**given, **changed}, distances=distances)
 
 
-def test_a_report_is_json_with_every_cell_and_ranks_by_whole_runs_alone():
+def test_a_report_is_json_with_every_cell_and_ranks_by_whole_runs_only():
     cells = plan(("skip", "boost"), range(4), early_late=True)
     distances = {cell: Distances([0.4 - 0.1 * cell.block, 0.6], [0.5, 0.7]) for cell in cells}
     for cell in cells:
@@ -111,13 +113,13 @@ def test_a_report_is_json_with_every_cell_and_ranks_by_whole_runs_alone():
     assert any("last block" in note for note in found["notes"])
 
 
-def test_a_report_without_skip_suggests_nothing_and_a_broken_picture_is_null():
+def test_a_report_without_skip_suggests_nothing_and_a_nan_is_null():
     found = made({Cell("disable", 0): Distances([math.nan], [0.1])})
     assert found["skip_list"] is None and found["cells"][0]["latent"] is None and found["cells"][0]["image"] == 0.1
     assert any("null" in note for note in found["notes"])
 
 
-def test_effects_are_the_whole_runs_distances_by_block():
+def test_effects_are_the_distances_of_whole_runs_by_block():
     cells = plan(("skip", "boost"), (0, 2), early_late=True)
     found = made({cell: Distances([0.1 + cell.block], [0.5]) for cell in cells if cell != cells[0]})
     short = effects(found)

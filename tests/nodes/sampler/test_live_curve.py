@@ -79,7 +79,7 @@ def test_the_curve_is_what_the_sampler_then_runs(bench, ask, case):
     latent = bench.empty()
     dials = bench.module("sampler.node")._read(seed=1, **DIALS | CASES[case])
     plan = plans.make_plan(model, bench.positive, latent, latent["samples"], dials)
-    bands = [band.shares for band in summary.bands_of(plan)]
+    bands = [band.strengths for band in summary.bands_of(plan)]
 
     told = ask(size=(64, 64), windows=WINDOWS, **CASES[case])
     assert [level for _, level in told["points"]] == pytest.approx(plan.levels.tolist(), abs=1e-5)
