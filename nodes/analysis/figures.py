@@ -1,0 +1,80 @@
+"""The contact sheet and the plot of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL import Image
+
+from ...mmdit_core.analysis import Cell, mean
+from ..comfyui.frontend.progress import model_name
+from ..plots.canvas import ACTION_COLOURS
+from ..plots.contact_sheet import Row, Tile, contact_sheet
+from ..plots.line_plot import Line, Panel, line_plot
+from .sweep import WINDOW_NAMES, Sweep
+
+WINDOW_STYLES = {"whole": "solid", "early": "dashed", "late": "dotted"}
+
+
+def draw_sheet(sweep: Sweep) -> Image.Image:
+    """Draw all images so far, each with its latent and its image distance; the bar shows the latent distance."""
+    means = [value for found in sweep.distances.values() if (value := mean(found.latent)) is not None]
+    largest = max(means, default=0.0) or 1.0
+    rows = []
+    for index, cells in enumerate(sweep.rows):
+        baseline = Tile(sweep.thumbnails.get(None), ("unchanged",) if index == 0 else ())
+        label = (_name(cells[0]), WINDOW_NAMES[cells[0].window])
+        tiles = (baseline, *(_tile(sweep, cell, largest) for cell in cells))
+        rows.append(Row(label, ACTION_COLOURS[cells[0].operation], tiles))
+    double = sweep.double
+    blocks = [f"block {b}" if b < double else f"{b} (s{b - double})" for b in sweep.settings.blocks]
+    subtitle = _subtitle(sweep) + ". Below each image: distance to the baseline, latent and image"
+    aspect = sweep.size[0] / sweep.size[1]
+    return contact_sheet("What each block does", subtitle, ["baseline", *blocks], rows, aspect=aspect)
+
+
+def draw_plot(sweep: Sweep) -> Image.Image:
+    """Draw the distance of each block, in latents and in pixels, and the attributes if they are judged."""
+
+    def panel(title: str, y_label: str, value: Callable[..., float | None]) -> Panel:
+        lines = tuple(
+            Line(
+                f"{_name(cells[0])}, {WINDOW_NAMES[cells[0].window]}",
+                ACTION_COLOURS[cells[0].operation],
+                tuple((cell.block, value(cell)) for cell in cells),
+                WINDOW_STYLES[cells[0].window],
+            )
+            for cells in sweep.rows
+        )
+        return Panel(title, "block", y_label, lines)
+
+    panels = [
+        panel("In latents", "distance to the baseline", lambda cell: mean(sweep.distances[cell].latent)),
+        panel("In pixels", "distance to the baseline", lambda cell: mean(sweep.distances[cell].image)),
+    ]
+    if sweep.scores is not None:
+        percent = sweep.scores.percent
+        for column in sweep.scores.columns:
+            baseline = percent(None, column)
+            title = column.capitalize() + ("" if baseline is None else f" (baseline: {baseline:.0f}%)")
+            panels.append(panel(title, "correct images, %", lambda cell, column=column: percent(cell, column)))
+    return line_plot("How much each block changes the image", _subtitle(sweep), panels)
+
+
+def _tile(sweep: Sweep, cell: Cell, largest: float) -> Tile:
+    found = sweep.distances[cell]
+    if not found.latent:
+        return Tile(lines=("", ""))  # two lines, so that the sheet keeps its size while it fills
+    means = {"latent": mean(found.latent), "image": mean(found.image)}
+    lines = tuple(f"{name} {'not finite' if value is None else f'{value:.3f}'}" for name, value in means.items())
+    return Tile(sweep.thumbnails[cell], lines, (means["latent"] or 0.0) / largest)
+
+
+def _name(cell: Cell) -> str:
+    return f"boost x{cell.strength:g}" if cell.operation == "boost" else cell.operation
+
+
+def _subtitle(sweep: Sweep) -> str:
+    first, *more = sweep.settings.seeds
+    seeds = f"{1 + len(more)} seeds from {first}" if more else f"seed {first}"
+    return f"{model_name(sweep.model)}, {sweep.settings.steps} steps, cfg {sweep.settings.cfg:g}, {seeds}"
