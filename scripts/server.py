@@ -58,7 +58,7 @@ class Server:
         for name in FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         for pack in self.packs:
-            place(pack, self.base / "custom_nodes" / pack.name)
+            link_folder(pack, self.base / "custom_nodes" / pack.name)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = Client(self.url)
@@ -176,7 +176,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def place(pack: Path, link: Path) -> None:
+def link_folder(pack: Path, link: Path) -> None:
     """Make a folder appear under custom_nodes: a symbolic link, or a junction where Windows forbids links.
 
     Raises: UserError if the system allows neither.

@@ -22,7 +22,7 @@ from scripts.console import UserError, say
 CHECKS = (
     ("lint", ("ruff", "check", ".")),
     ("format", ("ruff", "format", "--check", ".")),
-    ("types", ("mypy",)),
+    ("types", ("scripts.check_types",)),
 )
 
 

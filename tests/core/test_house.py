@@ -77,9 +77,9 @@ TOP_LEVEL = {
     "__init__.py": "",
     **dict.fromkeys(("nodes", "mmdit_core", "attributes", "models", "training", "web"), "folder"),
     **dict.fromkeys(("locales", "workflows"), "folder"),
-    **dict.fromkeys(("scripts", "tests", "benchmarks", "docs", ".ci"), "folder"),
+    **dict.fromkeys(("scripts", "tests", "benchmarks", "docs", "examples", "evaluation", ".ci", ".github"), "folder"),
     **dict.fromkeys(("pyproject.toml", "requirements.txt", ".comfyignore", ".gitignore", ".gitattributes"), "file"),
-    **dict.fromkeys(("LICENSE", "README.md", "README.zh.md", "CONTRIBUTING.md"), "file"),
+    **dict.fromkeys(("LICENSE", "README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"), "file"),
 }
 
 

@@ -1,0 +1,37 @@
+"""Checks the types of everything that is shipped, and of the scripts.
+
+    python -m scripts.check_types
+
+ComfyUI loads the repository as a package, so the modules in nodes/ import `..mmdit_core`. mypy resolves such an import
+only below a package with a valid name; a link gives the repository one, whatever its folder is called.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from scripts.console import UserError
+from scripts.environment import ROOT
+from scripts.in_process import PACK
+from scripts.server import link_folder
+
+FOLDER = ROOT / ".test-output" / "types"
+SHIPPED = ("__init__.py", "nodes", "attributes", "mmdit_core")
+
+
+def main() -> int:
+    """Run mypy on the scripts and on the pack; returns the exit status."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    link_folder(ROOT, FOLDER / PACK)
+    mypy = (sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml")
+    scripts = subprocess.run([*mypy, "scripts"], cwd=ROOT)
+    pack = subprocess.run([*mypy, *(f"{PACK}/{name}" for name in SHIPPED)], cwd=FOLDER)
+    return scripts.returncode or pack.returncode
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"\n{error}")
