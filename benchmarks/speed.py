@@ -45,15 +45,14 @@ from benchmarks.peers import CONTENDERS, TEXT_TOKENS  # noqa: E402
 from benchmarks.random_file import medium, random_file  # noqa: E402
 from mmdit_core import MMDiTConfig, load_checkpoint  # noqa: E402
 from mmdit_core.flow.schedules import sigmas  # noqa: E402
-from mmdit_core.models.adaln import PACES  # noqa: E402
-from mmdit_core.models.products import fast_dtypes  # noqa: E402
+from mmdit_core.models.adaln import TILE_CPU  # noqa: E402
 from scripts import in_process  # noqa: E402
 
 OURS, PEERS = CONTENDERS[0], CONTENDERS[1:]
 LEVELS = 1000 * sigmas(28, "linear", 3.0)[:-1].float()
 # Of the velocities' spread: a race between models that compute different things means nothing.
 FARTHEST = {torch.float32: 1e-4, torch.bfloat16: 0.2}
-AHEAD = PACES["cpu"].tile // 2  # steps of two rows whose modulation is computed at once
+AHEAD = TILE_CPU // 2  # steps of two rows whose modulation is computed at once
 PASSES = -(-len(LEVELS) // AHEAD)
 LOADS = 6
 FORWARD, STEP, FIRST, RUN = "forward, s", "step with CFG, s", "first step, s", f"run of {len(LEVELS)} steps, s"
@@ -106,8 +105,8 @@ class Runner:
         if self.contender != OURS:
             yield lambda level: self.call(level, 2, {})
             return
-        with self.model.prepared(LEVELS) as prepared:
-            yield lambda level: self.call(level, 2, {"transformer_options": prepared})
+        with self.model.adaln_cache(LEVELS, self.given["y"]) as options:
+            yield lambda level: self.call(level, 2, {"transformer_options": options})
 
 
 def read_state(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -266,8 +265,8 @@ def main() -> None:
         {"memory": _memory_child, "turns": _turns_child}[what](*arguments)
         return
     lines = [
-        f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"float32 by {'oneDNN' if torch.float32 in fast_dtypes() else 'MKL'}; {TEXT_TOKENS} text tokens",
+        f"Machine: {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+        f"{TEXT_TOKENS} text tokens",
         "",
         "| model | tokens | dtype | figure | ours | host | diffusers | ours / host | ours / diffusers |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

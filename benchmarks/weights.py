@@ -17,10 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig  # noqa: E402
 from mmdit_core.checkpoints.keymaps import expected_shapes  # noqa: E402
-from mmdit_core.models.adaln import READ_AHEAD, layout_of  # noqa: E402
+from mmdit_core.models.adaln import CACHED_WEIGHTS, TILE, row_width  # noqa: E402
 
 BF16, FP8 = 2, 1  # bytes of an element
-ROWS = 80  # 40 steps, two prompts
 
 
 class Held(NamedTuple):
@@ -35,8 +34,8 @@ def held(config: MMDiTConfig, itemsize: int = BF16) -> Held:
     """Positions are held in bf16, and the table is, also where weights are in fp8: the loader does it so."""
     items = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
     sizes = {name: size * (BF16 if name == "pos_embed" else itemsize) for name, size in items.items()}
-    once = sum(size for name, size in sizes.items() if any(part in name for part in READ_AHEAD))
-    table = BF16 * ROWS * layout_of(MMDiT(config, device="meta")).width
+    once = sum(size for name, size in sizes.items() if any(part in name for part in CACHED_WEIGHTS))
+    table = BF16 * TILE * row_width(MMDiT(config, device="meta"))
     return Held(sum(sizes.values()), sum(sizes.values()) - once, table)
 
 

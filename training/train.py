@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.flow.path import flow_loss, interpolate, sample_timesteps
+from mmdit_core.models.init import init_weights
 
 from .attention import plain_attention
 from .batches import Batch, draw
@@ -37,7 +38,7 @@ class Trainee(nn.Module):
         super().__init__()
         attention = {} if torch.cuda.is_available() else {"attention": plain_attention}
         self.model = MMDiT(settings.model, **attention)
-        self.model.init_weights()
+        init_weights(self.model)
         for layer in self.model.y_embedder.mlp:
             if isinstance(layer, nn.Linear):  # SD3's 0.02 leaves so narrow a pooled text unheard beside the timestep
                 nn.init.normal_(layer.weight, std=0.1)

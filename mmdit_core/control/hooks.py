@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.adaln import ROWS
+from ..models.adaln import CACHE
 from ..text.tokens import NoTokenMap, TokenMap
 from .spec import BlockControl
 
@@ -190,12 +190,10 @@ def chunk_args(args: dict[str, Any], chunks: Sequence[int], call: ModelCall) -> 
 
     some = {name: value if name == "transformer_options" else pick(value) for name, value in args.items()}
     options = dict(args["transformer_options"])
-    known = options.get(ROWS)
-    if known is not None and isinstance(args.get("vec"), Tensor):
-        # So that what was prepared for these rows is found again.
+    cache = options.get(CACHE)
+    if cache is not None and isinstance(args.get("vec"), Tensor):
         rows = [row for chunk in chunks for row in range(call.batch)[chunk_rows(chunk, call)]]
-        part = known.part(args["vec"], rows)
-        some["vec"] = some["vec"] if part is None else part
+        some["vec"] = cache.part(args["vec"], rows)
     for name in ("cond_or_uncond", "uuids"):
         if len(options.get(name) or ()) == len(call.branches):
             options[name] = [options[name][chunk] for chunk in chunks]

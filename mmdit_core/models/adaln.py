@@ -1,412 +1,237 @@
-"""What depends on the timestep and the text alone, computed ahead: every block's modulation, the embedded text.
+"""The AdaLN cache: the modulation of a sampling run, computed once for each timestep and conditioning.
 
-A third of an MMDiT's weights (AdaLN) does nothing but turn timestep, pooled text and guidance into a few vectors for
-each block. Where the schedule is known, `Prepared` computes them ahead: all in one pass, on a CPU 32 rows at a time (16
-timesteps of two prompts). All other steps look them up by the values that went in and read none of those weights.
+A third of the weights of an MMDiT (AdaLN and the embedders before it) only turn a timestep and a pooled text into the
+shift, scale and gate of each layer. A run has few of both, so their vectors are rows of a table, one for each pair of
+timestep and conditioning. The steps read the rows and none of those weights.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockModulation
+CACHE = "mmdit_adaln"  # in transformer_options: the AdaLNCache of the run
+CALL = "mmdit_adaln_call"  # in transformer_options: the CallIdentity of the model call
+CACHED_WEIGHTS = ("adaLN_modulation", "t_embedder", "y_embedder", "context_embedder")
 
-# Parts of the names of the weights that are read ahead of the steps.
-READ_AHEAD = ("adaLN_modulation", "t_embedder", "y_embedder", "guidance_embedder", "context_embedder")
-RUN = "mmdit_prepared"  # of a Prepared in transformer_options
-ROWS = "mmdit_rows"  # of the present call's Rows there, for hooks that run a block on some of the rows
-
-LIMIT = 256 << 20  # bytes of modulation that a run keeps: SD3.5 Large, bf16, two prompts, 60 steps
-TEXTS = 8  # batches of embedded text that a run keeps
+# Rows of each matmul that fills the table. Always as many, because a row then has the same bits whichever rows are
+# computed with it: a resumed run continues exactly. A CPU computes what the next steps need; on a GPU this matmul is
+# memory-bound, so 40 steps of two prompts are one pass over the weights.
+TILE_CPU, TILE = 32, 80
+TEXTS = 8  # embedded texts that a run keeps
 
 
-class Pace(NamedTuple):
-    """How many rows of modulation are computed at a time.
+class CallIdentity(NamedTuple):
+    """What a model call is made of, where its caller states it.
 
-    tile: rows of each matrix product, always as many: a row then comes out the same, bit for bit, whatever else is
-    prepared with it, and as long as the table has room, a run that goes on where another one stopped makes the same
-    picture as one over all steps.
-    whole: all that a run will ask for in one pass; else, whenever rows are missing, the tiles that hold those.
+    conditionings: their names, in the order of their equal parts of the batch; timestep: of all rows. With a timestep
+    nothing is compared; without one the call's tensors are, which waits for the device once.
     """
 
-    tile: int
-    whole: bool
+    conditionings: tuple[Hashable, ...]
+    timestep: float | None = None
 
 
-# A GPU reads the weights, or has them brought in, in the time of many rows: 64 steps of two prompts in one reading. A
-# CPU takes longer for each row and has the weights at hand: a pass over all rows would hold up the first step.
-PACES = {"cpu": Pace(32, whole=False)}
-USUAL_PACE = Pace(128, whole=True)
-# Texts that were prepared ahead and not asked for since. Where there are so many, someone changes the text in every
-# step: one that was never seen is then computed for the moment alone, and ahead when it is asked for again.
-UNUSED = 8
-TIME = 4  # bytes of a timestep in a key
+class _Source(NamedTuple):
+    """Pooled text [n, P], and where its rows are among those of all sources."""
+
+    pooled: Tensor | None
+    rows: range
 
 
-class Span(NamedTuple):
-    """The columns that one AdaLN layer fills, and the vectors that they are."""
-
-    layer: nn.Module
-    start: int
-    stop: int
-    vectors: int
+class _Text(NamedTuple):
+    conditionings: tuple[Hashable, ...]
+    context: Tensor
+    embedded: Tensor
 
 
-class Layout(NamedTuple):
-    """Columns of a row: the embedded vector [D], then each block's of image and text, then the last layer's."""
-
-    size: int
-    blocks: tuple[tuple[Span, Span], ...]
-    final: Span
-
-    @property
-    def spans(self) -> list[Span]:
-        return [span for pair in self.blocks for span in pair] + [self.final]
-
-    @property
-    def width(self) -> int:
-        return self.final.stop
+def adaln_layers(model: Any) -> list[tuple[nn.Module, int]]:
+    """Each AdaLN layer of a model and the width of its output."""
+    size = model.config.hidden_size
+    streams = [stream for block in model.joint_blocks for stream in (block.x_block, block.context_block)]
+    layers = [(stream.adaLN_modulation, stream.vectors * size) for stream in streams]
+    return [*layers, (model.final_layer.adaLN_modulation, 2 * size)]
 
 
-NO_LAYOUT = Layout(0, (), Span(nn.Identity(), 0, 0, 0))
+def row_width(model: Any) -> int:
+    """Elements of a row of the table: the embedded vector and the output of each AdaLN layer."""
+    return model.config.hidden_size + sum(width for _, width in adaln_layers(model))
 
 
-def layout_of(model: Any) -> Layout:
-    end = size = model.config.hidden_size
-
-    def span(layer: nn.Module, vectors: int) -> Span:
-        nonlocal end
-        start, end = end, end + vectors * size
-        return Span(layer, start, end, vectors)
-
-    def of_stream(stream: Any) -> Span:
-        return span(stream.adaLN_modulation, stream.modulations)
-
-    blocks = tuple((of_stream(block.x_block), of_stream(block.context_block)) for block in model.joint_blocks)
-    return Layout(size, blocks, span(model.final_layer.adaLN_modulation, 2))
+def tile_rows(device: torch.device) -> int:
+    """Rows of a tile of the table."""
+    return TILE_CPU if device.type == "cpu" else TILE
 
 
-class Prepared:
-    """One sampling run's modulation and embedded text. Give it to the model's calls in their options, close it after.
+def output(layer: nn.Module, vec: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """layer(vec) [B, n * D] of an AdaLN layer, from the run's cache where it has these rows."""
+    cache: AdaLNCache | None = options.get(CACHE)
+    known = None if cache is None else cache.output(layer, vec)
+    return layer(vec) if known is None else known
 
-        with model.prepared(1000 * sigmas[:-1]) as options:
+
+class AdaLNCache:
+    """The table of one sampling run, a context manager around the model calls of the run:
+
+        with model.adaln_cache(1000 * sigmas[:-1], y) as options:
             for sigma in sigmas[:-1]:
                 v = model(x, 1000 * sigma.expand(len(x)), context, y, transformer_options=options)
 
-    What is looked up is what the plain path would compute, to rounding: the key of a row is the content of its
-    timestep, pooled text and guidance; another dtype or device, weights that were exchanged, moved or changed in place
-    begin a new table. Only a change behind torch's back (`weight.data.copy_`, or a layer that gives another value each
-    time) goes unseen: make a new run for it. A timestep that is not in the schedule is computed when it is asked for.
-    The plain path is taken where gradients are on, under autocast and by torch.compile. A call waits for the device
-    twice, before the first block, to compare what came in.
-    Args: model; timesteps in 0..1000, those that will be asked for, in their order; limit, bytes of the table. Where it
-        is full, further prompts are computed when they are asked for.
+    A call takes its rows from the table if they have one timestep of the run and conditionings of the run; the result
+    is the same to rounding. Any other call computes its own modulation, and so does a call with gradients, with a
+    guidance embedding, under autocast or in torch.compile. Weights that are exchanged, moved or written in place start
+    a new table. One tile of the table is held at a time.
+    Args: model; timesteps of the run in 0..1000, in their order.
     """
 
-    def __init__(self, model: Any, timesteps: Tensor | Iterable[float] = (), *, limit: int = LIMIT):
-        if not isinstance(timesteps, Tensor):
-            timesteps = torch.tensor(tuple(timesteps), dtype=torch.float32)
+    def __init__(self, model: Any, timesteps: Iterable[float] | Tensor):
+        times = timesteps if isinstance(timesteps, Tensor) else torch.tensor(list(timesteps))
         self._model = model
-        self._layout = NO_LAYOUT  # of the layers that the first call finds: a host may still exchange some
-        self._limit = limit
-        times = dict.fromkeys(_rows_as_bytes(timesteps.detach().float().reshape(-1, 1)))
-        self._schedule = tuple(times)
-        self._step = {time: step for step, time in enumerate(self._schedule)}
-        self._table = _Table()
-        self._setting: Any = None
-        self._waiting: set[bytes] = set()  # texts as UNUSED counts them
-        self._texts: list[tuple[Tensor, Tensor]] = []
-        self._text_setting: Any = None
+        self._steps = {time: step for step, time in enumerate(dict.fromkeys(times.float().flatten().tolist()))}
+        self._sources: list[_Source] = []
+        self._names: dict[Hashable, _Source] = {}
+        self._forget()
 
     def __enter__(self) -> dict[str, Any]:
-        """Options for the model's calls."""
-        return {RUN: self}
+        return {CACHE: self}
 
     def __exit__(self, *error: Any) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Let go of everything. Calls that still come take the plain path."""
-        self._model, self._setting, self._layout = None, None, NO_LAYOUT
-        self._table = _Table()
-        self._texts = []
-
-    def __deepcopy__(self, memo: Any) -> Prepared:
-        return self  # who copies a call's options means no copy of the model
-
-    @property
-    def nbytes(self) -> int:
-        """Of the table, now."""
-        return self._table.nbytes
-
-    def _serves(self, model: Any, device: torch.device) -> bool:
-        if torch.compiler.is_compiling() or model is not self._model or torch.is_grad_enabled():
-            return False
-        # Not every torch answers for every device: 2.4 does not for Macs.
-        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-        return device.type != "meta" and not autocast
-
-    def rows(self, model: Any, x: Tensor, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None) -> Rows | None:
-        """The modulation of a call's rows; arguments as the model's. None where the plain path is to be taken."""
-        if not self._serves(model, x.device):
-            return None
-        if model.guidance_embedder is None:
-            guidance = None
-        present = [value for value in (timesteps.float(), guidance, y) if value is not None]
-        if any(value.shape[0] != x.shape[0] or value.device != x.device for value in present):
-            return None  # broadcast, or an error that is the plain path's to raise
-        kinds = [None if value is None else value.dtype for value in (x, y, guidance)]
-        state = _state(_embedding_layers, model)
-        if state is None:
-            return None
-        setting = x.device, kinds, state
-        if setting != self._setting:
-            self._setting, self._table, self._layout = setting, _Table(), layout_of(model)
-            self._waiting.clear()
-        keys = _rows_as_bytes(*present)
-        missing = [key for key in dict.fromkeys(keys) if key not in self._table.places]
-        self._waiting.difference_update(key[TIME:] for key in keys if key in self._table.places)
-        if not missing:
-            return Rows(self._layout, self._table.take(keys))
-        ahead = self._ahead(keys, missing, x)
-        if ahead:
-            self._table.add(ahead, self._computed_ahead(model, x, keys, ahead, y, guidance))
-            return Rows(self._layout, self._table.take(keys))
-        # In the shape of the call: as the plain path has it, bit for bit.
-        vec = model.embed_vector(timesteps, y, guidance, dtype=x.dtype)
-        page = torch.cat((vec, *(span.layer(vec) for span in self._layout.spans)), dim=1)
-        self._table.add_passing(keys, page, self._limit)
-        return Rows(self._layout, page)
-
-    def _ahead(self, keys: Sequence[bytes], missing: Sequence[bytes], x: Tensor) -> list[bytes]:
-        """The rows to compute now: a call's missing ones and, of all its texts, those of timesteps to come.
-
-        What is left of the last tile goes to timesteps before: somebody may ask in another order.
-        """
-        steps = [self._step[key[:TIME]] for key in missing if key[:TIME] in self._step]
-        room = (self._limit - self._table.nbytes) // (self._layout.width * x.element_size())
-        if len(steps) < len(missing) or room < len(missing):
-            return []
-        missed = {key[TIME:] for key in missing}
-        if len(self._waiting) >= UNUSED and missed.isdisjoint(key[TIME:] for key in self._table.places):
-            return []
-        self._waiting |= missed
-        first = min(steps)
-        wanted = dict.fromkeys((*missing, *self._rows_at(self._schedule[first:], keys)))
-        tile, whole = _pace(x.device)
-        tiles = -(-len(wanted if whole else missing) // tile)
-        wanted.update(dict.fromkeys(self._rows_at(self._schedule[:first][::-1], keys)))
-        return list(wanted)[: min(room, tiles * tile)]
-
-    def _rows_at(self, times: Sequence[bytes], keys: Sequence[bytes]) -> list[bytes]:
-        """The rows of a call's texts at these timesteps that are not known yet.
-
-        Timestep by timestep, so that what does not fit is what is asked for last.
-        """
-        texts = dict.fromkeys(key[TIME:] for key in keys)
-        return [time + text for time in times for text in texts if time + text not in self._table.places]
-
-    def _computed_ahead(
-        self,
-        model: Any,
-        x: Tensor,
-        keys: Sequence[bytes],
-        wanted: Sequence[bytes],
-        y: Tensor | None,
-        guidance: Tensor | None,
-    ) -> Tensor:
-        """[n, width]: the modulation of n rows, layer by layer. keys and what follows: of the call that brings them."""
-        tile = _pace(x.device).tile
-        row_of = {key[TIME:]: row for row, key in enumerate(keys)}
-        padded = [*wanted, *[wanted[-1]] * (-len(wanted) % tile)]
-        times = torch.frombuffer(bytearray(b"".join(key[:TIME] for key in padded)), dtype=torch.float32).to(x.device)
-        source = torch.tensor([row_of[key[TIME:]] for key in padded], device=x.device)
-        tiles = []
-        for at in range(0, len(padded), tile):
-            rows = source[at : at + tile]
-            picked = (None if value is None else value[rows] for value in (y, guidance))
-            tiles.append(model.embed_vector(times[at : at + tile], *picked, dtype=x.dtype))
-        page = x.new_empty(len(wanted), self._layout.width)
-        page[:, : self._layout.size] = torch.cat(tiles)[: len(wanted)]
-        for span in self._layout.spans:
-            for number, vec in enumerate(tiles):
-                target = page[number * tile : (number + 1) * tile, span.start : span.stop]
-                target.copy_(span.layer(vec)[: len(target)])
-        return page
-
-    def text(self, model: Any, context: Tensor) -> Tensor:
-        """context [B, L, context_dim] -> [B, L, D], as the model's text embedder gives it."""
-        if not self._serves(model, context.device):
-            return model.context_embedder(context)
-        setting = _state(lambda model: [model.context_embedder], model)
-        if setting is None:
-            return model.context_embedder(context)
-        if setting != self._text_setting:
-            self._text_setting, self._texts = setting, []
-        for number, (known, embedded) in enumerate(self._texts):
-            same = known.shape == context.shape and known.dtype == context.dtype and known.device == context.device
-            if same and torch.equal(known, context):
-                self._texts.insert(0, self._texts.pop(number))
-                return embedded.clone()  # hooks may write into what they are given
-        embedded = model.context_embedder(context)
-        self._texts = [(context.clone(), embedded.clone()), *self._texts][:TEXTS]
-        return embedded
-
-
-class _Table:
-    """Rows of modulation by key, in pages [n, width]."""
-
-    def __init__(self) -> None:
-        self.places: dict[bytes, tuple[Tensor, int]] = {}
-        self.nbytes = 0
-        self._passing: deque[Tensor] = deque()
-
-    def add(self, keys: Sequence[bytes], page: Tensor) -> None:
-        for row, key in enumerate(keys):
-            self.places.setdefault(key, (page, row))
-        self.nbytes += page.nbytes
-
-    def add_passing(self, keys: Sequence[bytes], page: Tensor, limit: int) -> None:
-        """Keep rows while there is room: a timestep between two steps is asked for a few times at most."""
-        while self._passing and self.nbytes + page.nbytes > limit:
-            old = self._passing.popleft()
-            self.places = {key: place for key, place in self.places.items() if place[0] is not old}
-            self.nbytes -= old.nbytes
-        if self.nbytes + page.nbytes <= limit:
-            self.add(keys, page)
-            self._passing.append(page)
-
-    def take(self, keys: Sequence[bytes]) -> Tensor:
-        """[B, width]: one copy, of which all blocks take views."""
-        places = [self.places[key] for key in keys]
-        page = places[0][0]
-        rows = [row for _, row in places]
-        if all(other is page for other, _ in places):
-            return _picked(page, rows)
-        return torch.stack([page[row] for page, row in places])
-
-
-class Rows:
-    """The modulation of one model call's rows, for as long as the vector it belongs to stays what it is.
-
-    vec [B, D]: the embedded vector. Hooks are given it, and may hand a block something else in its place.
-    """
-
-    def __init__(self, layout: Layout, table: Tensor):
-        self._layout, self._table = layout, table
-        # No inference tensor: those do not count their changes, and a hook may change this one in place.
-        with torch.inference_mode(False):
-            self.vec = table[:, : layout.size].clone()
-        # id(vector) -> the vector, the count of its changes, its rows of the table. Each stays alive with this call.
-        self._known: dict[int, tuple[Tensor, int, tuple[int, ...]]] = {}
-        self._note(self.vec, tuple(range(len(table))))
-
-    def __deepcopy__(self, memo: Any) -> Rows:
-        return self
+    def __deepcopy__(self, memo: Any) -> AdaLNCache:
+        return self  # a hook that copies its options needs no copy of the model
 
     def close(self) -> None:
-        """Let go of everything at the end of the call: a hook may keep the options that hold this. Knows no vector."""
-        self._known = {}
-        del self._layout, self._table, self.vec
+        """Free everything. Later calls compute their own modulation."""
+        self._model, self._sources, self._names = None, [], {}
+        self._forget()
 
-    def _note(self, vec: Tensor, rows: tuple[int, ...]) -> None:
-        self._known[id(vec)] = (vec, vec._version, rows)
+    def _forget(self) -> None:
+        self._made_for: tuple[Any, ...] = ()  # device, dtype, versions of the weights
+        self._weights: list[ref[Tensor]] = []
+        self._columns: dict[nn.Module, slice] = {}
+        self._pooled = torch.empty(0, 0)  # [m, P] of all sources
+        self._tile: tuple[int, Tensor] | None = None  # its number and its rows [steps, m, width]
+        self._texts: list[_Text] = []
+        self._vectors: dict[int, tuple[Tensor, int, Tensor]] = {}  # of the present call: vec, its version, its rows
 
-    def _rows_of(self, vec: Tensor) -> tuple[int, ...] | None:
-        """The rows of a vector; None for one that a hook made, or changed."""
-        known = self._known.get(id(vec))
-        return known[2] if known is not None and known[1] == vec._version else None
+    def add(self, name: Hashable, pooled: Tensor | None) -> None:
+        """A conditioning of the run: pooled text [n, P], a row for each image of the batch or one for all."""
+        if name not in self._names or self._names[name].pooled is not pooled:
+            source = next((source for source in self._sources if source.pooled is pooled), None)
+            if source is None:
+                first = self._sources[-1].rows.stop if self._sources else 0
+                source = _Source(pooled, range(first, first + (1 if pooled is None else len(pooled))))
+                self._sources.append(source)
+                self._forget()
+            self._names[name] = source
 
-    def _vectors(self, span: Span, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
-        columns = self._table[:, span.start : span.stop]
-        picked = columns if len(rows) == len(columns) and rows == tuple(range(len(rows))) else _picked(columns, rows)
-        return picked.unsqueeze(1).chunk(span.vectors, dim=-1)
-
-    def block(self, index: int, vec: Tensor) -> BlockModulation | None:
-        """None where vec is not known: then it is to be computed."""
-        rows = self._rows_of(vec)
-        if rows is None:
+    def lookup(
+        self, model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, call: CallIdentity | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """vec [B, D] and txt [B, L, D] of a model call; None if the call has to compute its own."""
+        if model is not self._model or model.guidance_embedder is not None or not _is_plain_inference(x.device.type):
             return None
-        img, txt = self._layout.blocks[index]
-        return BlockModulation(img=self._vectors(img, rows), txt=self._vectors(txt, rows))
-
-    def final(self, vec: Tensor) -> tuple[Tensor, ...] | None:
-        rows = self._rows_of(vec)
-        return None if rows is None else self._vectors(self._layout.final, rows)
-
-    def part(self, vec: Tensor, rows: Sequence[int]) -> Tensor | None:
-        """Some rows of a vector, which keep their modulation; None where the vector is not known."""
-        known = self._rows_of(vec)
-        if known is None:
+        self._refresh(x)
+        names, time = call or CallIdentity(tuple(self._names))
+        if not 0 < len(self._pooled) <= tile_rows(x.device) or len(x) % len(names) or not {*names} <= {*self._names}:
             return None
-        with torch.inference_mode(False):
-            some = _picked(vec, rows).clone()
-        self._note(some, tuple(known[row] for row in rows))
-        return some
+        sources = [self._names[name].rows for name in names]
+        rows = [source[image % len(source)] for source in sources for image in range(len(x) // len(names))]
+        text = next((t for t in self._texts if t.conditionings == names and t.context.shape == context.shape), None)
+        if time is None:
+            known, given = _picked(self._pooled, rows), _pooled_rows(y, x)
+            if known.shape != given.expand(len(x), -1).shape:
+                return None
+            same_text = (text.context == context).all() if text is not None else timesteps.new_zeros(())
+            checks = timesteps.min(), timesteps.max(), (known == given).all(), same_text
+            low, high, same, found = torch.stack([check.float() for check in checks]).tolist()  # waits for the device
+            time, text = low if same and low == high else None, text if found else None
+        step = self._steps.get(time)
+        if step is None:
+            return None
+        if text is None:
+            text = _Text(names, context.clone(), model.context_embedder(context))
+            self._texts = [text, *self._texts][:TEXTS]
+        self._vectors = {}
+        return self._note(_picked(self._rows_at(step, x), rows)), text.embedded.clone()  # hooks may write into them
+
+    def _refresh(self, x: Tensor) -> None:
+        """Start a new table if the device, the dtype, a weight or the conditionings are others."""
+        layers = adaln_layers(self._model)
+        embedders = self._model.t_embedder, self._model.y_embedder, self._model.context_embedder
+        weights = [w for layer in (*embedders, *(layer for layer, _ in layers)) for w in layer.parameters()]
+        made_for = x.device, x.dtype, [None if w.is_inference() else w._version for w in weights]
+        if made_for == self._made_for and all(kept() is w for kept, w in zip(self._weights, weights, strict=True)):
+            return
+        self._forget()
+        self._made_for, self._weights = made_for, [ref(weight) for weight in weights]
+        end = self._model.config.hidden_size
+        for layer, width in layers:
+            self._columns[layer] = slice(end, end + width)
+            end += width
+        if self._sources:
+            self._pooled = torch.cat([_pooled_rows(source.pooled, x) for source in self._sources])
+
+    def _rows_at(self, step: int, x: Tensor) -> Tensor:
+        """[m, width] at a step, from the tile that holds it."""
+        size, count = tile_rows(x.device), len(self._pooled)
+        steps = size // count
+        number, at = divmod(step, steps)
+        if self._tile is None or self._tile[0] != number:
+            self._tile = None  # before the next one takes memory
+            times = torch.tensor(list(self._steps)[number * steps : (number + 1) * steps]).repeat_interleave(count)
+            index = torch.arange(size).clamp(max=len(times) - 1)  # what is left of the tile repeats the last row
+            pooled = self._pooled[(index % count).to(x.device)]
+            y = pooled if pooled.shape[1] else None
+            vec = self._model.embed_vector(times[index].to(x.device), y, dtype=x.dtype)
+            tile = x.new_empty(size, row_width(self._model))
+            tile[:, : vec.shape[1]] = vec
+            for layer, columns in self._columns.items():
+                tile[:, columns] = layer(vec)
+            self._tile = number, tile[: len(times)].view(-1, count, tile.shape[1])
+        return self._tile[1][at]
+
+    def _note(self, rows: Tensor) -> Tensor:
+        """The embedded vector of some rows, which `output` recognises until it is changed."""
+        with torch.inference_mode(False):  # an inference tensor does not count its changes
+            vec = rows[:, : self._model.config.hidden_size].clone()
+        self._vectors[id(vec)] = vec, vec._version, rows
+        return vec
+
+    def output(self, layer: nn.Module, vec: Tensor) -> Tensor | None:
+        """layer(vec) from the table; None for a layer or a vector of others, or a vector that a hook changed."""
+        known, columns = self._vectors.get(id(vec)), self._columns.get(layer)
+        return None if known is None or columns is None or vec._version != known[1] else known[2][:, columns]
+
+    def part(self, vec: Tensor, rows: Sequence[int]) -> Tensor:
+        """vec[rows], for a hook that runs a block on some rows of the batch; the part keeps its rows of the table."""
+        known = self._vectors.get(id(vec))
+        if known is None or vec._version != known[1]:
+            return _picked(vec, rows).clone()
+        return self._note(_picked(known[2], rows))
 
 
-def _pace(device: torch.device) -> Pace:
-    return PACES.get(device.type, USUAL_PACE)
+def _is_plain_inference(device: str) -> bool:
+    """True without gradients, autocast and compiler, on a device with values."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or device == "meta":
+        return False
+    # Old versions of torch raise for a device without autocast.
+    return not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
+
+
+def _pooled_rows(pooled: Tensor | None, x: Tensor) -> Tensor:
+    """[n, P] on the device and in the dtype of x; [1, 0] without pooled text."""
+    return x.new_empty(1, 0) if pooled is None else pooled.to(x.device, x.dtype)
 
 
 def _picked(table: Tensor, rows: Sequence[int]) -> Tensor:
-    """Rows of a table: a view where they follow one another. No index, which would have to come to the device."""
+    """table[rows] without an index that has to be copied to the device; a view of rows that follow one another."""
     first = rows[0]
-    if all(row == first + place for place, row in enumerate(rows)):
+    if list(rows) == list(range(first, first + len(rows))):
         return table[first : first + len(rows)]
     return torch.stack([table[row] for row in rows])
-
-
-def _rows_as_bytes(*values: Tensor) -> list[bytes]:
-    """The content of each row, all values [B] or [B, n] side by side. One wait for the device."""
-    columns = [value.detach().flatten(1) if value.ndim > 1 else value.detach()[:, None] for value in values]
-    sides = [value.contiguous().view(torch.uint8) for value in columns]
-    content = torch.cat(sides, dim=1).cpu()
-    raw, width = content.numpy().tobytes(), content.shape[1]
-    return [raw[row * width : (row + 1) * width] for row in range(len(content))]
-
-
-def _embedding_layers(model: Any) -> list[Any]:
-    """All layers with weights between a call's arguments and the modulation."""
-    embedders = (model.t_embedder, model.y_embedder, model.guidance_embedder)
-    layers = [layer for embedder in embedders if embedder is not None for layer in embedder.mlp[::2]]
-    streams: list[Any] = [stream for block in model.joint_blocks for stream in (block.x_block, block.context_block)]
-    return layers + [owner.adaLN_modulation[1] for owner in (*streams, model.final_layer)]
-
-
-def _state(layers_of: Callable[[Any], Iterable[Any]], model: Any) -> tuple[Any, ...] | None:
-    """Changes when a weight is exchanged, moved or, as far as torch counts it, written to.
-
-    None where somebody put a layer there whose weights cannot be told.
-    """
-    try:
-        return tuple(_mark(tensor) for layer in layers_of(model) for tensor in (layer.weight, layer.bias))
-    except (AttributeError, TypeError, IndexError):
-        return None
-
-
-def _mark(tensor: Any) -> Any:
-    if tensor is None:
-        return None
-    version = None if tensor.is_inference() else tensor._version
-    try:
-        return _Same(tensor), version, tensor.data_ptr()
-    except RuntimeError:  # some quantised weights have no memory of their own
-        return _Same(tensor), version
-
-
-class _Same:
-    """Equal while it is the same tensor: an id, as a place in memory, goes to another one after it."""
-
-    def __init__(self, tensor: Tensor):
-        self._tensor = ref(tensor)
-
-    def __eq__(self, other: object) -> bool:
-        tensor = self._tensor()
-        return isinstance(other, _Same) and tensor is not None and tensor is other._tensor()

@@ -1,34 +1,153 @@
-"""The SD3 family of multimodal diffusion transformers in one class.
+"""The SD3 family of multimodal diffusion transformers (SD3, SD3.5 Medium and Large).
 
-Parameters carry the names of Stability AI's single-file checkpoints, so that weights and LoRAs load without renaming.
-Blocks, attention and inputs can be intercepted through ComfyUI's `transformer_options`; the protocol is a plain
-dictionary, so nothing of ComfyUI is needed here.
+Parameters carry the names of the published single-file checkpoints, so that weights and LoRAs load without renaming.
+Source: Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", figure 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import MMDiTConfig
-from .adaln import ROWS, RUN, Prepared, Rows
-from .blocks import Attention, BlockModulation, JointBlock
-from .layers import NORM_EPS, Embedder, PatchEmbed, attention, modulate, sincos_positions, timestep_embedding
-from .products import with_fast_products
+from . import adaln
+from .layers import NORM_EPS, AttentionProjections, Embedder, Mlp, PatchEmbed, attention, modulate, timestep_embedding
+from .patches import patch_attention, patch_input, patch_qkv, patches
 
 TIME_FEATURES = 256
-VAE_FACTOR = 8  # picture pixels per latent pixel, in every model of the family
+VAE_FACTOR = 8  # image pixels per latent pixel, in every model of the family
+
+Options = dict[str, Any]
 
 
-class LatentSizeError(ValueError):
-    """A latent that the model's position grid cannot cover."""
+class LatentTooLarge(ValueError):
+    """A latent that the position grid cannot cover. size: (width, height) and most: the largest side, image pixels."""
+
+    def __init__(self, size: tuple[int, int], most: int):
+        super().__init__(f"the image is {size[0]} x {size[1]} pixels; the position grid covers at most {most} x {most}")
+        self.size, self.most = size, most
+
+
+class Modulation(NamedTuple):
+    """AdaLN's vectors for one sublayer, each [B, 1, D]. The last block's text has no gate: its output is unused."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor = None  # type: ignore[assignment]
+
+
+class StreamModulation(NamedTuple):
+    """AdaLN's vectors for one stream of a block. Only a block with a second attention has attn2."""
+
+    attn: Modulation
+    mlp: Modulation = None  # type: ignore[assignment]
+    attn2: Modulation = None  # type: ignore[assignment]
+
+
+class Stream(nn.Module):
+    """The layers of one stream, image or text, of a joint block.
+
+    Args: dual_attention, a second attention over the stream's own tokens; pre_only, the stream ends at the attention.
+    """
+
+    def __init__(
+        self,
+        config: MMDiTConfig,
+        *,
+        dual_attention: bool = False,
+        pre_only: bool = False,
+        device=None,
+        dtype=None,
+        operations: Any = nn,
+    ):
+        super().__init__()
+        size, heads = config.hidden_size, config.num_heads
+        factory = {"device": device, "dtype": dtype}
+        norm = {"elementwise_affine": False, "eps": NORM_EPS, **factory}
+        attn = {"qk_norm": config.qk_norm, "qkv_bias": config.qkv_bias, "operations": operations, **factory}
+        self.norm1 = operations.LayerNorm(size, **norm)
+        self.attn = AttentionProjections(size, heads, with_output=not pre_only, **attn)
+        if dual_attention:
+            self.attn2 = AttentionProjections(size, heads, **attn)
+        if not pre_only:
+            self.norm2 = operations.LayerNorm(size, **norm)
+            self.mlp = Mlp(size, config.mlp_ratio, operations=operations, **factory)
+        self.vectors = 2 if pre_only else 9 if dual_attention else 6
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, self.vectors * size, **factory))
+
+    def modulation(self, vec: Tensor, options: Options) -> StreamModulation:
+        """vec [B, D] -> the vectors of each sublayer."""
+        vectors = adaln.output(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(self.vectors, dim=-1)
+        return StreamModulation(*(Modulation(*vectors[at : at + 3]) for at in range(0, self.vectors, 3)))
+
+
+class JointBlock(nn.Module):
+    """Two streams, image and text, with weights of their own and one attention over both.
+
+    Source: Esser et al. 2024, figure 2b; the second attention over the image is that of SD3.5 Medium (MMDiT-X).
+    """
+
+    def __init__(self, config: MMDiTConfig, index: int, *, attention: Callable[..., Tensor], **factory: Any):
+        super().__init__()
+        self.dual_attention = index in config.dual_attention
+        self.is_last = index == config.depth - 1  # the text is unused after it
+        self.num_heads = config.num_heads
+        self.attention = attention
+        self.context_block = Stream(config, pre_only=self.is_last, **factory)
+        self.x_block = Stream(config, dual_attention=self.dual_attention, **factory)
+
+    def forward(self, img: Tensor, txt: Tensor, vec: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
+        """img [B, Li, D], txt [B, Lt, D], vec [B, D] -> img and txt; txt is None after the last block."""
+        img_mod = self.x_block.modulation(vec, options)
+        txt_mod = self.context_block.modulation(vec, options)
+
+        # attention over [text; image]
+        img_normed = self.x_block.norm1(img)
+        img_q, img_k, img_v = self.x_block.attn(modulate(img_normed, img_mod.attn.shift, img_mod.attn.scale))
+        txt_normed = self.context_block.norm1(txt)
+        txt_q, txt_k, txt_v = self.context_block.attn(modulate(txt_normed, txt_mod.attn.shift, txt_mod.attn.scale))
+        q = torch.cat((txt_q, img_q), dim=2)
+        k = torch.cat((txt_k, img_k), dim=2)
+        v = torch.cat((txt_v, img_v), dim=2)
+        img_slice = [txt.shape[1], q.shape[2]]
+        q, k, v, mask = patch_qkv(q, k, v, img_slice, options)
+        attn = self.attention(q, k, v, self.num_heads, mask=mask, skip_reshape=True, transformer_options=options)
+        attn = patch_attention(attn, img_slice, options)
+        txt_attn, img_attn = attn[:, : txt.shape[1]], attn[:, txt.shape[1] :]
+        img = torch.addcmul(img, img_mod.attn.gate, self.x_block.attn.proj(img_attn))
+        del q, k, v, img_q, img_k, img_v, txt_q, txt_k, txt_v  # memory peaks in the MLP
+
+        # second attention, over the image alone
+        if self.dual_attention:
+            q, k, v = self.x_block.attn2(modulate(img_normed, img_mod.attn2.shift, img_mod.attn2.scale))
+            attn2 = self.attention(q, k, v, self.num_heads, skip_reshape=True, transformer_options=options)
+            img = torch.addcmul(img, img_mod.attn2.gate, self.x_block.attn2.proj(attn2))
+            del q, k, v, attn2
+        del img_normed
+
+        # MLP of each stream
+        img_hidden = modulate(self.x_block.norm2(img), img_mod.mlp.shift, img_mod.mlp.scale)
+        img = torch.addcmul(img, img_mod.mlp.gate, self.x_block.mlp(img_hidden))
+        if self.is_last:
+            return img, None
+        txt = torch.addcmul(txt, txt_mod.attn.gate, self.context_block.attn.proj(txt_attn))
+        txt_hidden = modulate(self.context_block.norm2(txt), txt_mod.mlp.shift, txt_mod.mlp.scale)
+        txt = torch.addcmul(txt, txt_mod.mlp.gate, self.context_block.mlp(txt_hidden))
+        return img, txt
+
+    def original_block(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """The block as a block hook calls it: a dictionary in, a dictionary out."""
+        img, txt = self(args["img"], args["txt"], args["vec"], args["transformer_options"])
+        return {"img": img, "txt": txt}
 
 
 class FinalLayer(nn.Module):
+    """Modulated norm and projection to the pixels of each patch."""
+
     def __init__(self, config: MMDiTConfig, *, device=None, dtype=None, operations: Any = nn):
         super().__init__()
         size, factory = config.hidden_size, {"device": device, "dtype": dtype}
@@ -36,22 +155,17 @@ class FinalLayer(nn.Module):
         self.linear = operations.Linear(size, config.patch_size**2 * config.channels_out, **factory)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, 2 * size, **factory))
 
-    def modulation(self, vec: Tensor) -> tuple[Tensor, ...]:  # [B, D] -> shift and scale [B, 1, D]
-        return self.adaLN_modulation(vec).unsqueeze(1).chunk(2, dim=-1)
-
-    def forward(self, x: Tensor, vec: Tensor, mod: tuple[Tensor, ...] | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, patch * patch * C]; mod, the modulation of vec, where it is known already."""
-        shift, scale = self.modulation(vec) if mod is None else mod
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+    def forward(self, img: Tensor, vec: Tensor, options: Options) -> Tensor:
+        """img [B, L, D], vec [B, D] -> [B, L, patch_size ** 2 * C]."""
+        shift, scale = adaln.output(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(img), shift, scale))
 
 
 class MMDiT(nn.Module):
-    """Velocity of a rectified flow, given a noisy latent, its noise level and a text.
+    """The velocity of a rectified flow, given a noisy latent, a timestep and a text.
 
     Args: config; device and dtype of the parameters; operations, a namespace with Linear, Conv2d, LayerNorm and
-        RMSNorm (torch.nn, or a host's casting and offloading layers); attention, a function with the calling
-        convention of `mmdit_core.models.layers.attention`.
-    Source: Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis".
+        RMSNorm; attention, a function with the signature of `mmdit_core.models.layers.attention`.
     """
 
     pos_embed: Tensor  # [1, pos_embed_max_size ** 2, hidden_size], fixed
@@ -62,12 +176,11 @@ class MMDiT(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         operations: Any = nn,
-        attention: Attention = attention,
+        attention: Callable[..., Tensor] = attention,
     ):
         super().__init__()
-        operations = with_fast_products(operations)
         factory: dict[str, Any] = {"device": device, "dtype": dtype, "operations": operations}
-        size = config.hidden_size
+        size, positions = config.hidden_size, config.pos_embed_max_size**2
         self.config = config
         self.dtype = dtype
         self.x_embedder = PatchEmbed(config.in_channels, size, config.patch_size, **factory)
@@ -75,36 +188,11 @@ class MMDiT(nn.Module):
         self.y_embedder = Embedder(config.pooled_dim, size, **factory)
         self.guidance_embedder = Embedder(TIME_FEATURES, size, **factory) if config.guidance_embed else None
         self.context_embedder = operations.Linear(config.context_dim, size, device=device, dtype=dtype)
-        self.register_buffer(
-            "pos_embed", torch.zeros(1, config.pos_embed_max_size**2, size, device=device, dtype=dtype)
-        )
+        self.register_buffer("pos_embed", torch.zeros(1, positions, size, device=device, dtype=dtype))
         self.joint_blocks = nn.ModuleList(
-            [JointBlock(config, index, attention=attention, **factory) for index in range(config.depth)]
+            JointBlock(config, index, attention=attention, **factory) for index in range(config.depth)
         )
         self.final_layer = FinalLayer(config, **factory)
-
-    def init_weights(self) -> None:
-        """Weights to train from: AdaLN-Zero (every block starts as the identity), the output starts at zero.
-
-        Draws from torch's global generator.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.flatten(1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for embedder in (self.t_embedder, self.y_embedder, self.guidance_embedder):
-            for layer in embedder.mlp if embedder is not None else ():
-                if isinstance(layer, nn.Linear):
-                    nn.init.normal_(layer.weight, std=0.02)
-        zeroed = [self.final_layer.linear, self.final_layer.adaLN_modulation[1]]
-        for block in self.joint_blocks:
-            zeroed += [block.x_block.adaLN_modulation[1], block.context_block.adaLN_modulation[1]]  # type: ignore[union-attr, index]
-        for layer in zeroed:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        with torch.no_grad():
-            self.pos_embed.copy_(sincos_positions(self.config.hidden_size, self.config.pos_embed_max_size))
 
     def forward(
         self,
@@ -119,58 +207,59 @@ class MMDiT(nn.Module):
     ) -> Tensor:
         """The velocity dx/dsigma = noise - data.
 
-        Args: x [B, C, H, W] latent of any size the position grid covers; timesteps [B] in 0..1000 (sigma * 1000);
+        Args: x [B, C, H, W] latent of any size the position grid covers; timesteps [B] in 0..1000 (1000 * sigma);
             context [B, L, context_dim] text tokens; y [B, pooled_dim] pooled text, None for none; guidance [B], read
             only by models with a guidance embedding; control, {"output": [residual [B, Li, D] or None, ...]}, added
-            to the image stream after each block; transformer_options, the host's hooks and settings, never changed,
-            and the options that `prepared` gives.
-        Returns: [B, C, H, W], x's dtype.
-        Raises: ValueError for inputs whose shapes do not fit; LatentSizeError for a latent that is too large.
+            to the image stream after each block; transformer_options, hooks and settings, never changed:
+            patches (post_input, double_block, attn1_patch, attn1_output_patch), patches_replace (dit),
+            optimized_attention_override, and what `adaln_cache` gives.
+        Returns: [B, C, H, W], the dtype of x.
+        Raises: ValueError for inputs whose shapes do not fit; LatentTooLarge.
         """
-        self._check_inputs(x, context, y)
-        assert context is not None
-        # The loop notes its position here for hooks; the caller's dictionary stays as it came.
-        options: dict[str, Any] = dict(transformer_options or {})
-        run: Prepared | None = options.get(RUN)
-        rows = options[ROWS] = None if run is None else run.rows(self, x, timesteps, y, guidance)
-        try:
-            vec = self.embed_vector(timesteps, y, guidance, dtype=x.dtype) if rows is None else rows.vec
-            txt = self.context_embedder(context) if run is None else run.text(self, context)
-            tokens = self._tokens(x, txt, vec, control, options, rows)
-        finally:
-            if rows is not None:
-                rows.close()
-        return self.unpatchify(tokens, x.shape[-2], x.shape[-1])
-
-    def _tokens(
-        self,
-        x: Tensor,
-        txt: Tensor,
-        vec: Tensor,
-        control: Mapping[str, Any] | None,
-        options: dict[str, Any],
-        rows: Rows | None,
-    ) -> Tensor:
-        """From the embedded text [B, Lt, D] and vector [B, D] to what each patch of x holds, [B, Li, patch**2 * C]."""
+        context = self._checked(x, context, y)
+        options: Options = {
+            **(transformer_options or {}),
+            "block_type": "double",
+            "total_blocks": len(self.joint_blocks),
+        }
+        cache, call = options.pop(adaln.CACHE, None), options.pop(adaln.CALL, None)
+        known = None if cache is None else cache.lookup(self, x, timesteps, context, y, call)
+        if known is None:
+            vec, txt = self.embed_vector(timesteps, y, guidance, dtype=x.dtype), self.context_embedder(context)
+        else:
+            vec, txt = known
+            options[adaln.CACHE] = cache
         img = self.embed_latent(x)
-        img_ids = txt_ids = None
-        for patch in options.get("patches", {}).get("post_input", ()):
-            out = patch(
-                {"img": img, "txt": txt, "img_ids": img_ids, "txt_ids": txt_ids, "transformer_options": options}
-            )
-            img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"], out["txt_ids"]
-        img = self.run_blocks(img, txt, vec, x, control, options)
-        return self.final_layer(img, vec, None if rows is None else rows.final(vec))
+        img, txt = patch_input(img, txt, options)
 
-    def prepared(self, timesteps: Tensor | Iterable[float] = (), **options: Any) -> Prepared:
-        """A run that computes ahead what depends on timestep and text alone; see `modulation.Prepared`.
+        replaced = options.get("patches_replace", {}).get("dit", {})
+        residuals = (control or {}).get("output", ())
+        for index, block in enumerate(self.joint_blocks):
+            options["block_index"] = index
+            hook = replaced.get(("double_block", index))
+            if hook is None:
+                img, txt = block(img, txt, vec, options)
+            else:
+                args = {"img": img, "txt": txt, "vec": vec, "transformer_options": options}
+                out = hook(args, {"original_block": block.original_block})
+                img, txt = out["img"], out["txt"]
+            for patch in patches(options, "double_block"):
+                out = patch({"img": img, "txt": txt, "x": x, "block_index": index, "transformer_options": options})
+                img, txt = out["img"], out["txt"]
+            if index < len(residuals) and residuals[index] is not None:
+                img = img + residuals[index]
+        return self.unpatchify(self.final_layer(img, vec, options), *x.shape[-2:])
 
-        Args: timesteps in 0..1000, those that will be asked for, in their order.
-        Returns: a context manager that gives the transformer_options for the calls inside it.
+    def adaln_cache(self, timesteps: Iterable[float] | Tensor, pooled: Tensor | None = None) -> adaln.AdaLNCache:
+        """A context manager that gives transformer_options for the calls of one sampling run; see `AdaLNCache`.
+
+        Args: timesteps of the run in 0..1000; pooled [B, pooled_dim], the y of its calls.
         """
-        return Prepared(self, timesteps, **options)
+        cache = adaln.AdaLNCache(self, timesteps)
+        cache.add("y", pooled)
+        return cache
 
-    def _check_inputs(self, x: Tensor, context: Tensor | None, y: Tensor | None) -> None:
+    def _checked(self, x: Tensor, context: Tensor | None, y: Tensor | None) -> Tensor:
         c = self.config
         if x.ndim != 4 or x.shape[1] != c.in_channels:
             raise ValueError(f"MMDiT: the latent is {list(x.shape)}; this model takes [B, {c.in_channels}, H, W]")
@@ -179,11 +268,12 @@ class MMDiT(nn.Module):
             raise ValueError(f"MMDiT: the text context is {found}; this model takes [B, L, {c.context_dim}]")
         if y is not None and y.shape[-1] != c.pooled_dim:
             raise ValueError(f"MMDiT: the pooled text is {list(y.shape)}; this model takes [B, {c.pooled_dim}]")
+        return context
 
     def embed_vector(
         self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None = None, *, dtype: torch.dtype
     ) -> Tensor:
-        """[B, D]: all that the blocks' modulation depends on. guidance is scaled by 1000, as FLUX's is."""
+        """vec [B, D], the input of all AdaLN layers. guidance is scaled by 1000, as in FLUX."""
         vec = self.t_embedder(timestep_embedding(timesteps, TIME_FEATURES).to(dtype))
         if self.guidance_embedder is not None and guidance is not None:
             vec = vec + self.guidance_embedder(timestep_embedding(guidance * 1000.0, TIME_FEATURES).to(dtype))
@@ -192,82 +282,25 @@ class MMDiT(nn.Module):
         return vec
 
     def embed_latent(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, L, D]: odd sizes are padded circularly, as the host does it; positions are added."""
+        """[B, C, H, W] -> [B, L, D]: odd sizes are padded circularly; positions are added."""
         p = self.config.patch_size
-        pad_h, pad_w = -x.shape[-2] % p, -x.shape[-1] % p
-        positions = self.positions((x.shape[-2] + pad_h) // p, (x.shape[-1] + pad_w) // p)
-        if pad_h or pad_w:
-            x = F.pad(x, (0, pad_w, 0, pad_h), mode="circular")
+        x = F.pad(x, (0, -x.shape[-1] % p, 0, -x.shape[-2] % p), mode="circular")
+        positions = self.positions(x.shape[-2] // p, x.shape[-1] // p)
         return self.x_embedder(x) + positions.to(device=x.device, dtype=x.dtype)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """[1, rows * columns, D]: the middle of the stored grid."""
-        most = self.config.pos_embed_max_size
+        """[1, rows * columns, D]: the middle of the position grid."""
+        most, pixels = self.config.pos_embed_max_size, self.config.patch_size * VAE_FACTOR
         if max(rows, columns) > most:
-            pixels = self.config.patch_size * VAE_FACTOR
-            raise LatentSizeError(
-                f"MMDiT: the picture is {columns * pixels} x {rows * pixels} pixels; "
-                f"this model's position embedding covers at most {most * pixels} x {most * pixels}. "
-                "Set a smaller width and height in the latent node."
-            )
+            raise LatentTooLarge((columns * pixels, rows * pixels), most * pixels)
         top, left = (most - rows) // 2, (most - columns) // 2
         grid = self.pos_embed.view(most, most, -1)
         return grid[top : top + rows, left : left + columns].reshape(1, rows * columns, -1)
 
-    def run_blocks(
-        self,
-        img: Tensor,
-        txt: Tensor,
-        vec: Tensor,
-        x: Tensor,
-        control: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> Tensor:
-        """The block loop, with the host's hooks around each block; img [B, Li, D], txt [B, Lt, D], vec [B, D]."""
-        replaced = options.get("patches_replace", {}).get("dit", {})
-        after_block = options.get("patches", {}).get("double_block", ())
-        residuals = (control or {}).get("output", ())
-        rows = options.get(ROWS)
-        options["total_blocks"] = len(self.joint_blocks)
-        options["block_type"] = "double"
-        stream: Tensor | None = txt
-        for index, block in enumerate(self.joint_blocks):
-            options["block_index"] = index
-            hook = replaced.get(("double_block", index))
-            if hook is None:
-                img, stream = block(img, stream, _modulation(block, index, vec, rows), options)
-            else:
-                args = {"img": img, "txt": stream, "vec": vec, "transformer_options": options}
-                out = hook(args, {"original_block": _as_original(block, index, rows)})
-                img, stream = out["img"], out["txt"]
-            for patch in after_block:
-                out = patch({"img": img, "txt": stream, "x": x, "block_index": index, "transformer_options": options})
-                img, stream = out["img"], out["txt"]
-            if index < len(residuals) and residuals[index] is not None:
-                img = img + residuals[index]
-        return img
-
     def unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """[B, L, patch * patch * C] -> [B, C, height, width], the padding of odd sizes cut off."""
+        """[B, L, patch_size ** 2 * C] -> [B, C, height, width]; the padding of odd sizes is cut off."""
         p = self.config.patch_size
         rows, columns = -(-height // p), -(-width // p)
         grid = tokens.view(tokens.shape[0], rows, columns, p, p, -1)
-        picture = grid.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, rows * p, columns * p)
-        return picture[:, :, :height, :width]
-
-
-def _modulation(block: nn.Module, index: int, vec: Tensor, rows: Rows | None) -> BlockModulation:
-    """A block's modulation, looked up where it is known."""
-    known = None if rows is None else rows.block(index, vec)
-    return block.modulation(vec) if known is None else known  # type: ignore[operator]
-
-
-def _as_original(block: nn.Module, index: int, rows: Rows | None):
-    """The block as the host's `original_block`: a dictionary in, a dictionary out, vec taken from the dictionary."""
-
-    def run(args: Mapping[str, Any]) -> dict[str, Any]:
-        modulation = _modulation(block, index, args["vec"], rows)
-        img, txt = block(args["img"], args["txt"], modulation, args["transformer_options"])
-        return {"img": img, "txt": txt}
-
-    return run
+        latent = grid.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, rows * p, columns * p)
+        return latent[:, :, :height, :width]

@@ -12,9 +12,9 @@ import torch
 from benchmarks import speed, weights
 from benchmarks.random_file import SPARE, bytes_of, medium, need_room, random_file
 from benchmarks.speed import CASES, ratio_of, weights_read
-from benchmarks.weights import FP8, READ_AHEAD, held
+from benchmarks.weights import CACHED_WEIGHTS, FP8, held
 from mmdit_core import KNOWN_MODELS, MMDiT, load_checkpoint
-from tests.core.models.prepared import CONFIGS, LEVELS, call, inputs, random_model
+from tests.core.models.tiny import CONFIGS, LEVELS, call, inputs, random_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,16 +40,16 @@ def test_a_disk_without_room_is_told_of_before_it_is_filled(tmp_path):
         need_room(str(tmp_path), 10**18)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_plain_step_reads_every_weight_and_a_prepared_one_all_but_those_that_a_run_reads_once(name, inference):
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if not config.guidance_embed])
+@torch.inference_mode()
+def test_a_plain_step_reads_every_weight_and_a_step_with_a_cache_all_but_the_cached_ones(name):
     model, given = random_model(CONFIGS[name]), inputs()
-    guidance = {"guidance": torch.ones(2)} if model.config.guidance_embed else {}
     sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}
-    once = sum(size for name, size in sizes.items() if any(part in name for part in READ_AHEAD))
-    assert weights_read(model, lambda: call(model, LEVELS[1], given, **guidance)) == sum(sizes.values())
-    with model.prepared(LEVELS) as options:
-        call(model, LEVELS[0], given, options, **guidance)
-        later = weights_read(model, lambda: call(model, LEVELS[1], given, options, **guidance))
+    once = sum(size for name, size in sizes.items() if any(part in name for part in CACHED_WEIGHTS))
+    assert weights_read(model, lambda: call(model, LEVELS[1], given)) == sum(sizes.values())
+    with model.adaln_cache(LEVELS, given["y"]) as options:
+        call(model, LEVELS[0], given, options)
+        later = weights_read(model, lambda: call(model, LEVELS[1], given, options))
     assert later == sum(sizes.values()) - once
 
 

@@ -13,7 +13,7 @@ import mmdit_core
 from mmdit_core import CheckpointError, MMDiT, MMDiTConfig, load_checkpoint, load_model
 from mmdit_core.checkpoints.errors import TensorsError
 from mmdit_core.checkpoints.keymaps import to_diffusers
-from tests.core.models.prepared import CONFIGS, random_model
+from tests.core.models.tiny import CONFIGS, random_model
 
 README = Path(__file__).parents[2] / "README.md"
 PUBLIC = """MMDiT MMDiTConfig load_checkpoint load_model config_from_state_dict BlockControl parse_blocks SOLVERS solve

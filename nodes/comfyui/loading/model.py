@@ -22,7 +22,7 @@ from ....mmdit_core.checkpoints.detect import names_under
 from ....mmdit_core.checkpoints.header import TensorInfo, read_header
 from ....mmdit_core.checkpoints.load import DTYPES, check_transformer, load_checkpoint
 from ....mmdit_core.config import MMDiTConfig
-from ....mmdit_core.models.adaln import layout_of
+from ....mmdit_core.models.adaln import row_width
 from ....mmdit_core.models.sd3 import MMDiT
 from ..run import adaln_cache as prepared
 from . import offloading
@@ -72,11 +72,11 @@ class MMDiTBase(comfy.model_base.SD3):
             self, model_config, comfy.model_base.ModelType.FLOW, unet_model=partial(_build, config)
         )
         # Asked now: other nodes may put something else in the diffusion model's place.
-        self._modulation_width = layout_of(self.diffusion_model).width
+        self._modulation_width = row_width(self.diffusion_model)
 
     def memory_required(self, *args, **kwargs):
         # More than the host's own SD3 by what a run prepares.
-        ahead = prepared.bytes_of(self._modulation_width, self.get_dtype_inference().itemsize)
+        ahead = prepared.bytes_of(self._modulation_width, self.get_dtype_inference())
         return super().memory_required(*args, **kwargs) + ahead
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
@@ -159,7 +159,7 @@ def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool =
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher_class = offloading.last_in(patcher_class)
     patcher = patcher_class(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
-    prepared.add_to(patcher)
+    prepared.install(patcher)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype))
     return patcher
 

@@ -1,51 +1,116 @@
-"""Modulation and embedded text prepared ahead in each sampling run of a MODEL with our core, whatever node samples."""
+"""The AdaLN cache of each sampling run of a MODEL with our core, whichever node samples."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import comfy.patcher_extension
+import torch
 
-from ....mmdit_core.models.adaln import LIMIT, READ_AHEAD, RUN
+from ....mmdit_core.models.adaln import CACHE, CACHED_WEIGHTS, CALL, TILE, AdaLNCache, CallIdentity
 from ....mmdit_core.models.sd3 import MMDiT
 
-KEY = "mmdit_prepared"  # of our wrapper
-USUAL_ROWS = 80  # 40 steps of two prompts: what memory is asked for ahead of a run
+log = logging.getLogger(__name__)
+
+KEY = "mmdit"  # of our wrappers
+KINDS = comfy.patcher_extension.WrappersMP
+# Where another pack can change what reaches the model between our wrappers and the model.
+OPEN_KINDS = (KINDS.CALC_COND_BATCH, KINDS.APPLY_MODEL, KINDS.DIFFUSION_MODEL)
+OPEN_FUNCTIONS = ("model_function_wrapper", "sampler_calc_cond_batch_function")
 
 
-def add_to(patcher) -> None:
-    """Prepare in every run of this MODEL and its clones; `patcher.remove_wrappers_with_key` takes it away again."""
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, _around_run)
+class RunAdaLNCache(AdaLNCache):
+    """The AdaLN cache of one run: its conditionings are known by branch (0 cond, 1 uncond) and ComfyUI's uuid."""
+
+    def __init__(self, core: MMDiT, sampling, sigmas: torch.Tensor | Sequence[float], open_to_others: bool):
+        super().__init__(core, sampling.timestep(torch.as_tensor(sigmas).float().cpu()))
+        self._sampling, self._open = sampling, open_to_others
+
+    def add_conditionings(self, conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> None:
+        """The conditionings of a CALC_COND_BATCH call, by branch."""
+        for branch, entries in enumerate(conds):
+            for entry in entries or ():
+                y = entry.get("model_conds", {}).get("y")
+                if y is not None and "uuid" in entry:
+                    self.add((branch, entry["uuid"]), y.cond)
+
+    def identify(self, options: Mapping[str, Any], sigma: float | None) -> CallIdentity:
+        """What an APPLY_MODEL call is made of. Its value for `options[CALL]`.
+
+        Args: options, of the call; sigma, at which our solver evaluates the model, None under another sampler. Without
+            it, and where another pack may change the call's inputs, the cache compares them, and waits for the device.
+        """
+        names = tuple(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
+        wrappers = options.get("wrappers", {})
+        others = any(found and key != KEY for kind in OPEN_KINDS for key, found in wrappers.get(kind, {}).items())
+        if sigma is None or others or self._open:
+            return CallIdentity(names)
+        return CallIdentity(names, self._sampling.timestep(torch.tensor(sigma, dtype=torch.float32)).item())
+
+
+def make(guider, sigmas: torch.Tensor | Sequence[float]) -> RunAdaLNCache | None:
+    """The cache of one run, without conditionings yet; None if the run has to compute its modulation in every call.
+
+    Args: guider, of the run; sigmas at which the run evaluates the model, in their order.
+    """
+    patcher = guider.model_patcher
+    core = patcher.get_model_object("diffusion_model")
+    if not isinstance(core, MMDiT):
+        return None
+    if may_change(patcher, CACHED_WEIGHTS):
+        log.debug("AdaLN: computed in every call, because hooks may change its weights during the run")
+        return None
+    # From the patcher, because a shift node replaces model_sampling there.
+    sampling = patcher.get_model_object("model_sampling")
+    return RunAdaLNCache(core, sampling, sigmas, any(guider.model_options.get(name) for name in OPEN_FUNCTIONS))
 
 
 def may_change(patcher, names: Collection[str]) -> bool:
-    """Whether weights with one of these in their names may have other values later in the same run.
+    """True if weights with one of these in their names may change during the run.
 
-    That is so under LoRA hooks, which conditionings and their keyframes turn on and off, and under another pack's
-    function of a weight. The host writes such values where torch does not count the changes.
+    LoRA hooks, which conditionings and their keyframes turn on and off, change them, and so do weight functions of
+    other packs. ComfyUI writes such values where torch does not count the changes.
     """
     hooked = (key for patches in patcher.hook_patches.values() for key in patches)
     return any(name in key for key in (*hooked, *patcher.weight_wrapper_patches) for name in names)
 
 
-def bytes_of(width: int, itemsize: int) -> int:
-    """Memory that a usual run's table takes; width, of a row (`layout_of`); itemsize, of an element."""
-    return min(LIMIT, USUAL_ROWS * width * itemsize)
+def bytes_of(width: int, dtype: torch.dtype) -> int:
+    """Memory of the table of a run: one tile. Args: width of a row, see `row_width`; dtype of the inference."""
+    return TILE * width * dtype.itemsize
+
+
+def install(patcher) -> None:
+    """Give every run of this MODEL and its clones an AdaLN cache."""
+    patcher.add_wrapper_with_key(KINDS.OUTER_SAMPLE, KEY, _around_run)
+    patcher.add_wrapper_with_key(KINDS.CALC_COND_BATCH, KEY, _around_conditionings)
+    patcher.add_wrapper_with_key(KINDS.APPLY_MODEL, KEY, _around_call)
 
 
 def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-    guider = executor.class_obj
-    patcher = guider.model_patcher
-    core = patcher.get_model_object("diffusion_model")
-    if not isinstance(core, MMDiT) or may_change(patcher, READ_AHEAD):
+    cache = make(executor.class_obj, sigmas[:-1])
+    if cache is None:
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-    # The last level is where the run ends: there nothing is asked. Not the model's own model_sampling: a shift node's.
-    timesteps = patcher.get_model_object("model_sampling").timestep(sigmas[:-1].float())
-    # The guider's options are a copy that the host made for this run alone.
-    options = guider.model_options["transformer_options"]
-    with core.prepared(timesteps) as prepared:
-        options.update(prepared)
-        try:
-            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        finally:
-            options.pop(RUN, None)
+    options = executor.class_obj.model_options["transformer_options"]  # a copy that ComfyUI makes for this run alone
+    options[CACHE] = cache
+    try:
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    finally:
+        options.pop(CACHE, None)
+        cache.close()
+
+
+def _around_conditionings(executor, model, conds, x_in, timestep, model_options):
+    cache = model_options["transformer_options"].get(CACHE)
+    if cache is not None:
+        cache.add_conditionings(conds)
+    return executor(model, conds, x_in, timestep, model_options)
+
+
+def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    options = transformer_options or {}
+    if CACHE in options:
+        options = {**options, CALL: options[CACHE].identify(options, None)}
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

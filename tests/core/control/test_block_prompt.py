@@ -19,11 +19,10 @@ def reference(model, given, txt2, chosen):
     img, txt = model.embed_latent(given["x"]), model.context_embedder(given["context"])
     txt2 = txt2.expand(len(img), -1, -1)
     for index, block in enumerate(model.joint_blocks):
-        modulation = block.modulation(vec)
-        first, txt = block(img, txt, modulation, {})
-        second, txt2 = block(img, txt2, modulation, {})
+        first, txt = block(img, txt, vec, {})
+        second, txt2 = block(img, txt2, vec, {})
         img = second if index in chosen else first
-    return model.unpatchify(model.final_layer(img, vec), *given["x"].shape[-2:])
+    return model.unpatchify(model.final_layer(img, vec, {}), *given["x"].shape[-2:])
 
 
 @pytest.mark.parametrize("chosen", [(0,), (2,), (1, 3), (0, 1, 2, 3)])

@@ -1,4 +1,4 @@
-"""torch.compile: the block loop is one graph, without block controls, with each kind of them, and in a prepared run."""
+"""torch.compile: the model is one graph, without block controls, with each kind of them, with an AdaLN cache."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch._dynamo.utils import counters
 from mmdit_core.control.block_prompt import SecondText, add_second_texts
 from mmdit_core.control.hooks import BlockCallCount, ModelCall, compile_controls
 from mmdit_core.control.spec import BlockControl
-from mmdit_core.models import products
-from tests.core.models.prepared import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model
+from tests.core.models.tiny import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model
 
 ROWS = ModelCall(double=4, single=0, branches=(0, 1), batch=2, place=0.5)
 
@@ -54,21 +53,20 @@ OPTIONS = {
 
 
 @pytest.fixture
-def model(monkeypatch):
-    monkeypatch.setattr(products, "fast_dtypes", frozenset)  # compiled, they are not taken
+def model():
     torch._dynamo.reset()
     counters.clear()
     yield random_model(CONFIGS["dual"])
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "prepared"])
+@pytest.mark.parametrize("cached", [False, True], ids=["plain", "AdaLN cache"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_call_is_one_graph(model, inference, name, prepared):
+def test_a_call_is_one_graph(model, inference, name, cached):
     given, backend = inputs(), CompileCounter()
     compiled = torch.compile(model, backend=backend)
-    with model.prepared(LEVELS) as run:
-        more = run if prepared else {}
+    with model.adaln_cache(LEVELS, given["y"]) as run:
+        more = run if cached else {}
         found = call(compiled, LEVELS[1], given, {**OPTIONS[name](), **more})
         expected = call(model, LEVELS[1], given, OPTIONS[name]())
     assert backend.frame_count == 1 and not counters["graph_break"]

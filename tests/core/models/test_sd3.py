@@ -9,7 +9,8 @@ from diffusers import SD3Transformer2DModel
 from benchmarks.peers import diffusers_model
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.keymaps import to_diffusers
-from mmdit_core.models.sd3 import LatentSizeError
+from mmdit_core.models.init import init_weights
+from mmdit_core.models.sd3 import LatentTooLarge
 
 TINY = dict(context_dim=48, pooled_dim=40, pos_embed_max_size=12)
 CONFIGS = {
@@ -105,10 +106,11 @@ def test_the_timestep_is_embedded_in_fp32_whatever_the_models_dtype():
     assert not torch.equal(near[0], near[1])  # in fp16, 999.4 is 999.5 and its features are off by 0.04
 
 
-def test_a_latent_beyond_the_positions_gets_an_error_that_names_the_largest_picture():
+def test_a_latent_beyond_the_positions_gets_an_error_with_its_size_and_the_largest():
     model = random_model(CONFIGS["plain"])
-    with pytest.raises(LatentSizeError, match=r"416 x 128 pixels.*at most 192 x 192"):
+    with pytest.raises(LatentTooLarge, match=r"416 x 128 pixels.*at most 192 x 192") as raised:
         model(**inputs(model.config, (16, 52)))
+    assert raised.value.size == (416, 128) and raised.value.most == 192
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_the_general_form_builds_and_runs():
 def test_fresh_weights_start_as_the_zero_velocity():
     torch.manual_seed(0)
     model = MMDiT(CONFIGS["dual"])
-    model.init_weights()
+    init_weights(model)
     assert model(**inputs(model.config)).abs().max() == 0
     assert model.pos_embed.std() > 0.5
 

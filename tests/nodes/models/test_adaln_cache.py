@@ -1,6 +1,6 @@
-"""Modulation and text prepared ahead, under the host's samplers and ours: the plain path's picture, fewer reads.
+"""The AdaLN cache under ComfyUI's samplers and ours: the image of the plain path, fewer weights read.
 
-The plain path is the same MODEL without this pack's wrapper.
+The plain path is the same MODEL without a cache in its runs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import torch
 
 import nodes as host_nodes
 from mmdit_core.control.spec import BlockControl
-from mmdit_core.models.adaln import RUN, layout_of
-from tests.core.models.prepared import TOLERANCE, adaln_layers, error, reads
+from mmdit_core.models.adaln import CACHE, row_width
+from tests.core.models.tiny import TOLERANCE, adaln_layers, error, reads
 
-OUTER = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
-KINDS = ("adaln", "text")
+KINDS = comfy.patcher_extension.WrappersMP
+READ = ("adaln", "text")
 
 
 def core_of(model):
@@ -35,19 +35,22 @@ def core_of(model):
 
 @pytest.fixture(autouse=True)
 def as_nodes_run():
-    """Without it gradients are on, and with gradients nothing is prepared."""
+    """With gradients the model takes the plain path."""
     with torch.inference_mode():
         yield
 
 
 @pytest.fixture(scope="module")
 def run(bench):
-    """A run by either sampler, with the table and without."""
-    prepared = bench.module("comfyui.run.adaln_cache")
+    """A run by either sampler, with the cache and without."""
+
+    def without_cache(executor, x, timesteps, context, y, guidance, control, options, **kwargs):
+        rest = {name: value for name, value in options.items() if name != CACHE}
+        return executor(x, timesteps, context, y, guidance, control, rest, **kwargs)
 
     def plain(model):
         clone = model.clone()
-        clone.remove_wrappers_with_key(OUTER, prepared.KEY)
+        clone.add_wrapper_with_key(KINDS.DIFFUSION_MODEL, "test", without_cache)
         return clone
 
     def ksampler(model=None, *, sampler="euler", scheduler="simple", cfg=3.0, steps=5, latent=None, **given):
@@ -67,7 +70,7 @@ def run(bench):
 
 @pytest.mark.parametrize("sampler", ["KSampler", "ours"])
 def test_a_run_reads_adaln_weights_once_and_embeds_its_text_once(bench, run, sampler):
-    with reads(core_of(bench.model), KINDS) as counts:
+    with reads(core_of(bench.model), READ) as counts:
         made = run.both[sampler](steps=6)
         assert counts == {"adaln": adaln_layers(core_of(bench.model)), "text": 1}
         plain = run.both[sampler](run.plain(bench.model), steps=6)
@@ -75,11 +78,11 @@ def test_a_run_reads_adaln_weights_once_and_embeds_its_text_once(bench, run, sam
     assert error(made, plain) <= 6 * TOLERANCE
 
 
-HOST_SAMPLERS = ["heun", "dpm_2", "euler_ancestral", "dpmpp_2m", "dpmpp_sde", "dpm_adaptive", "uni_pc"]
+COMFYUI_SAMPLERS = ["heun", "dpm_2", "euler_ancestral", "dpmpp_2m", "dpmpp_sde", "dpm_adaptive", "uni_pc"]
 
 
-@pytest.mark.parametrize("sampler", HOST_SAMPLERS)
-def test_the_hosts_samplers_also_those_that_ask_between_the_levels(bench, run, sampler):
+@pytest.mark.parametrize("sampler", COMFYUI_SAMPLERS)
+def test_samplers_of_comfyui_also_those_that_evaluate_between_the_steps(bench, run, sampler):
     made, plain = (run.ksampler(model, sampler=sampler) for model in (bench.model, run.plain(bench.model)))
     assert error(made, plain) <= 20 * TOLERANCE  # calls of the longest of these runs
 
@@ -146,14 +149,14 @@ def second_prompt(bench):
     return host.attach_prompt(controls(BlockControl("skip", (1,), branch="negative"))(bench), prompt)
 
 
-def pushed_text(bench):
-    """Another pack that moves the pooled text, in each step by another amount."""
+def changed_text(bench):
+    """Another pack that changes the pooled text, in each step by another amount."""
 
-    def push(executor, x, t, *args, **kwargs):
+    def change(executor, x, t, *args, **kwargs):
         return executor(x, t, *args, **{**kwargs, "y": kwargs["y"] * (1 + t.max())})
 
     clone = bench.model.clone()
-    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "test", push)
+    clone.add_wrapper_with_key(KINDS.APPLY_MODEL, "test", change)
     return clone
 
 
@@ -164,7 +167,7 @@ MODELS = {
     "boost, attention": controls(BlockControl("boost", (0, 1), strength=1.6, mode="attention")),
     "skip-layer guidance": skip_layer_guidance,
     "a second prompt": second_prompt,
-    "pooled text that moves": pushed_text,
+    "pooled text that changes": changed_text,
 }
 
 
@@ -172,12 +175,12 @@ MODELS = {
 @pytest.mark.parametrize("sampler", ["KSampler", "ours"])
 def test_what_other_nodes_do_to_the_model_acts_as_on_the_plain_path(bench, run, sampler, name):
     model, sample = MODELS[name](bench), run.both[sampler]
-    with reads(core_of(model), KINDS) as counts:
+    with reads(core_of(model), READ) as counts:
         made = sample(model)
-    if name != "pooled text that moves":
+    if name != "pooled text that changes":  # which is no conditioning of the run
         assert counts["adaln"] == adaln_layers(core_of(model))
-    # Skip-layer guidance asks for the positive prompt once more, by itself.
-    assert counts["text"] == (2 if name in ("a second prompt", "skip-layer guidance") else 1)
+        # Skip-layer guidance evaluates the positive prompt once more, in a call of its own.
+        assert counts["text"] == (2 if name in ("a second prompt", "skip-layer guidance") else 1)
     assert error(made, sample(run.plain(model))) <= 6 * TOLERANCE
     assert error(made, sample()) > 60 * TOLERANCE
 
@@ -206,7 +209,7 @@ def lora(strength: float, seed: int = 3, hooks: bool = False):
 def test_a_lora_on_adaln_and_the_embedders(bench, run, sampler):
     sample, patched = run.both[sampler], lora(1.0)(bench.model)
     assert len(patched.patches) == 6
-    with reads(core_of(patched), KINDS) as counts:
+    with reads(core_of(patched), READ) as counts:
         made = sample(patched)
     assert counts == {"adaln": adaln_layers(core_of(patched)), "text": 1}
     assert error(made, sample(run.plain(patched))) <= 6 * TOLERANCE
@@ -239,10 +242,9 @@ def test_a_lora_hook_on_other_layers_keeps_the_table(bench, run, sampler):
     weights = {f"{name}.lora_up.weight": torch.randn(512, 4), f"{name}.lora_down.weight": torch.randn(4, 128) * 0.05}
     hooks = comfy.hooks.create_hook_lora(weights, 1.0, 0.0)
     positive, sample = comfy.hooks.set_hooks_for_conditioning(bench.positive, hooks), run.both[sampler]
-    with reads(core_of(bench.model), KINDS) as counts:
+    with reads(core_of(bench.model), READ) as counts:
         made = sample(positive=positive)
-    # The prompts go in two calls, each prepared at its first.
-    assert counts["adaln"] == 2 * adaln_layers(core_of(bench.model))
+    assert counts["adaln"] == adaln_layers(core_of(bench.model))
     assert error(made, sample(run.plain(bench.model), positive=positive)) <= 6 * TOLERANCE
 
 
@@ -257,7 +259,9 @@ def test_a_function_of_an_adaln_weight_takes_the_plain_path(bench, run):
         calls.clear()
         clone = bench.model.clone()
         clone.add_weight_wrapper("diffusion_model.joint_blocks.1.x_block.adaLN_modulation.1.weight", growing)
-        clone.patches_uuid = object()  # as every node does that changes weights: else the host loads nothing anew
+        clone.patches_uuid = (
+            object()
+        )  # as every node does that changes weights: otherwise ComfyUI does not load the weights again
         return clone
 
     made = run.ksampler(model())
@@ -289,7 +293,7 @@ def test_runs_one_after_another_each_make_what_a_run_by_itself_makes(bench, run,
 def test_nothing_stays_after_a_run(bench, run, sampler, how, monkeypatch):
     sample, made, calls = run.both[sampler], [], []
     expected = sample()
-    kind = type(bench.model.model.diffusion_model.prepared())
+    kind = bench.module("comfyui.run.adaln_cache").AdaLNCache
     original = kind.__init__
 
     def noted(self, *args, **kwargs):
@@ -316,8 +320,8 @@ def test_nothing_stays_after_a_run(bench, run, sampler, how, monkeypatch):
     finally:
         handle.remove()
     gc.collect()
-    assert made and all(prepared() is None for prepared in made)
-    assert RUN not in bench.model.model_options["transformer_options"]
+    assert made and all(cache() is None for cache in made)
+    assert CACHE not in bench.model.model_options["transformer_options"]
     assert torch.equal(sample(), expected)
 
 
@@ -331,26 +335,26 @@ def test_another_model_in_the_same_run_computes_its_own(bench, run):
 
     def second(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
         given = {**options, "wrappers": {}}
-        alone = {name: value for name, value in given.items() if name != RUN}
-        assert RUN in given
+        alone = {name: value for name, value in given.items() if name != CACHE}
+        assert CACHE in given
         outputs = [other.model.apply_model(x, t, c_concat, c_crossattn, control, o, **kwargs) for o in (given, alone)]
         seen.append(torch.equal(*outputs))
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     clone = bench.model.clone()
-    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "test", second)
+    clone.add_wrapper_with_key(KINDS.APPLY_MODEL, "test", second)
     run.ksampler(clone)
     assert seen and all(seen)
 
 
-def test_the_host_is_told_what_the_table_takes(bench):
+def test_the_memory_that_comfyui_is_asked_for_includes_the_table(bench):
     base = bench.model.model
-    told = base.memory_required([2, 16, 8, 8])
+    required = base.memory_required([2, 16, 8, 8])
     own = super(type(base), base).memory_required([2, 16, 8, 8])
-    assert told - own == 80 * 4 * layout_of(base.diffusion_model).width
+    assert required - own == 80 * 4 * row_width(base.diffusion_model)
 
 
-def test_the_table_leaves_nothing_that_another_step_could_remember(bench):
+def test_the_cache_leaves_nothing_that_another_step_could_remember(bench):
     assert bench.module("comfyui.run.run_cache_key").memory_of(bench.model, bench.positive, bench.negative) is None
 
 
@@ -405,7 +409,7 @@ def test_a_step_of_a_model_outside_the_card_streams_what_it_reads_alone(partly):
 
     handles = [core.get_submodule(name).register_forward_hook(counted(name)) for name in outside]
     try:
-        with core.prepared([700.0]) as options:
+        with core.adaln_cache([700.0], given["y"]) as options:
             first, later, plain = (bytes_of_a_call(some) for some in (options, options, {}))
     finally:
         for handle in handles:

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 from mmdit_core.control.spec import BlockControl
-from tests.core.models.prepared import TOLERANCE, error
+from tests.core.models.tiny import TOLERANCE, error
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What tests of prepared modulation share: a tiny random model, its inputs, and a count of the layers that are read."""
+"""What tests of the model share: tiny random models, their inputs, and a count of the layers that are read."""
 
 from __future__ import annotations
 

@@ -1,0 +1,29 @@
+"""Weights to train from."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .layers import sincos_positions
+from .sd3 import MMDiT
+
+
+@torch.no_grad()
+def init_weights(model: MMDiT) -> None:
+    """AdaLN-Zero: every block starts as the identity, and the output starts at zero.
+
+    Draws from torch's global generator.
+    Source: Peebles and Xie 2023, "Scalable Diffusion Models with Transformers".
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, weight in model.named_parameters():
+        if "_embedder.mlp" in name and name.endswith("weight"):
+            nn.init.normal_(weight, std=0.02)
+        elif "adaLN_modulation" in name or "final_layer.linear" in name:
+            nn.init.zeros_(weight)
+    model.pos_embed.copy_(sincos_positions(model.config.hidden_size, model.config.pos_embed_max_size))

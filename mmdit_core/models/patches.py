@@ -1,0 +1,47 @@
+"""The patches that `transformer_options` may hold for a model's input, for the inputs of an attention and its output.
+
+Each is a list of functions under options["patches"], called in order with what the one before returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+Options = Mapping[str, Any]
+
+
+def patches(options: Options, name: str) -> Sequence[Any]:
+    """The patches of one kind."""
+    return options.get("patches", {}).get(name, ())
+
+
+def patch_input(img: Tensor, txt: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """post_input: img [B, Li, D] and txt [B, Lt, D] before the first block."""
+    args: dict[str, Any] = {"img": img, "txt": txt, "img_ids": None, "txt_ids": None}
+    for patch in patches(options, "post_input"):
+        args = patch({**args, "transformer_options": options})
+    return args["img"], args["txt"]
+
+
+def patch_qkv(
+    q: Tensor, k: Tensor, v: Tensor, img_slice: list[int], options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """attn1_patch: q, k, v [B, heads, L, d] of [text; image] -> the same and an attention mask.
+
+    Args: img_slice, where the image's tokens begin and end.
+    """
+    mask = None
+    for patch in patches(options, "attn1_patch"):
+        out = patch(q, k, v, pe=None, attn_mask=mask, extra_options={**options, "img_slice": img_slice})
+        q, k, v, mask = out.get("q", q), out.get("k", k), out.get("v", v), out.get("attn_mask", mask)
+    return q, k, v, mask
+
+
+def patch_attention(attn: Tensor, img_slice: list[int], options: Options) -> Tensor:
+    """attn1_output_patch: the output [B, L, D] of the attention over [text; image]."""
+    for patch in patches(options, "attn1_output_patch"):
+        attn = patch(attn, {**options, "img_slice": img_slice})
+    return attn
