@@ -52,6 +52,7 @@ CORE_PACKAGES: dict[str, set[str]] = {
     # phrases are found in token maps; hooks keep AdaLN rows for part of a batch; controls act in windows
     "control": {"text", "models", "flow"},
     "caching": {"config", "flow"},  # a plan names the model that it was measured on; sigmas are compared
+    "editing": {"flow"},  # the path between image and noise
     "analysis": {"control", "flow"},  # a cell is a block control in a window
     "__init__": {"config", "models", "checkpoints", "flow", "solvers", "control"},  # the public names
 }

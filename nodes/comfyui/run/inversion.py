@@ -13,7 +13,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ....mmdit_core.flow.sigma import LOWEST_SIGMA
+from ....mmdit_core.editing.inversion import masked_velocity
 from ....mmdit_core.solvers import History, Point, solve_with_history
 from . import nan_check as guard
 from .guider import FlowGuider, Guidance
@@ -110,7 +110,7 @@ class _Climb(comfy.samplers.Sampler):
 
         if denoise_mask is not None:
             options = extra_args.get("model_options", {})
-            velocity = _under(_mask_at(model, denoise_mask, options, sigmas), velocity, latent_image, noise)
+            velocity = masked_velocity(velocity, _mask_at(model, denoise_mask, options, sigmas), latent_image, noise)
         self.x, self.history = solve_with_history(velocity, latent_image, self.levels, self.solver, callback=report)
         return self.x
 
@@ -163,21 +163,3 @@ def _mask_at(model, mask: Tensor, options: dict[str, Any], sigmas: Tensor) -> Ve
         return lambda x, sigma: mask
     falling = sigmas.flip(0)  # how such a function knows them
     return lambda x, sigma: changed(sigma.expand(len(x)), mask, extra_options={"model": model, "sigmas": falling})
-
-
-def _under(mask_at: Velocity, inside: Velocity, image: Tensor, noise: Tensor) -> Velocity:
-    """The velocity that the host's inpainting makes of a model's: dx/dsigma = (x - denoised) / sigma, where
-
-    denoised = mask * (shown - sigma * inside(shown)) + (1 - mask) * image, shown = mask * x + (1 - mask) * straight
-    and straight = (1 - sigma) * image + sigma * noise. Written so that nothing is divided by sigma where the mask is 0
-    or 1: there x - straight is 0, or plays no part.
-    """
-
-    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        mask = mask_at(x, sigma)
-        beside = x - image - sigma * (noise - image)
-        shown = x - (1 - mask) * beside
-        pull = (1 - mask**2) * beside / sigma.clamp(min=LOWEST_SIGMA)
-        return mask * inside(shown, sigma) + (1 - mask) * (noise - image) + pull
-
-    return velocity

@@ -1,0 +1,1 @@
+"""Editing of real images: inversion to noise."""
