@@ -214,7 +214,7 @@ class MMDiT(nn.Module):
             patches (post_input, double_block, attn1_patch, attn1_output_patch), patches_replace (dit),
             optimized_attention_override, and what `adaln_cache` gives.
         Returns: [B, C, H, W], the dtype of x.
-        Raises: ValueError for inputs whose shapes do not fit; LatentTooLarge.
+        Raises: ValueError for inputs whose shapes or dtypes do not fit; LatentTooLarge.
         """
         context = self._checked(x, context, y)
         options: Options = {
@@ -268,6 +268,11 @@ class MMDiT(nn.Module):
             raise ValueError(f"MMDiT: the text context is {found}; this model takes [B, L, {c.context_dim}]")
         if y is not None and y.shape[-1] != c.pooled_dim:
             raise ValueError(f"MMDiT: the pooled text is {list(y.shape)}; this model takes [B, {c.pooled_dim}]")
+        # Injected layers may cast their weights; plain ones need the dtype of their input.
+        embedder = self.context_embedder
+        dtype = embedder.weight.dtype if type(embedder) is nn.Linear else x.dtype
+        if not x.dtype == context.dtype == dtype:
+            raise ValueError(f"MMDiT: latent {x.dtype}, context {context.dtype}, weights {dtype}: give all one dtype")
         return context
 
     def embed_vector(

@@ -90,6 +90,38 @@ def test_loading_is_logged_with_file_layout_and_dtype(checkpoint, caplog):
     assert caplog.messages == [f"{path}: single file layout, 4 blocks of width 128, F32"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": torch.randn(1, 4, 8, 8)}, r"the latent is \[1, 4, 8, 8\]; this model takes \[B, 16, H, W\]"),
+        ({"x": torch.randn(16, 8, 8)}, r"the latent is \[16, 8, 8\]"),
+        ({"context": torch.randn(1, 5, 47)}, r"the text context is \[1, 5, 47\]; this model takes \[B, L, 48\]"),
+        ({"context": None}, "the text context is None"),
+        ({"y": torch.randn(1, 41)}, r"the pooled text is \[1, 41\]; this model takes \[B, 40\]"),
+        (
+            {"context": torch.randn(1, 5, 48).half()},
+            "latent torch.float32, context torch.float16, weights torch.float32",
+        ),
+        ({"x": torch.randn(1, 16, 8, 8).half()}, "latent torch.float16, context torch.float32, weights torch.float32"),
+        (
+            {"x": torch.randn(1, 16, 8, 8).bfloat16(), "context": torch.randn(1, 5, 48).bfloat16()},
+            "latent torch.bfloat16, context torch.bfloat16, weights torch.float32: give all one dtype",
+        ),
+    ],
+)
+def test_an_input_that_does_not_fit_is_an_error_with_what_the_model_takes(changed, message):
+    given = {"x": torch.randn(1, 16, 8, 8), "context": torch.randn(1, 5, 48), "y": torch.randn(1, 40), **changed}
+    with pytest.raises(ValueError, match=f"MMDiT: {message}"):
+        random_model(CONFIGS["plain"])(timesteps=torch.tensor([500.0]), **given)
+
+
+def test_after_a_backward_pass_every_parameter_has_a_gradient():
+    model = random_model(CONFIGS["guidance"]).requires_grad_(True)
+    given = {"context": torch.randn(1, 5, 48), "y": torch.randn(1, 40), "guidance": torch.tensor([3.5])}
+    model(torch.randn(1, 16, 8, 8), torch.tensor([500.0]), **given).square().mean().backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
 def test_errors_of_checkpoints_have_one_base_and_their_facts(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path / "no.safetensors")
