@@ -1,14 +1,43 @@
-"""MMDiTLoader: one file in, MODEL, CLIP and VAE out."""
+"""MMDiTLoader: one checkpoint as MODEL, CLIP and VAE."""
 
 from __future__ import annotations
 
-from ..mmdit_core.checkpoints.errors import CheckpointError
-from .comfyui.loading import clip_vae as parts
-from .comfyui.loading import folders
-from .comfyui.loading import model as models
-from .errors import InputError
+import logging
+from collections.abc import Callable
+from typing import Any
 
+from ..mmdit_core.checkpoints.detect import components
+from ..mmdit_core.checkpoints.errors import CheckpointError
+from ..mmdit_core.checkpoints.header import read_header
+from .comfyui.loading import folders
+from .comfyui.loading.clip_vae import (
+    ComponentError,
+    NoTextEncoders,
+    NoVAE,
+    StandIn,
+    UnknownTextEncoders,
+    load_clip,
+    load_vae,
+)
+from .comfyui.loading.model import WEIGHT_DTYPES, load_model
+from .errors import InputError
+from .widgets import check_values, choice
+
+NODE = "MMDiTLoader"
 CATEGORY = "MMDiT"
+# The messages of components that a checkpoint lacks.
+ABSENT: dict[type[ComponentError], str] = {
+    NoTextEncoders: "CLIP: {file} holds no text encoders. Load them with TripleCLIPLoader (clip_l.safetensors, "
+    "clip_g.safetensors and t5xxl_fp16.safetensors, or a t5xxl fp8 file, in models/text_encoders) or with "
+    "DualCLIPLoader set to sd3, and connect its CLIP in place of this one",
+    UnknownTextEncoders: "CLIP: the text encoders in {file} are not of SD3's size, and its metadata does not say which "
+    "(ComfyUI's save nodes drop that). Connect the CLIP of the file that it was made from: a second MMDiTLoader",
+    NoVAE: "VAE: {file} holds no VAE. Load the model's 16-channel VAE with VAELoader (for SD3 and SD3.5: "
+    "sd3_vae.safetensors, or diffusion_pytorch_model.safetensors of the release's vae folder, in models/vae) and "
+    "connect its VAE in place of this one",
+}
+
+_log = logging.getLogger(__name__)
 
 
 class MMDiTLoader:
@@ -17,8 +46,8 @@ class MMDiTLoader:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Loads an SD3, SD3.5 or compatible MMDiT checkpoint (safetensors; single file or diffusers layout). "
-        "The MODEL works with the host's samplers, LoRAs, ControlNets and patches. "
-        "Where the file holds no text encoders or VAE, connect a TripleCLIPLoader or VAELoader instead."
+        "The MODEL works with ComfyUI's samplers, LoRAs, ControlNets and patches. "
+        "If the file holds no text encoders or no VAE, connect a TripleCLIPLoader or VAELoader instead."
     )
     SEARCH_ALIASES = ["sd3", "sd3.5", "stable diffusion 3", "checkpoint", "load model", "mmdit"]
     FUNCTION = "load"
@@ -30,40 +59,46 @@ class MMDiTLoader:
     )
 
     @classmethod
-    def INPUT_TYPES(cls):
+    def INPUT_TYPES(cls) -> dict[str, dict[str, Any]]:
+        """ComfyUI's description of the inputs."""
+        files = (
+            "A file in models/mmdit, models/checkpoints or models/diffusion_models. "
+            "mmdit-small.safetensors comes with this pack and runs without a GPU."
+        )
+        dtypes = (
+            "The data type of the weights in memory. default: ComfyUI's choice. fp8 halves the memory of bf16 at a "
+            "small loss of quality; fp8_e4m3fn_fast also multiplies in fp8 on GPUs that support it."
+        )
         return {
             "required": {
-                "checkpoint": (
-                    folders.checkpoint_names(),
-                    {
-                        "tooltip": "A file of models/mmdit, models/checkpoints or models/diffusion_models. "
-                        "mmdit-small.safetensors comes with this pack and runs without a GPU."
-                    },
-                ),
-                "weight_dtype": (
-                    list(models.WEIGHT_DTYPES),
-                    {
-                        "default": "default",
-                        "tooltip": "How the weights are held in memory. default: the host decides. fp8 halves the "
-                        "memory of bf16 at a small loss; fp8_e4m3fn_fast also multiplies in fp8 on cards that can.",
-                    },
-                ),
+                "checkpoint": (folders.checkpoint_names(), {"tooltip": files}),
+                "weight_dtype": choice(list(WEIGHT_DTYPES), "default", dtypes),
             }
         }
 
     def load(self, checkpoint: str, weight_dtype: str):
+        """Load the checkpoint. Returns: MODEL, CLIP, VAE. Raises: InputError."""
         path = folders.checkpoint_path(checkpoint)
         if path is None:
-            raise InputError(
-                "MMDiTLoader",
-                "checkpoint",
-                f"{checkpoint!r} was not found",
-                "Put the file into models/mmdit, models/checkpoints or models/diffusion_models and press R",
-            )
+            right = "Put the file into models/mmdit, models/checkpoints or models/diffusion_models and press R"
+            raise InputError(NODE, "checkpoint", f"{checkpoint!r} was not found", right)
+        check_values(NODE, self.INPUT_TYPES()["required"], {"weight_dtype": weight_dtype})
         try:
-            return models.load_model(path, weight_dtype), parts.load_clip(path), parts.load_vae(path)
+            model, clip, vae = load_model(path, weight_dtype), _component(load_clip, path), _component(load_vae, path)
+            found = components(read_header(path))
         except CheckpointError as error:
-            raise ValueError(f"MMDiTLoader: checkpoint: {error}") from error
+            raise ValueError(f"{NODE}: checkpoint: {error}") from error
+        layout = found["transformer"].layout
+        _log.info("Loaded %s: %s layout, %s, with %s", checkpoint, layout, model.model_dtype(), ", ".join(found))
+        return model, clip, vae
 
 
-NODES = {"MMDiTLoader": (MMDiTLoader, "MMDiT Loader")}
+def _component(load: Callable[[str], Any], path: str) -> Any:
+    """Load a component of a checkpoint, or make a stand-in that explains its absence."""
+    try:
+        return load(path)
+    except ComponentError as error:
+        return StandIn(f"{NODE}: {ABSENT[type(error)].format(file=error.file)}")
+
+
+NODES = {NODE: (MMDiTLoader, "MMDiT Loader")}

@@ -1,9 +1,8 @@
-"""What the web page asks the server: a file's blocks, the presets, a prompt's tokens, the curve of noise levels."""
+"""The frontend's HTTP routes: blocks of a file, presets, token counts of a prompt, sigmas of a sampler's inputs."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -14,82 +13,82 @@ from ..mmdit_core.checkpoints.detect import count_blocks
 from ..mmdit_core.checkpoints.errors import CheckpointError
 from ..mmdit_core.checkpoints.header import read_header
 from ..mmdit_core.control.presets import PRESETS, Preset
+from .comfyui.frontend.messages import current_server
 from .comfyui.loading import folders
 from .comfyui.text import token_counts
 from .sampler.live_curve import live_curve
 from .text import T5_LENGTHS, TRAINED_T5_TOKENS, WIDGETS
 
-LONGEST_TEXT = 50_000  # characters that are counted while somebody types
+MAX_TEXT = 50_000  # characters of a prompt that is counted while it is typed
+# What a malformed body raises: wrong types, missing keys, infinite numbers, deep nesting, an unknown charset.
+BAD_REQUEST = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def register() -> None:
-    """Add the routes to the server, where there is one."""
-    # Without a server (in another program, in a test) nothing has imported its module.
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
-    instance = getattr(server, "instance", None)
-    if instance is not None:
-        instance.routes.get("/mmdit/blocks")(blocks)
-        instance.routes.get("/mmdit/presets")(presets)
-        instance.routes.post("/mmdit/tokens")(tokens)
-        instance.routes.post("/mmdit/curve")(curve)
+    """Add the routes to ComfyUI's server; nothing in a process without one."""
+    server = current_server()
+    if server is not None:
+        server.routes.get("/mmdit/blocks")(blocks)
+        server.routes.get("/mmdit/presets")(presets)
+        server.routes.post("/mmdit/tokens")(tokens)
+        server.routes.post("/mmdit/curve")(curve)
 
 
 async def blocks(request: web.Request) -> web.Response:
-    """GET ?name=FILE&folder=FOLDER: {"double": n, "single": n}, both null where that is not known.
+    """GET ?name=FILE&folder=FOLDER: {"double": n, "single": n}, null if unknown.
 
-    Only names that the host lists in that folder are looked at; without a folder, in those of MMDiTLoader.
+    Only files that ComfyUI lists are read: in that folder or, without one, in those of MMDiTLoader.
     """
     path = folders.listed_path(request.query.get("name", ""), request.query.get("folder", ""))
     found = None
     if path is not None:
         status = path.stat()
-        found = await asyncio.to_thread(_counted, str(path), status.st_mtime_ns, status.st_size)
+        found = await asyncio.to_thread(_count_blocks, str(path), status.st_mtime_ns, status.st_size)
     double, single = found or (None, None)
     return web.json_response({"double": double, "single": single})
 
 
 async def presets(request: web.Request) -> web.Response:
-    """GET: every preset, as the menu of a block strip shows it."""
-    return web.json_response([_described(preset) for preset in PRESETS])
+    """GET: all presets, for the menu of a block strip."""
+    return web.json_response([_preset(preset) for preset in PRESETS])
 
 
 async def tokens(request: web.Request) -> web.Response:
-    """POST the texts of TripleTextEncode by their inputs' names, and t5_length.
+    """POST TripleTextEncode's texts and t5_length by name.
 
-    Returns: {"prompt": [...], "negative": [...]} with label, used, chunks, cut and too_long of each encoder; {} for
-    texts that are too long to be counted at every key.
+    Returns: {"prompt": [...], "negative": [...]}, one entry for each encoder: label, used, chunks, cut, too_long; {} if
+        the texts are longer than MAX_TEXT.
     """
     try:
-        given = await request.json()
-        texts = {name: given.get(name, "") for name in ("prompt", "negative", *WIDGETS.values())}
-        limit = T5_LENGTHS[given.get("t5_length") or "auto"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return web.Response(status=400, text="texts by name, and a t5_length of the node's")
+        body = await request.json()
+        texts = {name: body.get(name, "") for name in ("prompt", "negative", *WIDGETS.values())}
+        limit = T5_LENGTHS[body.get("t5_length") or "auto"]
+    except BAD_REQUEST:
+        return web.Response(status=400, text="send texts by name, and one of the node's values of t5_length")
     if not all(isinstance(text, str) for text in texts.values()):
-        return web.Response(status=400, text="every text must be one")
-    if sum(map(len, texts.values())) > LONGEST_TEXT:
+        return web.Response(status=400, text="each text must be a string")
+    if sum(map(len, texts.values())) > MAX_TEXT:
         return web.json_response({})
-    return web.json_response(await asyncio.to_thread(_counts, texts, limit))
+    return web.json_response(await asyncio.to_thread(_count_tokens, texts, limit))
 
 
 async def curve(request: web.Request) -> web.Response:
-    """POST FlowMatchingSampler's dials and what is known of its model, its picture and its block controls.
+    """POST FlowMatchingSampler's inputs with the known facts of its model, image and block controls.
 
-    Asks and returns as `live_curve`; of the model {"name", "folder"} as for /mmdit/blocks, or null.
+    Body and answer as for `live_curve`; the body's model is {"name", "folder"} as for /mmdit/blocks, or null.
     """
     try:
-        given = await request.json()
-        file = given.get("model") or {}
+        body = await request.json()
+        file = body.get("model") or {}
         path = folders.listed_path(file.get("name", ""), file.get("folder", ""))
-        known = {**given, "own_loader": not file.get("folder")}
-        return web.json_response(await asyncio.to_thread(live_curve, known, path))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return web.Response(status=400, text="the node's dials by name, and windows with a start and an end")
+        facts = {**body, "own_loader": not file.get("folder")}
+        return web.json_response(await asyncio.to_thread(live_curve, facts, path))
+    except BAD_REQUEST:
+        return web.Response(status=400, text="send the node's inputs by name, and windows with a start and an end")
 
 
-def _counts(texts: Mapping[str, str], limit: int | None) -> dict[str, list[dict[str, Any]]]:
+def _count_tokens(texts: Mapping[str, str], limit: int | None) -> dict[str, list[dict[str, Any]]]:
     own = {key: texts[widget] for key, widget in WIDGETS.items()}
-    both = {"prompt": own, "negative": {}}
     return {
         title: [
             {
@@ -101,20 +100,20 @@ def _counts(texts: Mapping[str, str], limit: int | None) -> dict[str, list[dict[
             }
             for found in token_counts.count(texts[title], prompts, limit)
         ]
-        for title, prompts in both.items()
+        for title, prompts in (("prompt", own), ("negative", {}))
     }
 
 
 @lru_cache(maxsize=64)
-def _counted(path: str, changed: int, size: int) -> tuple[int, int] | None:
-    """The blocks in a file; its time and size are there so that a changed file is read again."""
+def _count_blocks(path: str, modified: int, size: int) -> tuple[int, int] | None:
+    """The blocks in a file; time and size are part of the cache's key, so that a changed file is read again."""
     try:
         return count_blocks(read_header(path).tensors)
     except CheckpointError:
         return None
 
 
-def _described(preset: Preset) -> dict[str, object]:
+def _preset(preset: Preset) -> dict[str, object]:
     actions = {control.action for control in preset.controls}
     strengths = {block: control.strength for control in preset.controls for block in control.blocks}
     return {

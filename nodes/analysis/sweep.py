@@ -14,7 +14,8 @@ from ...mmdit_core.analysis import OPERATIONS, WINDOWS, Cell, Distances, plan, r
 from ...mmdit_core.flow.schedules import sigmas
 from ..comfyui import controls
 from ..comfyui.frontend import messages
-from ..comfyui.frontend.progress import Progress, decode_image
+from ..comfyui.frontend.progress import Progress
+from ..comfyui.loading.clip_vae import decode_image
 from ..comfyui.run import sampling
 from ..plots.contact_sheet import fitted, tile_size
 from .attributes import Scores

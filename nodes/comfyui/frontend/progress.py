@@ -1,4 +1,4 @@
-"""What a node that samples many times needs of the host: one progress bar over all, pictures, a model's name."""
+"""One progress bar with previews over many samplings."""
 
 from __future__ import annotations
 
@@ -9,48 +9,43 @@ from pathlib import PurePath
 import comfy.model_management
 import comfy.utils
 from PIL import Image
-from torch import Tensor
 
-PREVIEW_SIDE = 1280  # pixels; a sheet holds many pictures, so it is larger than the host's previews of one
-PREVIEW_SHARE = 0.1  # of the time, at most, goes into drawing previews
+PREVIEW_SIDE = 1280  # pixels; a contact sheet needs more than ComfyUI's previews of one image
+PREVIEW_TIME = 0.1  # largest fraction of the time spent on previews
 
 
 class Progress:
-    """One bar over the steps of many samplings; a cancel is raised from here, too."""
+    """The bar counts the steps of all samplings."""
 
     def __init__(self, total: int, node_id: str | None):
-        self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
-        self.done = 0
-        self.due = 0.0  # when the next preview may be drawn
+        self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
+        self._done = 0  # steps of finished samplings
+        self._next_preview = 0.0
 
     def step(self) -> None:
-        """One step of a sampling that runs."""
-        self.bar.update_absolute(self.bar.current + 1)
+        """Count one step of the current sampling."""
+        self._bar.update_absolute(self._bar.current + 1)
 
     def finish(self, steps: int, draw: Callable[[], Image.Image]) -> None:
-        """One sampling more is there, now or from an earlier run: show what `draw` makes, unless it was just drawn."""
-        self.done += steps
+        """Count one finished sampling, or one reused from an earlier run, and show a preview unless one was just drawn.
+
+        Raises: ComfyUI's interrupt if the run is cancelled.
+        """
+        self._done += steps
         preview = None
         start = time.monotonic()
-        if start >= self.due:
-            drawn = draw()
-            # The host would enlarge a smaller one.
-            preview = ("JPEG", drawn, min(PREVIEW_SIDE, max(drawn.size)))
+        if start >= self._next_preview:
+            image = draw()
+            preview = ("JPEG", image, min(PREVIEW_SIDE, max(image.size)))  # ComfyUI enlarges smaller ones
             end = time.monotonic()
-            self.due = end + (end - start) / PREVIEW_SHARE
-        self.bar.update_absolute(self.done, preview=preview)
+            self._next_preview = end + (end - start) / PREVIEW_TIME
+        self._bar.update_absolute(self._done, preview=preview)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def decode_image(vae, latent: Tensor) -> Tensor:
-    """[H, W, 3] in [0, 1], on the CPU: the latent's (first) picture; of a video its first frame."""
-    decoded = vae.decode(latent)
-    return decoded.reshape(-1, *decoded.shape[-3:])[0].float().cpu()
-
-
 def model_name(model) -> str:
-    """The model's kind and, where the host knows it, its file."""
+    """The class of a MODEL and, if ComfyUI knows it, its file: "sd3.5_medium.safetensors (SD3)"."""
     kind = type(model.model).__name__
-    given = getattr(model, "cached_patcher_init", None)
-    path = given[1][0] if given and given[1] and isinstance(given[1][0], str) else None
+    init = getattr(model, "cached_patcher_init", None)
+    path = init[1][0] if init and init[1] and isinstance(init[1][0], str) else None
     return f"{PurePath(path).name} ({kind})" if path else kind

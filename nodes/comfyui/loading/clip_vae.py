@@ -1,4 +1,4 @@
-"""Text encoders and VAE of a checkpoint, in the host's own classes."""
+"""The text encoders and the VAE of a checkpoint, as ComfyUI's CLIP and VAE."""
 
 from __future__ import annotations
 
@@ -23,25 +23,42 @@ from ....mmdit_core.text.encoders import TextWidths, assemble
 ENCODERS = ("clip_l", "clip_g", "t5xxl")
 
 
-class MissingPartError(ValueError, AttributeError):
-    """A part that the checkpoint does not hold was used.
+class ComponentError(ValueError):
+    """A checkpoint cannot provide a component. Attribute: file, the checkpoint's name."""
 
-    Also an AttributeError, so that the host's `hasattr` probes on the stand-in find nothing instead of failing.
-    """
+    def __init__(self, file: str):
+        self.file = file
+        super().__init__(f"{file}: {type(self).__doc__}")
 
 
-class MissingPart:
-    """Stands for an output that the checkpoint cannot fill: the graph runs until something uses it."""
+class NoTextEncoders(ComponentError):
+    """The checkpoint has no text encoders."""
+
+
+class UnknownTextEncoders(ComponentError):
+    """The text encoders do not have SD3's sizes, and the metadata does not give theirs."""
+
+
+class NoVAE(ComponentError):
+    """The checkpoint has no VAE."""
+
+
+class StandInError(ValueError, AttributeError):
+    """A stand-in was used. Also an AttributeError, so that `hasattr` on the stand-in is False instead of an error."""
+
+
+class StandIn:
+    """Takes the place of a component that a checkpoint cannot provide: only its use is an error."""
 
     def __init__(self, message: str):
         self._message = message
 
     def __getattr__(self, name: str) -> Any:
-        raise MissingPartError(self._message)
+        raise StandInError(self._message)
 
 
 class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
-    """The host's three SD3 encoders at widths that a file's metadata gives; the host's own join is fixed at 4096."""
+    """SD3's three encoders at any widths; ComfyUI's class joins them at 4096 channels only."""
 
     def __init__(self, *, configs: Mapping[str, dict[str, Any]], device="cpu", dtype=None, model_options=None):
         options = dict(model_options or {})
@@ -61,51 +78,38 @@ class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
         )
 
     def encode_token_weights(self, token_weight_pairs):
+        """Encode tokens. Returns: context, pooled and extra options, as ComfyUI's text models do."""
         encoded = {}
         for name, key in (("clip_l", "l"), ("clip_g", "g"), ("t5xxl", "t5xxl")):
             encoder, tokens = getattr(self, name), token_weight_pairs[key]
             encoded[name] = encoder.encode_token_weights(tokens) if encoder is not None and len(tokens) else None
-        t5 = encoded["t5xxl"]
-        context, pooled = assemble(
-            encoded["clip_l"],
-            encoded["clip_g"],
-            None if t5 is None else t5[0],
-            widths=self.widths,
-            device=comfy.model_management.intermediate_device(),
-        )
-        return context, pooled, {}
+        t5, device = encoded["t5xxl"], comfy.model_management.intermediate_device()
+        t5 = None if t5 is None else t5[0]
+        return *assemble(encoded["clip_l"], encoded["clip_g"], t5, widths=self.widths, device=device), {}
 
 
-def load_clip(path: str):
-    """The checkpoint's text encoders as a host CLIP, or a stand-in that raises on use.
+def load_clip(path: str) -> comfy.sd.CLIP:
+    """Load the text encoders of a checkpoint.
 
-    A file with the metadata `mmdit.text` says its encoders' sizes itself; others have SD3's.
+    The metadata `mmdit.text` gives the encoders' sizes; a file without it has SD3's.
+    Raises: NoTextEncoders; UnknownTextEncoders; CheckpointError.
     """
     header = read_header(path)
-    present = [name for name in ENCODERS if name in components(header)]
-    if not present:
-        return MissingPart(
-            f"MMDiTLoader: CLIP: {header.source.name} holds no text encoders. Load them with TripleCLIPLoader "
-            "(clip_l.safetensors, clip_g.safetensors and t5xxl_fp16.safetensors, or a t5xxl fp8 file, in "
-            "models/text_encoders) or with DualCLIPLoader set to sd3, and connect its CLIP in place of this one"
-        )
     state_dict: dict[str, torch.Tensor] = {}
-    for name in present:
-        prefix = f"{name}.transformer."
-        state_dict.update({prefix + key: value for key, value in load_component(path, f"text_encoders.{prefix}")})
-    if "mmdit.text" not in header.metadata and not _sizes_are_sd3s(state_dict):
-        return MissingPart(
-            f"MMDiTLoader: CLIP: the text encoders in {header.source.name} are not of SD3's size, and it does not "
-            "say how they are built (ComfyUI's save nodes leave that out). Connect the CLIP of the file that it was "
-            "made from: a second MMDiTLoader with that file"
-        )
+    for name in ENCODERS:
+        if name in components(header):
+            prefix = f"{name}.transformer."
+            state_dict.update({prefix + key: value for key, value in load_component(path, f"text_encoders.{prefix}")})
+    if not state_dict:
+        raise NoTextEncoders(header.source.name)
     if "mmdit.text" in header.metadata:
-        configs = json.loads(header.metadata["mmdit.text"])
         target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.sd3_clip.SD3Tokenizer, SizedTextEncoders)
-        target.params = {"configs": configs}
+        target.params = {"configs": json.loads(header.metadata["mmdit.text"])}
+    elif _has_sd3_sizes(state_dict):
+        sd3 = comfy.supported_models.SD3({})
+        target = sd3.clip_target({f"text_encoders.{name}": tensor for name, tensor in state_dict.items()})
     else:
-        described = comfy.supported_models.SD3({})
-        target = described.clip_target({f"text_encoders.{name}": tensor for name, tensor in state_dict.items()})
+        raise UnknownTextEncoders(header.source.name)
     return comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
@@ -115,24 +119,27 @@ def load_clip(path: str):
     )
 
 
-def _sizes_are_sd3s(state_dict: Mapping[str, torch.Tensor]) -> bool:
+def _has_sd3_sizes(state_dict: Mapping[str, torch.Tensor]) -> bool:
+    sd3 = TextWidths()
     widths = {
-        "clip_l.transformer.text_model.final_layer_norm.weight": TextWidths().clip_l,
-        "clip_g.transformer.text_model.final_layer_norm.weight": TextWidths().clip_g,
-        "t5xxl.transformer.encoder.final_layer_norm.weight": TextWidths().context,
+        "clip_l.transformer.text_model.final_layer_norm.weight": sd3.clip_l,
+        "clip_g.transformer.text_model.final_layer_norm.weight": sd3.clip_g,
+        "t5xxl.transformer.encoder.final_layer_norm.weight": sd3.context,
     }
     return all(state_dict[name].shape == (width,) for name, width in widths.items() if name in state_dict)
 
 
-def load_vae(path: str):
-    """The checkpoint's VAE as a host VAE, or a stand-in that raises on use."""
+def load_vae(path: str) -> comfy.sd.VAE:
+    """Load the VAE of a checkpoint. Raises: NoVAE; CheckpointError."""
     header = read_header(path)
     if "vae" not in components(header):
-        return MissingPart(
-            f"MMDiTLoader: VAE: {header.source.name} holds no VAE. Load the model's 16-channel VAE with VAELoader "
-            "(for SD3 and SD3.5: sd3_vae.safetensors, or diffusion_pytorch_model.safetensors of the release's vae "
-            "folder, in models/vae) and connect its VAE in place of this one"
-        )
+        raise NoVAE(header.source.name)
     vae = comfy.sd.VAE(sd=dict(load_component(path, "first_stage_model.")), metadata=dict(header.metadata))
     vae.throw_exception_if_invalid()
     return vae
+
+
+def decode_image(vae, latent: torch.Tensor) -> torch.Tensor:
+    """Decode the first image of a latent, or the first frame of a video. Returns: [H, W, 3] in [0, 1], on the CPU."""
+    decoded = vae.decode(latent)
+    return decoded.reshape(-1, *decoded.shape[-3:])[0].float().cpu()

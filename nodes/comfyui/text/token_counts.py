@@ -1,4 +1,4 @@
-"""Token counts of a prompt without any model: the host brings the vocabularies of SD3's three encoders itself."""
+"""Token counts of a prompt without a model: ComfyUI ships the vocabularies of SD3's three encoders."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 from comfy.text_encoders.sd3_clip import SD3Tokenizer
 
-from .conditioning import Count, Encoders
+from .conditioning import Encoders, TokenCount
 
 
 class _Tokenizers:
-    """What `Encoders` needs of a CLIP to count: a tokenizer, and a text model that seems to have every encoder."""
+    """The part of a CLIP that `Encoders` counts with; its text model claims all three encoders."""
 
     cond_stage_model = SimpleNamespace(clip_l=True, clip_g=True, t5xxl=True)
 
@@ -28,10 +28,10 @@ def _sd3() -> Encoders:
     return Encoders(_Tokenizers())
 
 
-def count(text: str, own: Mapping[str, str], t5_limit: int | None) -> list[Count]:
-    """A Count for each of SD3's encoders.
+def count(text: str, own: Mapping[str, str], t5_limit: int | None) -> list[TokenCount]:
+    """Count a prompt's tokens in each of SD3's encoders.
 
-    Args: own, token key -> a prompt for that encoder alone, empty for the text; t5_limit, the most T5 tokens, or None.
+    Args: own, token key -> a prompt for this encoder alone, empty for the text; t5_limit as for `Encoders.tokenize`.
     """
     encoders = _sd3()
     return encoders.tokenize({key: own.get(key) or text for key in encoders.names}, t5_limit)[1]

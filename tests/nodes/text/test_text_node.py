@@ -187,13 +187,13 @@ def test_an_empty_prompt_is_tokenized_once(node, clip, monkeypatch):
     assert sorted(asked) == sorted(["", PROMPT, "red"])
 
 
-def test_small_encoders_without_the_metadata_that_describes_them_say_what_to_connect(pack, tmp_path):
+def test_small_encoders_without_their_metadata_say_which_clip_to_connect(pack, tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
 
-    save_file(load_file(SMALL), tmp_path / "saved.safetensors")  # as ComfyUI's save nodes do it
-    stand_in = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.clip_vae"].load_clip(
-        str(tmp_path / "saved.safetensors")
-    )
+    save_file(load_file(SMALL), tmp_path / "saved.safetensors")  # without metadata, as ComfyUI's save nodes do it
+    loader = sys.modules[f"{pack.__name__}.nodes.loader"]
+    monkeypatch.setattr(loader.folders, "checkpoint_path", lambda name: str(tmp_path / name))
+    _, stand_in, _ = loader.MMDiTLoader().load("saved.safetensors", "default")
     with pytest.raises(ValueError, match="saved.safetensors are not of SD3's size.*second MMDiTLoader"):
         stand_in.tokenize("red")
 
