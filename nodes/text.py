@@ -17,7 +17,7 @@ TRAINED_T5_TOKENS = 154  # twice SD3's 77: the length that training tools for SD
 # Source: Stability's model cards of SD3.5 Large and Medium.
 TOO_LONG = (
     f"more than {TRAINED_T5_TOKENS}: SD3 and SD3.5 were trained on 77 T5 tokens, at a later stage on at most 256. "
-    "Longer prompts follow the text less well; beyond 256 artifacts appear at the image's edges"
+    "The image follows longer prompts less well; beyond 256 artifacts appear at its edges"
 )
 MISSING_FILES = {
     "l": "clip_l.safetensors",
@@ -166,13 +166,11 @@ def _short(count: TokenCount) -> str:
 
 
 def _missing_lines(encoders: Encoders, own: dict[str, str]) -> list[str]:
-    if not encoders.is_sd3:
-        return []
     effect = {"l": "zeros in its place", "g": "zeros in its place", "t5xxl": "its tokens are left out"}
     return [
         f"missing: {label_of(key)} ({effect[key]}{', and its own prompt is not read' if own[key].strip() else ''}). "
         f"{MISSING_FILES[key]} in models/text_encoders would provide it"
-        for key in encoders.missing
+        for key in (encoders.missing if encoders.is_sd3 else ())
     ]
 
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ...mmdit_core import analysis
+from .. import widgets
 from ..comfyui import controls
 from ..comfyui.fingerprint import fingerprint, of_model
 from ..comfyui.frontend import messages
@@ -16,21 +17,6 @@ from ..control import CATEGORY, MODEL, counts, read_blocks
 from ..errors import require
 from ..plots.canvas import as_image
 from ..sampler.checks import check_inputs
-from ..widgets import (
-    HIDDEN,
-    MAX_SEED,
-    NEGATIVE,
-    POSITIVE,
-    blocks_widget,
-    cfg_widget,
-    check_values,
-    choice,
-    integer,
-    number,
-    seed_widget,
-    steps_widget,
-    switch,
-)
 from .attributes import NOTE, scores_for
 from .figures import draw_plot, draw_sheet
 from .sweep import Latents, Sweep, SweepSettings
@@ -86,50 +72,50 @@ class BlockAnalysis:
         return {
             "required": {
                 "model": MODEL,
-                "positive": POSITIVE,
-                "negative": NEGATIVE,
+                "positive": widgets.POSITIVE,
+                "negative": widgets.NEGATIVE,
                 "latent_image": ("LATENT", {"tooltip": latent_tooltip}),
                 "vae": ("VAE", {"tooltip": "Decodes the latents. Another VAE does not sample them again."}),
-                "operations": choice(
+                "operations": widgets.choice(
                     list(SWEEPS),
                     "all",
                     "skip: the block is not run. disable: the text is set to zero in this block and all later ones. "
                     "boost: the text is scaled in this block (residual). all: the three, one after the other.",
                 ),
-                "blocks": blocks_widget("all"),
-                "strength": number(2.0, 0.0, 10.0, 0.05, "Strength of the boost. The paper uses 2 for this analysis."),
-                "seed": seed_widget(
+                "blocks": widgets.blocks_widget("all"),
+                "strength": widgets.number(2.0, 0.0, 10.0, 0.05, "Strength of the boost; 2 in the paper."),
+                "seed": widgets.seed_widget(
                     "The first seed. Keep it fixed: finished images are reused only for their own seed.", "fixed"
                 ),
-                "seeds": integer(
+                "seeds": widgets.integer(
                     1, 1, 64, "Number of seeds to average, counted up from the first. The sheet shows the first."
                 ),
-                "steps": steps_widget(12),
-                "cfg": cfg_widget(4.5),
-                "speedup": number(
+                "steps": widgets.steps_widget(12),
+                "cfg": widgets.cfg_widget(4.5),
+                "speedup": widgets.number(
                     1.3, 1.0, 10.0, 0.05, "How many times as fast the suggested skip list should be. Needs skip."
                 ),
-                "early_late": switch(
+                "early_late": widgets.switch(
                     False,
                     "Also measure each operation in the first and in the second half of the sampling. Takes three "
                     "times as long.",
                 ),
             },
             "optional": {
-                "attributes": switch(
+                "attributes": widgets.switch(
                     False,
                     "For the small model that comes with this pack: judge colour, shape, count and position in each "
                     "image. Use 8 seeds or more.",
                     advanced=True,
                 ),
             },
-            "hidden": HIDDEN,
+            "hidden": widgets.HIDDEN,
         }
 
-    def analyse(self, model, positive, negative, latent_image, vae, attributes=False, unique_id=None, **widgets):
+    def analyse(self, model, positive, negative, latent_image, vae, attributes=False, unique_id=None, **values):
         """Run the sweep. Returns: contact sheet and plot as IMAGE, report as JSON. Raises: InputError."""
-        check_values(NODE, self.INPUT_TYPES()["required"], widgets)
-        inputs = AnalysisInputs(**widgets)
+        widgets.check_values(NODE, self.INPUT_TYPES()["required"], values)
+        inputs = AnalysisInputs(**values)
         blocks = _check(model, inputs)
         double, single = counts(NODE, model)
         latent, batch = _first(latent_image)
@@ -139,7 +125,7 @@ class BlockAnalysis:
             operations=SWEEPS[inputs.operations],
             blocks=blocks,
             boost_strength=inputs.strength,
-            seeds=tuple((inputs.seed + index) % (MAX_SEED + 1) for index in range(inputs.seeds)),
+            seeds=tuple((inputs.seed + index) % (widgets.MAX_SEED + 1) for index in range(inputs.seeds)),
             steps=inputs.steps,
             cfg=inputs.cfg,
             shift=sampling.shift_of(model),
@@ -183,7 +169,7 @@ def _check(model, inputs: AnalysisInputs) -> tuple[int, ...]:
 
 
 def _first(latent: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """A LATENT with only its first image, and the number of its images."""
+    """A LATENT with only its first image, and the widgets.number of its images."""
     batched = [name for name in ("samples", "noise_mask", "batch_index") if latent.get(name) is not None]
     return {**latent, **{name: latent[name][:1] for name in batched}}, latent["samples"].shape[0]
 
