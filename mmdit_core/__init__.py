@@ -7,7 +7,8 @@ from .checkpoints.detect import config_from_state_dict
 from .checkpoints.errors import CheckpointError
 from .checkpoints.load import load_checkpoint, load_model
 from .config import KNOWN_MODELS, MMDiTConfig
-from .control.spec import BlockControl, parse_blocks
+from .control.grammar import parse_blocks
+from .control.spec import BlockControl
 from .flow.path import flow_loss, interpolate, sample_timesteps, velocity_target
 from .flow.schedules import sigmas
 from .models.sd3 import MMDiT

@@ -49,14 +49,7 @@ class Cell:
 
     def control(self) -> BlockControl:
         """The operation as in the paper: disable onward, residual boost, both branches, all text tokens."""
-        window = WINDOWS[self.window]
-        return BlockControl(
-            self.operation,
-            (self.block,),
-            strength=self.strength,
-            start_percent=window.start,
-            end_percent=window.end,
-        )
+        return BlockControl(self.operation, (self.block,), strength=self.strength, window=WINDOWS[self.window])
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""SpeedPlan: a wanted speed-up as a node, with what it sets and what that was measured to cost."""
+"""SpeedPlan: a speed-up as a node, with what it computes and its measured cost."""
 
 from __future__ import annotations
 
@@ -6,122 +6,111 @@ from dataclasses import asdict
 
 from ..mmdit_core.caching.plans import BY_SPEEDUP, MEASURED_ON, SETTING, STEPS, Plan
 from ..mmdit_core.caching.step_cache import StepCache
-from .comfyui import step_cache as host
+from .comfyui import patching
+from .comfyui.frontend import messages
 from .comfyui.loading.model import core_config
-from .errors import InputError
+from .widgets import HIDDEN, check_values, choice
 
 NODE = "SpeedPlan"
 OFF = "1x (off)"
 CHOICES: dict[str, Plan | None] = {OFF: None, **{f"{speedup:g}x": plan for speedup, plan in BY_SPEEDUP.items()}}
-PRICES = {
-    name: {"work": plan.step_cache.work(STEPS), "steps": STEPS, **asdict(plan.price)}
+MEASURED_COSTS = {
+    name: {"work": plan.step_cache.work(STEPS), "steps": STEPS, **asdict(plan.cost)}
     for name, plan in CHOICES.items()
-    if plan is not None and plan.price is not None
+    if plan is not None and plan.cost is not None
 }
 ORDINALS = {2: "2nd", 3: "3rd"}
 
 
 class SpeedPlan:
-    """Fewer predictions for a picture, chosen by how much faster it is to be."""
+    """A node that attaches a step cache, chosen by its speed-up."""
 
     CATEGORY = "MMDiT"
     DESCRIPTION = (
-        "Makes sampling faster: in some steps nothing is computed, the prediction goes on from those before. It says "
-        "what that costs where it was measured. Works with FlowMatchingSampler, KSampler and other samplers; after the "
-        "run the node shows what was saved."
+        "Makes sampling faster: some steps compute nothing, and their predictions are extrapolated from earlier steps. "
+        "Shows the measured cost where there is one. Works with FlowMatchingSampler, KSampler and other samplers. "
+        "After the run the node shows how much was computed."
     )
     SEARCH_ALIASES = ["speed", "faster", "cache", "skip steps", "acceleration", "turbo"]
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "plan")
     OUTPUT_TOOLTIPS = (
-        "The model with this plan in place of one that it had; the one that came in is as it was.",
-        "What is computed and what is carried over, and what that costs where it was measured.",
+        "A copy of the model with this plan. It replaces a plan that the model had.",
+        "What is computed, what is extrapolated, and the measured cost.",
     )
 
     @classmethod
     def INPUT_TYPES(cls):
+        """The node's widgets."""
+        tooltip = (
+            "How much faster. A higher speed-up computes fewer steps; the first and last steps are always computed. "
+            "The node shows the measured cost."
+        )
         return {
             "required": {
                 "model": (
                     "MODEL",
-                    {"tooltip": "Any model; prices are known for the small one. It is not changed."},
+                    {"tooltip": "Any model. The cost is of the small one. It is not changed."},
                 ),
-                "speedup": (
-                    list(CHOICES),
-                    {
-                        "default": "1.5x",
-                        "tooltip": "How much faster. The higher, the fewer steps are computed, those at the start and "
-                        "the end always. The node says what it costs.",
-                        "prices": PRICES,  # for the page
-                    },
-                ),
+                # The frontend shows measured_costs on the node.
+                "speedup": choice(tuple(CHOICES), "1.5x", tooltip, measured_costs=MEASURED_COSTS),
             },
-            "hidden": {"unique_id": "UNIQUE_ID"},
+            "hidden": HIDDEN,
         }
 
     def apply(self, model, speedup, unique_id=None):
-        if speedup not in CHOICES:
-            raise InputError(NODE, "speedup", f"{speedup!r} is unknown", f"Choose of {', '.join(CHOICES)}")
+        """A copy of the model with a step cache, and the plan in words."""
+        check_values(NODE, self.INPUT_TYPES()["required"], {"speedup": speedup})
         plan = CHOICES[speedup]
-        if plan is None:
-            said = "Off: everything is computed."
-            host.ui.show_text(unique_id, said)
-            return host.attach(model, StepCache(), unique_id), said
-        said = words_of(plan, core_config(model) == MEASURED_ON)
-        host.ui.show_text(unique_id, said)
-        return host.attach(model, plan.step_cache, unique_id), said
+        said = "Off: everything is computed." if plan is None else summary(plan, core_config(model) == MEASURED_ON)
+        messages.show_text(unique_id, said)
+        step_cache = StepCache() if plan is None else plan.step_cache
+        return patching.attach(model, [step_cache], unique_id), said
 
 
-def words_of(plan: Plan, is_measured_model: bool) -> str:
-    """What a plan sets, how much faster that is, and its price."""
+def summary(plan: Plan, is_measured_model: bool) -> str:
+    """What a plan computes, its speed-up and its cost, in lines."""
     work = plan.step_cache.work(STEPS)
     return "\n".join(
         [
-            dials_of(plan.step_cache),
+            computed_steps(plan.step_cache),
             f"{work:.0%} of the predictions over {STEPS} steps: up to {1 / work:.2f} times as fast",
-            price_of(plan, is_measured_model),
+            cost(plan, is_measured_model),
         ]
     )
 
 
-def dials_of(step_cache: StepCache) -> str:
-    """What a step cache computes and what it carries over."""
+def computed_steps(step_cache: StepCache) -> str:
+    """Which steps a step cache computes."""
+    every, uncond_every, window = step_cache.every, step_cache.uncond_every, step_cache.window
     parts = []
     if step_cache.warmup > 0:
-        parts.append(f"the first {step_cache.warmup:.0%} of the steps in full")
+        parts.append(f"the first {step_cache.warmup:.0%} of the steps are computed")
     if step_cache.tail < 1:
-        parts.append(
-            f"the last {1 - step_cache.tail:.0%} too" if parts else f"the last {1 - step_cache.tail:.0%} in full"
-        )
-    if step_cache.every > 1:
-        parts.append(
-            f"between, every {_ordinal(step_cache.every)} step is computed, the others go on from those before"
-        )
-    if step_cache.uncond_every > 1:
-        of = "computed step" if step_cache.every > 1 else "step"
-        parts.append(
-            f"the negative prompt in every {_ordinal(step_cache.uncond_every)} {of}, elsewhere its distance to the "
-            "positive is carried over"
-        )
-    if step_cache.has_window:
-        parts.append(f"guidance from {step_cache.start:.0%} to {step_cache.end:.0%} of the sampling")
+        parts.append(f"the last {1 - step_cache.tail:.0%} {'too' if parts else 'of the steps are computed'}")
+    if every > 1:
+        parts.append(f"between, every {_ordinal(every)} step is computed, the others are extrapolated")
+    if uncond_every > 1:
+        steps = "computed step" if every > 1 else "step"
+        parts.append(f"the negative prompt is computed in every {_ordinal(uncond_every)} {steps} and reused in others")
+    if not window.is_whole:
+        parts.append(f"guidance from {window.start:.0%} to {window.end:.0%} of the sampling")
     text = "; ".join(parts) or "everything is computed"
     return text[0].upper() + text[1:]
 
 
-def price_of(plan: Plan, is_measured_model: bool) -> str:
-    """The price in words, and on which model it was measured."""
-    price = plan.price
-    if price is None:
-        return "What it costs has not been measured"
-    paid = (
-        f"{price.points:+.1f} points of pictures right in everything ({price.low:+.1f} to {price.high:+.1f}, "
-        f"{price.pictures} pictures, {SETTING})"
+def cost(plan: Plan, is_measured_model: bool) -> str:
+    """The measured cost of a plan, and of which model it is."""
+    if plan.cost is None:
+        return "Its cost has not been measured"
+    measured = (
+        f"{plan.cost.points:+.1f} points of images right in every attribute ({plan.cost.low:+.1f} to "
+        f"{plan.cost.high:+.1f}, {plan.cost.images} images, {SETTING})"
     )
     if is_measured_model:
-        return f"Measured on this model: {paid}"
-    return f"Measured on the small model only: {paid}. What it costs on this model is not known"
+        return f"Measured on this model: {measured}"
+    return f"Measured on the small model only: {measured}. The cost on this model is not known"
 
 
 def _ordinal(number: int) -> str:

@@ -25,6 +25,7 @@ from attributes.judge import COLUMNS, summarise
 from benchmarks.attributes.prompts import Prompt, read_prompts
 from benchmarks.attributes.run import score_prompts
 from mmdit_core.control.spec import CHOICES, BlockControl
+from mmdit_core.flow.window import Window
 from training.render import Renderer, Sampling
 
 from .controlled import Controlled
@@ -65,7 +66,7 @@ class Bench:
         """Controls with their summary and their paired differences to the baseline."""
         scores = self.scores(controls)
         return {
-            "controls": [json.loads(control.to_json()) for control in controls],
+            "controls": [control.to_dict() for control in controls],
             "scores": summarise(scores),
             "change": paired(scores, self.baseline),
         }
@@ -139,7 +140,7 @@ def skips(renderer: Renderer, number: int, mapped: dict) -> dict:
         curves[name] = [
             {
                 "saved": share * count / bench.blocks,
-                **bench.entry([BlockControl("skip", tuple(order[:count]), branch=branch, start_percent=start)]),
+                **bench.entry([BlockControl("skip", tuple(order[:count]), branch=branch, window=Window(start))]),
             }
             for count in range(1, bench.blocks // 2 + 1)
         ]

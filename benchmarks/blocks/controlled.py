@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mmdit_core import MMDiT
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
-from mmdit_core.control.spec import BlockControl
-
-SLACK = 1e-4  # of a place: noise levels are float32
+from mmdit_core.control.hooks import compile_controls
+from mmdit_core.control.model_call import BlockCallCount, ModelCall
+from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
+from mmdit_core.flow.sigma import shift_sigma
 
 
 class Controlled:
@@ -25,21 +25,16 @@ class Controlled:
 
     def __call__(self, x: Tensor, timesteps: Tensor, *, context: Tensor, y: Tensor) -> Tensor:
         sigma = float(timesteps[0]) / 1000
-        place = 1 - sigma / (self.shift - (self.shift - 1) * sigma)
         call = ModelCall(
             double=self.model.config.depth,
             single=0,
             branches=(POSITIVE, NEGATIVE),
             batch=x.shape[0],
-            place=place,
             maps=(None, None),
         )
-        active = [each for each in self.controls if _holds(each, place)]
+        at = (each.at(sigma, lambda percent: shift_sigma(1 - percent, self.shift)) for each in self.controls)
+        active = [each for each in at if each is not None]
         hooks = compile_controls(active, call, {}, self.block_calls)
         options = {"patches_replace": {"dit": hooks}, "cond_or_uncond": [POSITIVE, NEGATIVE]}
         with torch.inference_mode():
             return self.model(x, timesteps, context=context, y=y, transformer_options=options)
-
-
-def _holds(control: BlockControl, place: float) -> bool:
-    return control.start_percent <= place + SLACK and (control.end_percent >= 1 or place < control.end_percent - SLACK)

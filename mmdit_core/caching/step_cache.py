@@ -1,128 +1,103 @@
-"""StepCache: which predictions of a run are computed, and which are taken over from those before.
+"""Step cache: predictions that are reused or extrapolated from earlier steps instead of computed.
 
-A model call with guidance computes two predictions, for the positive and the negative prompt. Both change slowly along
-a rectified flow, and their difference more slowly still. So in some steps the negative is left out and made of the
-positive and the difference that was kept, and in some nothing is computed at all.
+A model call with guidance makes two predictions, cond and uncond. Both change slowly along a rectified flow, and their
+difference more slowly still. So some steps compute cond alone and reuse the difference, and some compute nothing.
 
-What is done is decided by the noise level: the step of the run's levels that it lies in, and its place in the sampling.
-All calls that a solver makes within one step are treated alike, however many it makes (one at the step's end belongs to
-the next step), and a step that an adaptive solver tries again is treated as it was the first time. What is not there to
-be taken over is computed.
+The step that a sigma is in decides what is computed. All calls of a solver within one step are treated alike (a call at
+a step's end is in the next step), and so is a step that an adaptive solver repeats. What cannot be reused is computed.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from bisect import bisect_left
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-SLACK = 1e-5  # of noise levels, float32 in one place and float64 in another, and of places in the sampling
+from ..flow.sigma import same_sigma
+from ..flow.window import Window
 
-# What becomes of the negative prediction; LEFT_OUT: the positive stands for it, and guidance has no effect.
+ROUNDING = 1e-5  # of a fraction of the steps
 COMPUTED, REUSED, LEFT_OUT = "computed", "reused", "left out"
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What is done in a step: whether the positive prediction is computed, and what becomes of the negative."""
+class StepPlan:
+    """What a step computes: cond or not; uncond is COMPUTED, REUSED (made of cond and the stored difference) or
+    LEFT_OUT (equal to cond, so that guidance has no effect)."""
 
-    positive: bool
-    negative: str
+    cond: bool
+    uncond: str
 
 
 @dataclass(frozen=True)
 class StepCache:
-    """What is computed of a run.
+    """Which predictions of a run are computed.
 
-    Fields: every >= 1, of the steps one in so many is computed, the others go on from what was computed before;
-    uncond_every >= 1, of the computed steps one in so many computes the negative too; start and end of guidance in
-    [0, 1] of the sampling, outside it the negative is left out; warmup and tail in [0, 1], the shares of a run's
-    steps before and from which all is computed; order of going on, 0 keeps what was there last, 1 draws a line through
-    the last two; meant_for, the steps of the run that `every` and `warmup` are meant for, 0 for any: in a shorter one
-    no more of the sampling is passed over at once, as many first steps are computed, and the last one.
-    Raises: ValueError that names the field, what was found and what would be right.
+    Fields:
+        every: one step in `every` is computed, >= 1; the others are extrapolated.
+        uncond_every: one computed step in `uncond_every` computes uncond too, >= 1.
+        window: the part of the sampling with guidance; outside it uncond is left out.
+        warmup, tail: fractions of the steps in [0, 1] before and from which all is computed.
+        order: of the extrapolation; 0 repeats the last prediction, 1 draws a line through the last two.
+        meant_for: steps of a run that `every` and `warmup` are meant for, 0 for any. A shorter run has no larger gaps
+            in sigma, as many warmup steps, and computes its last step.
+    Raises: ValueError with the field, the value and what it must be.
     Source: Liu et al. 2025, "From reusing to forecasting: accelerating diffusion models with TaylorSeers", for the
         line; Kynkaanniemi et al. 2024, "Applying guidance in a limited interval", for the window.
     """
 
     every: int = 1
     uncond_every: int = 1
-    start: float = 0.0
-    end: float = 1.0
+    window: Window = Window()
     warmup: float = 0.0
     tail: float = 1.0
     order: int = 1
     meant_for: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("every", "uncond_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"StepCache: {name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f"StepCache: guidance is from {self.start} to {self.end}; 0 <= start <= end <= 1")
-        for name in ("warmup", "tail"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"StepCache: {name} is {getattr(self, name)}; it must be in [0, 1]")
-        if self.meant_for < 0:
-            raise ValueError(f"StepCache: meant_for is {self.meant_for}; it must be at least 0")
-        if self.order not in (0, 1):
-            raise ValueError(f"StepCache: order is {self.order}; it must be 0 or 1")
-
-    @property
-    def has_window(self) -> bool:
-        return self.start > 0 or self.end < 1
-
-    @property
-    def remembers(self) -> bool:
-        """Whether a step depends on what was computed in earlier ones."""
-        return self.every > 1 or self.uncond_every > 1
+        ranges = {
+            "every": (1, math.inf),
+            "uncond_every": (1, math.inf),
+            "warmup": (0, 1),
+            "tail": (0, 1),
+            "order": (0, 1),
+            "meant_for": (0, math.inf),
+        }
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"StepCache: {name} is {getattr(self, name)}; it must be in [{low}, {high}]")
 
     @property
     def does_nothing(self) -> bool:
-        return not self.has_window and not self.remembers
+        """True if every prediction is computed."""
+        return self.every == self.uncond_every == 1 and self.window.is_whole
 
-    def turn(self, step: int, steps: int, place: float) -> Turn:
-        """Args: step from 0, of so many steps; place in the sampling, in [0, 1] (in a window: start in, end out)."""
-        settled = math.ceil(self.warmup * max(steps, self.meant_for) - SLACK)
-        tail = min(self.tail * steps, steps - 1) if self.meant_for else self.tail * steps
-        every = math.ceil(self.every * min(1.0, steps / self.meant_for)) if self.meant_for else self.every
-        since = step - settled
-        in_full = since < 0 or step >= tail - SLACK
-        positive = in_full or since % every == 0
-        begun = self.start <= 0 or place >= self.start - SLACK
-        ended = self.end < 1 and place >= self.end - SLACK
-        if ended or not begun:
-            return Turn(positive, LEFT_OUT)
-        fresh = positive and (in_full or since // every % self.uncond_every == 0)
-        return Turn(positive, COMPUTED if fresh else REUSED)
+    def plan(self, step: int, steps: int, *, guided: bool = True) -> StepPlan:
+        """What step number `step` of `steps` computes; guided, whether it is inside the window."""
+        warmup = math.ceil(self.warmup * max(steps, self.meant_for) - ROUNDING)
+        tail, every = self.tail * steps, self.every
+        if self.meant_for:
+            tail = min(tail, steps - 1)
+            every = math.ceil(every * min(1.0, steps / self.meant_for))
+        since = step - warmup
+        in_full = since < 0 or step >= tail - ROUNDING
+        cond = in_full or since % every == 0
+        if not guided:
+            return StepPlan(cond, LEFT_OUT)
+        uncond = cond and (in_full or since // every % self.uncond_every == 0)
+        return StepPlan(cond, COMPUTED if uncond else REUSED)
 
     def work(self, steps: int) -> float:
-        """Share of a guided run's predictions that are computed, where steps lie evenly; one model call a step."""
-        done, known = 0, False
+        """Fraction of a guided run's predictions that are computed, for one model call a step, evenly spaced."""
+        computed, stored = 0, False
         for step in range(steps):
-            turn = self.turn(step, steps, step / steps)
-            fresh = turn.negative == COMPUTED or (turn.negative == REUSED and not known)
-            known |= fresh
-            done += (turn.positive or fresh) + fresh
-        return done / (2 * steps)
-
-    def to_json(self) -> str:
-        """One line that `from_json` takes back; fields at their defaults are left out."""
-        return json.dumps({f.name: asdict(self)[f.name] for f in fields(self) if getattr(self, f.name) != f.default})
-
-    @classmethod
-    def from_json(cls, text: str) -> StepCache:
-        """Raises: ValueError for what is no JSON object, or has other fields."""
-        values: Any = json.loads(text)
-        names = [f.name for f in fields(cls)]
-        if not isinstance(values, dict) or not set(values) <= set(names):
-            raise ValueError(f"StepCache: expected a JSON object with some of {', '.join(names)}")
-        return cls(**values)
+            plan = self.plan(step, steps, guided=self.window.holds(1 - step / steps, lambda percent: 1 - percent))
+            uncond = plan.uncond == COMPUTED or (plan.uncond == REUSED and not stored)
+            stored |= uncond
+            computed += (plan.cond or uncond) + uncond
+        return computed / (2 * steps)
 
 
 @dataclass
@@ -144,115 +119,135 @@ class PredictionCount:
 
     @property
     def work(self) -> float:
-        """Share of what would have been computed without any step_cache."""
+        """Fraction that was computed of what a run without a step cache computes."""
         whole = 2 * self.predictions - self.without_uncond + self.other
         return (self.cond + self.uncond + self.other) / whole if whole else 1.0
 
 
-class Track:
-    """A quantity at the last noise levels at which it was computed, two at most, and where it goes from there."""
+class Extrapolation:
+    """A quantity at the last sigmas at which it was computed, two at most, and its extrapolation to lower sigmas."""
 
     def __init__(self, order: int):
         self.order = order
         self.points: list[tuple[float, Tensor]] = []
 
     def add(self, sigma: float, value: Tensor) -> None:
-        """Points at this level and below go: a solver came back to where it was before, and they lie ahead of it."""
-        before = [point for point in self.points if point[0] > sigma * (1 + SLACK)]
-        self.points = [*before[-1:], (sigma, value)]
+        """Add a computed value. Points at this sigma and below are dropped: the solver went back to a higher sigma."""
+        higher = [point for point in self.points if point[0] > sigma and not same_sigma(point[0], sigma)]
+        self.points = [*higher[-1:], (sigma, value)]
 
     def at(self, sigma: float) -> Tensor | None:
-        """The value to go on with at a level; None where nothing was computed before it."""
-        if not self.points or sigma > self.points[-1][0] * (1 + SLACK):
+        """The value at a sigma; None if no value is stored at this sigma or above."""
+        if not self.points or not (sigma <= self.points[-1][0] or same_sigma(sigma, self.points[-1][0])):
             return None
-        level, last = self.points[-1]
+        last_sigma, last = self.points[-1]
         if self.order == 0 or len(self.points) < 2:
             return last
-        before, first = self.points[0]
-        # No further than the two points lie apart: beyond that a line says little.
-        return last + (last - first) * min(1.0, (level - sigma) / (before - level))
+        first_sigma, first = self.points[0]
+        # At most as far as the two points are apart: a line is no use further out.
+        return last + (last - first) * min(1.0, (last_sigma - sigma) / (first_sigma - last_sigma))
 
 
 @dataclass
-class _Kept:
-    """What is kept of one kind of prediction: the positive, its distance to the negative, the step that used it."""
+class _Stored:
+    """What is stored of one kind of predictions: cond, cond - uncond, and the step that used them last."""
 
-    ahead: Track
-    apart: Track
+    cond: Extrapolation
+    difference: Extrapolation
     step: int
 
 
-# with_negative -> velocities of the positive and the negative prompt, the latter None where it was not asked for
-Compute = Callable[[bool], tuple[Tensor, Tensor | None]]
+@dataclass(frozen=True)
+class Prediction:
+    """One prediction on its way: what is extrapolated, and what the model must compute.
 
-
-@dataclass
-class StepCacheRun:
-    """One run under a step cache: what it keeps, and what it counts. Never longer than the run, and never shared.
-
-    levels [steps + 1]: the run's noise levels. Where they do not fall all is computed: an inversion must be exact.
+    Fields: computes, whether the model is called at all; computes_uncond, whether for uncond too; the rest is for
+    `StepCacheRun.finish`.
     """
 
-    step_cache: StepCache
-    levels: Sequence[float]
-    count: PredictionCount = field(default_factory=PredictionCount)
+    computes: bool
+    computes_uncond: bool
+    has_uncond: bool
+    sigma: float
+    cond: Tensor | None
+    difference: Tensor | None
+    stored: _Stored
 
-    def __post_init__(self) -> None:
-        pairs = list(zip(self.levels, self.levels[1:], strict=False))
-        if not pairs or not all(a > b for a, b in pairs):
-            self.step_cache = StepCache()
-        self._rising = [-level for level in self.levels]
-        self._known: dict[Hashable, _Kept] = {}
 
-    def _kept(self, seen: Hashable, step: int) -> _Kept:
-        """What is kept of predictions of this kind. What a step did not ask for is gone in the next."""
-        self._known = {key: kept for key, kept in self._known.items() if kept.step >= step - 1}
-        new = _Kept(Track(self.step_cache.order), Track(self.step_cache.order), step)
-        if seen is None:
-            return new
-        kept = self._known.setdefault(seen, new)
-        kept.step = step
-        return kept
+class StepCacheRun:
+    """The state of one sampling run under a step cache: stored predictions, and a count.
+
+    Args: sigmas [steps + 1], the run's schedule. If it does not fall all is computed: an inversion must be exact.
+    """
+
+    def __init__(self, step_cache: StepCache, sigmas: Sequence[float]):
+        falls = len(sigmas) > 1 and all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+        self.step_cache = step_cache if falls else StepCache()
+        self.sigmas = sigmas
+        self.count = PredictionCount()
+        self._kinds: dict[Hashable, _Stored] = {}
+
+    @property
+    def steps(self) -> int:
+        """Steps of the schedule, at least 1."""
+        return max(1, len(self.sigmas) - 1)
 
     def step_of(self, sigma: float) -> int:
-        """The step that begins at this noise level, or holds it."""
-        steps = len(self.levels) - 1
-        return min(max(0, bisect_left(self._rising, -sigma * (1 - SLACK)) - 1), max(0, steps - 1))
+        """The step that begins at a sigma or contains it."""
+        begun = sum(sigma <= start or same_sigma(sigma, start) for start in self.sigmas)
+        return min(max(0, begun - 1), self.steps - 1)
 
-    def predict(
-        self, sigma: float, place: float, compute: Compute, *, negative: bool, seen: Hashable = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The velocities for the positive and the negative prompt, computed or not.
+    def begin(self, sigma: float, *, has_uncond: bool = True, guided: bool = True, kind: Hashable = None) -> Prediction:
+        """Begin a prediction; `finish` ends it.
 
-        Args: sigma > 0, the noise level; place in the sampling, in [0, 1]; compute, the model; negative, whether it is
-            wanted; seen, what the predictions are of (shape, active prompts, hooks): one goes on from those of its own
-            kind alone; None for what cannot be compared: all that the window does not leave out is computed.
-        Returns: [B, ...] each; the negative is None where it is not wanted.
+        Args: sigma > 0; has_uncond, whether uncond is requested; guided, whether the sigma is inside the step cache's
+            window; kind, what the prediction is of (shape, active prompts, hooks): a prediction is extrapolated from
+            those of its own kind alone; None if that is not known: everything is then computed.
         """
         step = self.step_of(sigma)
-        kept = self._kept(seen, step)
-        turn = self.step_cache.turn(step, max(1, len(self.levels) - 1), place)
-        wanted = negative and turn.negative != LEFT_OUT
-        ahead = None if turn.positive else kept.ahead.at(sigma)
-        apart = kept.apart.at(sigma) if wanted and turn.negative == REUSED else None
-        fresh = wanted and apart is None
-        if ahead is None or fresh:
-            ahead, behind = compute(fresh)
-            kept.ahead.add(sigma, ahead)
-            self.count.cond += 1
-        else:
-            behind = None
-            self.count.extrapolated += 1
-        self._counted(negative, wanted, fresh)
-        if not negative:
-            return ahead, None
-        if fresh:
-            assert behind is not None
-            kept.apart.add(sigma, ahead - behind)
-            return ahead, behind
-        return ahead, ahead if apart is None else ahead - apart
+        stored = self._stored(kind, step)
+        plan = self.step_cache.plan(step, self.steps, guided=guided)
+        uses_uncond = has_uncond and plan.uncond != LEFT_OUT
+        cond = None if plan.cond else stored.cond.at(sigma)
+        difference = stored.difference.at(sigma) if uses_uncond and plan.uncond == REUSED else None
+        computes_uncond = uses_uncond and difference is None
+        computes = cond is None or computes_uncond
+        count = self.count
+        count.predictions += 1
+        count.cond += computes
+        count.extrapolated += not computes
+        count.uncond += computes_uncond
+        count.reused += difference is not None
+        count.left_out += has_uncond and not uses_uncond
+        count.without_uncond += not has_uncond
+        return Prediction(computes, computes_uncond, has_uncond, sigma, cond, difference, stored)
 
-    def _counted(self, negative: bool, wanted: bool, fresh: bool) -> None:
-        self.count.predictions += 1
-        name = "without_uncond" if not negative else "left_out" if not wanted else "uncond" if fresh else "reused"
-        setattr(self.count, name, getattr(self.count, name) + 1)
+    def finish(
+        self, prediction: Prediction, cond: Tensor | None = None, uncond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """End a prediction.
+
+        Args: cond and uncond [B, ...], velocities that the model computed, as far as `prediction` says.
+        Returns: cond and uncond; uncond is None if it was not requested, and cond itself if it is left out.
+        """
+        if prediction.computes:
+            assert cond is not None
+            prediction.stored.cond.add(prediction.sigma, cond)
+        else:
+            cond = prediction.cond
+            assert cond is not None
+        if not prediction.has_uncond:
+            return cond, None
+        if prediction.computes_uncond:
+            assert uncond is not None
+            prediction.stored.difference.add(prediction.sigma, cond - uncond)
+            return cond, uncond
+        return cond, cond if prediction.difference is None else cond - prediction.difference
+
+    def _stored(self, kind: Hashable, step: int) -> _Stored:
+        """What is stored of a kind. A kind that a whole step did not use is dropped."""
+        self._kinds = {key: stored for key, stored in self._kinds.items() if stored.step >= step - 1}
+        new = _Stored(Extrapolation(self.step_cache.order), Extrapolation(self.step_cache.order), step)
+        stored = new if kind is None else self._kinds.setdefault(kind, new)
+        stored.step = step
+        return stored

@@ -1,146 +1,121 @@
-"""A second text beside the first: in chosen blocks the image attends to another prompt's text stream.
+"""A block prompt: in chosen blocks the image attends to another prompt's text stream.
 
-The second stream is carried through all blocks up to the last chosen one, each time beside the image stream as it then
-is, so that in a chosen block it is what it would be had it been there all along.
+The other prompt's stream is carried through all blocks up to the last chosen one, each time next to the image stream as
+it then is. In a chosen block it is therefore what it would be if it had been the prompt from the start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .hooks import BRANCHES, POSITIVE, BlockCallCount, Hook, Key, ModelCall, chunk_args, chunk_rows
+from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall
 from .spec import BlockControl
 
 
-@dataclass(frozen=True)
-class SecondText:
-    """blocks, global numbers in which the image attends to it; txt [1, L, D], as the model's text embedder gives it."""
-
-    blocks: tuple[int, ...]
-    txt: Tensor
-
-
-def add_second_texts(
-    texts: Sequence[SecondText],
+def add_block_prompt(
+    prompt: BlockControl,
     call: ModelCall,
-    hooks: Mapping[Key, Hook],
+    hooks: dict[Key, Hook],
     existing: Mapping[Key, Hook],
-    block_calls: BlockCallCount,
-    controls: Sequence[BlockControl] = (),
-) -> dict[Key, Hook]:
-    """Block hooks with second texts on the positive branch, around those that `compile_controls` made.
+    count: BlockCallCount,
+    skipped: Collection[int],
+) -> None:
+    """Add the hooks of a block prompt around those of other controls, on the positive chunks.
 
-    Each chunk that carries a second stream through a block is one block call more in the count. A block that is skipped
-    on the positive branch is skipped for the second text too; other controls act on the first text alone.
-    Args: hooks, from compile_controls, and the controls they were made from; existing, the host's.
-    Returns: all hooks of the call.
-    Raises: ValueError where the model masks its text and no hook can reach the mask; it would cover the second text.
+    Each chunk that carries the prompt through a block is one extra block call. Other controls act on the first prompt.
+    Args: hooks, of the other controls, extended in place; existing, the model's own; skipped, blocks that are skipped
+        on the positive branch, and so for this prompt too.
+    Raises: ControlError if the model masks its text where no hook reaches the mask, which is of the first prompt.
     """
-    chunks = tuple(index for index, branch in enumerate(call.branches) if branch == POSITIVE)
-    made = dict(hooks)
-    texts = [text for text in texts if text.blocks]
-    if not chunks or not texts:
-        return made
+    chunks = call.chunks_of(prompt)
+    if not chunks:
+        return
     if not call.partial_rows:
-        raise ValueError(
-            "BlockPrompt: the sampler's prompt comes with a text mask that does not fit another prompt. "
-            "Encode one prompt at a time, so that none is padded"
-        )
-    skipped = {
-        block
-        for control in controls
-        if control.action == "skip" and POSITIVE in BRANCHES[control.branch]
-        for block in control.blocks
-    }
-    for text in texts:
-        stream = _Stream(text.txt.clone())  # some of the host's blocks write into what they are given
-        for block in range(max(text.blocks) + 1):
-            if block in skipped:
-                continue
-            key = ("double_block", block) if block < call.double else ("single_block", block - call.double)
-            inner = made.get(key, existing.get(key))
-            made[key] = _hook(inner, existing.get(key), stream, block in text.blocks, chunks, call, block_calls)
-    return made
+        raise ControlError(prompt, "context", "the sampler's prompt has a text mask, which does not fit another prompt")
+    assert prompt.context is not None and call.embed is not None
+    stream = _Stream(call.embed(prompt.context).clone())  # some blocks write into their arguments
+    for block in range(max(prompt.blocks) + 1):
+        if block not in skipped:
+            key = call.key_of(block)
+            first = hooks.get(key, existing.get(key))
+            hooks[key] = _hook(prompt, first, existing.get(key), stream, block in prompt.blocks, chunks, call, count)
 
 
 class _Stream:
-    """A second text on its way through the blocks of one model call."""
+    """The text stream of a block prompt in one model call, [1, L, D] and then [rows, L, D]."""
 
     def __init__(self, txt: Tensor):
         self.txt = txt
 
 
 def _hook(
-    inner: Hook | None,
-    previous: Hook | None,
+    prompt: BlockControl,
+    first: Hook | None,
+    existing: Hook | None,
     stream: _Stream,
     chosen: bool,
     chunks: tuple[int, ...],
     call: ModelCall,
-    block_calls: BlockCallCount,
+    count: BlockCallCount,
 ) -> Hook:
     def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        joint = args.get("txt") is None
-        first = args["transformer_options"]["img_slice"][0] if joint else args["txt"].shape[1]
-        beside = chunk_args(args, chunks, call)
-        rows = beside["img"].shape[0]
+        single = args.get("txt") is None
+        tokens = args["transformer_options"]["img_slice"][0] if single else args["txt"].shape[1]
+        other = call.args_of(args, chunks)
+        rows = other["img"].shape[0]
         txt = stream.txt if stream.txt.shape[0] == rows else stream.txt.expand(rows, -1, -1).clone()
         length = txt.shape[1]
-        if length != first:
-            _resize(beside, first, length)
-        if joint:
-            beside["img"] = torch.cat((txt, beside["img"][:, first:]), dim=1)
-            slices = [length, beside["img"].shape[1]]
-            beside["transformer_options"] = {**beside["transformer_options"], "img_slice": slices}
+        if length != tokens:
+            _resize(other, tokens, length, prompt)
+        if single:
+            other["img"] = torch.cat((txt, other["img"][:, tokens:]), dim=1)
+            img_slice = [length, other["img"].shape[1]]
+            other["transformer_options"] = {**other["transformer_options"], "img_slice": img_slice}
         else:
-            beside["txt"] = txt
-        # First the main run: some of the host's blocks change their arguments in place, and ours are copies.
-        out = extra["original_block"](args) if inner is None else inner(args, extra)
-        second = extra["original_block"](beside) if previous is None else previous(beside, extra)
-        block_calls.extra += len(chunks)
-        stream.txt = second["img"][:, :length] if joint else second["txt"]
+            other["txt"] = txt
+        # The main call comes first: some blocks write into their arguments, and ours are copies.
+        out = extra["original_block"](args) if first is None else first(args, extra)
+        second = extra["original_block"](other) if existing is None else existing(other, extra)
+        count.extra += len(chunks)
+        stream.txt = second["img"][:, :length] if single else second["txt"]
         if not chosen:
             return out
         img = out["img"].clone()
         for chunk, part in zip(chunks, second["img"].chunk(len(chunks)), strict=True):
-            if joint:
-                img[chunk_rows(chunk, call), first:] = part[:, length:]
+            if single:
+                img[call.rows_of(chunk), tokens:] = part[:, length:]
             else:
-                img[chunk_rows(chunk, call)] = part
+                img[call.rows_of(chunk)] = part
         return {**out, "img": img}
 
     return hook
 
 
-def _resize(args: dict[str, Any], first: int, length: int) -> None:
-    """A block's arguments for a text of another length than the one they were made for."""
+def _resize(args: dict[str, Any], tokens: int, length: int, prompt: BlockControl) -> None:
+    """Fit a block's arguments to a text of another length."""
     if args.get("attn_mask") is not None:
-        raise ValueError(
-            f"BlockPrompt: its prompt has {length} tokens, the sampler's {first}, and an attention mask made for the "
-            "latter is in use. Encode both prompts to the same length, or take the mask away"
-        )
+        reason = f"it has {length} tokens, the sampler's prompt {tokens}, and the attention mask in use fits the latter"
+        raise ControlError(prompt, "context", reason)
     if args.get("pe") is not None:
-        args["pe"] = resized_rotations(args["pe"], first, length)
+        if tokens < 2 <= length:
+            raise ControlError(prompt, "context", f"it has {length} tokens, the sampler's prompt a single one")
+        args["pe"] = resized_rotations(args["pe"], tokens, length)
 
 
-def resized_rotations(pe: Tensor, first: int, length: int) -> Tensor:
+def resized_rotations(pe: Tensor, tokens: int, length: int) -> Tensor:
     """Rotary positions of [text; image] for a text of another length.
 
-    A text's positions advance evenly (all zero in FLUX.1 and Chroma, one by one in Qwen-Image), and a rotation matrix
-    tells how far: the way from the first position to the last leads from the second to the one after the last.
-    Args: pe [B, 1, first + image, D / 2, 2, 2], rotation matrices; length >= 1, the other text's tokens.
+    A text's positions advance evenly (all zero in FLUX.1 and Chroma, one by one in Qwen-Image). The rotation from the
+    first position to the last therefore leads from the second to the one after the last.
+    Args: pe [B, 1, tokens + image, D / 2, 2, 2], rotation matrices; tokens >= 2, or >= length; length >= 1.
     Returns: pe [B, 1, length + image, D / 2, 2, 2].
-    Raises: ValueError where one position is all there is to go by.
     """
-    text = pe[:, :, :first].float()
-    if first < 2 <= length:
-        raise ValueError("BlockPrompt: the sampler's prompt has a single token. Encode both prompts to the same length")
+    text = pe[:, :, :tokens].float()
     while text.shape[2] < length:
-        way = text[:, :, -1:] @ text[:, :, :1].transpose(-1, -2)
-        text = torch.cat((text, way @ text[:, :, 1:]), dim=2)
-    return torch.cat((text[:, :, :length].to(pe.dtype), pe[:, :, first:]), dim=2)
+        advance = text[:, :, -1:] @ text[:, :, :1].transpose(-1, -2)
+        text = torch.cat((text, advance @ text[:, :, 1:]), dim=2)
+    return torch.cat((text[:, :, :length].to(pe.dtype), pe[:, :, tokens:]), dim=2)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...mmdit_core import analysis
 from .. import widgets
-from ..comfyui import controls
+from ..comfyui import patching
 from ..comfyui.fingerprint import fingerprint, of_model
 from ..comfyui.frontend import messages
 from ..comfyui.frontend.progress import model_name
@@ -130,7 +130,7 @@ class BlockAnalysis:
             cfg=inputs.cfg,
             shift=sampling.shift_of(model),
             early_late=inputs.early_late,
-            controls_on_the_model=tuple(json.loads(control.to_json()) for control in controls.attached(model)),
+            controls_on_the_model=tuple(control.to_dict() for control in patching.controls_of(model)),
         )
         key = (of_model(model), fingerprint([positive, negative, latent, inputs.steps, float(inputs.cfg)]))
         if key != self._key:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...mmdit_core.analysis import OPERATIONS, WINDOWS, Cell, Distances, plan, relative_l2
 from ...mmdit_core.flow.schedules import sigmas
-from ..comfyui import controls
+from ..comfyui import patching
 from ..comfyui.frontend import messages
 from ..comfyui.frontend.progress import Progress
 from ..comfyui.loading.clip_vae import decode_image
@@ -101,7 +101,7 @@ class Sweep:
             messages.show_text(self.node_id, _description(cell, seed))
             settings = self.settings
             samples = sampling.sample_flow(
-                self.model if cell is None else controls.attach(self.model, [cell.control()], None),
+                self.model if cell is None else patching.attach(self.model, [cell.control()]),
                 self.positive,
                 self.negative,
                 sampling.prepare(self.model, self.latent, seed),

@@ -1,30 +1,234 @@
-"""How a node of this pack leaves something on a MODEL: as an option of its clone, with the wrappers that act on it."""
+"""The one attachment mechanism: values on a MODEL, one object a sampling run, three wrappers.
+
+`attach` adds frozen values (block controls, a step cache) to a clone of a MODEL. The wrappers act on them while any
+sampler runs: around the run, around the predictions of a step's conditionings, and around each model call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from comfy.patcher_extension import WrappersMP
 
-def attach(model, key: str, value: Any, wrappers: Mapping[str, Callable]):
-    """A clone of the MODEL with a value in its transformer_options; the MODEL that came in stays as it is.
+from ...mmdit_core.caching.step_cache import PredictionCount, StepCache, StepCacheRun
+from ...mmdit_core.control.model_call import BlockCallCount, ControlError
+from ...mmdit_core.control.spec import BlockControl
+from ...mmdit_core.models.adaln import CACHE, CALL
+from ...mmdit_core.text.tokens import TokenMap
+from . import controls, step_cache
+from .run import adaln_cache
+from .run.adaln_cache import KEY, RunAdaLNCache
+from .text.conditioning import TOKEN_MAP
 
-    Args: key, of the value and of the wrappers; wrappers, by the host's kind of wrapper, each put there once, however
-        often a value is set.
+RUN = "mmdit_run"  # of the Run in the transformer_options of a run
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A value on a MODEL, the id of the node that attached it, and how that node words a ControlError."""
+
+    value: BlockControl | StepCache
+    node_id: str | None = None
+    word_error: Callable[[ControlError], Exception] | None = None
+
+
+@dataclass
+class CallCount:
+    """Model calls of a run, and rows of their batches by branch (0 cond, 1 uncond)."""
+
+    calls: int = 0
+    rows: Counter[int] = field(default_factory=Counter)
+
+    def add(self, batch: int, branches: Sequence[int]) -> None:
+        """Count one call. Args: batch, its rows; branches, of its equal chunks."""
+        self.calls += 1
+        for branch in branches:
+            self.rows[branch] += batch // len(branches)
+
+
+@dataclass
+class Run:
+    """One sampling run. The run's wrapper makes it, puts it into transformer_options, and drops it at the end.
+
+    Fields:
+        sigmas: of the schedule, [steps + 1].
+        evaluated: all sigmas at which the solver evaluates the model, None if the sampler is not ours or adaptive.
+        block_calls: of the block controls; all zero without any.
+        step_cache: the state of the step cache, None without one.
+        adaln: the AdaLN cache, None for a model that is not our core.
+        sigma: of the present model call, set by our solver; None if the sampler is ComfyUI's.
+        requested, computed: calls of the model, and those that no other node's cache answered in its place.
+        maps: the token map of each conditioning. An area gives the negative the positive's uuid.
+        texts: embedded block prompts.
     """
+
+    sigmas: tuple[float, ...] = ()
+    evaluated: tuple[float, ...] | None = None
+    block_calls: BlockCallCount = field(default_factory=BlockCallCount)
+    step_cache: StepCacheRun | None = None
+    adaln: RunAdaLNCache | None = None
+    sigma: float | None = None
+    requested: CallCount = field(default_factory=CallCount)
+    computed: CallCount = field(default_factory=CallCount)
+    maps: dict[tuple[int, Any], TokenMap | None] = field(default_factory=dict)
+    texts: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> CallCount:
+        """What the model computed. Some of ComfyUI's models do not report that a cache answered in their place."""
+        return self.computed if self.computed.calls else self.requested
+
+    @property
+    def predictions(self) -> PredictionCount | None:
+        """The step cache's count; None without one."""
+        return None if self.step_cache is None else self.step_cache.count
+
+
+def attach(
+    model,
+    values: Iterable[BlockControl | StepCache],
+    node_id: str | None = None,
+    word_error: Callable[[ControlError], Exception] | None = None,
+):
+    """A clone of the MODEL with more values, in this order. A step cache replaces the one that was there.
+
+    Args: node_id, of the node that shows what the values did; word_error, turns a ControlError into the node's error.
+    """
+    items = [Attached(value, node_id, word_error) for value in values]
+    before = attached(model)
+    if any(isinstance(item.value, StepCache) for item in items):
+        before = tuple(item for item in before if not isinstance(item.value, StepCache))
     clone = model.clone()
-    options = clone.model_options["transformer_options"]
-    if key not in options:
-        for kind, wrapper in wrappers.items():
-            clone.add_wrapper_with_key(kind, key, wrapper)
-    options[key] = value
+    clone.model_options["transformer_options"][KEY] = (*before, *items)
+    install(clone)
     return clone
 
 
-def detach(model, key: str, wrappers: Mapping[str, Callable]):
-    """A clone of the MODEL without what `attach` left there under a key."""
-    clone = model.clone()
-    if clone.model_options["transformer_options"].pop(key, None) is not None:
-        for kind in wrappers:
-            clone.remove_wrappers_with_key(kind, key)
-    return clone
+def attached(model) -> tuple[Attached, ...]:
+    """What is attached to a MODEL, in order."""
+    return model.model_options["transformer_options"].get(KEY, ())
+
+
+def controls_of(model) -> tuple[BlockControl, ...]:
+    """The block controls on a MODEL that have an effect, in order."""
+    return tuple(item.value for item in _controls(model.model_options["transformer_options"]))
+
+
+def step_cache_of(model) -> StepCache | None:
+    """The step cache on a MODEL; None without one that has an effect."""
+    item = _step_cache(model.model_options["transformer_options"])
+    return None if item is None else item.value
+
+
+def install(patcher) -> None:
+    """Put our wrappers on a MODEL, once; its clones keep them."""
+    for kind, wrapper in WRAPPERS.items():
+        if not patcher.get_wrappers(kind, KEY):
+            patcher.add_wrapper_with_key(kind, KEY, wrapper)
+
+
+def run_of(transformer_options: Mapping[str, Any]) -> Run | None:
+    """The run that these options are of; None outside of one."""
+    return transformer_options.get(RUN)
+
+
+def _controls(options: Mapping[str, Any]) -> list[Attached]:
+    return _of_type(BlockControl, options)
+
+
+def _step_cache(options: Mapping[str, Any]) -> Attached | None:
+    return next(iter(_of_type(StepCache, options)), None)
+
+
+def _of_type(kind: type[BlockControl | StepCache], options: Mapping[str, Any]) -> list[Attached]:
+    """The attached values of a type that have an effect."""
+    return [item for item in options.get(KEY, ()) if isinstance(item.value, kind) and not item.value.does_nothing]
+
+
+def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    # The guider's options are a copy that ComfyUI made for this run.
+    options = executor.class_obj.model_options["transformer_options"]
+    cache = _step_cache(options)
+    run = options[RUN] = Run(
+        sigmas=tuple(sigmas.tolist()),
+        evaluated=getattr(getattr(sampler, "sampler_function", None), "evaluated", None),
+        step_cache=None if cache is None else StepCacheRun(cache.value, sigmas.tolist()),
+    )
+    adaln = run.adaln = adaln_cache.make(executor.class_obj, run.evaluated or run.sigmas[:-1])
+    if adaln is not None:
+        options[CACHE] = adaln
+    try:
+        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        if cache is not None and run.step_cache is not None:
+            step_cache.show(run.step_cache.count, cache.node_id)
+        return samples
+    finally:
+        options.pop(RUN, None)
+        options.pop(CACHE, None)
+        if adaln is not None:
+            adaln.close()
+        controls.show(run.block_calls, _controls(options))
+
+
+def _around_conditionings(executor, model, conds, x_in, timestep, model_options):
+    options = model_options["transformer_options"]
+    run = run_of(options)
+    if run is None:
+        return executor(model, conds, x_in, timestep, model_options)
+    for branch, entries in enumerate(conds):
+        for entry in entries or ():
+            run.maps[branch, entry.get("uuid")] = entry.get(TOKEN_MAP)
+    if run.adaln is not None:
+        run.adaln.add_conditionings(conds)
+    if run.step_cache is None:
+        return executor(model, conds, x_in, timestep, model_options)
+    windows = [item.value.window for item in _controls(options)]
+    return step_cache.predict(run.step_cache, windows, executor, model, conds, x_in, timestep, model_options)
+
+
+def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    options = transformer_options or {}
+    run = run_of(options) or Run()
+    branches = tuple(options.get("cond_or_uncond") or (0,))
+    run.requested.add(x.shape[0], branches)
+    items = _controls(options)
+    if items:
+        active = [item.value for item in items]
+        options = controls.with_hooks(active, run, executor.class_obj, x, branches, options, kwargs)
+    if run.adaln is not None:
+        options = {**options, CALL: run.adaln.identify(options, run.sigma)}
+    options = _counting(options, run.computed, branches)
+    try:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    except ControlError as error:  # found while sampling, but the input is another node's
+        action = error.control.action
+        words = (item.word_error for item in items if item.value.action == action and item.word_error is not None)
+        word_error = next(words, None)
+        if word_error is None:
+            raise
+        raise word_error(error) from error
+
+
+def _counting(options: dict[str, Any], count: CallCount, branches: Sequence[int]) -> dict[str, Any]:
+    """Options that count the calls which other nodes' wrappers next to the model, such as EasyCache's, let through."""
+    wrappers = options.get("wrappers", {})
+    inner = wrappers.get(WrappersMP.DIFFUSION_MODEL)
+    if not inner:
+        return options
+
+    def counted(executor, x, *args, **kwargs):
+        count.add(x.shape[0], branches)
+        return executor(x, *args, **kwargs)
+
+    return {**options, "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: {**inner, KEY: [counted]}}}
+
+
+WRAPPERS = {
+    WrappersMP.OUTER_SAMPLE: _around_run,
+    WrappersMP.CALC_COND_BATCH: _around_conditionings,
+    WrappersMP.APPLY_MODEL: _around_call,
+}

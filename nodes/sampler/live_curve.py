@@ -7,13 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ...mmdit_core.control.spec import BlockControl
+from ...mmdit_core.flow.sigma import PercentToSigma
+from ...mmdit_core.flow.window import Window
 from ...mmdit_core.solvers import SOLVERS
-from ..comfyui import controls
 from ..comfyui.loading import sampling_of_file as from_header
 from ..comfyui.run.guider import Guidance
 from ..comfyui.run.sampling import shift_in
-from ..comfyui.windows import ToSigma
 from ..errors import InputError
 from ..widgets import check_values
 from .inputs import APPENDED
@@ -71,10 +70,10 @@ def _drawn(
     levels: Sequence[float],
     part: tuple[int, int],
     shift: float,
-    windows: Sequence[BlockControl],
+    windows: Sequence[Window],
     sampling,
 ) -> dict[str, Any]:
-    to_sigma: ToSigma = sampling.percent_to_sigma
+    to_sigma: PercentToSigma = sampling.percent_to_sigma
     steps = len(levels) - 1
     every = -(-steps // MOST_POINTS)
     places = [*range(0, steps, every), steps]
@@ -88,11 +87,11 @@ def _drawn(
         "own": not dials.shift,
         "adaptive": SOLVERS[dials.solver].adaptive,
         "cfg": None if dials.cfg == 1 else _shares_of_cfg(guidance, begun, to_sigma),
-        "windows": [_rounded(controls.shares_of(window, begun, to_sigma)) for window in windows],
+        "windows": [_rounded([window.strength_at(level, to_sigma) for level in begun]) for window in windows],
     }
 
 
-def _shares_of_cfg(guidance: Guidance, levels: Sequence[float], to_sigma: ToSigma) -> list[float]:
+def _shares_of_cfg(guidance: Guidance, levels: Sequence[float], to_sigma: PercentToSigma) -> list[float]:
     return _rounded([(guidance.scale(level, to_sigma) - 1) / (guidance.cfg - 1) for level in levels])
 
 
@@ -112,11 +111,8 @@ def _dials(given: Mapping[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**rest | values)
 
 
-def _window(given: Mapping[str, Any]) -> BlockControl:
-    # Which control and which blocks it is does not matter for when it acts.
-    return BlockControl(
-        "boost", (0,), 2.0, start_percent=given["start"], end_percent=given["end"], fade=given.get("fade", "constant")
-    )
+def _window(given: Mapping[str, Any]) -> Window:
+    return Window(given["start"], given["end"], given.get("fade", "constant"))
 
 
 def _size(given: Mapping[str, Any]) -> tuple[int, int] | None:

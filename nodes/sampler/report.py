@@ -9,8 +9,8 @@ from typing import Any
 
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.solvers import SOLVERS
-from ..comfyui import controls
-from ..comfyui.controls import AttachedPrompt
+from ..comfyui import patching
+from ..comfyui.families import block_counts
 from ..comfyui.frontend import progress
 from ..comfyui.run.guider import FlowGuider, Guidance
 from ..comfyui.run.solver import Walk
@@ -26,13 +26,13 @@ def facts_of(plan: Plan, walk: Walk, guider: FlowGuider, notes: Sequence[str]) -
     """All that is to be told of a run, as plain data; numbers are finite."""
     route, guidance, seeds, count = walk.route, plan.guidance, plan.seeds, guider.count
     run = route.steps - walk.reused
-    blocks = controls.block_counts(plan.model)
+    blocks = block_counts(plan.model)
     block_calls = guider.block_calls
     predictions = guider.alone + guider.guided
     return {
         "model": progress.model_name(plan.model),
         "blocks": None if blocks is None else {"double": blocks[0], "single": blocks[1]},
-        "controls": [f"{control_label(item)[0]}{_window(item)}" for item in controls.items_of(plan.model)],
+        "controls": [f"{control_label(item)[0]}{_window(item)}" for item in patching.controls_of(plan.model)],
         "solver": route.solver,
         "calls_per_step": None if route.is_adaptive else SOLVERS[route.solver].calls_per_step,
         "options": dict(route.options),
@@ -211,9 +211,9 @@ def bands_of(plan: Plan) -> list[Band]:
     bands = []
     if plan.guidance.cfg != 1:
         bands.append(Band(guidance_label(plan.guidance), GREY, _scales(plan.guidance, levels, to_sigma)))
-    for item in controls.items_of(plan.model):
+    for item in patching.controls_of(plan.model):
         label, colour = control_label(item)
-        bands.append(Band(label, colour, controls.shares_of(item, levels, to_sigma)))
+        bands.append(Band(label, colour, tuple(item.window.strength_at(level, to_sigma) for level in levels)))
     return bands
 
 
@@ -225,9 +225,9 @@ def guidance_label(guidance: Guidance) -> str:
     return f"cfg {guidance.cfg:g}" + ("" if guidance.form == "cfg" else f", {guidance.form}")
 
 
-def control_label(item: BlockControl | AttachedPrompt) -> tuple[str, str]:
+def control_label(item: BlockControl) -> tuple[str, str]:
     """A control's label and colour."""
-    if isinstance(item, AttachedPrompt):
+    if item.action == "prompt":
         return f"another prompt in blocks {blocks_text(item.blocks)}", PURPLE
     what = item.action if item.action != "boost" else f"boost x{item.strength:g} ({item.mode})"
     words = f", {', '.join(item.phrases)!r}" if item.phrases else ""
@@ -235,9 +235,9 @@ def control_label(item: BlockControl | AttachedPrompt) -> tuple[str, str]:
     return f"{what}, blocks {blocks_text(item.blocks)}{branch}{words}", ACTION_COLOURS[item.action]
 
 
-def _window(item: BlockControl | AttachedPrompt) -> str:
-    fade = "" if item.fade == "constant" else f", fading {item.fade}"
-    return _from_to(item.start_percent, item.end_percent) + fade
+def _window(item: BlockControl) -> str:
+    fade = "" if item.window.fade == "constant" else f", fading {item.window.fade}"
+    return _from_to(item.window.start, item.window.end) + fade
 
 
 def _from_to(start: float, end: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mmdit_core.control.spec import BlockTextError, parse_block_strengths
+from mmdit_core.control.grammar import BlockTextError, parse_block_strengths, parse_blocks
 
 PACK = Path(__file__).parents[2].name
 MODELS = ((24, 0), (19, 38), (38, 0), (60, 0), (8, 0), (5, 3), (1, 0))
@@ -42,7 +42,9 @@ def cases() -> list[tuple[str, int, int, bool]]:
 def in_python(text: str, double: int, single: int, strengths: bool):
     """[[block, strength or None], ...], or the error's text."""
     try:
-        return [list(pair) for pair in parse_block_strengths(text, double, single, 1.25 if strengths else None).items()]
+        if not strengths:
+            return [[block, None] for block in parse_blocks(text, double, single)]
+        return [list(pair) for pair in parse_block_strengths(text, double, single, 1.25).items()]
     except BlockTextError as error:
         return str(error)
 

@@ -21,7 +21,7 @@ def test_halves_come_after_whole_runs_and_meet_in_the_middle():
     cells = plan(("disable",), (1, 2), early_late=True)
     windows = ["whole", "whole", "early", "early", "late", "late"]
     assert [(cell.window, cell.block) for cell in cells] == list(zip(windows, [1, 2] * 3, strict=True))
-    spans = [(c.start_percent, c.end_percent) for c in (cells[2].control(), cells[4].control())]
+    spans = [(c.window.start, c.window.end) for c in (cells[2].control(), cells[4].control())]
     assert spans == [(0.0, 0.5), (0.5, 1.0)]
 
 

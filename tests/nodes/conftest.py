@@ -71,6 +71,17 @@ class Bench:
         """A module of the pack's nodes: "sampler.node", "comfyui.controls", ..."""
         return importlib.import_module(f"{self.pack.__name__}.nodes.{name}")
 
+    def attach(self, model, controls):
+        """A clone of a MODEL with block controls, given as the plain import's."""
+        import dataclasses
+
+        patching = self.module("comfyui.patching")
+        made = []
+        for control in controls:
+            values = {field.name: getattr(control, field.name) for field in dataclasses.fields(control)}
+            made.append(patching.BlockControl(**values))
+        return patching.attach(model, made)
+
     def empty(self, batch: int = 1, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:
         import torch
 

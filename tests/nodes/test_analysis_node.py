@@ -383,6 +383,6 @@ def test_live_a_cancel_keeps_the_finished_images(comfyui):
 
 def test_live_a_wrong_block_is_named_with_the_models_range(comfyui):
     with pytest.raises(
-        ComfyUIError, match=r"BlockAnalysis: blocks: block 40 does not exist: this model has blocks 0 to 7"
+        ComfyUIError, match=r"BlockAnalysis: blocks: block 40 does not exist. This model has blocks 0 to 7"
     ):
         comfyui.run(graph(blocks="40"))

@@ -13,12 +13,12 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiTSimple
 
 import nodes as host_nodes
 from mmdit_core.caching.plans import PLANS
-from mmdit_core.caching.step_cache import StepCache
+from mmdit_core.flow.window import Window
 
 
 @pytest.fixture(scope="module")
 def step_cache(bench):
-    """The host side of the node."""
+    """ComfyUI's side of the node."""
     return bench.module("comfyui.step_cache")
 
 
@@ -26,7 +26,12 @@ def step_cache(bench):
 def said(step_cache, monkeypatch):
     """What runs tell on node 3."""
     lines = []
-    monkeypatch.setattr(step_cache.ui, "show_text", lambda node, text: lines.append(text) if node == "3" else None)
+
+    def show_text(node, text):
+        if node == "3":
+            lines.append(text)
+
+    monkeypatch.setattr(step_cache.messages, "show_text", show_text)
     return lines
 
 
@@ -38,8 +43,9 @@ def ksampler(bench, model, *, sampler="euler", steps=6, cfg=3.0, batch=1, positi
 
 def sparing(bench, step_cache, model=None, node_id=None, **dials):
     # The pack's own class: it is another one than that of a plain import.
-    made = step_cache.StepCache(**dials)
-    return step_cache.attach(model or bench.model, made, node_id)
+    patching = bench.module("comfyui.patching")
+    window = Window(dials.pop("start", 0.0), dials.pop("end", 1.0))
+    return patching.attach(model or bench.model, [patching.StepCache(**dials, window=window)], node_id)
 
 
 def error(a, b) -> float:
@@ -214,8 +220,8 @@ def test_a_node_that_makes_the_predictions_itself_is_left_to_do_so(bench, step_c
         args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
     )
     made = ksampler(bench, sparing(bench, step_cache, model=model, node_id="3", uncond_every=2))
-    assert torch.equal(made, ksampler(bench, bench.model))
-    assert said == ["nothing was left out: another node makes the predictions itself"]
+    assert torch.equal(made, ksampler(bench, model))
+    assert said == ["everything was computed: another node makes the predictions itself"]
 
 
 def test_what_a_node_asks_for_besides_is_computed_and_counted(bench, step_cache, said):
@@ -224,7 +230,7 @@ def test_what_a_node_asks_for_besides_is_computed_and_counted(bench, step_cache,
         ksampler(bench, sparing(bench, step_cache, model=model, node_id="3", every=2))
     computed, share = sum(seen), int(said[-1].split("%")[0])
     assert share == round(100 * computed / 12) and "cfg is 1" not in said[-1], said
-    assert "6 predictions that another node asked for, all computed" in said[-1]
+    assert "6 predictions that another node requested, all computed" in said[-1]
 
 
 def test_prompts_that_are_asked_for_again_with_a_block_left_out_stay_apart(bench, step_cache):
@@ -265,7 +271,8 @@ def test_two_samplers_of_one_graph_and_other_sizes_share_nothing(bench, step_cac
     bench.run(bench.empty(1, (8, 12)), model=model)
     assert torch.equal(ksampler(bench, model), first)
     options = model.model_options["transformer_options"]
-    assert step_cache.RUN not in options and step_cache.RUN not in bench.model.model_options["transformer_options"]
+    run = bench.module("comfyui.patching").RUN
+    assert run not in options and run not in bench.model.model_options["transformer_options"]
 
 
 @pytest.mark.parametrize("trouble", [management.InterruptProcessingException, RuntimeError])
@@ -361,8 +368,8 @@ def test_a_controlnet_that_begins_or_ends_is_computed_at_once(step_cache):
             self.timestep_range, self.previous_controlnet = timestep_range, previous
 
     chain = Net((1.0, 0.5), Net((0.7, 0.0), Net(None)))
-    assert [step_cache._controlnets(chain, sigma) for sigma in (0.9, 0.7, 0.5, 0.4)] == [2, 3, 3, 2]
-    assert step_cache._controlnets(None, 0.5) == 0
+    assert [step_cache._active_controlnets(chain, sigma) for sigma in (0.9, 0.7, 0.5, 0.4)] == [2, 3, 3, 2]
+    assert step_cache._active_controlnets(None, 0.5) == 0
 
 
 def test_reuse_of_the_last_run_is_off_and_says_why(bench, step_cache):
@@ -370,7 +377,8 @@ def test_reuse_of_the_last_run_is_off_and_says_why(bench, step_cache):
     written = bench.all(model=model, reuse=True)[2]
     assert "Reuse: not possible, SpeedPlan carries predictions over from earlier steps" in written
     off, _ = bench.module("caching").SpeedPlan().apply(model, "1x (off)")
-    assert step_cache.of(off) is None and step_cache.of(model) is not None
+    step_cache_of = bench.module("comfyui.patching").step_cache_of
+    assert step_cache_of(off) is None and step_cache_of(model) is not None
     assert "not possible" not in bench.all(model=off, reuse=True)[2]
 
 
@@ -378,7 +386,7 @@ def test_a_second_plan_takes_the_place_of_the_first(bench, step_cache):
     first = sparing(bench, step_cache, uncond_every=4)
     second = sparing(bench, step_cache, model=first, every=2)
     assert torch.equal(ksampler(bench, second), ksampler(bench, sparing(bench, step_cache, every=2)))
-    assert step_cache.of(first).uncond_every == 4
+    assert bench.module("comfyui.patching").step_cache_of(first).uncond_every == 4
 
 
 def test_an_inversion_stays_exact(bench, step_cache):
@@ -406,9 +414,5 @@ def test_off_is_the_plain_run_bit_for_bit_and_an_unknown_choice_is_refused(bench
     node = bench.module("caching").SpeedPlan()
     model, words = node.apply(bench.model, "1x (off)")
     assert torch.equal(bench.run(model=model), bench.run()) and words == "Off: everything is computed."
-    with pytest.raises(ValueError, match=r"SpeedPlan: speedup: '9x' is unknown. Choose of 1x \(off\), 1.2x"):
+    with pytest.raises(ValueError, match=r"SpeedPlan: speedup: '9x' is unknown. Choose one of 1x \(off\), 1.2x"):
         node.apply(bench.model, "9x")
-
-
-def test_the_core_that_tests_import_and_the_packs_are_the_same(bench, step_cache):
-    assert step_cache.StepCache().to_json() == StepCache().to_json() and step_cache.StepCache is not StepCache

@@ -24,6 +24,7 @@ from ....mmdit_core.checkpoints.load import DTYPES, check_transformer, load_chec
 from ....mmdit_core.config import MMDiTConfig
 from ....mmdit_core.models.adaln import row_width
 from ....mmdit_core.models.sd3 import MMDiT
+from .. import patching
 from ..run import adaln_cache as prepared
 from . import offloading
 
@@ -159,7 +160,7 @@ def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool =
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher_class = offloading.last_in(patcher_class)
     patcher = patcher_class(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
-    prepared.install(patcher)
+    patching.install(patcher)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype))
     return patcher
 

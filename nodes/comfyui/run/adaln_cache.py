@@ -9,12 +9,12 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
-from ....mmdit_core.models.adaln import CACHE, CACHED_WEIGHTS, CALL, TILE, AdaLNCache, CallIdentity
+from ....mmdit_core.models.adaln import CACHED_WEIGHTS, TILE, AdaLNCache, CallIdentity
 from ....mmdit_core.models.sd3 import MMDiT
 
 log = logging.getLogger(__name__)
 
-KEY = "mmdit"  # of our wrappers
+KEY = "mmdit"  # of the values on a MODEL and of our wrappers
 KINDS = comfy.patcher_extension.WrappersMP
 # Where another pack can change what reaches the model between our wrappers and the model.
 OPEN_KINDS = (KINDS.CALC_COND_BATCH, KINDS.APPLY_MODEL, KINDS.DIFFUSION_MODEL)
@@ -80,37 +80,3 @@ def may_change(patcher, names: Collection[str]) -> bool:
 def bytes_of(width: int, dtype: torch.dtype) -> int:
     """Memory of the table of a run: one tile. Args: width of a row, see `row_width`; dtype of the inference."""
     return TILE * width * dtype.itemsize
-
-
-def install(patcher) -> None:
-    """Give every run of this MODEL and its clones an AdaLN cache."""
-    patcher.add_wrapper_with_key(KINDS.OUTER_SAMPLE, KEY, _around_run)
-    patcher.add_wrapper_with_key(KINDS.CALC_COND_BATCH, KEY, _around_conditionings)
-    patcher.add_wrapper_with_key(KINDS.APPLY_MODEL, KEY, _around_call)
-
-
-def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-    cache = make(executor.class_obj, sigmas[:-1])
-    if cache is None:
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-    options = executor.class_obj.model_options["transformer_options"]  # a copy that ComfyUI makes for this run alone
-    options[CACHE] = cache
-    try:
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-    finally:
-        options.pop(CACHE, None)
-        cache.close()
-
-
-def _around_conditionings(executor, model, conds, x_in, timestep, model_options):
-    cache = model_options["transformer_options"].get(CACHE)
-    if cache is not None:
-        cache.add_conditionings(conds)
-    return executor(model, conds, x_in, timestep, model_options)
-
-
-def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    options = transformer_options or {}
-    if CACHE in options:
-        options = {**options, CALL: options[CACHE].identify(options, None)}
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

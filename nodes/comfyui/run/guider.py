@@ -19,10 +19,11 @@ import comfy.samplers
 from torch import Tensor
 
 from ....mmdit_core.caching.step_cache import PredictionCount as Spared
-from ....mmdit_core.control.hooks import BlockCallCount
+from ....mmdit_core.control.model_call import BlockCallCount
+from ....mmdit_core.flow.sigma import PercentToSigma, percent_of_sigma
+from ....mmdit_core.flow.window import Window
 from ....mmdit_core.guidance.cfg import apg, cfg, cfg_zero_star, rescale, scale_at
-from .. import controls, step_cache
-from ..windows import ToSigma, holds, percent_at
+from .. import patching
 
 KEY = "mmdit_count"
 CFG_FUNCTION = "sampler_cfg_function"
@@ -49,13 +50,13 @@ class Guidance:
     def is_even(self) -> bool:
         return self.start <= 0 and self.end >= 1 and self.curve == "constant"
 
-    def scale(self, sigma: float, to_sigma: ToSigma) -> float:
+    def scale(self, sigma: float, to_sigma: PercentToSigma) -> float:
         """The scale at a noise level; at 1 the negative plays no part."""
-        if not holds(sigma, self.start, self.end, to_sigma):
+        if not Window(self.start, self.end).holds(sigma, to_sigma):
             return 1.0
         if self.curve == "constant":
             return self.cfg
-        place = min(self.end, max(self.start, percent_at(sigma, to_sigma)))
+        place = min(self.end, max(self.start, percent_of_sigma(sigma, to_sigma)))
         scale = scale_at(place, self.cfg, self.curve, start=self.start, end=self.end)
         return 1.0 if abs(scale - 1) < ROUNDING else scale
 
@@ -133,10 +134,9 @@ class FlowGuider(comfy.samplers.CFGGuider):
             to_sigma = self.inner_model.model_sampling.percent_to_sigma
             scale = self.guidance.scale(float(timestep.max()), to_sigma)
         options = model_options.get("transformer_options", {})
-        if (run := options.get(controls.RUN)) is not None:
-            self.block_calls = run.block_calls
-        if (sparing := options.get(step_cache.RUN)) is not None:
-            self.spared = sparing.count
+        if (run := patching.run_of(options)) is not None:
+            self.block_calls = run.block_calls if run.block_calls.total else None
+            self.spared = run.predictions
         if math.isclose(scale, 1.0) and not model_options.get("disable_cfg1_optimization", False):
             self.alone += 1
         else:

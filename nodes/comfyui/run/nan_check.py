@@ -11,7 +11,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from .. import controls
+from ..families import family_of
 
 KEY = "mmdit_watch"
 BRANCHES = {0: "positive", 1: "negative"}
@@ -56,7 +56,8 @@ def explain(
     call = next((call for call in calls if not is_finite(call.velocity)), None)
     if call is None:
         return "the solver's own arithmetic left the range of numbers, the predictions were finite"
-    counts = controls.counts_of(base.diffusion_model)
+    family = family_of(base.diffusion_model)
+    counts = None if family is None else family.counts(base.diffusion_model)
     seen = _Seen()
     again(call, _watched(model_options, counts, seen))
     if not seen.branches:

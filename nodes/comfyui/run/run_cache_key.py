@@ -7,15 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from ....mmdit_core.control.spec import BlockControl
-from .. import controls, step_cache
-from ..controls import AttachedPrompt, shares_of
+from ....mmdit_core.flow.sigma import PercentToSigma
+from ....mmdit_core.flow.window import Window
+from .. import patching
 from ..fingerprint import fingerprint, of_model
-from ..windows import ToSigma
-from . import adaln_cache as prepared
 from .guider import Guidance
 from .solver import Route
-
-OWN = {controls.KEY, prepared.KEY}
 
 # A node may patch these without giving the model a memory from one step to the next.
 HARMLESS_PATCHES = {"model_sampling", "manual_cast_dtype"}
@@ -24,7 +21,7 @@ HOOKS = ("callbacks", "injections", "attachments", "additional_models", "hook_pa
 
 def memory_of(model, *conditionings) -> str | None:
     """Why a run cannot be taken up in its middle: what may remember earlier steps. None where nothing does."""
-    if step_cache.of(model) is not None:
+    if patching.step_cache_of(model) is not None:
         return "SpeedPlan carries predictions over from earlier steps"
     options, wrappers = _without_controls(model)
     if options or wrappers:
@@ -48,15 +45,15 @@ def key_of(model, *rest: Any) -> Any:
 def pieces_of(model, route: Route, guidance: Guidance) -> list[Any]:
     """What decides each piece of a route alone: its levels, and all that acts in the model calls that it makes."""
     to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-    items = controls.items_of(model)
+    items = patching.controls_of(model)
     if route.is_adaptive:  # no one knows where it will ask
-        everything = fingerprint([guidance, [_nameless(item) for item in items]])
+        everything = fingerprint([guidance, items])
         return [(route.levels[a : b + 1].tolist(), b <= route.resting, everything) for a, b in route.pieces]
     # Each control without its window: what counts is whether it acts, and how much.
     known = [(item, fingerprint(_timeless(item))) for item in items]
 
     def call_at(sigma: float) -> Any:
-        shares = [(shares_of(item, [sigma], to_sigma)[0], content) for item, content in known]
+        shares = [(item.window.strength_at(sigma, to_sigma), content) for item, content in known]
         return _guided(guidance, sigma, to_sigma), [share for share in shares if share[0]]
 
     pieces = []
@@ -66,15 +63,11 @@ def pieces_of(model, route: Route, guidance: Guidance) -> list[Any]:
     return pieces
 
 
-def _nameless(item: BlockControl | AttachedPrompt) -> BlockControl | AttachedPrompt:
-    return replace(item, node_id=None) if isinstance(item, AttachedPrompt) else item
+def _timeless(item: BlockControl) -> BlockControl:
+    return replace(item, window=Window())
 
 
-def _timeless(item: BlockControl | AttachedPrompt) -> BlockControl | AttachedPrompt:
-    return replace(_nameless(item), start_percent=0.0, end_percent=1.0, fade="constant")
-
-
-def _guided(guidance: Guidance, sigma: float, to_sigma: ToSigma) -> Any:
+def _guided(guidance: Guidance, sigma: float, to_sigma: PercentToSigma) -> Any:
     scale = guidance.scale(sigma, to_sigma)
     if scale == 1:
         return None
@@ -87,7 +80,7 @@ def _without_controls(model) -> tuple[dict[str, Any], dict[str, Any]]:
     def pruned(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        kept = {key: pruned(item) for key, item in value.items() if key not in OWN}
+        kept = {key: pruned(item) for key, item in value.items() if key != patching.KEY}
         return {key: item for key, item in kept.items() if not (isinstance(item, Mapping | list) and not item)}
 
     return pruned(model.model_options), pruned(model.wrappers)

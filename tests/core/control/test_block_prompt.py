@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmdit_core import MMDiT, MMDiTConfig
-from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
+from mmdit_core.control.hooks import compile_controls
+from mmdit_core.control.model_call import BlockCallCount, ModelCall
+from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
 
 CONFIG = MMDiTConfig(hidden_size=64, num_heads=2, depth=4, context_dim=24, pooled_dim=20, pos_embed_max_size=8)
-CALL = ModelCall(4, 0, (NEGATIVE, POSITIVE, POSITIVE), batch=6, place=0.0)
+CALL = ModelCall(4, 0, (NEGATIVE, POSITIVE, POSITIVE), batch=6)
 
 
 def reference(model, given, txt2, chosen):
@@ -38,13 +41,12 @@ def test_both_streams_run_beside_each_other_and_the_chosen_blocks_use_the_second
         "context": torch.randn(6, 7, 24),
         "y": torch.randn(6, 20),
     }
-    txt2 = model.context_embedder(torch.randn(1, length, 24))
-    block_calls = BlockCallCount()
-    hooks = add_second_texts(
-        [SecondText(chosen, txt2)], CALL, compile_controls([], CALL, {}, block_calls), {}, block_calls
-    )
+    context, block_calls = torch.randn(1, length, 24), BlockCallCount()
+    call = replace(CALL, embed=model.context_embedder)
+    prompt = BlockControl("prompt", chosen, context=context)
+    hooks = compile_controls([prompt], call, {}, block_calls)
     out = model(**given, transformer_options={"patches_replace": {"dit": hooks}})
-    plain, mixed = model(**given), reference(model, given, txt2, chosen)
+    plain, mixed = model(**given), reference(model, given, model.context_embedder(context), chosen)
     scale = plain.std()
     assert ((out[:2] - plain[:2]).abs().max() / scale) <= 1e-5  # the negative rows
     assert ((out[2:] - mixed[2:]).abs().max() / scale) <= 1e-5

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.keymaps import to_diffusers
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
-from mmdit_core.control.spec import BlockControl
-from mmdit_core.text.tokens import EncoderTokens, NoTokenMap, PhraseError, TokenMap, words_of
+from mmdit_core.control.hooks import compile_controls
+from mmdit_core.control.model_call import BlockCallCount, ControlError, ModelCall
+from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
+from mmdit_core.flow.window import Window
+from mmdit_core.text.tokens import EncoderTokens, NoTokenMap, PhraseNotFound, TokenMap, words_of
 
 CONFIG = MMDiTConfig(
     hidden_size=128, num_heads=2, depth=5, context_dim=48, pooled_dim=40, pos_embed_max_size=8, qk_norm="rms",
@@ -60,7 +62,7 @@ def inputs(batch: int = 4):
 
 
 # A batched guidance call: negative first, two rows each.
-CALL = ModelCall(double=5, single=0, branches=(NEGATIVE, POSITIVE), batch=4, place=0.5, maps=(None, MAP))
+CALL = ModelCall(double=5, single=0, branches=(NEGATIVE, POSITIVE), batch=4, maps=(None, MAP))
 
 
 def run(
@@ -157,11 +159,14 @@ def test_a_phrase_means_the_positive_branch_alone(model):
 
 
 def test_a_phrase_without_a_token_map_is_an_error_of_its_own(model):
-    without = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, 0.5)
-    with pytest.raises(NoTokenMap, match="has no token map"):
+    without = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4)
+    with pytest.raises(ControlError, match="has no token map") as caught:
         run(model, [BlockControl("boost", (1,), 2.0, phrases=("red",))], without)
-    with pytest.raises(PhraseError, match="'green' is not in the prompt.*red circle"):
-        run(model, [BlockControl("boost", (1,), 2.0, phrases=("green",))])
+    assert isinstance(caught.value.__cause__, NoTokenMap) and caught.value.field == "phrases"
+    unknown = BlockControl("boost", (1,), 2.0, phrases=("green",))
+    with pytest.raises(ControlError, match="'green' is not in the prompt.*red circle") as caught:
+        run(model, [unknown])
+    assert caught.value.control == unknown and isinstance(caught.value.__cause__, PhraseNotFound)
 
 
 def test_skip_wins_over_disable_and_disable_over_boost(model):
@@ -187,7 +192,7 @@ def test_boosts_multiply(model, mode):
         BlockControl("boost", (0, 1, 2), 1.0, mode="attention"),
         BlockControl("boost", (0, 1, 2), 1.0, mode="value"),
         BlockControl("skip", ()),
-        BlockControl("skip", (1,), start_percent=0.4, end_percent=0.4),
+        BlockControl("skip", (1,), window=Window(0.4, 0.4)),
     ],
 )
 def test_what_does_nothing_installs_nothing(model, control):
@@ -299,13 +304,13 @@ def test_skipping_one_branch_really_runs_fewer_rows(model):
     assert rows_run(model, []) == [4] * 5
     assert rows_run(model, [BlockControl("skip", (1, 3), branch="negative")]) == [4, 2, 4, 2, 4]
     assert rows_run(model, [BlockControl("skip", (1, 3))]) == [4, 4, 4]
-    whole = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, 0.5, partial_rows=False)
+    whole = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, partial_rows=False)
     assert rows_run(model, [BlockControl("skip", (1,), branch="negative")], whole) == [4] * 5
 
 
 def test_models_that_cannot_run_part_of_the_rows_give_the_same_result(model):
     control = BlockControl("skip", (1, 3), branch="negative")
-    whole = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, 0.5, partial_rows=False)
+    whole = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, partial_rows=False)
     assert error(run(model, [control], whole), run(model, [control])) <= 1e-5
 
 
@@ -317,7 +322,7 @@ def test_the_count_counts_block_calls_by_prompt(model):
     run(
         model,
         [BlockControl("skip", (1,), branch="negative")],
-        ModelCall(5, 0, (0, 1), 4, 0.5, partial_rows=False),
+        ModelCall(5, 0, (0, 1), 4, partial_rows=False),
         block_calls,
     )
     assert (block_calls.total, block_calls.skipped) == (20, 4)  # nothing was saved there

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mmdit_core.control.grammar import parse_blocks
 from mmdit_core.control.presets import BY_NAME, PRESETS, presets_of
-from mmdit_core.control.spec import BlockControl, parse_blocks
+from mmdit_core.control.spec import BlockControl
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)

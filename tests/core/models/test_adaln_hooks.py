@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import BlockCallCount, ModelCall, compile_controls
+from mmdit_core.control.hooks import compile_controls
+from mmdit_core.control.model_call import ModelCall
 from mmdit_core.control.spec import BlockControl
 from tests.core.models.tiny import LEVELS, TOLERANCE, call, error, inputs, reads
 
@@ -59,7 +59,7 @@ CONTROLS = {
 
 def controlled(names, branches, batch, previous=None):
     """Options with the hooks of some controls."""
-    what = ModelCall(double=4, single=0, branches=branches, batch=batch, place=0.0)
+    what = ModelCall(double=4, single=0, branches=branches, batch=batch)
     controls = [CONTROLS[name] for name in names]
     hooks = compile_controls(controls, what, previous)
     return what, controls, hooks
@@ -81,11 +81,13 @@ def test_block_controls_read_no_adaln_weights_either(model, inference, names, br
 
 
 def test_a_second_text_reads_no_adaln_weights_either(model, inference):
-    given, second = inputs(3), SecondText((1, 2), model.context_embedder(torch.randn(1, 9, 48)))
+    given, context = inputs(3), torch.randn(1, 9, 48)
+    embedded = model.context_embedder(context)
+    controls = [CONTROLS["skip, negative"], BlockControl("prompt", (1, 2), context=context)]
 
     def replace():
-        what, controls, hooks = controlled(["skip, negative"], (1, 0, 0), 3)
-        made = add_second_texts([second], what, hooks, {}, BlockCallCount(), controls)
+        what = ModelCall(double=4, single=0, branches=(1, 0, 0), batch=3, embed=lambda _: embedded)
+        made = compile_controls(controls, what)
         return {"patches_replace": {"dit": made}}
 
     with model.adaln_cache(LEVELS, given["y"]) as options:

@@ -7,25 +7,24 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import BlockCallCount, ModelCall, compile_controls
+from mmdit_core.control.hooks import compile_controls
+from mmdit_core.control.model_call import ModelCall
 from mmdit_core.control.spec import BlockControl
 from tests.core.models.tiny import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model
 
-ROWS = ModelCall(double=4, single=0, branches=(0, 1), batch=2, place=0.5)
+ROWS = ModelCall(double=4, single=0, branches=(0, 1), batch=2, embed=lambda context: context)
 
 
 def hooked(*controls: BlockControl):
     def options() -> dict:
-        return {"patches_replace": {"dit": compile_controls(controls, ROWS, {}, BlockCallCount())}}
+        return {"patches_replace": {"dit": compile_controls(controls, ROWS)}}
 
     return options
 
 
 def second_text() -> dict:
     torch.manual_seed(4)
-    texts = [SecondText((0, 2), torch.randn(1, 9, 128))]
-    return {"patches_replace": {"dit": add_second_texts(texts, ROWS, {}, {}, BlockCallCount(), ())}}
+    return hooked(BlockControl("prompt", (0, 2), context=torch.randn(1, 9, 128)))()
 
 
 def patches() -> dict:
@@ -42,7 +41,7 @@ OPTIONS = {
     "none": dict,
     "skip": hooked(BlockControl("skip", (1,))),
     "skip, negative": hooked(BlockControl("skip", (1, 2), branch="negative")),
-    "boost": hooked(BlockControl("boost", (0,), strength=1.5, fade="cosine")),
+    "boost": hooked(BlockControl("boost", (0,), strength=1.5)),
     "boost, attention": hooked(BlockControl("boost", (0, 1), strength=1.5, mode="attention")),
     "boost, value": hooked(BlockControl("boost", (0, 1), strength=1.5, mode="value", branch="positive")),
     "disable": hooked(BlockControl("disable", (0, 1))),

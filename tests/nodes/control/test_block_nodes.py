@@ -203,7 +203,7 @@ def test_an_error_in_mid_run_leaves_nothing_behind(blocks, model):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("40", "BlockSkip: blocks: block 40 does not exist: this model has blocks 0 to 1"),
+        ("40", "BlockSkip: blocks: block 40 does not exist. This model has blocks 0 to 1"),
         ("x", "BlockSkip: blocks: 'x' cannot be read"),
     ],
 )
@@ -244,19 +244,19 @@ def like_flux(model, double=19, single=38):
 
 
 def test_presets_set_what_was_published_and_keep_the_nodes_window(blocks, model, pack):
-    attached = sys.modules[f"{pack.__name__}.nodes.comfyui.controls"].attached
+    controls_of = sys.modules[f"{pack.__name__}.nodes.comfyui.patching"].controls_of
     flux = like_flux(model)
     boosted = blocks.TextBoost().apply(
         flux, "", 3.0, "value", "", "t5", "both", 0.2, 0.9, "constant", preset="FLUX.1-dev: text alignment"
     )[0]
-    (control,) = attached(boosted)
+    (control,) = controls_of(boosted)
     assert (control.blocks, control.strength, control.mode) == ((2, 7, 12, 17, 22), 1.5, "residual")
-    assert (control.part, control.start_percent, control.end_percent) == ("t5", 0.2, 0.9)
+    assert (control.part, control.window.start, control.window.end) == ("t5", 0.2, 0.9)
     skipping = blocks.BlockSkip().apply(
         flux, "1", "positive", 0.1, 1.0, preset="FLUX.1-dev: fewer blocks with true CFG"
     )
-    both, negative = attached(skipping[0])
-    assert (both.branch, both.blocks, both.start_percent) == ("both", (30, 40, 50), 0.1)
+    both, negative = controls_of(skipping[0])
+    assert (both.branch, both.blocks, both.window.start) == ("both", (30, 40, 50), 0.1)
     assert (negative.branch, len(negative.blocks)) == ("negative", 11)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import comfy.ops
 import pytest
@@ -12,15 +13,15 @@ from comfy.ldm.flux.model import Flux
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
-from mmdit_core.control.spec import BlockControl
+from mmdit_core.control.hooks import compile_controls
+from mmdit_core.control.model_call import BlockCallCount, ControlError, ModelCall
+from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
 
 DOUBLE, SINGLE, TEXT, IMAGE = 3, 3, 7, 12
 WIDTH, HEADS = 64, 2
 MAP = TokenMap((EncoderTokens("T5", False, 0, TEXT, words_of([("red", True, 1), ("circle", True, 2)])),))
-CALL = ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), batch=4, place=0.5, maps=(None, MAP))
+CALL = ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), batch=4, maps=(None, MAP))
 ROWS = {"both": slice(0, 4), "negative": slice(0, 2), "positive": slice(2, 4)}
 
 
@@ -102,10 +103,9 @@ def inputs(batch: int = 4) -> dict[str, Tensor]:
     return {name: value[-batch:] for name, value in given.items()}
 
 
-def run(model, controls=(), call: ModelCall = CALL, existing=None, second=(), block_calls=None, **changed) -> Tensor:
+def run(model, controls=(), call: ModelCall = CALL, existing=None, block_calls=None, **changed) -> Tensor:
     existing = existing or {}
-    hooks = compile_controls(controls, call, existing, block_calls)
-    hooks = add_second_texts(second, call, hooks, existing, block_calls or BlockCallCount())
+    hooks = compile_controls(controls, replace(call, embed=model.txt_in), existing, block_calls)
     options = {"patches_replace": {"dit": {**existing, **hooks}}}
     return model(**{**inputs(call.batch), **changed}, transformer_options=options)
 
@@ -229,7 +229,7 @@ def test_attention_and_value_boosts_equal_a_dense_reference(model, key, branch, 
 
 @pytest.mark.parametrize("partial", [True, False])
 def test_nothing_leaks_between_branches_though_the_blocks_write_into_what_they_are_given(model, partial):
-    call = ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, 0.5, partial_rows=partial)
+    call = ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, partial_rows=partial)
     rows = []
 
     def watch(args, extra):
@@ -277,22 +277,21 @@ def other_context(length: int) -> Tensor:
 @pytest.mark.parametrize("chosen", [(0,), (1, 3), (5,)])
 def test_a_second_text_in_some_blocks_equals_a_stream_beside_the_first(model, twin, length, chosen):
     block_calls, context = BlockCallCount(), other_context(length)
-    ours = run(model, second=[SecondText(chosen, model.txt_in(context))], block_calls=block_calls)
+    ours = run(model, [BlockControl("prompt", chosen, context=context)], block_calls=block_calls)
     assert error(ours, reference(twin, {}, {}, second_stream(twin, context, chosen))) <= 1e-5
     assert error(ours, run(model)) > 1e-4 and block_calls.extra == max(chosen) + 1
 
 
 @pytest.mark.parametrize("length", [TEXT, 4, 19])
 def test_a_second_text_in_all_blocks_is_that_prompt(model, length):
-    call, context = ModelCall(DOUBLE, SINGLE, (POSITIVE,), 1, 0.5), other_context(length)
-    embedded = model.txt_in(context)
-    kept = embedded.clone()
-    ours = run(model, call=call, second=[SecondText(tuple(range(6)), embedded)])
+    call, context = ModelCall(DOUBLE, SINGLE, (POSITIVE,), 1), other_context(length)
+    kept = context.clone()
+    ours = run(model, [BlockControl("prompt", tuple(range(6)), context=context)], call)
     assert error(ours, run(model, call=call, context=context)) <= 1e-5
-    assert torch.equal(embedded, kept)
+    assert torch.equal(context, kept)
 
 
 def test_a_second_text_of_another_length_beside_an_attention_mask_is_refused(model):
     mask = torch.zeros(4, TEXT + IMAGE, TEXT + IMAGE)
-    with pytest.raises(ValueError, match="BlockPrompt: its prompt has 4 tokens, the sampler's 7.*same length"):
-        run(model, second=[SecondText((1,), model.txt_in(other_context(4)))], attention_mask=mask)
+    with pytest.raises(ControlError, match="it has 4 tokens, the sampler's prompt 7, and the attention mask"):
+        run(model, [BlockControl("prompt", (1,), context=other_context(4))], attention_mask=mask)

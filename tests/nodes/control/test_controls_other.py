@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +16,9 @@ from comfy.ldm.aura.mmdit import MMDiT as AuraFlow
 from comfy.ldm.chroma.model import Chroma
 from torch import Tensor
 
-from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
-from mmdit_core.control.spec import BlockControl
+from mmdit_core.control.hooks import compile_controls
+from mmdit_core.control.model_call import BlockCallCount, ModelCall
+from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
 
 DOUBLE, SINGLE, PROMPT, IMAGE, REGISTERS = 3, 3, 7, 12, 8
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def call(self) -> ModelCall:
-        return ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, 0.5, (None, MAP), registers=self.registers)
+        return ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, (None, MAP), registers=self.registers)
 
     @cached_property
     def plain(self) -> Tensor:
@@ -91,9 +91,9 @@ def case(request) -> Case:
     return made_by(request.param)
 
 
-def run(case: Case, controls=(), existing=None, second=(), block_calls=None, options=None) -> Tensor:
-    hooks = compile_controls(controls, case.call, existing, block_calls)
-    hooks = add_second_texts(second, case.call, hooks, existing or {}, block_calls or BlockCallCount())
+def run(case: Case, controls=(), existing=None, block_calls=None, options=None) -> Tensor:
+    call = replace(case.call, embed=getattr(case.model, "txt_in", None))
+    hooks = compile_controls(controls, call, existing, block_calls)
     options = {**(options or {}), "patches_replace": {"dit": {**(existing or {}), **hooks}}}
     return case.model(**case.given, transformer_options=options)
 
@@ -185,8 +185,8 @@ def test_a_phrase_is_found_behind_the_tokens_that_the_model_puts_before_the_prom
 
 
 def test_the_pack_knows_how_many_those_are_and_how_many_blocks_there_are(case, pack):
-    controls = sys.modules[f"{pack.__name__}.nodes.comfyui.controls"]
-    assert controls._registers(case.model) == case.registers and controls.counts_of(case.model) == (DOUBLE, SINGLE)
+    family = sys.modules[f"{pack.__name__}.nodes.comfyui.families"].family_of(case.model)
+    assert family.register_tokens(case.model) == case.registers and family.counts(case.model) == (DOUBLE, SINGLE)
 
 
 def dense(factors: dict[str, Tensor], text: int):
@@ -255,6 +255,6 @@ def test_skipping_one_branch_gives_the_same_as_both_runs_put_together(case, bloc
 @pytest.mark.parametrize("length", [PROMPT, 4, 19])
 def test_a_second_text_on_chroma_in_all_blocks_is_that_prompt(length):
     case, other = made_by(chroma), torch.randn(1, length, 24)
-    ours = run(case, second=[SecondText(tuple(range(6)), case.model.txt_in(other))])
+    ours = run(case, [BlockControl("prompt", tuple(range(6)), context=other)])
     theirs = case.model(**{**case.given, "context": other.expand(4, -1, -1)}, transformer_options={})
     assert error(ours[2:], theirs[2:]) <= 1e-5 and error(ours[:2], case.plain[:2]) <= 1e-5

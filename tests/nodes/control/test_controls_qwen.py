@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import comfy.ops
 import pytest
@@ -12,9 +13,9 @@ from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel as HostModel
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
-from mmdit_core.control.block_prompt import SecondText, add_second_texts
-from mmdit_core.control.hooks import NEGATIVE, POSITIVE, BlockCallCount, ModelCall, compile_controls
-from mmdit_core.control.spec import BlockControl
+from mmdit_core.control.hooks import compile_controls
+from mmdit_core.control.model_call import BlockCallCount, ControlError, ModelCall
+from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
 
 DEPTH, TEXT, IMAGE = 4, 7, 24
@@ -54,13 +55,13 @@ def inputs() -> dict[str, Tensor]:
 
 
 def call_for(mask: Tensor | None) -> ModelCall:
-    return ModelCall(DEPTH, 0, (NEGATIVE, POSITIVE), batch=4, place=0.5, maps=(None, MAP), partial_rows=mask is None)
+    return ModelCall(DEPTH, 0, (NEGATIVE, POSITIVE), batch=4, maps=(None, MAP), partial_rows=mask is None)
 
 
-def run(model, controls=(), mask=None, existing=None, second=(), block_calls=None, call=None, **changed) -> Tensor:
+def run(model, controls=(), mask=None, existing=None, block_calls=None, call=None, **changed) -> Tensor:
     existing, call = existing or {}, call or call_for(mask)
+    call = replace(call, embed=lambda context: model.txt_in(model.txt_norm(context)))
     hooks = compile_controls(controls, call, existing, block_calls)
-    hooks = add_second_texts(second, call, hooks, existing, block_calls or BlockCallCount())
     options = {"patches_replace": {"dit": {**existing, **hooks}}}
     return model(**{**inputs(), "attention_mask": mask, **changed}, transformer_options=options)
 
@@ -226,18 +227,18 @@ def other_context(length: int) -> Tensor:
 @pytest.mark.parametrize("chosen", [(0,), (1, 3), tuple(range(DEPTH))])
 def test_a_second_text_equals_a_stream_beside_the_first_whatever_its_length(model, twin, length, chosen):
     context = other_context(length)
-    ours = run(model, second=[SecondText(chosen, model.txt_in(model.txt_norm(context)))])
+    ours = run(model, [BlockControl("prompt", chosen, context=context)])
     assert error(ours, reference(twin, None, {}, {}, second_stream(twin, context, chosen))) <= 1e-5
     assert error(ours, run(model)) > 1e-4
 
 
 def test_a_second_text_beside_a_text_mask_is_refused(model):
-    with pytest.raises(ValueError, match="BlockPrompt: .*text mask"):
-        run(model, mask=MASK, second=[SecondText((1,), model.txt_in(model.txt_norm(other_context(TEXT))))])
-    assert torch.equal(run(model, mask=MASK, second=[SecondText((), torch.zeros(1, 1, 64))]), run(model, mask=MASK))
+    with pytest.raises(ControlError, match="text mask"):
+        run(model, [BlockControl("prompt", (1,), context=other_context(TEXT))], MASK)
+    assert torch.equal(run(model, [BlockControl("prompt", (), context=other_context(1))], MASK), run(model, mask=MASK))
 
 
 def test_from_a_single_token_no_positions_can_be_told(model):
     one = {"context": inputs()["context"][:, :1]}
-    with pytest.raises(ValueError, match="BlockPrompt: the sampler's prompt has a single token"):
-        run(model, second=[SecondText((1,), model.txt_in(model.txt_norm(other_context(2))))], **one)
+    with pytest.raises(ControlError, match="it has 2 tokens, the sampler's prompt a single one"):
+        run(model, [BlockControl("prompt", (1,), context=other_context(2))], **one)

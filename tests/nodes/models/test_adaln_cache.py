@@ -22,6 +22,7 @@ import torch
 
 import nodes as host_nodes
 from mmdit_core.control.spec import BlockControl
+from mmdit_core.flow.window import Window
 from mmdit_core.models.adaln import CACHE, row_width
 from tests.core.models.tiny import TOLERANCE, adaln_layers, error, reads
 
@@ -140,13 +141,12 @@ def skip_layer_guidance(bench):
 
 
 def controls(*given):
-    return lambda bench: bench.module("comfyui.controls").attach(bench.model, list(given), None)
+    return lambda bench: bench.attach(bench.model, list(given))
 
 
 def second_prompt(bench):
-    host = bench.module("comfyui.controls")
-    prompt = host.AttachedPrompt(bench.negative[0][0][:, :11], (0, 1), 0.0, 0.8, None)
-    return host.attach_prompt(controls(BlockControl("skip", (1,), branch="negative"))(bench), prompt)
+    prompt = BlockControl("prompt", (0, 1), window=Window(0.0, 0.8), context=bench.negative[0][0][:, :11])
+    return controls(BlockControl("skip", (1,), branch="negative"), prompt)(bench)
 
 
 def changed_text(bench):
@@ -161,9 +161,9 @@ def changed_text(bench):
 
 
 MODELS = {
-    "skip": controls(BlockControl("skip", (0,), start_percent=0.2)),
+    "skip": controls(BlockControl("skip", (0,), window=Window(0.2))),
     "skip, negative": controls(BlockControl("skip", (0, 1), branch="negative")),
-    "boost": controls(BlockControl("boost", (0,), strength=100.0, branch="positive", fade="in")),
+    "boost": controls(BlockControl("boost", (0,), strength=100.0, branch="positive", window=Window(fade="in"))),
     "boost, attention": controls(BlockControl("boost", (0, 1), strength=1.6, mode="attention")),
     "skip-layer guidance": skip_layer_guidance,
     "a second prompt": second_prompt,

@@ -13,7 +13,7 @@ from comfy_extras.nodes_torch_compile import TorchCompileModel
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from mmdit_core.control.spec import BlockControl
+from mmdit_core.flow.window import Window
 from tests.core.models.tiny import TOLERANCE, error
 
 
@@ -33,12 +33,18 @@ def model(bench, tiny_file):
 
 
 def controls(*given):
-    return lambda bench, model: bench.module("comfyui.controls").attach(model, list(given), None)
+    """Attach block controls. Args: given, their fields, with the window's as a tuple."""
+
+    def attached(bench, model):
+        patching = bench.module("comfyui.patching")
+        made = [patching.BlockControl(**{**fields, "window": Window(*fields.get("window", ()))}) for fields in given]
+        return patching.attach(model, made)
+
+    return attached
 
 
-def second_prompt(bench, model):
-    host = bench.module("comfyui.controls")
-    return host.attach_prompt(model, host.AttachedPrompt(bench.negative[0][0][:, :11], (0, 1), 0.3, 0.8, None))
+def block_prompt(bench, model):
+    return bench.module("control").BlockPrompt().apply(model, [[bench.negative[0][0][:, :11], {}]], "0, 1", 0.3, 0.8)[0]
 
 
 def skip_layer_guidance(bench, model):
@@ -49,16 +55,18 @@ def skip_layer_guidance(bench, model):
 
 CASES = {
     "nothing": lambda bench, model: model,
-    "skip": controls(BlockControl("skip", (1,))),
-    "skip, from the middle on": controls(BlockControl("skip", (0, 1), branch="negative", start_percent=0.5)),
-    "boost that fades": controls(BlockControl("boost", (0,), strength=4.0, mode="value", fade="out")),
+    "skip": controls(dict(action="skip", blocks=(1,))),
+    "skip, from the middle on": controls(dict(action="skip", blocks=(0, 1), branch="negative", window=(0.5, 1.0))),
+    "boost that fades": controls(
+        dict(action="boost", blocks=(0,), strength=4.0, mode="value", window=(0.0, 1.0, "out"))
+    ),
     "boost, attention, at first": controls(
-        BlockControl("boost", (0, 1), strength=4.0, mode="attention", end_percent=0.4)
+        dict(action="boost", blocks=(0, 1), strength=4.0, mode="attention", window=(0.0, 0.4))
     ),
     "two, one after the other": controls(
-        BlockControl("disable", (0, 1), end_percent=0.3), BlockControl("skip", (1,), start_percent=0.6)
+        dict(action="disable", blocks=(0, 1), window=(0.0, 0.3)), dict(action="skip", blocks=(1,), window=(0.6, 1.0))
     ),
-    "a second prompt": second_prompt,
+    "a block prompt": block_prompt,
     "skip-layer guidance": skip_layer_guidance,
 }
 
@@ -78,17 +86,17 @@ def test_the_hosts_node_changes_no_picture_and_breaks_no_graph(bench, model, nam
 
 def test_a_count_of_skipped_blocks_is_the_same_compiled(bench, model):
     """The block_calls is a side effect within the graph."""
-    hooks, tallies = bench.module("comfyui.controls"), []
+    patching, counts = bench.module("comfyui.patching"), []
     changed = CASES["skip, from the middle on"](bench, model)
 
     def note(executor, *args, **kwargs):
         run = executor.class_obj.model_options["transformer_options"]
         out = executor(*args, **kwargs)
-        tallies.append(run[hooks.RUN].block_calls)
+        counts.append(run[patching.RUN].block_calls)
         return out
 
     for given in (changed, TorchCompileModel.execute(changed, CompileCounter()).result[0]):
         clone = given.clone()
         clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "test", note)
         bench.run(model=clone)
-    assert tallies[0].skipped > 0 and tallies[0] == tallies[1]
+    assert counts[0].skipped > 0 and counts[0] == counts[1]

@@ -58,8 +58,8 @@ def test_blocks_of_every_supported_model_are_counted_from_tensor_names(pack, nam
     expected = (3, SINGLE.get(name, 0))
     assert count_blocks([prefix + key for key in model.state_dict()]) == expected
     if "diffusers" not in name:
-        controls = sys.modules[f"{pack.__name__}.nodes.comfyui.controls"]
-        assert controls.counts_of(model) == expected, "the strip and the controls must count the same"
+        family = sys.modules[f"{pack.__name__}.nodes.comfyui.families"].family_of(model)
+        assert family.counts(model) == expected, "the strip and the controls must count the same"
 
 
 @pytest.mark.parametrize("names", [[], ["input_blocks.1.1.transformer_blocks.0.norm1.weight"], ["transformer_blocks"]])

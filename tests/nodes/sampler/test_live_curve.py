@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import comfy.ops
 import pytest
 import torch
@@ -11,6 +9,9 @@ from comfy.ldm.aura.mmdit import MMDiT as AuraFlow
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel as QwenImage
 from safetensors.torch import save_file
+
+from mmdit_core.control.spec import BlockControl
+from mmdit_core.flow.window import Window
 
 OPERATIONS = comfy.ops.disable_weight_init
 DIALS = dict(
@@ -72,10 +73,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_curve_is_what_the_sampler_then_runs(bench, ask, case):
-    control = importlib.import_module(f"{bench.pack.__name__}.mmdit_core.control.spec").BlockControl
-    controls, plans, summary = (bench.module(name) for name in ("comfyui.controls", "sampler.plan", "sampler.report"))
-    made = [control("boost", (0,), 2.0, start_percent=a, end_percent=b, fade=fade) for a, b, fade in WINDOWS]
-    model = controls.attach(bench.model, made, None)
+    plans, summary = (bench.module(name) for name in ("sampler.plan", "sampler.report"))
+    made = [BlockControl("boost", (0,), 2.0, window=Window(*window)) for window in WINDOWS]
+    model = bench.attach(bench.model, made)
     latent = bench.empty()
     dials = bench.module("sampler.node")._read(seed=1, **DIALS | CASES[case])
     plan = plans.make_plan(model, bench.positive, latent, latent["samples"], dials)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmdit_core.control.spec import BlockControl
+from mmdit_core.flow.window import Window
 
 NUMBERS = ("cfg", "shift", "denoise", "cfg_start", "cfg_end", "eta", "variation_strength", "rescale", "tolerance")
 
@@ -72,14 +73,14 @@ def test_every_kind_of_solver_is_watched(bench, broken, solver):
 
 
 def test_a_control_is_named_by_its_block_and_its_start(bench, broken):
-    boost = BlockControl("boost", (1,), strength=1e38, start_percent=0.5)
-    model = bench.module("comfyui.controls").attach(bench.model, [boost], None)
+    boost = BlockControl("boost", (1,), strength=1e38, window=Window(0.5))
+    model = bench.attach(bench.model, [boost])
     with pytest.raises(
         ValueError, match="step 4 of 6 .* the positive and the negative prediction: what enters block 1"
     ):
         bench.run(model=model)
     skipped = BlockControl("skip", (1,))
-    model = bench.module("comfyui.controls").attach(broken.model, [skipped], None)
+    model = bench.attach(broken.model, [skipped])
     broken_block = "joint_blocks.1.x_block.mlp.fc2.weight"
     weights = dict(broken.model.model.diffusion_model.named_parameters())
     with torch.no_grad():

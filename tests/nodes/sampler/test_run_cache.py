@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmdit_core.control.spec import BlockControl
+from mmdit_core.flow.window import Window
 from mmdit_core.solvers import SOLVERS
 
 
@@ -33,11 +34,11 @@ def reusing(bench):
 
 
 def controlled(bench, *controls):
-    return bench.module("comfyui.controls").attach(bench.model, list(controls), None)
+    return bench.attach(bench.model, list(controls))
 
 
-def boost(start=0.0, end=1.0, strength=1.5, **more):
-    return BlockControl("boost", (0,), strength=strength, start_percent=start, end_percent=end, **more)
+def boost(start=0.0, end=1.0, strength=1.5, fade="constant", **more):
+    return BlockControl("boost", (0,), strength=strength, window=Window(start, end, fade), **more)
 
 
 def test_a_boost_from_40_percent_on_runs_60_percent_of_the_steps(bench, reusing):
@@ -96,8 +97,8 @@ CONTROLS = st.builds(
             lambda a, b: boost(a, b),
             lambda a, b: boost(a, b, mode="attention", strength=3.0),
             lambda a, b: boost(a, b, fade="cosine"),
-            lambda a, b: BlockControl("skip", (1,), branch="negative", start_percent=a, end_percent=b),
-            lambda a, b: BlockControl("disable", (1,), start_percent=a, end_percent=b),
+            lambda a, b: BlockControl("skip", (1,), branch="negative", window=Window(a, b)),
+            lambda a, b: BlockControl("disable", (1,), window=Window(a, b)),
         ]
     ),
 )

@@ -79,7 +79,7 @@ def test_all_widgets_are_covered(bench):
 )
 def test_any_valid_inputs_give_a_finite_latent_or_a_named_error(bench, changed, kind, controls):
     latent = LATENTS[kind](bench)
-    model = bench.module("comfyui.controls").attach(bench.model, controls, None)
+    model = bench.attach(bench.model, controls)
     given = {"steps": 3, "tolerance": 0.3, **changed}
     before = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in latent.items()}
     try:

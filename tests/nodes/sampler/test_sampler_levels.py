@@ -13,6 +13,7 @@ import torch
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.flow.schedules import sigmas
 from mmdit_core.flow.sigma import flux_mu
+from mmdit_core.flow.window import Window
 from mmdit_core.solvers import SOLVERS
 
 LEVELS = [1.0, 0.93, 0.71, 0.3, 0.0]
@@ -106,10 +107,10 @@ def test_a_batch_counts_its_pictures(bench):
 
 def test_the_summary_tells_what_ran(bench):
     controls = [
-        BlockControl("skip", (1,), branch="negative", end_percent=0.5),
+        BlockControl("skip", (1,), branch="negative", window=Window(end=0.5)),
         BlockControl("boost", (0,), strength=1.5),
     ]
-    model = bench.module("comfyui.controls").attach(bench.model, controls, None)
+    model = bench.attach(bench.model, controls)
     summary = bench.all(model=model, steps=4, solver="heun", guidance="rescale", cfg_end=0.75, shift=2.0)[2]
     for line in (
         "Model: tiny-sd35.safetensors (MMDiTBase), 2 blocks",
@@ -127,7 +128,7 @@ def test_the_summary_tells_what_ran(bench):
     assert sum(line.startswith("Skipped: ") for line in lines) == 2 and "block calls" in summary
     assert any(line.startswith("Time: ") and " s a step" in line for line in lines)
     assert max(map(len, lines)) < 120
-    boosted = bench.module("comfyui.controls").attach(bench.model, controls[1:], None)
+    boosted = bench.attach(bench.model, controls[1:])
     assert "block calls" not in bench.all(model=boosted, steps=2)[2], "nothing is skipped by a boost"
 
 
@@ -151,8 +152,8 @@ def dark(curve, colour) -> torch.Tensor:
 def test_the_curve_shows_when_guidance_and_controls_act(bench):
     plot, canvas = bench.module("plots.line_plot"), bench.module("plots.canvas")
     summary = bench.module("sampler.report")
-    skip = BlockControl("skip", (1,), start_percent=0.5)
-    model = bench.module("comfyui.controls").attach(bench.model, [skip], None)
+    skip = BlockControl("skip", (1,), window=Window(0.5))
+    model = bench.attach(bench.model, [skip])
     plain, both = bench.all(steps=8)[1], bench.all(steps=8, model=model, cfg_end=0.5)[1]
     assert plain.dtype == torch.float32 and 0 <= plain.min() and plain.max() <= 1 and plain.shape[-1] == 3
     assert both.shape[1] > plain.shape[1]  # a band more
@@ -166,7 +167,7 @@ def test_the_curve_shows_when_guidance_and_controls_act(bench):
 
 
 def test_blocks_are_written_as_one_would_write_them(bench):
-    from mmdit_core.control.spec import parse_blocks
+    from mmdit_core.control.grammar import parse_blocks
 
     text = bench.module("sampler.report").blocks_text
     assert text((3, 4, 5, 9)) == "3-5, 9" and text(()) == "none"

@@ -12,6 +12,7 @@ import torch
 
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.flow.sigma import flux_mu
+from mmdit_core.flow.window import Window
 
 FLUX = dict(
     image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=20, context_in_dim=24,
@@ -75,8 +76,8 @@ def test_halves_are_the_whole(bench, other):
 
 def test_reuse_is_a_full_run(bench, other):
     node = bench.module("sampler.node").FlowMatchingSampler()
-    boost = BlockControl("boost", (0,), strength=2.0, start_percent=0.5)
-    changed = {**other, "model": bench.module("comfyui.controls").attach(other["model"], [boost], None)}
+    boost = BlockControl("boost", (0,), strength=2.0, window=Window(0.5))
+    changed = {**other, "model": bench.attach(other["model"], [boost])}
     bench.run(node=node, reuse=True, solver="ab3", **other)
     written = {}
     made = bench.all(node=node, reuse=True, solver="ab3", extra_pnginfo=written, unique_id="1", **changed)[0]

@@ -9,11 +9,11 @@ const LINES = 2;
 
 export function nodeCreated(node) {
   if (node.comfyClass !== NODE) return;
-  const [, { prices }] = node.constructor.nodeData.input.required.speedup;
+  const [, { measured_costs: costs }] = node.constructor.nodeData.input.required.speedup;
   const speedup = node.widgets.find((widget) => widget.name === "speedup");
   const note = new Note(node, "plan");
   const show = () => {
-    const lines = words().planCost(prices[speedup.value]);
+    const lines = words().planCost(costs[speedup.value]);
     note.show(lines.map((line) => make("div", "", line)), LINES);
   };
   after(speedup, "callback", show);

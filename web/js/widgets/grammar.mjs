@@ -23,9 +23,9 @@ export class Blocks {
 
   describe() {
     const { double, single, total } = this;
-    if (!single) return `this model has blocks 0 to ${total - 1}`;
+    if (!single) return `This model has blocks 0 to ${total - 1}`;
     return (
-      `this model has blocks 0 to ${total - 1}: double d0 to d${double - 1} (0 to ${double - 1}) ` +
+      `This model has blocks 0 to ${total - 1}: double d0 to d${double - 1} (0 to ${double - 1}) ` +
       `and single s0 to s${single - 1} (${double} to ${total - 1})`
     );
   }
@@ -128,13 +128,13 @@ function roundHalfEven(value) {
 }
 
 function strengthOf(text, part, allowed) {
-  if (!allowed) throw new InvalidPart("noStrength", `${quoted(part)}: a strength cannot be given here; write the block alone`);
+  if (!allowed) throw new InvalidPart("noStrength", `${quoted(part)} has a strength. Write the block alone`);
   const plain = ascii(strip(text));
   const strength = FLOAT.test(plain) ? Number(plain.replaceAll("_", "")) : NaN;
   if (!(strength >= 0 && strength < Infinity))
     throw new InvalidPart(
       "strength",
-      `${quoted(part)}: the strength after the colon must be a number of at least 0, as in 3:1.5`,
+      `${quoted(part)} has no strength of at least 0. Write a number after the colon, as in 3:1.5`,
     );
   return strength;
 }
@@ -145,20 +145,18 @@ function blocksOf(body, part, blocks) {
   const fraction = PERCENT.exec(body);
   if (fraction) {
     const percent = Number(ascii(fraction[2]));
-    if (percent > 100) throw new InvalidPart("percent", `${quoted(part)}: ${fraction[2]}% is more than all blocks`);
+    if (percent > 100) throw new InvalidPart("percent", `${quoted(part)} is more than all blocks. Write at most 100%`);
     return FRACTIONS[fraction[1]](blocks, roundHalfEven((blocks.total * percent) / 100));
   }
   const span = SPAN.exec(body);
   if (!span)
-    throw new InvalidPart("grammar", `${quoted(part)} cannot be read as blocks; ${blocks.describe()}. ${GRAMMAR}`);
+    throw new InvalidPart("grammar", `${quoted(part)} cannot be read as blocks. ${blocks.describe()}. ${GRAMMAR}`);
   const [, kind, start, dash, endKind, end] = span;
-  if ((kind === "s" || endKind === "s") && !blocks.single)
-    throw new InvalidPart("beyond", `${quoted(part)}: this model has no single blocks; ${blocks.describe()}`);
   const first = numberOf(kind, start, part, blocks);
   if (!dash) return [first, first + 1];
   if (end === undefined) return [first, kind === "d" ? blocks.double : blocks.total];
   const last = numberOf(endKind || kind, end, part, blocks);
-  if (last < first) throw new InvalidPart("backwards", `${quoted(part)} runs backwards; write the smaller block first`);
+  if (last < first) throw new InvalidPart("backwards", `${quoted(part)} runs backwards. Write the smaller block first`);
   return [first, last + 1];
 }
 
@@ -168,7 +166,7 @@ function numberOf(kind, digits, part, blocks) {
   const value = BigInt(ascii(digits));
   if (value >= most) {
     const where = part === kind + digits ? "" : ` (in ${quoted(part)})`;
-    throw new InvalidPart("beyond", `block ${kind}${value} does not exist${where}: ${blocks.describe()}`);
+    throw new InvalidPart("beyond", `block ${kind}${value} does not exist${where}. ${blocks.describe()}`);
   }
   return Number(value) + (kind === "s" ? blocks.double : 0);
 }
