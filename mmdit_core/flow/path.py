@@ -1,6 +1,6 @@
-"""Rectified flow: the straight path between data and noise, its velocity, the loss, and the noise levels to train at.
+"""Rectified flow: the straight path between data and noise, its velocity, the loss, and the sigmas to train at.
 
-sigma in [0, 1] is the noise level: 0 = data, 1 = noise. The network's timestep is 1000 * sigma.
+sigma is in [0, 1]: 0 = data, 1 = noise. The network's timestep is 1000 * sigma.
 Source: Liu et al. 2023, "Flow straight and fast"; Esser et al. 2024, "Scaling rectified flow transformers", section 3.
 """
 
@@ -16,7 +16,7 @@ from .sigma import shift_sigma
 
 
 def interpolate(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
-    """Point of the path at a noise level: (1 - sigma) * data + sigma * noise.
+    """Point of the path at sigma: (1 - sigma) * data + sigma * noise.
 
     Args: data, noise [B, ...], one shape; sigma a number, 0-d or [B].
     Returns: [B, ...], data's dtype; exactly data at sigma 0 and noise at sigma 1.
@@ -28,7 +28,7 @@ def interpolate(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
 
 
 def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
-    """dx/dsigma of the path, what the network learns to predict: noise - data, the same at every sigma.
+    """dx/dsigma of the path, the training target: noise - data, the same at every sigma.
 
     Args: data, noise [B, ...], one shape.
     Returns: [B, ...].
@@ -36,39 +36,6 @@ def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
     """
     _require_same_shape("noise", noise, data)
     return noise - data
-
-
-def denoised(x: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
-    """Data end of the straight line through x: x - sigma * velocity.
-
-    Args: x, velocity [B, ...], one shape; sigma a number, 0-d or [B].
-    Returns: [B, ...], x's dtype.
-    Raises: ValueError if the shapes do not fit.
-    """
-    _require_same_shape("velocity", velocity, x)
-    return (x - _per_sample(sigma, x) * velocity).to(x.dtype)
-
-
-def noise_end(x: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
-    """Noise end of the straight line through x: x + (1 - sigma) * velocity.
-
-    Args: x, velocity [B, ...], one shape; sigma a number, 0-d or [B].
-    Returns: [B, ...], x's dtype.
-    Raises: ValueError if the shapes do not fit.
-    """
-    _require_same_shape("velocity", velocity, x)
-    return (x + (1 - _per_sample(sigma, x)) * velocity).to(x.dtype)
-
-
-def velocity_from_denoised(x: Tensor, denoised: Tensor, sigma: Tensor | float) -> Tensor:
-    """Inverse of `denoised`: (x - denoised) / sigma. At sigma 0 it is undefined (0 / 0) and comes out as NaN.
-
-    Args: x, denoised [B, ...], one shape; sigma a number > 0, 0-d or [B].
-    Returns: [B, ...], x's dtype.
-    Raises: ValueError if the shapes do not fit.
-    """
-    _require_same_shape("denoised", denoised, x)
-    return ((x - denoised) / _per_sample(sigma, x)).to(x.dtype)
 
 
 def flow_loss(velocity: Tensor, data: Tensor, noise: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -86,18 +53,18 @@ def flow_loss(velocity: Tensor, data: Tensor, noise: Tensor, *, reduction: str =
     return error.mean() if reduction == "mean" else error.flatten(1).mean(1)
 
 
-# Each density is a map from uniform numbers in (0, 1) to noise levels: a stratified draw may feed it too.
+# Each density is a map from uniform numbers in (0, 1) to sigmas, so that stratified draws are possible.
 
 
 def uniform(u: Tensor) -> Tensor:
-    """Every noise level as often. Args: u [n] in (0, 1). Returns: [n] in (0, 1)."""
+    """Uniform sigmas. Args: u [n] in (0, 1). Returns: [n] in (0, 1)."""
     return u
 
 
 def logit_normal(u: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Most weight on the middle: logit(sigma) is normal.
 
-    Args: u [n] in (0, 1); mean > 0 leans toward noise; std > 0 is the width.
+    Args: u [n] in (0, 1); mean, above 0 for more noise; std > 0, the width.
     Returns: [n] in (0, 1).
     Raises: ValueError if std <= 0.
     Source: Esser et al. 2024, section 3.1.
@@ -108,9 +75,9 @@ def logit_normal(u: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
 
 
 def mode(u: Tensor, *, scale: float = 1.29) -> Tensor:
-    """Heavy tails: the ends keep a positive density while the middle is favoured (scale > 0) or avoided (< 0).
+    """Heavy tails: a positive density at the ends, with more (scale > 0) or less (< 0) weight on the middle.
 
-    Args: u [n] in (0, 1); scale in [-1, 2 / (pi - 2)], outside of which the map is not monotone.
+    Args: u [n] in (0, 1); scale in [-1, 2 / (pi - 2)], the range in which the map is monotone.
     Returns: [n] in (0, 1).
     Raises: ValueError if scale is out of range.
     Source: Esser et al. 2024, section 3.1.
@@ -122,7 +89,7 @@ def mode(u: Tensor, *, scale: float = 1.29) -> Tensor:
 
 
 def cosmap(u: Tensor) -> Tensor:
-    """The cosine noise schedule's log-SNR density, carried over to the straight path.
+    """The log-SNR density of the cosine noise schedule, on the straight path.
 
     Args: u [n] in (0, 1). Returns: [n] in (0, 1), density 2 / (pi - 2 pi sigma + 2 pi sigma^2).
     Source: Esser et al. 2024, section 3.1.
@@ -147,10 +114,10 @@ def sample_timesteps(
     device: torch.device | str | None = None,
     **options: float,
 ) -> Tensor:
-    """Draw noise levels to train at. The network's timestep is 1000 times the result.
+    """Draw sigmas to train at. The network's timestep is 1000 times the result.
 
-    Args: n >= 0 levels; density a name in DENSITIES; shift > 0 warps the drawn levels toward noise (1 = not at all);
-        options are the density's own (mean and std, or scale). The draw happens on the generator's device.
+    Args: n >= 0, their number; density, a name in DENSITIES; shift > 0, as for `shift_sigma`, 1 for none; options of
+        the density (mean and std, or scale). The draw is on the generator's device.
     Returns: [n] sigma, float32, strictly inside (0, 1), on `device`.
     Raises: ValueError if the density is unknown or a number is out of range.
     """
@@ -159,7 +126,7 @@ def sample_timesteps(
     source = generator.device if generator is not None else device
     u = torch.rand(n, generator=generator, device=source, dtype=torch.float32)
     sigma = shift_sigma(DENSITIES[density](u, **options), shift)
-    # rand() can give exactly 0, and a narrow tail can round to an end: a loss weight may divide by either.
+    # rand() can return exactly 0, and a narrow tail can round to an end; a loss weight may divide by either.
     edge = torch.finfo(torch.float32).eps
     return sigma.clamp(edge, 1 - edge).to(device if device is not None else source)
 
@@ -170,7 +137,7 @@ def _require_same_shape(name: str, value: Tensor, like: Tensor) -> None:
 
 
 def _per_sample(sigma: Tensor | float, like: Tensor) -> Tensor | float:
-    """View sigma [B] as [B, 1, ...] so that it broadcasts over the samples of [B, ...]."""
+    """sigma [B] as [B, 1, ...], to broadcast over the samples of [B, ...]."""
     if not isinstance(sigma, Tensor) or sigma.ndim == 0:
         return sigma
     if sigma.ndim != 1 or sigma.shape[0] not in (1, like.shape[0]):

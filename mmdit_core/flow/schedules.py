@@ -1,8 +1,8 @@
-"""Sigma schedules for rectified flow, and the shifts that warp them.
+"""Sigma schedules for rectified flow.
 
-A schedule is a function (steps, shift, **options) -> [steps + 1] from 1 to 0; SCHEDULES names them. `shift` warps
-each in the same way, after its curve: shift_sigma(curve). Only "sd3" differs, whose own recipe shifts its tail twice.
-Schedules are made in float64 on the CPU: they are read once, and a solver's order shows only in float64.
+A schedule is a function (steps, shift, **options) -> [steps + 1] from 1 to 0; SCHEDULES names them. Each one is
+shift_sigma(curve, shift), except "sd3", which shifts its tail twice. Schedules are float64 on the CPU: they are read
+once, and a solver's order is visible only in float64.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from .sigma import SIGMA_TOLERANCE, TRAIN_STEPS, shift_sigma
 
-MIN_DENOISE = 1e-4  # keeps steps / denoise, the length of the whole schedule, within reason
-NEWTON_STEPS = 20  # at most, for beta quantiles; every shape allowed settles sooner
-FULL_DENOISE = 0.9999  # the host's threshold: above it a run is a full one
+MIN_DENOISE = 1e-4  # limits steps / denoise, the length of the whole schedule
+FULL_DENOISE = 0.9999  # above it, denoise is 1
+NEWTON_STEPS = 20  # at most, for beta quantiles; every allowed shape converges earlier
 
 
 def linear(steps: int, shift: float) -> Tensor:
-    """Even steps, shifted: shift(1 - i / steps). With shift e^mu this is FLUX's own grid.
+    """Even steps, shifted: shift(1 - i / steps). With shift e^mu this is FLUX's grid.
 
     Args: steps >= 1; shift > 0. Returns: [steps + 1], 1 to 0.
     """
@@ -31,12 +31,12 @@ def linear(steps: int, shift: float) -> Tensor:
 
 
 def sd3(steps: int, shift: float) -> Tensor:
-    """The grid that SD3 shipped with: even steps down to the lowest trained level, then 0.
+    """SD3's published schedule: even steps down to the lowest trained sigma, then 0.
 
-    That lowest level is itself already shifted, so the tail is shifted twice: part of the recipe, kept as it is.
+    The lowest sigma is already shifted before the schedule is, so the tail is shifted twice, as published.
 
     Args: steps >= 1; shift > 0. Returns: [steps + 1], 1 to 0.
-    Source: Stability's SD3 reference code; diffusers' flow matching scheduler; the host's "normal".
+    Source: Stability AI's SD3 reference code; diffusers' FlowMatchEulerDiscreteScheduler.
     """
     lowest = shift_sigma(1 / TRAIN_STEPS, shift)
     grid = torch.linspace(1.0, lowest, steps, dtype=torch.float64)
@@ -46,12 +46,13 @@ def sd3(steps: int, shift: float) -> Tensor:
 def beta(steps: int, shift: float, *, alpha: float = 0.6, beta: float = 0.6) -> Tensor:
     """Quantiles of a beta distribution, shifted: at the default 0.6, 0.6 smaller steps at both ends.
 
-    The host's "beta" without its rounding to 1000 trained levels, which lets steps fall together and be dropped.
+    Not rounded to the 1000 trained timesteps, which would merge steps.
 
-    Args: steps >= 1; shift > 0; alpha, beta in [0.3, 10]: lower alpha crowds the low levels, lower beta the high.
+    Args: steps >= 1; shift > 0; alpha, beta in [0.3, 10]: a lower alpha puts more steps at low sigma, a lower beta at
+        high sigma.
     Returns: [steps + 1], 1 to 0.
     Raises: ValueError if alpha or beta is out of range.
-    Source: Lee et al. 2024, "Beta sampling is all you need"; the host's "beta".
+    Source: Lee et al. 2024, "Beta sampling is all you need".
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0.3 <= value <= 10:
@@ -60,12 +61,12 @@ def beta(steps: int, shift: float, *, alpha: float = 0.6, beta: float = 0.6) -> 
 
 
 def karras(steps: int, shift: float, *, rho: float = 7.0) -> Tensor:
-    """Even steps of sigma^(1/rho) down to the lowest trained level, shifted, then 0: most steps at low noise.
+    """Even steps of sigma^(1/rho) down to the lowest trained sigma, shifted, then 0: most steps at low sigma.
 
-    Args: steps >= 1; shift > 0; rho in [0.1, 100], higher for more steps at low noise, 1 for even steps.
+    Args: steps >= 1; shift > 0; rho in [0.1, 100], higher for more steps at low sigma, 1 for even steps.
     Returns: [steps + 1], 1 to 0.
     Raises: ValueError if rho is out of range.
-    Source: Karras et al. 2022, eq. 5, with sigma_max 1; at shift 1 the host's "karras".
+    Source: Karras et al. 2022, eq. 5, with sigma_max 1.
     """
     if not 0.1 <= rho <= 100:
         raise ValueError(f"sigmas: rho is {rho}; it must be in [0.1, 100]")
@@ -77,15 +78,15 @@ def cosine(steps: int, shift: float) -> Tensor:
     """A half cosine wave, (1 - cos(pi * u)) / 2 for even u, shifted: smaller steps at both ends.
 
     Args: steps >= 1; shift > 0. Returns: [steps + 1], 1 to 0.
-    Source: the squared cosine of Nichol and Dhariwal 2021, "Improved DDPM", eq. 17, read as the noise level.
+    Source: the squared cosine of Nichol and Dhariwal 2021, "Improved DDPM", eq. 17, as sigma.
     """
     return shift_sigma(torch.sin(_falling(steps) * (math.pi / 2)) ** 2, shift)
 
 
 def log_snr(steps: int, shift: float) -> Tensor:
-    """Even steps of the log-SNR log((1 - sigma) / sigma), shifted: most steps at both ends, none of them long.
+    """Even steps of the log-SNR log((1 - sigma) / sigma), shifted: most steps at both ends, no long step.
 
-    It is infinite at 1 and 0, for which its values one trained level inside stand; those themselves are not visited.
+    Sigmas 1 and 0, where it is infinite, replace the first and the last value, one trained timestep inside.
 
     Args: steps >= 1; shift > 0, which moves every log-SNR by -log(shift). Returns: [steps + 1], 1 to 0.
     Source: Lu et al. 2022, "DPM-Solver", section 3.2 (uniform in lambda).
@@ -95,7 +96,7 @@ def log_snr(steps: int, shift: float) -> Tensor:
 
 
 def cosmap(steps: int, shift: float) -> Tensor:
-    """The levels at which even steps of the cosine diffusion schedule have the same log-SNR, shifted.
+    """The sigmas with the log-SNR of even steps of the cosine diffusion schedule, shifted.
 
     Args: steps >= 1; shift > 0. Returns: [steps + 1], 1 to 0.
     Source: Esser et al. 2024, section 3.1, CosMap: 1 - 1 / (tan(pi * u / 2) + 1).
@@ -118,13 +119,13 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
 def sigmas(
     steps: int, schedule: str = "linear", shift: float = 3.0, *, denoise: float = 1.0, **options: float
 ) -> Tensor:
-    """Noise levels to sample at.
+    """The sigmas of a sampling run.
 
     Args: steps >= 1; schedule a name in SCHEDULES; shift > 0; denoise in [1e-4, 1], below 1 for image to image:
-        the last `steps` steps of a schedule of int(steps / denoise), as the host does; options are the schedule's own
-        (the keywords of its function).
+        the last `steps` steps of a schedule of int(steps / denoise); options of the schedule: the keywords of its
+        function.
     Returns: [steps + 1], float64 on the CPU, from 1 (lower when denoise < 1) to 0.
-    Raises: ValueError that names the input, what was found, and what would be right.
+    Raises: ValueError with the argument, what was found, and what is right.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"sigmas: steps is {steps!r}; it must be a whole number >= 1")
@@ -142,25 +143,24 @@ def sigmas(
     return SCHEDULES[schedule](total, shift, **options)[-(steps + 1) :]
 
 
-def custom(levels: str | Sequence[float]) -> Tensor:
-    """Noise levels given one by one.
+def parse_sigmas(values: str | Sequence[float]) -> Tensor:
+    """A schedule from its sigmas, without a shift.
 
-    Args: levels, at least two, in [0, 1] and strictly falling: numbers, or a text of them with commas, semicolons,
-        spaces or line ends between, such as "1, 0.9, 0.6, 0".
-    Returns: [n], float64 on the CPU, as given: no shift is applied.
-    Raises: ValueError that names the level, what was found, and what would be right.
+    Args: values, at least two, in [0, 1], strictly falling: numbers, or a text of numbers separated by commas,
+        semicolons, spaces or line ends, such as "1, 0.9, 0.6, 0".
+    Returns: [n], float64 on the CPU.
+    Raises: ValueError with the value, its index, and what is right.
     """
-    given = [_number(part) for part in re.split(r"[\s,;]+", levels) if part] if isinstance(levels, str) else levels
-    grid = torch.tensor([float(level) for level in given], dtype=torch.float64)
+    given = [_number(part) for part in re.split(r"[\s,;]+", values) if part] if isinstance(values, str) else values
+    grid = torch.tensor([float(value) for value in given], dtype=torch.float64)
     if len(grid) < 2:
-        raise ValueError(f"there are {len(grid)} levels; a step needs two, such as 1, 0")
-    for index, level in enumerate(grid.tolist()):
-        if not 0 <= level <= 1 + SIGMA_TOLERANCE:
-            raise ValueError(f"level {index} is {level:g}; it must be in [0, 1]")
-        if index and not level < grid[index - 1]:
-            raise ValueError(
-                f"level {index - 1} is {grid[index - 1]:g} and level {index} is {level:g}; levels must fall"
-            )
+        raise ValueError(f"there are {len(grid)} sigmas; a step needs two, such as 1, 0")
+    for index, sigma in enumerate(grid.tolist()):
+        if not 0 <= sigma <= 1 + SIGMA_TOLERANCE:
+            raise ValueError(f"sigma {index} is {sigma:g}; it must be in [0, 1]")
+        if index and not sigma < grid[index - 1]:
+            last = f"sigma {index - 1} is {grid[index - 1]:g}"
+            raise ValueError(f"{last} and sigma {index} is {sigma:g}; sigmas must fall")
     return grid.clamp(max=1)
 
 
@@ -168,16 +168,16 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no number, as 0.9 is") from None
+        raise ValueError(f"{text!r} is not a number such as 0.9") from None
 
 
 def beta_quantile(probability: Tensor, a: float, b: float) -> Tensor:
-    """Where the beta distribution's cumulative function reaches a probability.
+    """Inverse of the beta distribution's cumulative function.
 
     Args: probability [n], float64 in [0, 1]; a, b in [0.1, 10].
-    Returns: [n], float64; 0 and 1 stay exactly.
-    Source: DLMF 8.17.7, the power series of the incomplete beta function, which converges fast up to 1/2; beyond, the
-        mirrored distribution. Inverted by Newton's method.
+    Returns: [n], float64; 0 and 1 are fixed points.
+    Source: DLMF 8.17.7, the power series of the incomplete beta function, which converges fast up to 1/2; the mirrored
+        distribution above. Inverted by Newton's method.
     """
     half = _beta_cumulative(probability.new_tensor(0.5**a), a, b)
     below = _lower_beta_quantile(probability, a, b)
@@ -201,15 +201,15 @@ def _beta_function(a: float, b: float) -> float:
 
 
 def _lower_beta_quantile(probability: Tensor, a: float, b: float) -> Tensor:
-    """Inverse of `_beta_cumulative` as x; 1/2 for what lies above its range."""
-    # In x^a the cumulative function is nearly straight and bends one way, so that Newton's method converges from the
-    # end chosen here, and the smallest quantiles keep their digits.
+    """Inverse of `_beta_cumulative` as x; 1/2 above its range."""
+    # In x^a the cumulative function is nearly linear and convex or concave, so that Newton's method converges from the
+    # end chosen here, and the smallest quantiles keep their precision.
     most = probability.new_tensor(0.5**a)
-    wanted = probability.minimum(_beta_cumulative(most, a, b))
-    power = torch.full_like(wanted, 0.5**a if b < 1 else 0.0)
+    target = probability.minimum(_beta_cumulative(most, a, b))
+    power = torch.full_like(target, 0.5**a if b < 1 else 0.0)
     for _ in range(NEWTON_STEPS):
         slope = (1 - power ** (1 / a)) ** (b - 1) / (a * _beta_function(a, b))
-        before, power = power, (power + (wanted - _beta_cumulative(power, a, b)) / slope).clamp(0.0, 0.5**a)
+        before, power = power, (power + (target - _beta_cumulative(power, a, b)) / slope).clamp(0.0, 0.5**a)
         if (power - before).abs().max() < 1e-15:
             break
     return torch.where(probability > 0, power ** (1 / a), 0.0)

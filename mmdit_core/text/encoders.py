@@ -1,7 +1,7 @@
-"""Three text encoders' outputs -> what an MMDiT reads: a sequence of tokens (context) and one vector (pooled).
+"""Join the outputs of three text encoders to an MMDiT's inputs: context (token sequence) and pooled (one vector).
 
-The sequence is [CLIP | T5]: CLIP-L and CLIP-G side by side on the channels, padded with zeros to the model's width,
-then T5's tokens. The vector is CLIP-L's pooled output followed by CLIP-G's. Any encoder may be missing.
+context is [CLIP | T5]: CLIP-L and CLIP-G are concatenated on the channels and padded with zeros to the context's width;
+T5's tokens follow. pooled is CLIP-L's pooled output, then CLIP-G's. Any encoder may be missing.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ CLIP_TOKENS = 77
 
 @dataclass(frozen=True)
 class TextWidths:
-    """Channels of each encoder and of the context that the model reads; the defaults are SD3's."""
+    """Channels of each encoder and of the context; the defaults are SD3's. Raises: ValueError if they do not fit."""
 
     clip_l: int = 768
     clip_g: int = 1280
     context: int = 4096
 
     def __post_init__(self) -> None:
-        if self.clip_l + self.clip_g > self.context:
+        if self.pooled > self.context:
             raise ValueError(
-                f"TextWidths: CLIP-L {self.clip_l} and CLIP-G {self.clip_g} side by side do not fit "
+                f"TextWidths: CLIP-L {self.clip_l} and CLIP-G {self.clip_g} together do not fit "
                 f"into a context of {self.context} channels"
             )
 
     @property
     def pooled(self) -> int:
+        """Channels of the pooled vector."""
         return self.clip_l + self.clip_g
 
 
 @dataclass(frozen=True)
 class TextStrengths:
-    """Factors on each encoder's part; 1 leaves it, 0 drops it as a dropped encoder was in training (zeros)."""
+    """Factors on each encoder's part; 0 replaces it with zeros, as in training with a dropped encoder."""
 
     clip_l: float = 1.0
     clip_g: float = 1.0
@@ -53,46 +54,43 @@ def assemble(
     widths: TextWidths | None = None,
     device: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """Join what the encoders gave.
+    """Join the encoders' outputs.
 
-    Args: clip_l and clip_g, (tokens [B, L, W], pooled [B, W]) each; where both are given the longer is cut to the
-        shorter; t5 tokens [B, n, context]; None for an encoder that is missing: zeros of its width on the channels
-        and in the vector, and no tokens for T5. device of the zeros where nothing is given.
+    Args: clip_l and clip_g, (tokens [B, L, W], pooled [B, W]) each; if both are given, the longer one is cut to the
+        shorter; t5, tokens [B, n, context]. None for a missing encoder: zeros in CLIP's channels and in the vector, and
+        no tokens of T5. device of the result if nothing is given.
     Returns: context [B, L + n, context], pooled [B, clip_l + clip_g].
-    Raises: ValueError when T5's width is not the context's.
+    Raises: ValueError if T5's width is not the context's.
     Source: Esser et al. 2024, figure 2a.
     """
     w = widths or TextWidths()
-    given = [tensor for tensor in (*(clip_l or ()), *(clip_g or ()), t5) if tensor is not None]
-    batch, device = (given[0].shape[0], given[0].device) if given else (1, device)
+    if t5 is not None and t5.shape[-1] != w.context:
+        raise ValueError(f"assemble: T5's tokens are {list(t5.shape)}; the context takes [B, n, {w.context}]")
+    given = [output[0] for output in (clip_l, clip_g) if output is not None]
+    first = given[0] if given else t5
+    batch, device = (1, device) if first is None else (first.shape[0], first.device)
+    length = min((tokens.shape[1] for tokens in given), default=CLIP_TOKENS if t5 is None else 0)
 
-    def pooled_or_zeros(part: tuple[Tensor, Tensor] | None, width: int) -> Tensor:
-        return torch.zeros(batch, width, device=device) if part is None else part[1]
+    def or_zeros(output: tuple[Tensor, Tensor] | None, width: int) -> tuple[Tensor, Tensor]:
+        if output is not None:
+            return output[0][:, :length], output[1]
+        return torch.zeros(batch, length, width, device=device), torch.zeros(batch, width, device=device)
 
-    pooled = torch.cat((pooled_or_zeros(clip_l, w.clip_l), pooled_or_zeros(clip_g, w.clip_g)), dim=-1)
-    parts = []
-    if clip_l is not None or clip_g is not None:
-        length = min(part[0].shape[1] for part in (clip_l, clip_g) if part is not None)
-        left = clip_l[0][:, :length] if clip_l is not None else torch.zeros(batch, length, w.clip_l, device=device)
-        right = clip_g[0][:, :length] if clip_g is not None else torch.zeros(batch, length, w.clip_g, device=device)
-        clip = torch.cat((left, right), dim=-1)
-        parts.append(F.pad(clip, (0, w.context - clip.shape[-1])))
+    (l_tokens, l_pooled), (g_tokens, g_pooled) = or_zeros(clip_l, w.clip_l), or_zeros(clip_g, w.clip_g)
+    clip = F.pad(torch.cat((l_tokens, g_tokens), dim=-1), (0, w.context - w.pooled))
+    parts = [clip] if length else []  # an empty float32 part would promote T5's dtype
     if t5 is not None:
-        if t5.shape[-1] != w.context:
-            raise ValueError(f"assemble: T5's tokens are {list(t5.shape)}; the context takes [B, n, {w.context}]")
         parts.append(t5)
-    if not parts:
-        parts.append(torch.zeros(batch, CLIP_TOKENS, w.context, device=device))
-    return torch.cat(parts, dim=1), pooled
+    return torch.cat(parts, dim=1), torch.cat((l_pooled, g_pooled), dim=-1)
 
 
 def scale_parts(
     context: Tensor, pooled: Tensor | None, strengths: TextStrengths, *, clip_tokens: int, widths: TextWidths
 ) -> tuple[Tensor, Tensor | None]:
-    """Multiply each encoder's part of an assembled text by its strength.
+    """Multiply each encoder's part of context and pooled by its strength.
 
-    Args: context [B, clip_tokens + n, W]; pooled [B, clip_l + clip_g] or None. Returns: new tensors, or the ones
-        given where every strength is 1.
+    Args: context [B, clip_tokens + n, W]; pooled [B, clip_l + clip_g] or None.
+    Returns: context and pooled, new tensors unless every strength is 1.
     """
     if strengths == TextStrengths():
         return context, pooled
@@ -109,9 +107,9 @@ def scale_parts(
 
 
 def cut_t5(tokens: list[Any], limit: int) -> tuple[list[Any], list[Any]]:
-    """Keep at most `limit` of T5's tokens, the last of them the end token that the tokenizer put last.
+    """Cut T5's tokens to at most `limit`; the last one, the end token, is kept.
 
-    Args: tokens, one prompt's tokens as the tokenizer gave them, padding included; limit >= 1.
+    Args: tokens of one prompt as the tokenizer returns them, padding included; limit >= 1.
     Returns: (tokens kept, tokens cut).
     """
     if len(tokens) <= limit:

@@ -213,7 +213,7 @@ def levels_of(dials: SimpleNamespace, shift: float) -> tuple[Tensor, str]:
 
 def _custom(name: str, levels: Any) -> Tensor:
     try:
-        return schedule.custom(levels)
+        return schedule.parse_sigmas(levels)
     except ValueError as error:
         raise InputError(NODE, name, str(error), "Give levels that fall from 1, such as 1, 0.9, 0.6, 0") from error
 

@@ -153,7 +153,7 @@ def test_unknown_and_invalid_inputs_are_named(comfy):
     comfy.run(SET, ["FlowMatchingSampler", {"size_shift": "sd3"}])
     until(comfy, "/shift 1\\.\\d+|shift 0\\.\\d+/.test(c.text)")
     comfy.run(SET, ["FlowMatchingSampler", {"size_shift": "off", "custom_sigmas": "1, 0.5, 0.6"}])
-    until(comfy, "!c.run && c.text.includes('level 1 is 0.5 and level 2 is 0.6')")
+    until(comfy, "!c.run && c.text.includes('sigma 1 is 0.5 and sigma 2 is 0.6')")
     comfy.run(SET, ["FlowMatchingSampler", {"custom_sigmas": "1, 0.5, 0"}])
     assert sigmas(until(comfy, "c.run")["run"]) == [1, 0.5, 0]
     comfy.run("""() => {

@@ -1,4 +1,4 @@
-"""The schedules with a curve of their own, against scipy, the host's formulas worked out anew, and definitions."""
+"""The curves of the schedules against scipy, published formulas and definitions."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_beta_quantiles_are_scipys(probabilities, a, b):
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.3, 10.0), (0.6, 0.6), (4.0, 0.3)])
-def test_beta_quantiles_of_nothing_and_all_are_exactly_the_ends(a, b):
+def test_beta_quantiles_of_0_and_1_are_exactly_the_ends(a, b):
     assert beta_quantile(torch.tensor([0.0, 1.0], dtype=torch.float64), a, b).tolist() == [0.0, 1.0]
 
 
@@ -41,30 +41,30 @@ def test_beta_is_scipys_quantiles_of_even_steps(steps, a, b):
 
 @pytest.mark.parametrize("steps", [8, 20, 28])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_beta_is_the_hosts_before_its_rounding(steps, shift):
-    # The host rounds 999 * quantile to a row of its table, whose row k is the level (k + 1) / 1000.
+def test_beta_is_comfyuis_before_its_rounding(steps, shift):
+    # ComfyUI rounds 999 * quantile to a row of its table; row k is the sigma (k + 1) / 1000.
     rows = np.rint(beta_distribution.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6) * 999)
-    host = (rows + 1) / 1000
+    rounded = (rows + 1) / 1000
     ours = unshift_sigma(sigmas(steps, "beta", shift), shift)[:-1]
     assert len(set(rows)) == steps
     # Half a row of rounding, and (k + 1) / 1000 for k / 999: a row at the low end, nothing at the high one.
-    assert np.all(np.abs(host - ours.numpy()) <= (0.5 + 1 - ours.numpy()) / 1000 + 1e-12)
+    assert np.all(np.abs(rounded - ours.numpy()) <= (0.5 + 1 - ours.numpy()) / 1000 + 1e-12)
 
 
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("rho", [1.0, 7.0])
-def test_karras_is_the_published_formula_down_to_the_lowest_trained_level(steps, rho):
+def test_karras_is_the_published_formula_down_to_the_lowest_trained_sigma(steps, rho):
     ramp = np.arange(steps) / max(steps - 1, 1)
     expected = (1 + ramp * (0.001 ** (1 / rho) - 1)) ** rho
     close(sigmas(steps, "karras", 1.0, rho=rho), [*expected, 0.0])
 
 
-def test_karras_shifted_ends_where_the_hosts_does():
+def test_the_last_step_of_karras_begins_at_the_lowest_trained_sigma_shifted():
     assert sigmas(28, "karras", 3.0)[-2].item() == pytest.approx(shift_sigma(0.001, 3.0), abs=1e-15)
 
 
 @pytest.mark.parametrize("steps", STEPS)
-def test_cosine_is_half_a_wave(steps):
+def test_cosine_is_half_a_cosine_wave(steps):
     close(sigmas(steps, "cosine", 1.0), [(1 + math.cos(math.pi * i / steps)) / 2 for i in range(steps + 1)])
 
 
@@ -73,7 +73,7 @@ def test_log_snr_steps_are_even_between_pure_noise_and_pure_data(shift):
     grid = sigmas(20, "log_snr", shift)
     times = torch.log((1 - grid[1:-1]) / grid[1:-1])
     close(times.diff(), [2 * math.log(999) / 20] * 18)
-    # A shift moves the times, and one step outside the grid lie the lowest and the highest trained level.
+    # A shift moves the log-SNR, and one step outside the grid are the lowest and the highest trained sigma.
     assert times[0].item() - times.diff()[0].item() == pytest.approx(-math.log(999) - math.log(shift), abs=1e-12)
 
 
@@ -88,7 +88,7 @@ def test_cosmap_is_the_published_map_and_has_the_cosine_schedules_log_snr(steps)
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(set(SCHEDULES) - {"sd3"})), st.integers(1, 60), st.floats(0.05, 50))
-def test_shift_means_the_same_to_every_schedule(name, steps, shift):
+def test_every_schedule_is_its_curve_shifted(name, steps, shift):
     close(sigmas(steps, name, shift), shift_sigma(sigmas(steps, name, 1.0), shift))
 
 
@@ -100,7 +100,7 @@ def test_options_in_range_leave_the_grid_strictly_falling(steps, alpha, beta, rh
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_a_denoise_below_one_is_the_tail_of_the_longer_curve(name):
+def test_denoise_is_the_tail_of_the_longer_curve(name):
     assert torch.equal(sigmas(10, name, denoise=0.5), sigmas(20, name)[10:])
 
 
@@ -111,9 +111,12 @@ def test_a_denoise_below_one_is_the_tail_of_the_longer_curve(name):
         ("beta", {"rho": 7.0}, "schedule 'beta' has no option 'rho'; it takes alpha, beta"),
         ("beta", {"alpha": 0.0}, r"alpha is 0.0; it must be in \[0.3, 10\]"),
         ("beta", {"beta": math.nan}, "beta is nan"),
+        ("beta", {"alpha": 0.29}, "alpha is 0.29"),
+        ("beta", {"beta": 10.1}, "beta is 10.1"),
+        ("karras", {"rho": 101.0}, "rho is 101.0"),
         ("karras", {"rho": 0.0}, r"rho is 0.0; it must be in \[0.1, 100\]"),
     ],
 )
-def test_bad_options_are_named(name, options, message):
+def test_an_error_names_the_option_the_value_and_the_range(name, options, message):
     with pytest.raises(ValueError, match=message):
         sigmas(8, name, **options)

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdit_core.flow import schedules as schedule
-from mmdit_core.flow.schedules import SCHEDULES, custom, sigmas
+from mmdit_core.flow.schedules import SCHEDULES, parse_sigmas, sigmas
 from mmdit_core.flow.sigma import flux_mu, mu_to_shift, shift_sigma
 
 SHIFTS = st.floats(0.05, 50)
 
 
-def test_linear_by_hand():
+def test_linear_is_even_steps_shifted():
     expected = [1, 3 * 0.75 / 2.5, 3 * 0.5 / 2, 3 * 0.25 / 1.5, 0]
     torch.testing.assert_close(sigmas(4), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
     assert sigmas(4, shift=1.0).tolist() == [1, 0.75, 0.5, 0.25, 0]
@@ -51,10 +51,15 @@ def test_flux_shift_gives_the_grid_diffusers_makes_from_mu(tokens, steps):
     torch.testing.assert_close(grid, reference.sigmas.double(), rtol=0, atol=1e-6)
 
 
-def test_denoise_keeps_the_tail_of_a_longer_schedule():
+def test_denoise_is_the_tail_of_a_longer_schedule():
     assert torch.equal(sigmas(10, denoise=0.5), sigmas(20)[10:])
     assert torch.equal(sigmas(7, "sd3", denoise=0.3), sigmas(23, "sd3")[16:])
     assert torch.equal(sigmas(7, denoise=1.0), sigmas(7))
+    # Rounding to a whole number of steps is down, and denoise is 1 from 0.9999 up.
+    assert torch.equal(sigmas(10, denoise=0.91), sigmas(10)) and torch.equal(sigmas(10, denoise=0.9), sigmas(11)[1:])
+    assert torch.equal(sigmas(20_000, denoise=0.9999), sigmas(20_002)[2:])
+    assert torch.equal(sigmas(20_000, denoise=0.99991), sigmas(20_000))
+    assert len(sigmas(1, denoise=1e-4)) == 2
 
 
 @pytest.mark.parametrize(
@@ -62,15 +67,17 @@ def test_denoise_keeps_the_tail_of_a_longer_schedule():
     [
         ({"steps": 0}, "steps is 0; it must be a whole number >= 1"),
         ({"steps": 2.5}, "steps is 2.5"),
+        ({"steps": True}, "steps is True"),
         ({"steps": 4, "schedule": "cubic"}, "schedule 'cubic' is unknown; choose one of linear, sd3"),
         ({"steps": 4, "shift": 0.0}, "shift is 0.0; it must be finite and > 0"),
         ({"steps": 4, "shift": math.inf}, "shift is inf"),
+        ({"steps": 4, "denoise": 0.99e-4}, "denoise is 9.9"),
         ({"steps": 4, "denoise": 0.0}, r"denoise is 0.0; it must be in \[0.0001, 1\]"),
         ({"steps": 4, "denoise": 1.5}, "denoise is 1.5"),
         ({"steps": 4, "denoise": math.nan}, "denoise is nan"),
     ],
 )
-def test_bad_input_is_named_with_its_range(arguments, message):
+def test_an_error_names_the_argument_the_value_and_the_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         sigmas(**arguments)
 
@@ -86,34 +93,37 @@ def test_a_new_schedule_is_one_function_and_one_row(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["1, 0.75, 0.5, 0", "1;0.75; .5\n0", "1.0 0.75 5e-1 0 "])
-def test_a_written_list_is_taken_as_it_is(text):
-    assert custom(text).tolist() == [1, 0.75, 0.5, 0] and custom(text).dtype == torch.float64
+def test_a_text_of_sigmas_is_read_without_a_shift(text):
+    assert parse_sigmas(text).tolist() == [1, 0.75, 0.5, 0] and parse_sigmas(text).dtype == torch.float64
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9, unique=True))
-def test_a_list_goes_through_text_and_back(levels):
-    falling = sorted(levels, reverse=True)
-    assert custom(", ".join(map(repr, falling))).tolist() == custom(falling).tolist() == falling
+def test_numbers_and_their_text_give_the_same_sigmas(values):
+    falling = sorted(values, reverse=True)
+    assert parse_sigmas(", ".join(map(repr, falling))).tolist() == parse_sigmas(falling).tolist() == falling
 
 
 @pytest.mark.parametrize(
-    ("levels", "message"),
+    ("values", "message"),
     [
-        ("", "there are 0 levels"),
-        ("1", "there are 1 levels; a step needs two"),
-        ("1, half, 0", "'half' is no number"),
-        ("1, 0.5, 0.5, 0", "level 1 is 0.5 and level 2 is 0.5; levels must fall"),
-        ([0.0, 1.0], "level 0 is 0 and level 1 is 1; levels must fall"),
-        ([14.6, 1.0], r"level 0 is 14.6; it must be in \[0, 1\]"),
-        ("1, nan", "level 1 is nan"),
-        ("1, -0.1", "level 1 is -0.1"),
+        ("", "there are 0 sigmas"),
+        ("1", "there are 1 sigmas; a step needs two"),
+        ("1, half, 0", "'half' is not a number"),
+        ("1, 0.5, 0.5, 0", "sigma 1 is 0.5 and sigma 2 is 0.5; sigmas must fall"),
+        ([0.0, 1.0], "sigma 0 is 0 and sigma 1 is 1; sigmas must fall"),
+        ([14.6, 1.0], r"sigma 0 is 14.6; it must be in \[0, 1\]"),
+        ("1, nan", "sigma 1 is nan"),
+        ("1, -0.1", "sigma 1 is -0.1"),
     ],
 )
-def test_a_list_that_cannot_be_followed_is_named(levels, message):
+def test_sigmas_that_are_no_schedule_are_an_error_with_the_first_wrong_one(values, message):
     with pytest.raises(ValueError, match=message):
-        custom(levels)
+        parse_sigmas(values)
 
 
-def test_a_rounding_above_one_is_one():
-    assert custom([1 + 2**-23, 0.5]).tolist() == [1, 0.5]
+def test_a_sigma_above_one_by_a_rounding_becomes_one():
+    assert parse_sigmas([1 + 2**-23, 0.5]).tolist() == [1, 0.5]
+    assert parse_sigmas([1 + 0.9e-5, 0.5]).tolist() == [1, 0.5]
+    with pytest.raises(ValueError, match=r"sigma 0 is 1.00001; it must be in \[0, 1\]"):
+        parse_sigmas([1 + 1.1e-5, 0.5])

@@ -148,6 +148,6 @@ def test_what_is_not_known_is_said(ask, tmp_path):
 
 def test_dials_that_the_node_refuses_are_refused_in_its_words(ask):
     assert ask(cfg_start=0.6, cfg_end=0.5)["error"].startswith("cfg_end: 0.5 lies before cfg_start, 0.6")
-    assert ask(custom_sigmas="1, 2")["error"].startswith("custom_sigmas: level 1 is 2")
+    assert ask(custom_sigmas="1, 2")["error"].startswith("custom_sigmas: sigma 1 is 2")
     assert ask(steps=0)["error"].startswith("steps: 0")
     assert ask(shift=float("nan"))["error"].startswith("shift: nan")

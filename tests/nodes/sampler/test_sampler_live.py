@@ -81,7 +81,7 @@ def test_the_host_keeps_the_last_run_between_two_queues(comfyui, graph):
     ("inputs", "words"),
     [
         ({"cfg": float("nan")}, "FlowMatchingSampler: cfg: nan. Set a number from 0 to 100"),
-        ({"custom_sigmas": "1, 0.2, 0.4"}, "FlowMatchingSampler: custom_sigmas: level 1 is 0.2 and level 2 is 0.4"),
+        ({"custom_sigmas": "1, 0.2, 0.4"}, "FlowMatchingSampler: custom_sigmas: sigma 1 is 0.2 and sigma 2 is 0.4"),
     ],
 )
 def test_what_the_host_lets_through_is_named_by_the_node(comfyui, graph, inputs, words):
