@@ -71,7 +71,7 @@ def test_held_out_scenes_hold_a_held_out_combination():
     assert all(is_held_out(sample_scene(rng, held_out=True)) for _ in range(300))
 
 
-@pytest.mark.parametrize(("width", "height"), itertools.product(IMAGE_SIDES, IMAGE_SIDES))
+@pytest.mark.parametrize(("width", "height"), [*itertools.product(IMAGE_SIDES, IMAGE_SIDES)])
 def test_objects_stay_inside_and_apart_at_every_size(width, height):
     rng = random.Random(f"{width}x{height}")
     for _ in range(40):
