@@ -1,10 +1,11 @@
-"""What block controls cost and save: steps with CFG on a full-width stack, in turns in one run.
+"""What block controls cost and save: steps with CFG on a stack of full width, interleaved in one run.
 
     python -m benchmarks.controls [--rounds 5] [--tokens 1024] [--blocks 6] [--dtype bfloat16] [--markdown FILE]
 
-Six blocks of SD3.5 Medium's width (random weights), 154 text tokens, sampled through the host's guider with a positive
-and a negative prompt. Each row is a set of controls; its ratio is the time of a step over that of the same model
-without any, taken within a round and the median over rounds. The ideal saving of a skip counts all time as the blocks'.
+Six blocks of SD3.5 Medium's width (random weights), 154 text tokens, sampled by ComfyUI's guider with a positive and
+a negative prompt. Each row is a set of controls. Its ratio is the time of a step over that of the same model without
+controls in the same round; the table has the median over rounds. The ideal saving of a skip takes all time to be the
+blocks'.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from mmdit_core import MMDiT, MMDiTConfig  # noqa: E402
 from scripts import in_process  # noqa: E402
 
 TEXT_TOKENS, STEPS = 154, 3
-Row = tuple[str, list, float]  # name, controls, share of a step that a perfect skip would save
+Row = tuple[str, list, float]  # name, controls, fraction of a step that an ideal skip saves
 
 
 def random_model(pack: ModuleType, blocks: int, dtype: torch.dtype):
-    """A host MODEL of SD3.5 Medium's width; the weights that matter to no timing are random."""
+    """A MODEL of SD3.5 Medium's width with random weights."""
     config = MMDiTConfig(1536, 24, blocks, qk_norm="rms", pos_embed_max_size=96)
     torch.manual_seed(0)
     shapes = MMDiT(config, device="meta").state_dict()
@@ -46,13 +47,13 @@ def random_model(pack: ModuleType, blocks: int, dtype: torch.dtype):
         return models.load_model(str(path)).clone()
 
 
-def rows(control: Callable, blocks: int) -> list[Row]:
-    """The sets of controls that are timed."""
+def rows(control: Callable, window: Callable, blocks: int) -> list[Row]:
+    """The sets of controls to time. Args: control and window, the pack's BlockControl and Window."""
     few = tuple(range(1, 1 + blocks // 2))
     last = blocks - 1
     return [
         ("none", [], 0.0),
-        ("skip, outside its window", [control("skip", few, start_percent=0.999)], 0.0),
+        ("skip, outside its window", [control("skip", few, window=window(0.999))], 0.0),
         ("residual boost x1", [control("boost", few, strength=1.0)], 0.0),
         ("residual boost x1.5, all blocks", [control("boost", tuple(range(blocks)), strength=1.5)], 0.0),
         ("attention boost x1.5, all blocks", [control("boost", range(blocks), strength=1.5, mode="attention")], 0.0),
@@ -78,8 +79,8 @@ def main() -> None:
     given = parser.parse_args()
     in_process.prepare("--cpu")
     pack = in_process.load_pack()
-    sampling, controls = (sys.modules[f"{pack.__name__}.nodes.comfyui.{name}"] for name in ("run.sampling", "controls"))
-    control = sys.modules[f"{pack.__name__}.mmdit_core.control.spec"].BlockControl
+    sampling, patching = (sys.modules[f"{pack.__name__}.nodes.comfyui.{name}"] for name in ("run.sampling", "patching"))
+    window = sys.modules[f"{pack.__name__}.mmdit_core.flow.window"].Window
     model = random_model(pack, given.blocks, getattr(torch, given.dtype))
     side = math.isqrt(given.tokens) * 2
     latent = {"samples": torch.zeros(1, 16, side, side)}
@@ -90,7 +91,7 @@ def main() -> None:
 
     def step_time(items: list) -> float:
         """Seconds a step: from the end of the first, which loads and warms up, to the end of the last."""
-        patched = controls.attach(model, items, None) if items else model
+        patched = patching.attach(model, items) if items else model
         ends = []
         prepared = sampling.prepare(patched, latent, 0)
         sampling.sample_flow(
@@ -105,7 +106,7 @@ def main() -> None:
         )
         return (ends[-1] - ends[0]) / (len(ends) - 1)
 
-    table = rows(control, given.blocks)
+    table = rows(patching.BlockControl, window, given.blocks)
     seconds: dict[str, list[float]] = {name: [] for name, _, _ in table}
     step_time([])
     for turn in range(given.rounds):

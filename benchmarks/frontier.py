@@ -1,13 +1,13 @@
-"""`python -m benchmarks.frontier`: what each way to compute less costs the small model, and what mixtures cost.
+"""`python -m benchmarks.frontier`: the cost of each way to compute less, on the small model, and of mixtures.
 
-Held-out prompts, 28 steps of euler, cfg 4.5, sampled by the pack's own nodes in the host: negative predictions carried
-over or left out, whole steps carried over, blocks skipped, the host's EasyCache, the paper's recipe, and plainly fewer
-steps. For each point the FLOPs that were executed, counted, as a share of the full run's; how many pictures are right
-in everything, with Wilson's interval; the paired difference to the full run; and how far the latents are from its own.
+Held-out prompts, 28 steps of euler, cfg 4.5, sampled by the pack's nodes in ComfyUI: uncond reused or left out, whole
+steps extrapolated, blocks skipped, ComfyUI's EasyCache, the paper's recipe, and fewer steps. For each point: the FLOPs
+executed, counted, as a fraction of the full run's; the images right in every attribute, with Wilson's interval; the
+paired difference to the full run; and the distance of the latents to the full run's.
 
-Results are written after every point of a round of 32 pictures, and a run that was cut goes on where it stopped.
-Blocks are skipped in the order of docs/block-map.json, least effect first. The plans of the node SpeedPlan take their
-prices from here.
+Results are written after every point of a round of 32 images; a run that was cancelled continues there. Blocks are
+skipped in the order of docs/block-map.json, least effect first. The plans of the node SpeedPlan have their measured
+costs from here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,14 @@ from benchmarks.attributes.prompts import SETS, Prompt, read_prompts  # noqa: E4
 from benchmarks.flops import flop_counter  # noqa: E402
 from mmdit_core.caching.plans import PLANS  # noqa: E402
 from mmdit_core.caching.step_cache import StepCache  # noqa: E402
+from mmdit_core.flow.window import Window  # noqa: E402
 from scripts import in_process  # noqa: E402
 
 SMALL = ROOT / "models" / "mmdit-small.safetensors"
 MAP = ROOT / "docs" / "block-map.json"
-KEPT = ROOT / ".test-output"  # the full run's latents, for a run that goes on
+FULL_RUNS = ROOT / ".test-output"  # the full run's latents, for a run that continues
 STEPS, CFG, BATCH = 28, 4.5, 16
-ROUND = 32  # pictures of every point before there are more of any
+ROUND = 32  # images of every point before there are more of any
 FULL = "everything"
 
 
@@ -51,7 +52,7 @@ class Point:
     """One way to compute less.
 
     Fields: curve, its line in the plot; name; steps; step_cache; both and negative, how many blocks are skipped on both
-    branches and on the negative one, least missed first; cache, EasyCache's threshold, 0 for none.
+    branches and on the negative one, least effect first; cache, EasyCache's threshold, 0 for none.
     """
 
     curve: str
@@ -63,53 +64,56 @@ class Point:
     cache: float = 0.0
 
 
-def carried(curve: str, settings: Sequence[tuple[str, StepCache]]) -> tuple[Point, ...]:
+def cached(curve: str, settings: Sequence[tuple[str, StepCache]]) -> tuple[Point, ...]:
+    """One curve of points with step caches. Args: settings, names and step caches."""
     return tuple(Point(curve, name, step_cache=step_cache) for name, step_cache in settings)
 
 
-def other(step_cache: StepCache) -> StepCache:
-    """What is taken over as it is where a line was drawn, and the other way round."""
+def other_order(step_cache: StepCache) -> StepCache:
+    """Repeats the last prediction where the step cache draws a line, and the other way round."""
     return replace(step_cache, order=1 - step_cache.order)
 
 
 # The paper (arXiv 2601.02211) skips 3 of 57 blocks on both branches and 14 on the negative one, over step caching: of 8
-# blocks the nearest are 1 and 2. Most telling first: a run that is cut keeps those.
+# blocks the nearest are 1 and 2. The most useful points come first: a run that is cancelled has those.
 POINTS = (
     Point(FULL, FULL),
-    *carried(
-        "whole steps carried over",
+    *cached(
+        "steps extrapolated",
         (*((f"plan {plan.speedup:g}x", plan.step_cache) for plan in PLANS),),
     ),
     *(Point("fewer steps", f"{steps} steps", steps) for steps in (14, 10, 20, 7)),
-    *carried("every n-th step throughout", [(f"steps every {n}", StepCache(every=n)) for n in (2, 3)]),
-    *carried("negative carried over", [(f"negative every {n}", StepCache(uncond_every=n)) for n in (2, 3, 4)]),
+    *cached("every n-th step throughout", [(f"steps every {n}", StepCache(every=n)) for n in (2, 3)]),
+    *cached("uncond reused", [(f"uncond every {n}", StepCache(uncond_every=n)) for n in (2, 3, 4)]),
     *(Point("EasyCache", f"EasyCache {cache:g}", cache=cache) for cache in (0.1, 0.2, 0.05)),
-    *carried("cfg window's end", [(f"cfg up to {end:.0%}", StepCache(end=end)) for end in (0.5, 0.75, 0.25)]),
+    *cached(
+        "cfg window's end", [(f"cfg up to {at:.0%}", StepCache(window=Window(end=at))) for at in (0.5, 0.75, 0.25)]
+    ),
     *(Point("paper's recipe", f"paper's recipe, cache {c:g}", both=1, negative=2, cache=c) for c in (0.1, 0.0, 0.05)),
     *(Point("blocks, negative", f"{count} blocks, negative", negative=count) for count in (1, 2, 3, 4)),
     *(Point("blocks, both", f"{count} blocks, both", both=count) for count in (1, 2)),
-    *carried("cfg window's start", [(f"cfg from {start:.0%}", StepCache(start=start)) for start in (0.1, 0.25)]),
-    *carried(
+    *cached("cfg window's start", [(f"cfg from {at:.0%}", StepCache(window=Window(at))) for at in (0.1, 0.25)]),
+    *cached(
         "mixtures",
         (
-            ("settled, negative every 2", StepCache(uncond_every=2, warmup=0.25)),
-            ("steps and negative every 2", StepCache(every=2, uncond_every=2)),
-            ("steps every 2, cfg up to 75%", StepCache(every=2, end=0.75)),
-            ("negative every 3, cfg up to 75%", StepCache(uncond_every=3, end=0.75)),
+            ("warmup, uncond every 2", StepCache(uncond_every=2, warmup=0.25)),
+            ("steps and uncond every 2", StepCache(every=2, uncond_every=2)),
+            ("steps every 2, cfg up to 75%", StepCache(every=2, window=Window(0.0, 0.75))),
+            ("uncond every 3, cfg up to 75%", StepCache(uncond_every=3, window=Window(0.0, 0.75))),
         ),
     ),
     Point("mixtures", "steps every 2, EasyCache 0.1", step_cache=StepCache(every=2), cache=0.1),
-    *carried(
-        "carried over as it is",
+    *cached(
+        "last prediction repeated",
         (
-            ("steps every 2, as it is", StepCache(every=2, order=0)),
-            ("steps every 3, as it is", StepCache(every=3, order=0)),
-            ("negative every 2, as it is", StepCache(uncond_every=2, order=0)),
+            ("steps every 2, repeated", StepCache(every=2, order=0)),
+            ("steps every 3, repeated", StepCache(every=3, order=0)),
+            ("uncond every 2, repeated", StepCache(uncond_every=2, order=0)),
         ),
     ),
-    *carried(
+    *cached(
         "the plans, in the other order",
-        [(f"{plan.speedup:g}x, order {1 - plan.step_cache.order}", other(plan.step_cache)) for plan in PLANS],
+        [(f"{plan.speedup:g}x, order {1 - plan.step_cache.order}", other_order(plan.step_cache)) for plan in PLANS],
     ),
 )
 
@@ -138,45 +142,46 @@ class Bench:
         return importlib.import_module(f"{self.pack.__name__}.nodes.{name}")
 
     def controlled(self, point: Point):
-        """The model as a graph with the nodes for this point would hand it to the sampler."""
+        """The model as a graph with the nodes of this point gives it to the sampler."""
         from comfy_extras.nodes_easycache import EasyCacheNode
 
-        step_cache, model = self.module("comfyui.step_cache"), self.model
+        patching, model = self.module("comfyui.patching"), self.model
         for branch, count in (("both", point.both), ("negative", point.negative)):
             if count:
                 blocks = ",".join(str(block) for block in self.order[:count])
                 model = self.module("control").BlockSkip().apply(model, blocks, branch, 0.0, 1.0)[0]
         if not point.step_cache.does_nothing:
-            model = step_cache.attach(model, step_cache.StepCache.from_json(point.step_cache.to_json()), None)
+            values = {field.name: getattr(point.step_cache, field.name) for field in fields(point.step_cache)}
+            model = patching.attach(model, [patching.StepCache(**values)])  # the pack's class is not the plain import's
         if point.cache:
             model = EasyCacheNode.execute(model, point.cache, 0.15, 0.95, False).result[0]
         return model
 
     def run(self, point: Point, seed: int, first: int) -> tuple[Tensor, int]:
-        """The latents [pictures, C, H, W] of one round, and the FLOPs that were executed for them."""
+        """The latents [images, C, H, W] of one round, and the FLOPs executed for them."""
         sample, model = self.module("sampler.node").FlowMatchingSampler().sample, self.controlled(point)
         latents, flops = [], 0
         for start in range(first, min(first + ROUND, len(self.prompts)), BATCH):
             part = slice(start, min(start + BATCH, first + ROUND))
-            said = [[self.context[part], {"pooled_output": self.pooled[part]}]]
+            positive = [[self.context[part], {"pooled_output": self.pooled[part]}]]
             empty = {"samples": torch.zeros(len(self.context[part]), 16, 16, 16)}
-            dials = (seed * 100_000 + start, point.steps, CFG, "euler", "linear", 0.0, 1.0)
+            settings = (seed * 100_000 + start, point.steps, CFG, "euler", "linear", 0.0, 1.0)
             with flop_counter() as counter:
-                made, *_ = sample(model, said, self.nothing, empty, *dials)
+                made, *_ = sample(model, positive, self.nothing, empty, *settings)
             flops += counter.get_total_flops()
             latents.append(made["samples"].float())
         return torch.cat(latents), flops
 
     def judge(self, latents: Tensor, first: int) -> list[dict[str, bool]]:
-        pictures = torch.cat([self.vae.decode(part).clamp(0, 1) for part in latents.split(BATCH)]).float().numpy()
+        images = torch.cat([self.vae.decode(part).clamp(0, 1) for part in latents.split(BATCH)]).float().numpy()
         prompts = self.prompts[first : first + ROUND]
-        return [score(picture, prompt.scene) for picture, prompt in zip(pictures, prompts, strict=True)]
+        return [score(image, prompt.scene) for image, prompt in zip(images, prompts, strict=True)]
 
 
 def paired(ours: Sequence[bool], full: Sequence[bool]) -> dict[str, float]:
-    """The difference of two shares of the same pictures in points, with its 95% interval.
+    """The difference of two fractions of the same images in points, with its 95% interval.
 
-    Not the normal interval, which has no width where no picture changed.
+    Not the normal interval, which has no width if no image changed.
     Source: Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions based on
         paired data", method 10.
     """
@@ -199,16 +204,23 @@ def paired(ours: Sequence[bool], full: Sequence[bool]) -> dict[str, float]:
 
 
 def distances(latents: Tensor, full: Tensor) -> Tensor:
-    """[pictures]: RMS of the difference as a share of the full run's RMS."""
+    """[images]: RMS of the difference as a fraction of the full run's RMS."""
     return (latents - full).flatten(1).norm(dim=1) / full.flatten(1).norm(dim=1)
 
 
+def plain(step_cache: StepCache) -> dict[str, Any]:
+    """The fields of a step cache that are not at their defaults, as plain data; its window as [start, end]."""
+    own = {f.name: getattr(step_cache, f.name) for f in fields(step_cache)}
+    own = {name: value for name, value in own.items() if value != getattr(StepCache(), name)}
+    return {**own, **({"window": [own["window"].start, own["window"].end]} if "window" in own else {})}
+
+
 def begun(point: Point) -> dict[str, Any]:
-    """What is known of a point before it has run; marks: of each picture by column, "-" where it has none."""
+    """The entry of a point before it has run; marks, of each image by column, "-" without one."""
     return {
         "curve": point.curve,
         "steps": point.steps,
-        **({} if point.step_cache.does_nothing else {"step_cache": json.loads(point.step_cache.to_json())}),
+        **({} if point.step_cache.does_nothing else {"step_cache": plain(point.step_cache)}),
         **{name: getattr(point, name) for name in ("both", "negative", "cache") if getattr(point, name)},
         "marks": dict.fromkeys(COLUMNS, ""),
         "flops": [],
@@ -217,7 +229,7 @@ def begun(point: Point) -> dict[str, Any]:
 
 
 def settings_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """What an entry is of, without what was measured."""
+    """The settings of an entry, without its results."""
     return {
         name: entry[name] for name in ("curve", "steps", "step_cache", "both", "negative", "cache") if name in entry
     }
@@ -232,7 +244,7 @@ def lengthened(entry: dict, scores: list[dict[str, bool]], flops: int, distance:
 
 
 def summed(entry: dict, full: dict) -> None:
-    """Bring a point's figures up to date; the full run is looked at for the pictures that the point has."""
+    """Update a point's figures, against the full run of the images that the point has."""
     marks, number = entry["marks"], len(entry["distances"])
     right, theirs = ([mark == "1" for mark in found["marks"]["all"]][:number] for found in (entry, full))
     rows = [
@@ -240,8 +252,8 @@ def summed(entry: dict, full: dict) -> None:
     ]
     spread = 1.96 * statistics.stdev(entry["distances"]) / number**0.5 if number > 1 else 0.0
     mean = statistics.mean(entry["distances"])
-    entry["pictures"] = number
-    entry["share"] = sum(entry["flops"]) / sum(full["flops"][: len(entry["flops"])])
+    entry["images"] = number
+    entry["fraction"] = sum(entry["flops"]) / sum(full["flops"][: len(entry["flops"])])
     entry["scores"] = summarise(rows)
     entry["change"] = paired(right, theirs)
     entry["distance"] = {"mean": mean, "low": mean - spread, "high": mean + spread}
@@ -250,23 +262,23 @@ def summed(entry: dict, full: dict) -> None:
 def line_of(name: str, entry: dict) -> str:
     right, change = entry["scores"]["all"], entry["change"]
     return (
-        f"{name:32} {entry['share']:6.1%}  all {right['percent']:5.1f} [{right['low']:.1f}, {right['high']:.1f}]  "
-        f"{change['points']:+5.1f} ({change['low']:+.1f} to {change['high']:+.1f}) of {entry['pictures']}  "
+        f"{name:32} {entry['fraction']:6.1%}  all {right['percent']:5.1f} [{right['low']:.1f}, {right['high']:.1f}]  "
+        f"{change['points']:+5.1f} ({change['low']:+.1f} to {change['high']:+.1f}) of {entry['images']}  "
         f"distance {entry['distance']['mean']:.3f}"
     )
 
 
-def price_of(entry: dict) -> str:
-    """A point as a row of the core's table of plans has it."""
+def cost_of(entry: dict) -> str:
+    """A point as the core's table of plans has its cost."""
     change, distance = entry["change"], entry["distance"]["mean"]
-    rounded = (entry["share"], change["points"], change["low"], change["high"], distance)
+    rounded = (entry["fraction"], change["points"], change["low"], change["high"], distance)
     digits = (3, 1, 1, 1, 3)
     figures = ", ".join(f"{round(value, places):g}" for value, places in zip(rounded, digits, strict=True))
-    return f"Price({figures}, {entry['pictures']})"
+    return f"MeasuredCost({figures}, {entry['images']})"
 
 
 def draw(points: dict[str, dict], target: Path) -> None:
-    """Accuracy and distance against the share of FLOPs, a line for each dial, with 95% intervals."""
+    """Accuracy and distance against the fraction of FLOPs, a line for each curve, with 95% intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -279,8 +291,8 @@ def draw(points: dict[str, dict], target: Path) -> None:
     colours = pyplot.get_cmap("tab20")
     curves = list(dict.fromkeys(entry["curve"] for entry in points.values() if entry["curve"] != FULL))
     for number, curve in enumerate(curves):
-        found = sorted((e for e in points.values() if e["curve"] == curve), key=lambda e: -e["share"])
-        shares = [100 * entry["share"] for entry in found]
+        found = sorted((e for e in points.values() if e["curve"] == curve), key=lambda e: -e["fraction"])
+        percents = [100 * entry["fraction"] for entry in found]
         looks: dict[str, Any] = {
             "color": colours(number),
             "marker": "osv^D<>XphP"[number % 11],
@@ -298,13 +310,13 @@ def draw(points: dict[str, dict], target: Path) -> None:
                 [m - scale * v["low"] for m, v in zip(middle, values, strict=True)],
                 [scale * v["high"] - m for m, v in zip(middle, values, strict=True)],
             ]
-            panel.errorbar(shares, middle, yerr=spread, elinewidth=0.7, capsize=2, **looks)
-    step_caches = [json.loads(plan.step_cache.to_json()) for plan in PLANS]
+            panel.errorbar(percents, middle, yerr=spread, elinewidth=0.7, capsize=2, **looks)
+    step_caches = [plain(plan.step_cache) for plan in PLANS]
     chosen = [entry for entry in points.values() if not entry.get("cache") and entry.get("step_cache") in step_caches]
-    shares = [100 * entry["share"] for entry in chosen]
+    percents = [100 * entry["fraction"] for entry in chosen]
     ring = {"s": 130, "facecolors": "none", "edgecolors": "black", "zorder": 5, "label": "plans of the node SpeedPlan"}
-    above.scatter(shares, [entry["scores"]["all"]["percent"] for entry in chosen], **ring)
-    below.scatter(shares, [100 * entry["distance"]["mean"] for entry in chosen], **ring)
+    above.scatter(percents, [entry["scores"]["all"]["percent"] for entry in chosen], **ring)
+    below.scatter(percents, [100 * entry["distance"]["mean"] for entry in chosen], **ring)
     above.set(ylabel="all attributes right, %", ylim=(-3, 103))
     below.set(ylabel="distance of the latent to the full run's, % of its RMS", yscale="log")
     for panel in (above, below):
@@ -322,10 +334,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", choices=tuple(SETS), default="held_out")
     parser.add_argument("--number", type=int, default=128, help="prompts")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--points", nargs="+", help="only those whose name holds one of these texts")
+    parser.add_argument("--points", nargs="+", help="only those with one of these texts in their name")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the transformer")
-    parser.add_argument("--json", type=Path, default=ROOT / "docs" / "frontier.json", help="kept after every point")
+    parser.add_argument("--json", type=Path, default=ROOT / "docs" / "frontier.json", help="written after every point")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "frontier.png")
     return parser.parse_args()
 
@@ -345,30 +357,32 @@ def main() -> None:
     }
     figures: dict[str, Any] = {"about": about, "points": {}}
     full: dict[str, Tensor] = {}
-    kept_at = KEPT / f"{given.json.stem}.safetensors"
-    if given.json.exists() and kept_at.exists() and (kept := json.loads(given.json.read_text())).get("about") == about:
-        figures, full = kept, load_file(kept_at)
+    full_runs = FULL_RUNS / f"{given.json.stem}.safetensors"
+    if given.json.exists() and full_runs.exists():
+        found = json.loads(given.json.read_text())
+        if found.get("about") == about:
+            figures, full = found, load_file(full_runs)
     points = figures["points"]
-    asked = [point for point in POINTS if given.points is None or any(text in point.name for text in given.points)]
+    chosen = [point for point in POINTS if given.points is None or any(text in point.name for text in given.points)]
     for number, (seed, first) in enumerate(bench.rounds):
-        for point in dict.fromkeys((POINTS[0], *asked)):
+        for point in dict.fromkeys((POINTS[0], *chosen)):
             if settings_of(points.get(point.name, {})) != settings_of(begun(point)):
                 points[point.name] = begun(point)  # new, or another one by the same name
             entry = points[point.name]
             if len(entry["flops"]) > number:
-                continue  # of a run that was cut
+                continue  # of a run that was cancelled
             latents, flops = bench.run(point, seed, first)
             if point.name == FULL:
                 full[str(number)] = latents
-                KEPT.mkdir(exist_ok=True)
-                save_file(full, kept_at)
+                FULL_RUNS.mkdir(exist_ok=True)
+                save_file(full, full_runs)
             lengthened(entry, bench.judge(latents, first), flops, distances(latents, full[str(number)]))
             summed(entry, points[FULL])
             print(line_of(point.name, entry), flush=True)
             given.json.write_text(json.dumps(figures, indent=1) + "\n")
     for plan in PLANS:
         if (entry := points.get(f"plan {plan.speedup:g}x")) is not None:
-            print(f"mmdit_core/caching/plans.py: {plan.speedup:g}x: {price_of(entry)}")
+            print(f"mmdit_core/caching/plans.py: {plan.speedup:g}x: {cost_of(entry)}")
     if given.plot and len(points) > 1:
         draw(points, given.plot)
 

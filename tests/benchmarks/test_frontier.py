@@ -52,12 +52,12 @@ def test_a_point_grows_by_rounds_and_is_compared_with_as_many_pictures():
     lengthened(full, [no, yes], 100, torch.zeros(2))
     lengthened(point, [yes, no], 50, torch.tensor([0.1, 0.3]))
     summed(point, full)
-    assert point["pictures"] == 2 and point["share"] == 0.5 and point["change"]["points"] == -50
+    assert point["images"] == 2 and point["fraction"] == 0.5 and point["change"]["points"] == -50
     assert point["scores"]["all"]["percent"] == 50 and point["distance"]["mean"] == pytest.approx(0.2)
     assert point["marks"]["spatial"] == "--" and "spatial" not in point["scores"]
     lengthened(point, [no, yes], 50, torch.tensor([0.1, 0.3]))
     summed(point, full)
-    assert point["pictures"] == 4 and point["change"] == {**point["change"], "points": -25, "lost": 1, "won": 0}
+    assert point["images"] == 4 and point["change"] == {**point["change"], "points": -25, "lost": 1, "won": 0}
 
 
 def test_the_distance_is_of_each_picture_by_itself():
