@@ -72,32 +72,17 @@ class SpeedPlan:
 def summary(plan: Plan, is_measured_model: bool) -> str:
     """What a plan computes, its speed-up and its cost, in lines."""
     work = plan.step_cache.work(STEPS)
-    return "\n".join(
-        [
-            computed_steps(plan.step_cache),
-            f"{work:.0%} of the predictions over {STEPS} steps: up to {1 / work:.2f} times as fast",
-            cost(plan, is_measured_model),
-        ]
-    )
+    speed = f"{work:.0%} of the predictions over {STEPS} steps: up to {1 / work:.2f} times as fast"
+    return "\n".join((computed_steps(plan.step_cache), speed, cost(plan, is_measured_model)))
 
 
 def computed_steps(step_cache: StepCache) -> str:
-    """Which steps a step cache computes."""
-    every, uncond_every, window = step_cache.every, step_cache.uncond_every, step_cache.window
-    parts = []
-    if step_cache.warmup > 0:
-        parts.append(f"the first {step_cache.warmup:.0%} of the steps are computed")
-    if step_cache.tail < 1:
-        parts.append(f"the last {1 - step_cache.tail:.0%} {'too' if parts else 'of the steps are computed'}")
-    if every > 1:
-        parts.append(f"between, every {_ordinal(every)} step is computed, the others are extrapolated")
-    if uncond_every > 1:
-        steps = "computed step" if every > 1 else "step"
-        parts.append(f"the negative prompt is computed in every {_ordinal(uncond_every)} {steps} and reused in others")
-    if not window.is_whole:
-        parts.append(f"guidance from {window.start:.0%} to {window.end:.0%} of the sampling")
-    text = "; ".join(parts) or "everything is computed"
-    return text[0].upper() + text[1:]
+    """Which steps the step cache of a plan computes."""
+    every = ORDINALS.get(step_cache.every, f"{step_cache.every}th")
+    return (
+        f"The first {step_cache.warmup:.0%} and the last {1 - step_cache.tail:.0%} of the steps are computed; between, "
+        f"every {every} step is computed and the others are extrapolated"
+    )
 
 
 def cost(plan: Plan, is_measured_model: bool) -> str:
@@ -111,10 +96,6 @@ def cost(plan: Plan, is_measured_model: bool) -> str:
     if is_measured_model:
         return f"Measured on this model: {measured}"
     return f"Measured on the small model only: {measured}. The cost on this model is not known"
-
-
-def _ordinal(number: int) -> str:
-    return ORDINALS.get(number, f"{number}th")
 
 
 NODES = {NODE: (SpeedPlan, "Speed Plan")}

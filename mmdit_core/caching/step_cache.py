@@ -57,15 +57,9 @@ class StepCache:
     meant_for: int = 0
 
     def __post_init__(self) -> None:
-        ranges = {
-            "every": (1, math.inf),
-            "uncond_every": (1, math.inf),
-            "warmup": (0, 1),
-            "tail": (0, 1),
-            "order": (0, 1),
-            "meant_for": (0, math.inf),
-        }
-        for name, (low, high) in ranges.items():
+        lowest = {"every": 1, "uncond_every": 1, "warmup": 0, "tail": 0, "order": 0, "meant_for": 0}
+        for name, low in lowest.items():
+            high = 1 if name in ("warmup", "tail", "order") else math.inf
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"StepCache: {name} is {getattr(self, name)}; it must be in [{low}, {high}]")
 
@@ -230,12 +224,11 @@ class StepCacheRun:
         Args: cond and uncond [B, ...], velocities that the model computed, as far as `prediction` says.
         Returns: cond and uncond; uncond is None if it was not requested, and cond itself if it is left out.
         """
-        if prediction.computes:
-            assert cond is not None
+        if prediction.computes and cond is not None:
             prediction.stored.cond.add(prediction.sigma, cond)
         else:
             cond = prediction.cond
-            assert cond is not None
+        assert cond is not None
         if not prediction.has_uncond:
             return cond, None
         if prediction.computes_uncond:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.keymaps import to_diffusers
+from mmdit_core.control import hooks
 from mmdit_core.control.hooks import compile_controls
 from mmdit_core.control.model_call import BlockCallCount, ControlError, ModelCall
 from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
@@ -347,3 +349,38 @@ def test_nothing_that_came_in_is_changed(model):
     ]
     run(model, controls, options={"patches_replace": {"dit": {("double_block", i): keep for i in range(5)}}})
     assert all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in kept.values())
+
+
+@pytest.mark.parametrize("cut", [3, 4])
+@pytest.mark.parametrize("mode", ["residual", "attention", "value"])
+def test_a_phrase_past_the_end_of_a_context_that_was_cut_acts_on_what_is_left(model, cut, mode):
+    """Words of T5 are at CLIP and CLIP + 1; a context cut before them has the CLIP words alone."""
+    given = inputs()
+    given["context"] = given["context"][:, : CLIP + T5 - cut]
+    left = [position for position in (1, 2, CLIP, CLIP + 1) if position < CLIP + T5 - cut]
+
+    def run_with(control: BlockControl, maps) -> Tensor:
+        hooks = compile_controls([control], replace(CALL, maps=maps))
+        return model(**given, transformer_options={"patches_replace": {"dit": hooks}})
+
+    words = words_of([(f"w{position}", True, position) for position in left])
+    by_hand = TokenMap((EncoderTokens("all", True, 0, CLIP + T5, words),))
+    phrases = tuple(f"w{position}" for position in left)
+    ours = run_with(BlockControl("boost", (1,), 2.0, mode, phrases=("red circle",)), (None, MAP))
+    theirs = run_with(BlockControl("boost", (1,), 2.0, mode, phrases=phrases), (None, by_hand))
+    assert torch.equal(ours, theirs) and error(ours, model(**given)) > 1e-4
+
+
+def test_a_boosts_factors_are_computed_once_a_model_call_and_not_once_a_block(model, monkeypatch):
+    made = []
+    original = hooks._chunk_factors
+    monkeypatch.setattr(hooks, "_chunk_factors", lambda *given: made.append(given[2]) or original(*given))
+    run(model, [BlockControl("boost", (0, 1, 2, 3), 1.5), BlockControl("boost", (0, 1, 2, 3), 1.5, "attention")])
+    assert sorted(made) == [0, 0, 1, 1]  # one table for each of the two boosts, a row for each chunk
+
+
+def test_a_skipped_chunk_needs_no_token_map(model):
+    """A removed block ignores a boost: the phrase is not looked up there."""
+    controls = [BlockControl("boost", (1,), 2.0, phrases=("red",)), BlockControl("skip", (1,), branch="positive")]
+    without = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4)
+    assert error(run(model, controls, without), run(model, controls[1:], without)) <= 1e-6
