@@ -1,4 +1,4 @@
-"""What the small model's pictures show and its captions mean: its world, read from words and judged from pixels.
+"""The small model's world: scenes of flat shapes, their captions, and a judge that scores images by image analysis.
 
-Its training, its evaluation and BlockAnalysis share this folder. The core knows nothing of it.
+BlockAnalysis, the training and the benchmarks use it. It needs numpy and scipy only; the core does not import it.
 """

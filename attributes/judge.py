@@ -1,7 +1,7 @@
-"""Read a picture of the small model's world back: objects, their colours and shapes, counts and sides.
+"""Judge an image of the small model's world: its objects, their colours, shapes, counts and positions.
 
-Classical image analysis throughout. An object is a connected patch that differs from the background; its colour is
-the nearest of the world's inks; its shape is the template that fits it best.
+Classical image analysis. An object is a connected region that differs from the background; its colour is the nearest
+named one; its shape is the template with the smallest squared difference.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from .world import BACKGROUNDS, COLOURS, SHAPES, Scene, shape_mask
 COLUMNS = ("colour", "shape", "count", "spatial", "all")
 COLOUR_RGB = np.array(list(COLOURS.values()), np.float32) / 255
 BACKGROUND_RGB = np.array(list(BACKGROUNDS.values()), np.float32) / 255
-MIN_CONTRAST = 0.19  # RGB distance: half of that between the closest ink and background (purple on gray)
-MIN_AREA = 24  # pixels; the world's smallest star has about 75
-BLUR = 0.7  # pixels, about what a decoder leaves
-MAX_MISFIT = 0.3  # squared difference from the best template over the area; more is no known shape
+MIN_CONTRAST = 0.19  # RGB distance of an object from the background: half of the smallest one (purple on gray)
+MIN_AREA = 24  # pixels; the smallest star has about 75
+BLUR = 0.7  # pixels; about that of a decoded image
+MAX_MISFIT = 0.3  # squared difference from the template by area; above it the shape is unknown
 MIN_OFFSET = 6.0  # pixels between two groups' centres along the relation's axis
 
 
 @dataclass(frozen=True)
 class DetectedObject:
-    """One object seen in a picture; centre in pixels from the top left."""
+    """One detected object; centre in pixels from the top left; area in pixels."""
 
     colour: str
     shape: str
@@ -35,46 +35,50 @@ class DetectedObject:
     area: int
 
 
-def find_objects(picture: np.ndarray) -> tuple[str, list[DetectedObject]]:
-    """Background and objects of a picture [H, W, 3], float in [0, 1]."""
-    paper = _background(picture)
-    distance = np.linalg.norm(picture - BACKGROUND_RGB[paper], axis=-1)
+def find_objects(image: np.ndarray) -> tuple[str, list[DetectedObject]]:
+    """Detect the background and the objects.
+
+    Args: image [H, W, 3], float in [0, 1].
+    Returns: name of the background; objects, a shape that fits no template is "unknown".
+    """
+    background = _background(image)
+    distance = np.linalg.norm(image - BACKGROUND_RGB[background], axis=-1)
     labels, _ = ndimage.label(distance > MIN_CONTRAST)
     found = []
     for index, window in enumerate(ndimage.find_objects(labels), start=1):
-        patch, here = picture[window], labels[window] == index
-        if here.sum() < MIN_AREA:
+        patch, inside = image[window], labels[window] == index
+        if inside.sum() < MIN_AREA:
             continue
-        for colour, part in _by_colour(patch, here):
-            ink = COLOUR_RGB[colour] - BACKGROUND_RGB[paper]
-            coverage = ((patch - BACKGROUND_RGB[paper]) @ ink / (ink @ ink)).clip(0, 1)
-            # An edge lies where the blend is half ink; the first, lower threshold let soft edges in.
+        for colour, part in _by_colour(patch, inside):
+            contrast = COLOUR_RGB[colour] - BACKGROUND_RGB[background]
+            coverage = ((patch - BACKGROUND_RGB[background]) @ contrast / (contrast @ contrast)).clip(0, 1)
+            # The edge is at half coverage; MIN_CONTRAST is lower, so that soft edges are in the region.
             part = part & (coverage > 0.5)
             if part.sum() >= MIN_AREA:
                 found.append(_describe(coverage, part, list(COLOURS)[colour], window))
-    return list(BACKGROUNDS)[paper], found
+    return list(BACKGROUNDS)[background], found
 
 
-def _background(picture: np.ndarray) -> int:
-    edge = np.concatenate((picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3), picture[:, :2].reshape(-1, 3)))
+def _background(image: np.ndarray) -> int:
+    edge = np.concatenate((image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3)))
     return int(np.linalg.norm(BACKGROUND_RGB - np.median(edge, axis=0), axis=-1).argmin())
 
 
-def _by_colour(patch: np.ndarray, here: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """The inks in one connected patch with their masks; edges are left out of the vote, for blends look like inks."""
-    core = ndimage.binary_erosion(here)
+def _by_colour(patch: np.ndarray, inside: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """The colours in one connected region, with their masks. Edges do not vote: their blends resemble other colours."""
+    core = ndimage.binary_erosion(inside)
     if not core.any():
-        core = here
+        core = inside
     nearest = np.linalg.norm(patch[:, :, None] - COLOUR_RGB, axis=-1).argmin(-1)
     votes = np.bincount(nearest[core], minlength=len(COLOUR_RGB))
-    main = [int(ink) for ink in np.flatnonzero(votes >= max(MIN_AREA / 2, 0.2 * core.sum()))]
+    main = [int(colour) for colour in np.flatnonzero(votes >= max(MIN_AREA / 2, 0.2 * core.sum()))]
     if len(main) < 2:
-        return [(int(votes.argmax()), here)]
+        return [(int(votes.argmax()), inside)]
     choice = np.array(main)[np.linalg.norm(patch[:, :, None] - COLOUR_RGB[main], axis=-1).argmin(-1)]
     parts = []
-    for ink in main:
-        pieces, number = ndimage.label(here & (choice == ink))
-        parts += [(ink, pieces == piece) for piece in range(1, number + 1)]
+    for colour in main:
+        pieces, number = ndimage.label(inside & (choice == colour))
+        parts += [(colour, pieces == piece) for piece in range(1, number + 1)]
     return parts
 
 
@@ -85,16 +89,18 @@ def _describe(coverage: np.ndarray, part: np.ndarray, colour: str, window: tuple
 
 
 def classify(coverage: np.ndarray) -> str:
-    """Name the shape in a coverage map [h, w] of 0 to 1, "unknown" if none fits.
+    """Name the shape of a coverage map.
 
-    Each shape, slightly blurred, is tried at sizes around the one that has the map's mass, with its centre of mass on
-    the map's; the smallest squared difference wins.
+    Each shape, slightly blurred, is compared at sizes around that of equal mass, with aligned centres of mass; the
+    smallest squared difference wins.
+    Args: coverage [h, w] in [0, 1].
+    Returns: a name of SHAPES, "unknown" if none fits.
     """
     mass = coverage.sum()
     y, x = ndimage.center_of_mass(coverage)
     errors = {}
     for shape in SHAPES:
-        around = round(float(np.sqrt(mass / _share(shape))))
+        around = round(float(np.sqrt(mass / _fill_factor(shape))))
         errors[shape] = min(_misfit(coverage, shape, side, y, x) for side in range(max(6, around - 2), around + 3))
     best = min(errors, key=errors.__getitem__)
     return best if errors[best] <= MAX_MISFIT else "unknown"
@@ -121,18 +127,20 @@ def _template(shape: str, side: int) -> tuple[np.ndarray, tuple[float, float]]:
 
 
 @functools.cache
-def _share(shape: str) -> float:
-    """Part of its box that a shape covers."""
+def _fill_factor(shape: str) -> float:
+    """Fraction of its box that a shape covers."""
     return float(shape_mask(shape, 64).mean())
 
 
-def score(picture: np.ndarray, scene: Scene) -> dict[str, bool]:
-    """Whether a picture shows what a scene asks for, by column; no "spatial" where one group was asked for.
+def score(image: np.ndarray, scene: Scene) -> dict[str, bool]:
+    """Compare an image with a scene.
 
-    colour: the asked colours and no others; shape: every object of a group's colour has its shape; count: as many
-    objects of each colour as asked, and none besides; spatial: the groups' centres lie as asked.
+    Args: image [H, W, 3], float in [0, 1].
+    Returns: True or False by column. colour: the scene's colours and no others. shape: every object of a group's
+        colour has its shape. count: the right number of objects of each colour, and no others. spatial: the groups'
+        centres have the scene's relation; absent for a scene of one group. all: all of these.
     """
-    _, found = find_objects(picture)
+    _, found = find_objects(image)
     by_colour = {group.colour: [item for item in found if item.colour == group.colour] for group in scene.groups}
     out = {
         "colour": {item.colour for item in found} == set(by_colour),
@@ -144,12 +152,12 @@ def score(picture: np.ndarray, scene: Scene) -> dict[str, bool]:
         and all(len(by_colour[group.colour]) == group.count for group in scene.groups),
     }
     if scene.relation:
-        out["spatial"] = _lies_as_asked(scene, by_colour)
+        out["spatial"] = _has_relation(scene, by_colour)
     out["all"] = all(out.values())
     return out
 
 
-def _lies_as_asked(scene: Scene, by_colour: dict[str, list[DetectedObject]]) -> bool:
+def _has_relation(scene: Scene, by_colour: dict[str, list[DetectedObject]]) -> bool:
     first, second = (by_colour[group.colour] for group in scene.groups)
     if not first or not second:
         return False
@@ -159,7 +167,7 @@ def _lies_as_asked(scene: Scene, by_colour: dict[str, list[DetectedObject]]) -> 
 
 
 def summarise(scores: list[dict[str, bool]]) -> dict[str, dict[str, float]]:
-    """Percent right for each column, with Wilson's 95% interval and the number of pictures it is over."""
+    """Percent right by column, with Wilson's 95% interval (low, high) and the number of images n."""
     out = {}
     for column in COLUMNS:
         values = [entry[column] for entry in scores if column in entry]
@@ -171,8 +179,13 @@ def summarise(scores: list[dict[str, bool]]) -> dict[str, dict[str, float]]:
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share. Source: Wilson 1927."""
-    share, spread = right / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * np.sqrt(share * (1 - share) / total + spread / (4 * total))
+    """Wilson's score interval of a fraction.
+
+    Args: right of total > 0; z, standard normal quantile: 1.96 for 95%.
+    Returns: (low, high) in [0, 1].
+    Source: Wilson 1927.
+    """
+    fraction, spread = right / total, z * z / total
+    middle = (fraction + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * np.sqrt(fraction * (1 - fraction) / total + spread / (4 * total))
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))

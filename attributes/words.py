@@ -1,4 +1,4 @@
-"""The words that captions use, and a caption read back into the scene that it asks for."""
+"""The words of captions, and a parser from a caption to its scene."""
 
 from __future__ import annotations
 
@@ -25,53 +25,53 @@ BACKGROUND_WORDS = {"white": ("white",), "gray": ("gray", "grey"), "black": ("bl
 
 _COUNTS = {phrase.split()[-1]: count for count, phrases in NUMBERS.items() for phrase in phrases} | {"a": 1, "an": 1}
 _SIZES = {word: size for size, words in SIZE_WORDS.items() for word in words}
-_PAPERS = {word: paper for paper, words in BACKGROUND_WORDS.items() for word in words}
+_BACKGROUNDS = {word: background for background, words in BACKGROUND_WORDS.items() for word in words}
 _SHAPES = {word: shape for shape in SHAPES for word in (shape, shape + "s")}
 
 
 class CaptionError(ValueError):
-    """A caption that does not say what a judge needs to know."""
+    """A caption does not determine a scene: a count, a colour or a relation is missing."""
 
 
 def _pattern(phrases: Mapping[str, tuple[str, ...]]) -> re.Pattern[str]:
-    """Finds any of the phrases as whole words, the longest first."""
+    """Match any of the phrases as whole words, longer ones first."""
     every = sorted((phrase for group in phrases.values() for phrase in group), key=len, reverse=True)
     return re.compile(r"\b(" + "|".join(map(re.escape, every)) + r")\b")
 
 
-_RELATION, _SIDE = _pattern(RELATION_WORDS), _pattern(POSITION_WORDS)
+_RELATION, _POSITION = _pattern(RELATION_WORDS), _pattern(POSITION_WORDS)
 _RELATION_OF = {phrase: relation for relation, phrases in RELATION_WORDS.items() for phrase in phrases}
-_SIDE_OF = {phrase: side for side, phrases in POSITION_WORDS.items() for phrase in phrases}
+_POSITION_OF = {phrase: position for position, phrases in POSITION_WORDS.items() for phrase in phrases}
 
 
 def parse_caption(caption: str) -> Scene:
-    """The scene that a caption asks for.
+    """Parse a caption.
 
-    Args: caption, one or two groups with a count, a colour and a shape each, and where the first lies as seen from
-        the second, as in "three red circles to the left of a blue star".
-    Returns: the scene; what it does not say about background and sizes is "white" and "".
-    Raises: CaptionError that says what is missing.
+    Args: caption, one or two groups with a count, a colour and a shape each, and the position of the first relative
+        to the second: "three red circles to the left of a blue star".
+    Returns: the scene; background "white" and sizes "" unless the caption names them.
+    Raises: CaptionError with the missing attribute.
     """
     text = " ".join(re.sub(r"[^\w\s]", " ", caption.lower()).split())
     nouns = list(re.finditer(r"\b(" + "|".join(_SHAPES) + r")\b", text))
     if not 1 <= len(nouns) <= 2:
         raise CaptionError(f"{caption!r} names {len(nouns)} shapes; it must name one or two of {', '.join(SHAPES)}")
     ends = [noun.end() for noun in nouns]
-    # A colour may follow its noun ("two stars in red"), so a group's words reach up to the next group's count.
+    # A colour may follow its noun ("two stars in red"): the words of a group extend to the count of the next one.
     groups = []
     for index, noun in enumerate(nouns):
         before = text[(ends[index - 1] if index else 0) : noun.start()]
         after = text[noun.end() : nouns[index + 1].start() if index + 1 < len(nouns) else len(text)]
         groups.append(_group(before.split(), noun[1], after.split(), caption))
-    papers = [_PAPERS[word] for word in text.split() if word in _PAPERS]
-    paper = papers[0] if papers else next(iter(BACKGROUNDS))
-    return Scene(tuple(groups), _relation(text, nouns, caption), paper)
+    backgrounds = [_BACKGROUNDS[word] for word in text.split() if word in _BACKGROUNDS]
+    background = backgrounds[0] if backgrounds else next(iter(BACKGROUNDS))
+    return Scene(tuple(groups), _relation(text, nouns, caption), background)
 
 
 def _group(before: list[str], noun: str, after: list[str], caption: str) -> Group:
-    """One group, from the words before its noun, nearest first, and those after it."""
+    """One group, from the words before its noun, the nearest first, and the words after it."""
     colour = next((word for word in reversed(before) if word in COLOURS), "")
-    # After the noun a colour is this group's only where it stands before any other count.
+    # A colour after the noun belongs to this group only if no other count precedes it.
     tail = after[: next((i for i, word in enumerate(after) if word in _COUNTS), len(after))]
     late = next((word for word in tail if word in COLOURS), "")
     if before and before[-1] not in COLOURS:
@@ -85,14 +85,14 @@ def _group(before: list[str], noun: str, after: list[str], caption: str) -> Grou
 
 
 def _relation(text: str, nouns: list[re.Match[str]], caption: str) -> str:
-    """Where the first group lies as seen from the second."""
+    """The position of the first group relative to the second, "" for one group."""
     if len(nouns) == 1:
         return ""
     between = _RELATION.search(text, nouns[0].end(), nouns[1].start())
     if between:
         return _RELATION_OF[between[1]]
-    side = _SIDE.search(text)
-    if side is None:
-        raise CaptionError(f"{caption!r} does not say where its first group lies: {', '.join(OPPOSITE)} of the second")
-    # Told by sides, the first one named is the first group's, whether it stands before its noun or after it.
-    return _SIDE_OF[side[1]]
+    position = _POSITION.search(text)
+    if position is None:
+        raise CaptionError(f"{caption!r} does not say where its first group is: {', '.join(OPPOSITE)} of the second")
+    # The first position in the caption is the first group's, before its noun or after it.
+    return _POSITION_OF[position[1]]

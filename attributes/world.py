@@ -1,8 +1,8 @@
-"""The world that the small model learns: flat pictures of a few simple shapes.
+"""The data distribution of the small model: images of a few flat shapes.
 
-A `Scene` is the meaning (what a caption may say and a judge can check), `place` turns it into pixels' positions, and
-`paint` draws them. Colour-shape pairs and colour-shape-relation triples listed in `HELD_OUT_*` never appear in a
-training picture, so prompts on them show whether the model composes what it knows.
+A `Scene` is the meaning of an image: captions name it, the judge checks it. `arrange` gives its objects positions,
+`draw_image` draws them. The colour-shape pairs and colour-shape-relation triples of `HELD_OUT_*` never appear in
+training, so prompts with them measure composition.
 """
 
 from __future__ import annotations
@@ -33,18 +33,17 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 RELATIONS = tuple(OPPOSITE)
 SIZES = {"": 24, "small": 20, "large": 28}  # side in pixels
 IMAGE_SIDES = (96, 128, 160)
-# Shapes and colours that training shows and no caption names. With eight inks and four outlines alone, a model learns
-# that a star is never yellow, and paints the asked one orange; among inks and outlines of every kind it has no such
-# rule.
+# Shapes and colours in training images that no caption names. With eight colours and four shapes only, a model learns
+# that stars are never yellow and draws a yellow star orange; with many other colours and shapes it does not.
 UNNAMED_SHAPES = (
     *("diamond", "hexagon", "cross", "ring", "bar", "pillar", "moon", "arrow", "chevron", "hourglass", "bowtie"),
     *("corner", "tee"),
 )
 UNNAMED_SHAPE_PROBABILITY, UNNAMED_COLOUR_PROBABILITY = 0.3, 0.35
-COLOUR_JITTER = 8  # of 255: how far a named colour strays in each channel; the two closest inks are 90 apart
-MIN_COLOUR_CONTRAST = 70  # of 255, RGB distance of an unnamed colour from the background
-# Objects lie in the cells of a grid, each cell 2 x 2 image tokens: a shape is then one of few patterns rather than one
-# of hundreds, and a model of this size learns it in an hour.
+COLOUR_JITTER = 8  # of 255: largest change of a named colour in each channel; the two closest colours are 90 apart
+MIN_COLOUR_CONTRAST = 70  # of 255: smallest RGB distance of an unnamed colour from the background
+# Pixels of a grid cell; each object is in a cell of its own. A cell is 2 x 2 image tokens, so that a shape is one of a
+# few patterns of tokens instead of hundreds; a model of this size learns that in an hour.
 CELL = 32
 
 HELD_OUT_PAIRS = frozenset({("yellow", "star"), ("purple", "circle"), ("orange", "square"), ("cyan", "triangle")})
@@ -69,29 +68,29 @@ HELD_OUT_TRIPLES = frozenset(
     }
 )
 
-# How many cells a group of so many takes along the relation's axis and across it: a line across it, four in a square.
+# Number of objects -> cells along the relation's axis and across it: a line across it, four objects in a square.
 FORMATIONS = {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2)}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Objects of one kind: `count` of them, one colour, one shape, one size word ("" says nothing).
+    """Objects of one kind.
 
-    `ink` is the very RGB, 0 to 255, where it is not the colour's own; `named` is false for an ink that `colour` only
-    comes closest to.
+    Fields: count; colour, a name of COLOURS; shape; size, a word of SIZES; rgb, 0 to 255, None for the colour's own;
+    named, False if `colour` is only the nearest name of `rgb`.
     """
 
     count: int
     colour: str
     shape: str
     size: str = ""
-    ink: tuple[int, int, int] | None = None
+    rgb: tuple[int, int, int] | None = None
     named: bool = True
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two groups; `relation` says where the first lies as seen from the second ("" with one group)."""
+    """One or two groups, the position of the first relative to the second ("" for one group), and the background."""
 
     groups: tuple[Group, ...]
     relation: str = ""
@@ -100,7 +99,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class PlacedObject:
-    """One object on the canvas: top-left corner and side in pixels."""
+    """One object in an image: index of its group, top-left corner and side in pixels."""
 
     group: int
     x: int
@@ -109,7 +108,7 @@ class PlacedObject:
 
 
 def triples(scene: Scene) -> set[tuple[str, str, str]]:
-    """Every (colour, shape, relation to the other group) that the scene shows."""
+    """All (colour, shape, relation to the other group) in a scene."""
     if not scene.relation:
         return set()
     sides = (scene.relation, OPPOSITE[scene.relation])
@@ -117,13 +116,16 @@ def triples(scene: Scene) -> set[tuple[str, str, str]]:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """True if training never shows this scene's combination."""
+    """True if the scene has a held-out pair or triple, which training images never have."""
     pairs = {(group.colour, group.shape) for group in scene.groups}
     return bool(pairs & HELD_OUT_PAIRS or triples(scene) & HELD_OUT_TRIPLES)
 
 
 def sample_scene(rng: random.Random, *, groups: int | None = None, held_out: bool = False) -> Scene:
-    """Draw a scene at random; two groups always differ in colour, and at most six objects lie in it."""
+    """Sample a scene of at most six objects; two groups differ in colour.
+
+    Args: groups, 1 or 2, None for either; held_out, True for a held-out scene only, False for none.
+    """
     while True:
         number = groups or (1 if rng.random() < 0.35 else 2)
         colours = rng.sample(list(COLOURS), number)
@@ -142,51 +144,53 @@ def sample_scene(rng: random.Random, *, groups: int | None = None, held_out: boo
 
 
 def augment(scene: Scene, rng: random.Random) -> Scene:
-    """A scene for training: inks around the colours' own, and now and then an ink or a shape that has no name here."""
+    """Vary a scene for training: jittered colours, and in some groups a colour or a shape without a name."""
     while True:
-        members = tuple(_vary_group(group, scene.background, rng) for group in scene.groups)
+        members = tuple(_augment_group(group, scene.background, rng) for group in scene.groups)
         varied = dataclasses.replace(scene, groups=members)
         if len({group.colour for group in members}) == len(members) and not is_held_out(varied):
             return varied
 
 
-def _vary_group(group: Group, background: str, rng: random.Random) -> Group:
+def _augment_group(group: Group, background: str, rng: random.Random) -> Group:
     shape = rng.choice(UNNAMED_SHAPES) if rng.random() < UNNAMED_SHAPE_PROBABILITY else group.shape
     if rng.random() >= UNNAMED_COLOUR_PROBABILITY:
-        strayed = (value + rng.randint(-COLOUR_JITTER, COLOUR_JITTER) for value in COLOURS[group.colour])
-        red, green, blue = (min(255, max(0, value)) for value in strayed)
-        return dataclasses.replace(group, shape=shape, ink=(red, green, blue))
+        jittered = (value + rng.randint(-COLOUR_JITTER, COLOUR_JITTER) for value in COLOURS[group.colour])
+        red, green, blue = (min(255, max(0, value)) for value in jittered)
+        return dataclasses.replace(group, shape=shape, rgb=(red, green, blue))
     while True:
-        ink = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
-        if math.dist(ink, BACKGROUNDS[background]) >= MIN_COLOUR_CONTRAST:
-            nearest = min(COLOURS, key=lambda name: math.dist(ink, COLOURS[name]))
-            return dataclasses.replace(group, shape=shape, colour=nearest, ink=ink, named=False)
+        rgb = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
+        if math.dist(rgb, BACKGROUNDS[background]) >= MIN_COLOUR_CONTRAST:
+            nearest = min(COLOURS, key=lambda name: math.dist(rgb, COLOURS[name]))
+            return dataclasses.replace(group, shape=shape, colour=nearest, rgb=rgb, named=False)
 
 
 def arrange(scene: Scene, rng: random.Random, width: int = 128, height: int = 128) -> list[PlacedObject]:
-    """Lay the scene's objects out on the grid, each group in its formation, wholly on its side of the other.
+    """Place a scene's objects on the grid, each group in its formation and apart from the other one.
 
-    A single object lies in one of the cells around the middle; any other scene has one place in a picture of one size.
-    With a choice of places a small model paints two of them at once: four in a row where three may begin at either end.
+    A single object is in one of the cells around the centre; all other scenes have one layout for an image size. With
+    several layouts a small model draws a mixture of them.
 
-    Args: width, height = the picture's size, multiples of CELL; one of 96 x 96 holds every scene.
+    Args: width, height of the image in pixels, multiples of CELL; 96 x 96 is enough for all scenes.
+    Returns: the objects by group.
+    Raises: ValueError if the scene does not fit.
     """
-    room = (width // CELL, height // CELL)
-    axis = 0 if scene.relation in ("left", "right") else 1  # along which the groups follow each other
+    cells = (width // CELL, height // CELL)
+    axis = 0 if scene.relation in ("left", "right") else 1  # direction from one group to the other
     order = [1, 0] if scene.relation in ("right", "below") else list(range(len(scene.groups)))
     boxes = {index: FORMATIONS[scene.groups[index].count] for index in order}
-    slack = room[axis] - sum(along for along, _ in boxes.values())
-    if slack < 0 or any(across > room[1 - axis] for _, across in boxes.values()):
+    slack = cells[axis] - sum(along for along, _ in boxes.values())
+    if slack < 0 or any(across > cells[1 - axis] for _, across in boxes.values()):
         raise ValueError(f"scene does not fit {width} x {height}: {scene}")
     alone = len(order) == 1 and scene.groups[0].count == 1
-    ahead, aside = (rng.randint(0, 1), rng.randint(0, 1)) if alone else (0, 0)
-    start, gap = ((slack + ahead) // 2, 0) if len(order) == 1 else (0, slack)
+    shift_along, shift_across = (rng.randint(0, 1), rng.randint(0, 1)) if alone else (0, 0)
+    start, gap = ((slack + shift_along) // 2, 0) if len(order) == 1 else (0, slack)
     items = []
     for index in order:
         along, across = boxes[index]
         side = SIZES[scene.groups[index].size]
         inset = (CELL - side) // 2
-        first = (room[1 - axis] - across + aside) // 2
+        first = (cells[1 - axis] - across + shift_across) // 2
         for i, j in itertools.product(range(along), range(across)):
             cell = (start + i, first + j) if axis == 0 else (first + j, start + i)
             items.append(PlacedObject(index, CELL * cell[0] + inset, CELL * cell[1] + inset, side))
@@ -196,8 +200,13 @@ def arrange(scene: Scene, rng: random.Random, width: int = 128, height: int = 12
 
 @functools.cache
 def shape_mask(shape: str, side: int) -> np.ndarray:
-    """Anti-aliased coverage of a shape that fills a box of `side` pixels: [side, side] float32 in [0, 1]."""
-    fine = 8
+    """Anti-aliased coverage of a shape in a box.
+
+    Args: shape, a name of OUTLINES; side of the box in pixels.
+    Returns: [side, side], float32 in [0, 1].
+    Raises: ValueError for an unknown shape.
+    """
+    fine = 8  # samples of a pixel in each direction
     axis = (np.arange(side * fine) + 0.5) / (side * fine) * 2 - 1
     if shape not in OUTLINES:
         raise ValueError(f"unknown shape {shape!r}; known: {', '.join(OUTLINES)}")
@@ -206,7 +215,7 @@ def shape_mask(shape: str, side: int) -> np.ndarray:
 
 
 def _inside_star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A five-pointed star with one tip up and an inner radius of 0.45."""
+    """A five-pointed star, one tip up, inner radius 0.45."""
     angle = np.mod(np.arctan2(x, -y), 2 * np.pi / 5)
     angle = np.minimum(angle, 2 * np.pi / 5 - angle)  # distance from the nearest tip, 0 .. 36 degrees
     px, py = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
@@ -218,7 +227,7 @@ def _box(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.maximum(abs(x), abs(y))
 
 
-# Shape -> whether it covers a point; x goes right and y down, both from -1 to 1.
+# Shape -> True for the points that it covers; x to the right and y down, both in [-1, 1].
 OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "circle": lambda x, y: x**2 + y**2 <= 0.98,
     "square": lambda x, y: _box(x, y) <= 0.9,
@@ -242,36 +251,41 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 def _sprite(group: Group, side: int, background: str) -> np.ndarray:
     cover = shape_mask(group.shape, side)[..., None]
-    ink, paper = (
-        np.array(rgb, np.float32) / 255 for rgb in (group.ink or COLOURS[group.colour], BACKGROUNDS[background])
+    fill, ground = (
+        np.array(rgb, np.float32) / 255 for rgb in (group.rgb or COLOURS[group.colour], BACKGROUNDS[background])
     )
-    return paper + cover * (ink - paper)
+    return ground + cover * (fill - ground)
 
 
 def draw_image(
-    scene: Scene, items: list[PlacedObject], width: int = 128, height: int = 128, out: np.ndarray | None = None
+    scene: Scene, objects: list[PlacedObject], width: int = 128, height: int = 128, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Draw placed objects: [height, width, 3] float32 in [0, 1], into `out` if given."""
-    picture = np.empty((height, width, 3), np.float32) if out is None else out
-    picture[:] = np.array(BACKGROUNDS[scene.background], np.float32) / 255
-    for item in items:
+    """Draw an image of placed objects.
+
+    Args: objects, as `arrange` returns them; width and height in pixels; out, an array to draw into.
+    Returns: [height, width, 3], float32 in [0, 1].
+    """
+    image = np.empty((height, width, 3), np.float32) if out is None else out
+    image[:] = np.array(BACKGROUNDS[scene.background], np.float32) / 255
+    for item in objects:
         group = scene.groups[item.group]
-        # Boxes never overlap and the background is flat, so a blended sprite can simply be copied.
-        picture[item.y : item.y + item.side, item.x : item.x + item.side] = _sprite(group, item.side, scene.background)
-    return picture
+        # Boxes never overlap and the background is flat, so a blended sprite can be copied.
+        image[item.y : item.y + item.side, item.x : item.x + item.side] = _sprite(group, item.side, scene.background)
+    return image
 
 
 def sample_images(
     rng: random.Random, batch: int, width: int, height: int, *, varied: bool = False
 ) -> tuple[list[Scene], np.ndarray]:
-    """Fresh scenes of what training may show, and their pictures: [batch, height, width, 3] float32 in [0, 1].
+    """Sample scenes for training, without held-out ones, and draw them.
 
-    Args: varied = with inks and shapes beside the named ones (see `vary`).
+    Args: batch, their number; width and height in pixels; varied, True to `augment` them.
+    Returns: scenes; images [batch, height, width, 3], float32 in [0, 1].
     """
-    pictures = np.empty((batch, height, width, 3), np.float32)
+    images = np.empty((batch, height, width, 3), np.float32)
     scenes = []
-    for picture in pictures:
+    for image in images:
         scene = augment(sample_scene(rng), rng) if varied else sample_scene(rng)
-        draw_image(scene, arrange(scene, rng, width, height), width, height, out=picture)
+        draw_image(scene, arrange(scene, rng, width, height), width, height, out=image)
         scenes.append(scene)
-    return scenes, pictures
+    return scenes, images

@@ -1,4 +1,4 @@
-"""The attribute judge: right on true pictures, and it notices each kind of error where it lies."""
+"""The judge: correct images pass, and each kind of error fails in its own columns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from attributes.world import BACKGROUNDS, COLOURS, SHAPES, Group, Scene, arrange
 from benchmarks.attributes.trial import ERRORS, judge_scenes, try_judge
 
 
-def _soften(pictures):
-    """A blur of half a pixel and noise, as a decoder may leave them."""
-    noise = np.random.default_rng(0).normal(0, 0.02, pictures.shape)
-    return (ndimage.gaussian_filter(pictures, (0, 0.5, 0.5, 0)) + noise).clip(0, 1).astype(np.float32)
+def _soften(images):
+    """A blur of half a pixel and noise, as in decoded images."""
+    noise = np.random.default_rng(0).normal(0, 0.02, images.shape)
+    return (ndimage.gaussian_filter(images, (0, 0.5, 0.5, 0)) + noise).clip(0, 1).astype(np.float32)
 
 
-def test_true_pictures_score_full_marks():
+def test_correct_images_pass_in_every_column():
     rng = random.Random(0)
     scenes = [sample_scene(rng, held_out=index % 2 == 0) for index in range(200)]
     summary = summarise(judge_scenes(scenes, scenes, None, seed=3))
@@ -27,7 +27,7 @@ def test_true_pictures_score_full_marks():
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_one_wrong_attribute_is_noticed_and_the_others_still_pass(error):
+def test_one_wrong_attribute_fails_and_the_others_pass(error):
     change, columns, groups = ERRORS[error]
     rng = random.Random(error)
     asked = [sample_scene(rng, groups=groups) for _ in range(60)]
@@ -38,35 +38,35 @@ def test_one_wrong_attribute_is_noticed_and_the_others_still_pass(error):
     assert all(entry[column] for entry in scores for column in untouched.get(error, ()))
 
 
-def test_soft_and_noisy_pictures_still_pass():
+def test_soft_and_noisy_images_pass():
     rng = random.Random(1)
     scenes = [sample_scene(rng) for _ in range(60)]
-    pictures = _soften(np.stack([draw_image(scene, arrange(scene, rng)) for scene in scenes]))
-    passed = [score(picture, scene)["all"] for picture, scene in zip(pictures, scenes, strict=True)]
+    images = _soften(np.stack([draw_image(scene, arrange(scene, rng)) for scene in scenes]))
+    passed = [score(image, scene)["all"] for image, scene in zip(images, scenes, strict=True)]
     assert sum(passed) >= 59
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize("colour", COLOURS)
-def test_every_ink_is_told_on_every_background(colour, background):
+def test_every_colour_is_detected_on_every_background(colour, background):
     scene = Scene((Group(1, colour, "circle", "small"),), background=background)
-    seen, found = find_objects(draw_image(scene, arrange(scene, random.Random(0))))
-    assert seen == background and [item.colour for item in found] == [colour]
+    background_found, found = find_objects(draw_image(scene, arrange(scene, random.Random(0))))
+    assert background_found == background and [item.colour for item in found] == [colour]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_are_told_at_every_size(shape):
+def test_shapes_are_classified_at_every_size(shape):
     for side in range(19, 36):
         assert classify(shape_mask(shape, side)) == shape
 
 
-def test_a_cross_is_no_known_shape():
+def test_a_cross_is_an_unknown_shape():
     cross = np.zeros((24, 24), np.float32)
     cross[10:14], cross[:, 10:14] = 1, 1
     assert classify(cross) == "unknown"
 
 
-def test_an_empty_picture_scores_nothing():
+def test_an_empty_image_fails_in_every_column():
     scene = Scene((Group(1, "red", "circle"), Group(1, "blue", "star")), "left")
     assert not any(score(np.ones((128, 128, 3), np.float32), scene).values())
 
@@ -77,20 +77,20 @@ def test_one_group_has_no_spatial_column():
 
 
 def test_two_colours_that_touch_are_two_objects():
-    picture = np.ones((128, 128, 3), np.float32)
-    picture[40:70, 30:60] = np.array(COLOURS["red"]) / 255
-    picture[40:70, 60:90] = np.array(COLOURS["blue"]) / 255
-    assert sorted(item.colour for item in find_objects(picture)[1]) == ["blue", "red"]
+    image = np.ones((128, 128, 3), np.float32)
+    image[40:70, 30:60] = np.array(COLOURS["red"]) / 255
+    image[40:70, 60:90] = np.array(COLOURS["blue"]) / 255
+    assert sorted(item.colour for item in find_objects(image)[1]) == ["blue", "red"]
 
 
-def test_interval_holds_the_share_and_narrows_with_numbers():
+def test_the_interval_contains_the_fraction_and_narrows_with_more_images():
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     low, high = wilson(800, 1000)
     assert low < 0.8 < high and high - low < 0.06
     assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == pytest.approx(1)
 
 
-def test_trial_reports_truth_and_every_error():
+def test_the_trial_reports_the_truth_and_every_error():
     figures = try_judge(None, number=32)
     assert set(figures) == {"truth", *ERRORS}
     assert all(figures[name][column]["percent"] == 100 for name in ERRORS for column in ERRORS[name][1])

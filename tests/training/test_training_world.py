@@ -1,4 +1,4 @@
-"""The small model's world: what training may draw, and what captions say about it."""
+"""The small model's world: the images that training may show, and their captions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from benchmarks.attributes.prompts import SETS, read_prompts, sample_prompts
 from training.captions import describe
 
 
-def test_training_never_draws_a_held_out_combination():
+def test_training_never_samples_a_held_out_combination():
     rng = random.Random(0)
     for _ in range(3000):
         scene = sample_scene(rng)
@@ -40,7 +40,7 @@ def test_training_never_draws_a_held_out_combination():
         assert not triples(scene) & HELD_OUT_TRIPLES
 
 
-def test_varied_scenes_keep_to_their_names_and_off_the_held_out_ones():
+def test_augmented_scenes_keep_their_names_and_are_never_held_out():
     rng = random.Random(4)
     unnamed = Counter()
     for _ in range(3000):
@@ -48,25 +48,25 @@ def test_varied_scenes_keep_to_their_names_and_off_the_held_out_ones():
         assert not is_held_out(scene)
         caption = describe(scene, rng, complete=True).lower()
         for group in scene.groups:
-            # What the judge calls the ink is what the caption may call it.
-            assert group.colour == min(COLOURS, key=lambda name: math.dist(group.ink, COLOURS[name]))
+            # A caption names a colour as the judge does.
+            assert group.colour == min(COLOURS, key=lambda name: math.dist(group.rgb, COLOURS[name]))
             assert group.named == (group.colour in caption)
             unnamed.update(colours=not group.named, shapes=group.shape not in SHAPES)
             assert not any(shape in caption for shape in UNNAMED_SHAPES)
     assert unnamed["colours"] > 600 and unnamed["shapes"] > 400
 
 
-def test_a_scene_has_one_place_and_a_single_object_four():
+def test_a_scene_has_one_layout_and_a_single_object_four():
     rng = random.Random(5)
     one, three = Group(1, "blue", "star"), Group(3, "red", "circle")
-    places = {
+    layouts = {
         number: len({tuple(arrange(scene, rng)) for _ in range(100)})
         for number, scene in enumerate((Scene((one,)), Scene((three,)), Scene((three, one), "left")))
     }
-    assert places == {0: 4, 1: 1, 2: 1}
+    assert layouts == {0: 4, 1: 1, 2: 1}
 
 
-def test_held_out_scenes_hold_a_held_out_combination():
+def test_held_out_scenes_have_a_held_out_combination():
     rng = random.Random(1)
     assert all(is_held_out(sample_scene(rng, held_out=True)) for _ in range(300))
 
@@ -88,7 +88,7 @@ def test_objects_stay_inside_and_apart_at_every_size(width, height):
 
 
 @pytest.mark.parametrize("relation", OPPOSITE)
-def test_first_group_lies_where_the_relation_says(relation):
+def test_the_first_group_is_on_its_side_of_the_second(relation):
     rng = random.Random(relation)
     scene = Scene((Group(2, "red", "circle"), Group(3, "blue", "star")), relation)
     for _ in range(50):
@@ -102,15 +102,15 @@ def test_first_group_lies_where_the_relation_says(relation):
             assert min(first) > max(second)
 
 
-def test_painted_colours_are_the_groups_own():
+def test_drawn_colours_are_those_of_the_groups():
     scene = Scene((Group(1, "green", "square"),), background="black")
-    picture = draw_image(scene, arrange(scene, random.Random(0)))
-    found = {tuple(pixel) for pixel in (picture.reshape(-1, 3) * 255).round().astype(int).tolist()}
+    image = draw_image(scene, arrange(scene, random.Random(0)))
+    found = {tuple(pixel) for pixel in (image.reshape(-1, 3) * 255).round().astype(int).tolist()}
     assert COLOURS["green"] in found and (0, 0, 0) in found
 
 
-def _said_relation(caption: str, scene: Scene) -> str:
-    """The relation of the first group as a caption's words have it: by its side words, else by what stands between."""
+def _caption_relation(caption: str, scene: Scene) -> str:
+    """The relation of the first group in a caption: by the words between the groups, else by their position words."""
     text = caption.lower()
     swapped = text.index(scene.groups[0].colour) > text.index(scene.groups[1].colour)
     sides = {side: [text.index(word) for word in words if word in text] for side, words in POSITION_WORDS.items()}
@@ -118,17 +118,17 @@ def _said_relation(caption: str, scene: Scene) -> str:
     for side, phrases in RELATION_WORDS.items():
         if any(f" {phrase} " in between for phrase in phrases):
             return OPPOSITE[side] if swapped else side
-    for side, places in sides.items():
-        if places and sides[OPPOSITE[side]] and min(places) < min(sides[OPPOSITE[side]]):
+    for side, indices in sides.items():
+        if indices and sides[OPPOSITE[side]] and min(indices) < min(sides[OPPOSITE[side]]):
             return OPPOSITE[side] if swapped else side
     raise AssertionError(f"no relation found in {caption!r}")
 
 
-def test_captions_say_the_relation_that_the_scene_has():
+def test_captions_have_the_relation_of_their_scene():
     rng = random.Random(2)
     for _ in range(500):
         scene = sample_scene(rng, groups=2)
-        assert _said_relation(describe(scene, rng, complete=True), scene) == scene.relation
+        assert _caption_relation(describe(scene, rng, complete=True), scene) == scene.relation
 
 
 def test_complete_captions_name_every_colour_and_shape():
@@ -146,7 +146,7 @@ def test_one_meaning_has_many_phrasings():
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_prompt_file_is_what_its_code_draws(name):
+def test_the_prompt_file_equals_the_output_of_its_code(name):
     prompts = sample_prompts(name)
     assert read_prompts(name) == prompts
     assert len({prompt.text.lower() for prompt in prompts}) == len(prompts) >= 500

@@ -1,4 +1,4 @@
-"""Captions read back into scenes."""
+"""Captions parsed into scenes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.captions import describe
 
 
 def meaning(scene: Scene) -> tuple:
-    """What a complete caption says for certain: groups in the order of left to right or top to bottom."""
+    """The groups from left to right or top to bottom, and their relation, without sizes."""
     groups = [dataclasses.replace(group, size="") for group in scene.groups]
     if scene.relation in ("right", "below"):
         return groups[::-1], OPPOSITE[scene.relation]
@@ -22,12 +22,12 @@ def meaning(scene: Scene) -> tuple:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_every_evaluation_prompt_reads_back(name):
+def test_every_evaluation_prompt_parses_into_its_scene(name):
     for prompt in read_prompts(name):
         assert meaning(parse_caption(prompt.text)) == meaning(prompt.scene), prompt.text
 
 
-def test_every_complete_caption_reads_back():
+def test_every_complete_caption_parses_into_its_scene():
     rng = random.Random(3)
     for _ in range(2000):
         scene = sample_scene(rng)
@@ -35,7 +35,7 @@ def test_every_complete_caption_reads_back():
         assert meaning(parse_caption(caption)) == meaning(scene), caption
 
 
-def test_background_and_size_are_read_where_they_are_said():
+def test_background_and_size_are_parsed_if_the_caption_names_them():
     scene = parse_caption("Two small green stars below three big pink circles, on a grey background.")
     assert scene == Scene((Group(2, "green", "star", "small"), Group(3, "pink", "circle", "large")), "below", "gray")
     assert parse_caption("a red circle").background == "white"
@@ -52,6 +52,6 @@ def test_background_and_size_are_read_where_they_are_said():
         ("a red circle and a blue star", "where"),
     ],
 )
-def test_a_caption_that_leaves_something_open_says_what(caption, missing):
+def test_an_incomplete_caption_is_refused_with_what_is_missing(caption, missing):
     with pytest.raises(CaptionError, match=missing):
         parse_caption(caption)
