@@ -76,7 +76,7 @@ def _prompt_error(error: ControlError) -> InputError:
 
 
 class _BlockNode:
-    """What the nodes of block controls have in common."""
+    """The common part of the nodes."""
 
     CATEGORY = CATEGORY
     FUNCTION = "apply"

@@ -1,6 +1,6 @@
-"""Published settings of block controls, as data. Only what has a source is here; other lists are for you to find.
+"""Published settings of block controls, as data. Each has a source.
 
-For SD3.5 and Qwen-Image no block lists are published: BlockAnalysis finds them on the model that you use.
+No block lists are published for SD3.5 and Qwen-Image; BlockAnalysis finds them on the loaded model.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ PAPER = "arXiv 2601.02211 and its public code"
 
 @dataclass(frozen=True)
 class Preset:
-    """Controls that somebody has published for one kind of model.
+    """Controls that were published for one model.
 
-    Fields: name, for people; model, whose numbers of double and single blocks follow; controls; source; note, what it
-    was published with and for.
+    Fields: name, that users see; model, with `double` and `single` blocks; controls; source; note, the setting in which
+    it was published.
     """
 
     name: str
@@ -37,7 +37,7 @@ PRESETS = (
         single=38,
         controls=(BlockControl("boost", (2, 7, 12, 17, 22), 1.5),),
         source=PAPER,
-        note="Better text alignment, not for spatial relations. 22 is a single block, the others are double ones.",
+        note="Better text alignment, not for spatial relations. Block 22 is a single block, the others are double.",
     ),
     Preset(
         name="FLUX.1-dev: fewer blocks with true CFG",
@@ -56,5 +56,5 @@ BY_NAME = {preset.name: preset for preset in PRESETS}
 
 
 def presets_of(action: str) -> tuple[Preset, ...]:
-    """The presets whose controls are all of one action: "skip", "disable" or "boost"."""
+    """The presets whose controls all have this action: "skip", "disable" or "boost"."""
     return tuple(preset for preset in PRESETS if all(control.action == action for control in preset.controls))

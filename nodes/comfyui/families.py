@@ -1,4 +1,4 @@
-"""What each family of MMDiT models looks like inside, as data: one row a family."""
+"""The structure of each family of MMDiT models, as data: one row a family."""
 
 from __future__ import annotations
 

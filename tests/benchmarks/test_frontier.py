@@ -17,7 +17,7 @@ def outcome(both: int, lost: int, won: int, neither: int) -> tuple[list[bool], l
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def test_pictures_that_stay_the_same_leave_the_difference_uncertain_by_more_the_fewer_they_are():
+def test_images_that_stay_the_same_leave_the_difference_uncertain_by_more_the_fewer_they_are():
     widths = []
     for scale in (1, 4, 16):
         found = paired(*outcome(28 * scale, 0, 0, 4 * scale))
@@ -45,7 +45,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.92 < held / trials <= 1
 
 
-def test_a_point_grows_by_rounds_and_is_compared_with_as_many_pictures():
+def test_a_point_grows_by_rounds_and_is_compared_with_as_many_images():
     full, point = begun(POINTS[0]), begun(POINTS[1])
     yes, no = {"colour": True, "all": True}, {"colour": True, "all": False}
     lengthened(full, [yes, yes], 100, torch.zeros(2))
@@ -60,7 +60,7 @@ def test_a_point_grows_by_rounds_and_is_compared_with_as_many_pictures():
     assert point["images"] == 4 and point["change"] == {**point["change"], "points": -25, "lost": 1, "won": 0}
 
 
-def test_the_distance_is_of_each_picture_by_itself():
+def test_the_distance_is_of_each_image_by_itself():
     full = torch.stack((torch.ones(1, 2, 2), torch.full((1, 2, 2), 10.0)))
     torch.testing.assert_close(distances(full + 1, full), torch.tensor([1.0, 0.1]))
 

@@ -1,4 +1,4 @@
-"""SpeedPlan in the host: what is computed under FlowMatchingSampler and KSampler, and that nothing outlives its run."""
+"""SpeedPlan in ComfyUI: what FlowMatchingSampler and KSampler compute with it, and that nothing outlives its run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiTSimple
 
-import nodes as host_nodes
+import nodes as comfyui_nodes
 from mmdit_core.caching.plans import PLANS
 from mmdit_core.flow.window import Window
 
@@ -24,7 +24,7 @@ def step_cache(bench):
 
 @pytest.fixture
 def said(step_cache, monkeypatch):
-    """What runs tell on node 3."""
+    """What runs show on node 3."""
     lines = []
 
     def show_text(node, text):
@@ -38,14 +38,14 @@ def said(step_cache, monkeypatch):
 def ksampler(bench, model, *, sampler="euler", steps=6, cfg=3.0, batch=1, positive=None, negative=None, seed=5):
     texts = positive or bench.positive, negative or bench.negative
     latent = bench.empty(batch)
-    return host_nodes.KSampler().sample(model, seed, steps, cfg, sampler, "simple", *texts, latent)[0]["samples"]
+    return comfyui_nodes.KSampler().sample(model, seed, steps, cfg, sampler, "simple", *texts, latent)[0]["samples"]
 
 
-def sparing(bench, step_cache, model=None, node_id=None, **dials):
+def cached(bench, step_cache, model=None, node_id=None, **fields):
     # The pack's own class: it is another one than that of a plain import.
     patching = bench.module("comfyui.patching")
-    window = Window(dials.pop("start", 0.0), dials.pop("end", 1.0))
-    return patching.attach(model or bench.model, [patching.StepCache(**dials, window=window)], node_id)
+    window = Window(fields.pop("start", 0.0), fields.pop("end", 1.0))
+    return patching.attach(model or bench.model, [patching.StepCache(**fields, window=window)], node_id)
 
 
 def error(a, b) -> float:
@@ -56,9 +56,9 @@ SAMPLERS = {"ours": lambda bench, model, **given: bench.run(model=model, **given
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_each_dial_asks_for_its_share_of_rows_and_leaves_the_model_as_it_was(bench, step_cache, sampler):
+def test_each_field_computes_its_fraction_of_rows_and_leaves_the_model_as_it_was(bench, step_cache, sampler):
     plain = sampler(bench, bench.model)
-    for dials, rows in (
+    for fields, rows in (
         ({}, [2] * 6),
         ({"uncond_every": 2}, [2, 1] * 3),
         ({"uncond_every": 3}, [2, 1, 1] * 2),
@@ -70,20 +70,20 @@ def test_each_dial_asks_for_its_share_of_rows_and_leaves_the_model_as_it_was(ben
         ({"every": 4, "warmup": 0.3, "tail": 0.8}, [2, 2, 2, 2]),
     ):
         with bench.rows() as seen:
-            made = sampler(bench, sparing(bench, step_cache, **dials))
-        assert seen == rows, dials
-        assert torch.equal(made, plain) == (dials == {}), dials
-        assert torch.equal(sampler(bench, sparing(bench, step_cache, **dials)), made), dials
+            made = sampler(bench, cached(bench, step_cache, **fields))
+        assert seen == rows, fields
+        assert torch.equal(made, plain) == (fields == {}), fields
+        assert torch.equal(sampler(bench, cached(bench, step_cache, **fields)), made), fields
     assert torch.equal(sampler(bench, bench.model), plain)
 
 
 def test_outside_its_window_it_is_the_samplers_own_window(bench, step_cache):
-    ours = bench.run(model=sparing(bench, step_cache, end=0.5))
+    ours = bench.run(model=cached(bench, step_cache, end=0.5))
     theirs = bench.run(cfg_end=0.5)
     assert error(ours, theirs) < 1e-6
 
 
-def test_the_last_computed_difference_stands_for_the_next_steps(bench, step_cache):
+def test_the_last_computed_difference_is_reused_in_the_next_steps(bench, step_cache):
     """Against the same written out: a denoiser of two predictions, the second made of the first in odd steps."""
     kept = {}
 
@@ -97,7 +97,7 @@ def test_the_last_computed_difference_stands_for_the_next_steps(bench, step_cach
     model = bench.model.clone()
     model.set_model_sampler_cfg_function(by_hand)
     expected = ksampler(bench, model)
-    made = ksampler(bench, sparing(bench, step_cache, uncond_every=2, order=0))
+    made = ksampler(bench, cached(bench, step_cache, uncond_every=2, order=0))
     assert error(made, expected) < 1e-5 and error(made, ksampler(bench, bench.model)) > 1e-4
 
 
@@ -110,8 +110,8 @@ def test_the_last_computed_difference_stands_for_the_next_steps(bench, step_cach
         ("euler_ancestral", [2, 1, 2, 1, 2, 1]),
     ],
 )
-def test_the_hosts_samplers_of_several_calls_are_treated_step_by_step(bench, step_cache, sampler, rows):
-    model = sparing(bench, step_cache, uncond_every=2)
+def test_comfyuis_samplers_of_several_calls_are_treated_step_by_step(bench, step_cache, sampler, rows):
+    model = cached(bench, step_cache, uncond_every=2)
     with bench.rows() as seen:
         made = ksampler(bench, model, sampler=sampler)
     assert seen == rows
@@ -120,14 +120,14 @@ def test_the_hosts_samplers_of_several_calls_are_treated_step_by_step(bench, ste
 
 @pytest.mark.parametrize("solver", ["heun", "midpoint", "dopri5", "dpmpp_2m"])
 def test_our_solvers_save_about_half_of_the_negatives(bench, step_cache, solver):
-    facts = bench.facts(model=sparing(bench, step_cache, uncond_every=2), solver=solver, steps=8)
+    facts = bench.facts(model=cached(bench, step_cache, uncond_every=2), solver=solver, steps=8)
     plan, calls = facts["speed_plan"], facts["calls"]
     assert calls["positive_rows"] == plan["cond"] == plan["predictions"]
     assert calls["negative_rows"] == plan["uncond"] < 0.75 * plan["predictions"]
 
 
 def test_the_summary_and_the_node_tell_what_was_saved(bench, step_cache, said):
-    model = sparing(bench, step_cache, node_id="3", every=2, uncond_every=3)
+    model = cached(bench, step_cache, node_id="3", every=2, uncond_every=3)
     facts = bench.facts(model=model)
     assert facts["speed_plan"] == {
         "predictions": 6, "cond": 3, "uncond": 1, "extrapolated": 3, "reused": 5, "left_out": 0, "without_uncond": 0,
@@ -141,26 +141,26 @@ def test_the_summary_and_the_node_tell_what_was_saved(bench, step_cache, said):
 
 
 def test_at_cfg_1_there_is_nothing_to_save_but_whole_steps(bench, step_cache, said):
-    model = sparing(bench, step_cache, node_id="3", uncond_every=4)
+    model = cached(bench, step_cache, node_id="3", uncond_every=4)
     assert torch.equal(bench.run(model=model, cfg=1.0), bench.run(cfg=1.0))
     assert said == ["100% of all predictions computed\ncfg is 1: there is no negative prompt to compute"]
     with bench.rows() as seen:
-        bench.run(model=sparing(bench, step_cache, every=2), cfg=1.0)
+        bench.run(model=cached(bench, step_cache, every=2), cfg=1.0)
     assert seen == [1] * 3
 
 
 def test_it_keeps_to_the_samplers_own_window(bench, step_cache):
     with bench.rows() as seen:
-        bench.run(model=sparing(bench, step_cache, uncond_every=2), cfg_start=0.5)
-    assert seen == [1, 1, 1, 2, 2, 1]  # the first in the window has nothing to go on with
+        bench.run(model=cached(bench, step_cache, uncond_every=2), cfg_start=0.5)
+    assert seen == [1, 1, 1, 2, 2, 1]  # the first in the window has nothing to extrapolate from
 
 
 @pytest.mark.parametrize("guidance", ["rescale", "cfg_zero_star", "apg"])
 def test_other_forms_of_guidance_take_what_it_gives(bench, step_cache, guidance):
     plain = bench.run(guidance=guidance)
-    made = bench.run(guidance=guidance, model=sparing(bench, step_cache, uncond_every=2))
+    made = bench.run(guidance=guidance, model=cached(bench, step_cache, uncond_every=2))
     assert 0 < error(made, plain) < 0.2
-    alone = bench.run(guidance=guidance, model=sparing(bench, step_cache, end=0.0))
+    alone = bench.run(guidance=guidance, model=cached(bench, step_cache, end=0.0))
     assert error(alone, bench.run(cfg=1.0)) < 1e-5
 
 
@@ -173,19 +173,19 @@ def test_areas_masks_and_several_prompts_take_part(bench, step_cache):
         ksampler(bench, bench.model, positive=prompts)
     whole = sum(seen)
     with bench.rows() as seen:
-        made = ksampler(bench, sparing(bench, step_cache, uncond_every=2), positive=prompts)
+        made = ksampler(bench, cached(bench, step_cache, uncond_every=2), positive=prompts)
     assert sum(seen) < whole and 0 < error(made, plain) < 0.2
 
 
-def test_a_prompt_that_ends_on_the_way_makes_a_fresh_start(bench, step_cache):
-    def until(share, text):
-        return [[text[0][0], {**text[0][1], "start_percent": 0.0, "end_percent": share}]]
+def test_a_prompt_that_ends_within_the_run_is_not_extrapolated_across(bench, step_cache):
+    def until(end, text):
+        return [[text[0][0], {**text[0][1], "start_percent": 0.0, "end_percent": end}]]
 
     changing = until(0.4, bench.negative) + [
         [bench.positive[0][0], {**bench.negative[0][1], "start_percent": 0.4, "end_percent": 1.0}]
     ]
     with bench.rows() as seen:
-        ksampler(bench, sparing(bench, step_cache, uncond_every=6), negative=changing)
+        ksampler(bench, cached(bench, step_cache, uncond_every=6), negative=changing)
     assert [rows for rows in seen if rows > 1] != [2], "only the first step's negative was computed"
 
 
@@ -194,7 +194,7 @@ def test_prompts_with_hooks_are_computed_each_time(bench, step_cache):
     hooks.add(comfy.hooks.TransformerOptionsHook(transformers_dict={}))
     hooked = [[bench.negative[0][0], {**bench.negative[0][1], "hooks": hooks}]]
     with bench.rows() as seen:
-        made = ksampler(bench, sparing(bench, step_cache, every=2, uncond_every=2), negative=hooked)
+        made = ksampler(bench, cached(bench, step_cache, every=2, uncond_every=2), negative=hooked)
     with bench.rows() as usual:
         plain = ksampler(bench, bench.model, negative=hooked)
     assert seen == usual and torch.equal(made, plain)
@@ -209,9 +209,9 @@ def test_another_nodes_guidance_gets_both_predictions(bench, step_cache):
 
     model = bench.model.clone()
     model.set_model_sampler_cfg_function(theirs)
-    made = ksampler(bench, sparing(bench, step_cache, model=model, uncond_every=2))
+    made = ksampler(bench, cached(bench, step_cache, model=model, uncond_every=2))
     assert len(seen) == 6 and min(seen) > 0
-    assert error(made, ksampler(bench, sparing(bench, step_cache, uncond_every=2))) < 1e-5
+    assert error(made, ksampler(bench, cached(bench, step_cache, uncond_every=2))) < 1e-5
 
 
 def test_a_node_that_makes_the_predictions_itself_is_left_to_do_so(bench, step_cache, said):
@@ -219,24 +219,24 @@ def test_a_node_that_makes_the_predictions_itself_is_left_to_do_so(bench, step_c
     model.model_options["sampler_calc_cond_batch_function"] = lambda args: comfy.samplers._calc_cond_batch(
         args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
     )
-    made = ksampler(bench, sparing(bench, step_cache, model=model, node_id="3", uncond_every=2))
+    made = ksampler(bench, cached(bench, step_cache, model=model, node_id="3", uncond_every=2))
     assert torch.equal(made, ksampler(bench, model))
     assert said == ["everything was computed: another node makes the predictions itself"]
 
 
-def test_what_a_node_asks_for_besides_is_computed_and_counted(bench, step_cache, said):
+def test_what_another_node_requests_is_computed_and_counted(bench, step_cache, said):
     model = SkipLayerGuidanceDiTSimple.execute(bench.model, 0.0, 1.0, double_layers="0").result[0]
     with bench.rows() as seen:
-        ksampler(bench, sparing(bench, step_cache, model=model, node_id="3", every=2))
-    computed, share = sum(seen), int(said[-1].split("%")[0])
-    assert share == round(100 * computed / 12) and "cfg is 1" not in said[-1], said
+        ksampler(bench, cached(bench, step_cache, model=model, node_id="3", every=2))
+    computed, percent = sum(seen), int(said[-1].split("%")[0])
+    assert percent == round(100 * computed / 12) and "cfg is 1" not in said[-1], said
     assert "6 predictions that another node requested, all computed" in said[-1]
 
 
-def test_prompts_that_are_asked_for_again_with_a_block_left_out_stay_apart(bench, step_cache):
-    """A node's guidance may ask for both prompts of a step once more, with hooks on the model."""
+def test_prompts_that_are_requested_again_with_a_block_skipped_stay_separate(bench, step_cache):
+    """A node's guidance may request both prompts of a step once more, with hooks on the model."""
 
-    def asked_again(model, found):
+    def repeated(model, found):
         def look(args):
             options = args["model_options"].copy()
             for block in (0, 1):
@@ -252,20 +252,20 @@ def test_prompts_that_are_asked_for_again_with_a_block_left_out_stay_apart(bench
         return clone
 
     found: list[float] = []
-    plan = sparing(bench, step_cache, every=2)
-    assert torch.equal(ksampler(bench, asked_again(plan, found)), ksampler(bench, plan))
+    plan = cached(bench, step_cache, every=2)
+    assert torch.equal(ksampler(bench, repeated(plan, found)), ksampler(bench, plan))
     assert len(found) == 6 and min(found) > 1e-3
 
 
-def test_a_picture_of_a_batch_is_what_it_is_alone(bench, step_cache):
-    model = sparing(bench, step_cache, every=2, uncond_every=2)
+def test_an_image_of_a_batch_is_what_it_is_alone(bench, step_cache):
+    model = cached(bench, step_cache, every=2, uncond_every=2)
     together = bench.run(bench.empty(2), model=model, batch_noise="per image")
     alone = bench.run(bench.empty(1), model=model, batch_noise="per image")
     assert error(together[:1], alone) < 1e-5
 
 
 def test_two_samplers_of_one_graph_and_other_sizes_share_nothing(bench, step_cache):
-    model = sparing(bench, step_cache, every=2, uncond_every=2)
+    model = cached(bench, step_cache, every=2, uncond_every=2)
     first = ksampler(bench, model)
     ksampler(bench, model, batch=2, seed=9)
     bench.run(bench.empty(1, (8, 12)), model=model)
@@ -277,7 +277,7 @@ def test_two_samplers_of_one_graph_and_other_sizes_share_nothing(bench, step_cac
 
 @pytest.mark.parametrize("trouble", [management.InterruptProcessingException, RuntimeError])
 def test_a_run_that_is_cancelled_or_fails_leaves_nothing_behind(bench, step_cache, trouble):
-    model = sparing(bench, step_cache, every=2, uncond_every=2)
+    model = cached(bench, step_cache, every=2, uncond_every=2)
     whole = ksampler(bench, model)
     calls = []
 
@@ -295,8 +295,8 @@ def test_a_run_that_is_cancelled_or_fails_leaves_nothing_behind(bench, step_cach
     assert torch.equal(ksampler(bench, model), whole)
 
 
-def test_the_hosts_easycache_saves_more_on_top_of_it(bench, step_cache):
-    def cached(model):
+def test_comfyuis_easycache_saves_more_on_top_of_it(bench, step_cache):
+    def with_easycache(model):
         return comfy_extras.nodes_easycache.EasyCacheNode.execute(model, 3.0, 0.0, 1.0, False).result[0]
 
     def cost(model):
@@ -305,29 +305,29 @@ def test_the_hosts_easycache_saves_more_on_top_of_it(bench, step_cache):
         return sum(seen), made
 
     plain, _ = cost(bench.model)
-    theirs, _ = cost(cached(bench.model))
-    plan = sparing(bench, step_cache, uncond_every=2)
+    theirs, _ = cost(with_easycache(bench.model))
+    plan = cached(bench, step_cache, uncond_every=2)
     ours, _ = cost(plan)
-    for both in (cached(plan), sparing(bench, step_cache, model=cached(bench.model), uncond_every=2)):
+    for both in (with_easycache(plan), cached(bench, step_cache, model=with_easycache(bench.model), uncond_every=2)):
         together, made = cost(both)
         assert together < ours < plain and theirs < plain and made.isfinite().all()
 
 
-def test_easycache_leaves_the_latent_alone_that_the_host_goes_on_with(bench):
-    """What it carries over is the velocity less the latent: against that written out, in float32."""
+def test_easycache_leaves_the_latent_alone_that_comfyui_goes_on_with(bench):
+    """It reuses the velocity minus the latent: compared with the same written out, in float32."""
     kept, levels = {}, []
 
     def by_hand(apply_model, given):
         x, sigma = given["input"], given["timestep"].reshape(-1, 1, 1, 1)
         levels.append(float(sigma.max()))
         if len(levels) % 2 and len(levels) > 1:
-            return x - sigma * (x + kept["less"])
+            return x - sigma * (x + kept["difference"])
         denoised = apply_model(x, given["timestep"], **given["c"])
-        kept["less"] = (x - denoised) / sigma - x
+        kept["difference"] = (x - denoised) / sigma - x
         return denoised
 
     class Every2nd(comfy_extras.nodes_easycache.EasyCacheHolder):
-        """Carries over in every second step, whatever it measures."""
+        """Reuses in every second step, whatever it measures."""
 
         def should_do_easycache(self, sigmas):
             self.calls = getattr(self, "calls", 0) + 1
@@ -349,7 +349,7 @@ def test_easycache_leaves_the_latent_alone_that_the_host_goes_on_with(bench):
 
 def test_block_controls_act_in_what_is_still_computed(bench, step_cache):
     skip = bench.module("control").BlockSkip().apply(bench.model, "0", "negative", 0.0, 1.0)[0]
-    facts = bench.facts(model=sparing(bench, step_cache, model=skip, uncond_every=2))
+    facts = bench.facts(model=cached(bench, step_cache, model=skip, uncond_every=2))
     # 6 positive and 3 negative predictions of 2 blocks, of which a negative one skips one.
     assert (facts["block_calls"]["total"], facts["block_calls"]["skipped"]) == (18, 3)
 
@@ -358,7 +358,7 @@ def test_a_block_control_that_begins_or_ends_is_computed_at_once(bench, step_cac
     boost = bench.module("control").TextBoost()
     given = dict(strength=2.0, mode="attention", phrase="", part="all", branch="both", fade="constant")
     model = boost.apply(bench.model, "0", start_percent=1 / 6, end_percent=0.5, **given)[0]
-    facts = bench.facts(model=sparing(bench, step_cache, model=model, every=6))
+    facts = bench.facts(model=cached(bench, step_cache, model=model, every=6))
     assert facts["speed_plan"]["cond"] == 3  # the first step, and where the boost begins and ends
 
 
@@ -373,7 +373,7 @@ def test_a_controlnet_that_begins_or_ends_is_computed_at_once(step_cache):
 
 
 def test_reuse_of_the_last_run_is_off_and_says_why(bench, step_cache):
-    model = sparing(bench, step_cache, uncond_every=2)
+    model = cached(bench, step_cache, uncond_every=2)
     written = bench.all(model=model, reuse=True)[2]
     assert "Reuse: not possible, SpeedPlan carries predictions over from earlier steps" in written
     off, _ = bench.module("caching").SpeedPlan().apply(model, "1x (off)")
@@ -383,14 +383,14 @@ def test_reuse_of_the_last_run_is_off_and_says_why(bench, step_cache):
 
 
 def test_a_second_plan_takes_the_place_of_the_first(bench, step_cache):
-    first = sparing(bench, step_cache, uncond_every=4)
-    second = sparing(bench, step_cache, model=first, every=2)
-    assert torch.equal(ksampler(bench, second), ksampler(bench, sparing(bench, step_cache, every=2)))
+    first = cached(bench, step_cache, uncond_every=4)
+    second = cached(bench, step_cache, model=first, every=2)
+    assert torch.equal(ksampler(bench, second), ksampler(bench, cached(bench, step_cache, every=2)))
     assert bench.module("comfyui.patching").step_cache_of(first).uncond_every == 4
 
 
 def test_an_inversion_stays_exact(bench, step_cache):
-    model = sparing(bench, step_cache, every=2, uncond_every=2)
+    model = cached(bench, step_cache, every=2, uncond_every=2)
     invert = bench.module("invert").FlowInvert().invert
     latent = {"samples": bench.picture}
     (plain,) = invert(bench.model, bench.positive, latent, 6, "leapfrog", 0.0)
@@ -407,7 +407,7 @@ def test_the_node_reaches_what_it_promises(bench, plan):
     rows = facts["calls"]["positive_rows"] + facts["calls"]["negative_rows"]
     assert rows / 56 == pytest.approx(facts["speed_plan"]["work"])
     assert f"up to {1 / plan.step_cache.work(28):.2f} times as fast" in words
-    assert "Measured on this model" not in words  # the bench's model is another one than the prices are of
+    assert "Measured on this model" not in words  # the bench's model is another one than the costs are of
 
 
 def test_off_is_the_plain_run_bit_for_bit_and_an_unknown_choice_is_refused(bench):

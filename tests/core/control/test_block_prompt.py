@@ -17,7 +17,7 @@ CALL = ModelCall(4, 0, (NEGATIVE, POSITIVE, POSITIVE), batch=6)
 
 
 def reference(model, given, txt2, chosen):
-    """Both streams through every block, the image from the one that the block is told to use; every row alike."""
+    """Both streams through every block, the image from the stream that the block uses; every row alike."""
     vec = model.embed_vector(given["timesteps"], given["y"], dtype=torch.float32)
     img, txt = model.embed_latent(given["x"]), model.context_embedder(given["context"])
     txt2 = txt2.expand(len(img), -1, -1)
@@ -30,7 +30,7 @@ def reference(model, given, txt2, chosen):
 
 @pytest.mark.parametrize("chosen", [(0,), (2,), (1, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize("length", [7, 5])
-def test_both_streams_run_beside_each_other_and_the_chosen_blocks_use_the_second(chosen, length):
+def test_both_text_streams_pass_all_blocks_and_the_chosen_blocks_use_the_second(chosen, length):
     torch.manual_seed(0)
     model = MMDiT(CONFIG).eval().requires_grad_(False)
     for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""The hooks of the host's block protocol, called by our model without a host."""
+"""The hooks of ComfyUI's block protocol, called by our model without ComfyUI."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_block_hook_may_skip_its_block_and_change_the_vector():
         assert not torch.allclose(out, plain)
 
 
-def test_input_block_and_attention_patches_are_called_with_the_hosts_payload():
+def test_input_block_and_attention_patches_are_called_with_comfyuis_payload():
     model, given, text = setup()
     calls = {"post_input": 0, "double_block": [], "attn1_patch": [], "attn1_output_patch": []}
 

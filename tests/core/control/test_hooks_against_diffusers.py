@@ -213,9 +213,9 @@ def dense(factors_attention=None, factors_value=None, text: int = CLIP + T5):
                 weights[:, :, text:, :text] = factors_attention[:, None, None]
             if factors_value is not None:
                 values[:, :, text:, :text] = factors_value[:, None, None]
-        share = weights * (logits - logits.amax(-1, keepdim=True)).exp()
-        share = share / share.sum(-1, keepdim=True)
-        return ((share * values) @ v).transpose(1, 2).flatten(2)
+        weights = weights * (logits - logits.amax(-1, keepdim=True)).exp()
+        weights = weights / weights.sum(-1, keepdim=True)
+        return ((weights * values) @ v).transpose(1, 2).flatten(2)
 
     return attention
 

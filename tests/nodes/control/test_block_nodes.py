@@ -1,4 +1,4 @@
-"""BlockSkip, TextBoost and TextDisable on host MODELs, in process: ours and the host's own SD3 side by side."""
+"""BlockSkip, TextBoost and TextDisable on MODELs, in process: ours and ComfyUI's own SD3, compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import comfy.sd
 import pytest
 import torch
 
-import nodes as host_nodes
+import nodes as comfyui_nodes
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def texts():
 
 def sample(model, steps=4, cfg=3.0, conds=None, scheduler="normal"):
     latent = {"samples": torch.zeros(1, 16, 8, 8)}
-    return host_nodes.KSampler().sample(model, 5, steps, cfg, "euler", scheduler, *(conds or texts()), latent)[0][
+    return comfyui_nodes.KSampler().sample(model, 5, steps, cfg, "euler", scheduler, *(conds or texts()), latent)[0][
         "samples"
     ]
 
@@ -63,7 +63,7 @@ def rows(model, run) -> list[int]:
     return seen
 
 
-def test_each_control_changes_the_picture_and_leaves_the_model_as_it_was(blocks, model):
+def test_each_control_changes_the_image_and_leaves_the_model_as_it_was(blocks, model):
     plain = sample(model)
     controlled = [
         skip(blocks, model),
@@ -78,7 +78,7 @@ def test_each_control_changes_the_picture_and_leaves_the_model_as_it_was(blocks,
         assert torch.equal(sample(model), plain), number
 
 
-def test_ours_and_the_hosts_model_do_the_same_under_every_control(blocks, pack, tiny_file):
+def test_ours_and_comfyuis_model_do_the_same_under_every_control(blocks, pack, tiny_file):
     ours = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.model"].load_model(str(tiny_file))
     theirs = comfy.sd.load_diffusion_model(str(tiny_file))
     for change in (
@@ -149,13 +149,13 @@ def test_skip_layer_guidance_and_a_block_skip_act_together(blocks, model):
 
 def test_areas_take_part(blocks, model):
     positive, negative = texts()
-    (left,) = host_nodes.ConditioningSetArea().append(positive, 32, 64, 0, 0, 1.0)
+    (left,) = comfyui_nodes.ConditioningSetArea().append(positive, 32, 64, 0, 0, 1.0)
     conds = [[*left, *positive], negative]
     changed = sample(skip(blocks, model, branch="positive"), conds=conds)
     assert torch.isfinite(changed).all() and error(changed, sample(model, conds=conds)) > 1e-3
 
 
-def test_controlnet_residuals_are_added_as_in_the_hosts_model(blocks, pack, tiny_file):
+def test_controlnet_residuals_are_added_as_in_comfyuis_model(blocks, pack, tiny_file):
     """A ControlNet hands its residuals over in `control`; one for a skipped block is added all the same."""
     import comfy.model_management
 
@@ -224,12 +224,12 @@ def test_a_block_prompt_of_another_models_text_is_refused(blocks, model):
         blocks.BlockPrompt().apply(model, [[torch.randn(1, 20, 768), {}]], "0", 0.0, 1.0)
 
 
-def test_a_skipped_block_is_skipped_for_the_second_prompt_too(blocks, model):
+def test_a_skipped_block_is_skipped_for_the_block_prompt_too(blocks, model):
     other = texts()[1]
     with_prompt = blocks.BlockPrompt().apply(model, other, "0, 1", 0.0, 1.0)[0]
     skipped = skip(blocks, with_prompt, "0", branch="positive")
     assert rows(skipped, lambda: sample(skipped)) == [1] * 4  # the negative's row alone
-    # With block 0 out, the prompt acts in block 1 as if it had been asked for there only.
+    # With block 0 out, the prompt acts in block 1 as if it was set for block 1 alone.
     only_1 = skip(blocks, blocks.BlockPrompt().apply(model, other, "1", 0.0, 1.0)[0], "0", branch="positive")
     assert torch.equal(sample(skipped), sample(only_1))
     assert error(sample(skipped), sample(skip(blocks, model, "0", branch="positive"))) > 1e-3

@@ -1,4 +1,4 @@
-"""Controls on the host's own FLUX model: against diffusers' model with plain forward hooks, and dense attention."""
+"""Controls on ComfyUI's own FLUX model: against diffusers' model with plain forward hooks, and dense attention."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def model():
     return made
 
 
-def attention_keys(weights: dict[str, Tensor], host: str, theirs: str, added: bool) -> dict[str, Tensor]:
+def attention_keys(weights: dict[str, Tensor], own: str, theirs: str, added: bool) -> dict[str, Tensor]:
     """One stream's attention in a double block."""
     q, k = ("norm_added_q", "norm_added_k") if added else ("norm_q", "norm_k")
     names = ("add_q_proj", "add_k_proj", "add_v_proj") if added else ("to_q", "to_k", "to_v")
     made = {
-        f"{theirs}.{q}.weight": weights[f"{host}.norm.query_norm.weight"],
-        f"{theirs}.{k}.weight": weights[f"{host}.norm.key_norm.weight"],
+        f"{theirs}.{q}.weight": weights[f"{own}.norm.query_norm.weight"],
+        f"{theirs}.{k}.weight": weights[f"{own}.norm.key_norm.weight"],
     }
     for kind in ("weight", "bias"):
-        parts = weights[f"{host}.qkv.{kind}"].chunk(3)
+        parts = weights[f"{own}.qkv.{kind}"].chunk(3)
         made |= {f"{theirs}.{name}.{kind}": part for name, part in zip(names, parts, strict=True)}
-        made[f"{theirs}.{'to_add_out' if added else 'to_out.0'}.{kind}"] = weights[f"{host}.proj.{kind}"]
+        made[f"{theirs}.{'to_add_out' if added else 'to_out.0'}.{kind}"] = weights[f"{own}.proj.{kind}"]
     return made
 
 
 def to_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed = {"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out"}
     embedders = {"time_in": "timestep_embedder", "guidance_in": "guidance_embedder", "vector_in": "text_embedder"}
-    for host, theirs in embedders.items():
-        renamed[f"{host}.in_layer"] = f"time_text_embed.{theirs}.linear_1"
-        renamed[f"{host}.out_layer"] = f"time_text_embed.{theirs}.linear_2"
+    for own, theirs in embedders.items():
+        renamed[f"{own}.in_layer"] = f"time_text_embed.{theirs}.linear_1"
+        renamed[f"{own}.out_layer"] = f"time_text_embed.{theirs}.linear_2"
     made: dict[str, Tensor] = {}
     for i in range(DOUBLE):
         block, theirs = f"double_blocks.{i}", f"transformer_blocks.{i}"
@@ -79,7 +79,7 @@ def to_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             for name, part in zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), parts, strict=True):
                 made[f"{theirs}.{name}.{kind}"] = part
     for kind in ("weight", "bias"):
-        made |= {f"{theirs}.{kind}": weights[f"{host}.{kind}"] for host, theirs in renamed.items()}
+        made |= {f"{theirs}.{kind}": weights[f"{own}.{kind}"] for own, theirs in renamed.items()}
         shift, scale = weights[f"final_layer.adaLN_modulation.1.{kind}"].chunk(2)
         made[f"norm_out.linear.{kind}"] = torch.cat((scale, shift))
     return made
@@ -193,15 +193,15 @@ def dense(factors: dict[str, Tensor], text: int = TEXT):
 
     def attention(func, q, k, v, heads, mask=None, skip_reshape=False, **kwargs):
         assert skip_reshape and mask is None and q.shape[2] == text + IMAGE
-        share = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
         if "attention" in factors:
-            share = share.clone()
-            share[:, :, text:, :text] *= factors["attention"][:, None, None]
-            share = share / share.sum(-1, keepdim=True)
+            weights = weights.clone()
+            weights[:, :, text:, :text] *= factors["attention"][:, None, None]
+            weights = weights / weights.sum(-1, keepdim=True)
         if "value" in factors:
-            share = share.clone()
-            share[:, :, text:, :text] *= factors["value"][:, None, None]
-        return (share @ v).transpose(1, 2).flatten(2)
+            weights = weights.clone()
+            weights[:, :, text:, :text] *= factors["value"][:, None, None]
+        return (weights @ v).transpose(1, 2).flatten(2)
 
     return attention
 
@@ -251,7 +251,7 @@ def test_nothing_leaks_between_branches_though_the_blocks_write_into_what_they_a
 
 
 def second_stream(twin, context: Tensor, chosen) -> list:
-    """Forward hooks that run each block again with the second text, on the positive rows; chosen ones give its img."""
+    """Forward hooks that run each block again with the other prompt, on the positive rows; chosen ones give its img."""
     rows, length = ROWS["positive"], context.shape[1]
     stream = {"txt": twin.context_embedder(context).expand(2, -1, -1)}
     places = twin.pos_embed(torch.cat((torch.zeros(length, 3), PLACES)))
@@ -275,7 +275,7 @@ def other_context(length: int) -> Tensor:
 
 @pytest.mark.parametrize("length", [TEXT, 4, 19])
 @pytest.mark.parametrize("chosen", [(0,), (1, 3), (5,)])
-def test_a_second_text_in_some_blocks_equals_a_stream_beside_the_first(model, twin, length, chosen):
+def test_a_block_prompt_in_some_blocks_equals_a_second_stream(model, twin, length, chosen):
     block_calls, context = BlockCallCount(), other_context(length)
     ours = run(model, [BlockControl("prompt", chosen, context=context)], block_calls=block_calls)
     assert error(ours, reference(twin, {}, {}, second_stream(twin, context, chosen))) <= 1e-5
@@ -283,7 +283,7 @@ def test_a_second_text_in_some_blocks_equals_a_stream_beside_the_first(model, tw
 
 
 @pytest.mark.parametrize("length", [TEXT, 4, 19])
-def test_a_second_text_in_all_blocks_is_that_prompt(model, length):
+def test_a_block_prompt_in_all_blocks_is_that_prompt(model, length):
     call, context = ModelCall(DOUBLE, SINGLE, (POSITIVE,), 1), other_context(length)
     kept = context.clone()
     ours = run(model, [BlockControl("prompt", tuple(range(6)), context=context)], call)
@@ -291,7 +291,7 @@ def test_a_second_text_in_all_blocks_is_that_prompt(model, length):
     assert torch.equal(context, kept)
 
 
-def test_a_second_text_of_another_length_beside_an_attention_mask_is_refused(model):
+def test_a_block_prompt_of_another_length_is_refused_with_an_attention_mask(model):
     mask = torch.zeros(4, TEXT + IMAGE, TEXT + IMAGE)
     with pytest.raises(ControlError, match="it has 4 tokens, the sampler's prompt 7, and the attention mask"):
         run(model, [BlockControl("prompt", (1,), context=other_context(4))], attention_mask=mask)

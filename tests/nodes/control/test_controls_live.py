@@ -1,4 +1,4 @@
-"""Block controls beside what else people put on a MODEL, in a live ComfyUI on the model that ships."""
+"""Block controls together with other nodes' patches, in a live ComfyUI on the model that ships."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT = "two green squares above a yellow circle on a black background"
 
 
 def graph(steps: int = 6, seed: int = 3):
-    """Loader, prompts, sampler, decoder, picture in API form; more nodes go between the loader and the sampler."""
+    """Loader, prompts, sampler, decoder, image in API form; more nodes go between the loader and the sampler."""
     return {
         "1": {"class_type": "MMDiTLoader", "inputs": {"checkpoint": SMALL, "weight_dtype": "default"}},
         "2": {
@@ -85,7 +85,7 @@ def chained(*nodes, **settings):
     return prompt
 
 
-def picture(comfyui, prompt) -> np.ndarray:
+def image_of(comfyui, prompt) -> np.ndarray:
     """Run a graph; its first image as [H, W, 3] floats in 0..255."""
     images = comfyui.images(comfyui.run(prompt))
     return np.asarray(Image.open(io.BytesIO(images[0])).convert("RGB")).astype(float)
@@ -112,21 +112,21 @@ def test_a_control_and_another_node_both_act_in_either_order_and_leave_the_model
     comfyui, lora_file, control, other
 ):
     steps = 10 if other is easy_cache else 6  # EasyCache needs a few steps before it leaves one out
-    plain = picture(comfyui, chained(steps=steps))
-    alone = [picture(comfyui, chained(node, steps=steps)) for node in (control, other)]
-    both = picture(comfyui, chained(control, other, steps=steps))
+    plain = image_of(comfyui, chained(steps=steps))
+    alone = [image_of(comfyui, chained(node, steps=steps)) for node in (control, other)]
+    both = image_of(comfyui, chained(control, other, steps=steps))
     assert all(differ(both, one) for one in (plain, *alone)) and all(differ(plain, one) for one in alone)
-    assert np.array_equal(both, picture(comfyui, chained(other, control, steps=steps)))
-    assert np.array_equal(plain, picture(comfyui, chained(steps=steps)))
+    assert np.array_equal(both, image_of(comfyui, chained(other, control, steps=steps)))
+    assert np.array_equal(plain, image_of(comfyui, chained(steps=steps)))
 
 
 def test_two_stacked_skips_are_one_skip_of_both(comfyui):
-    stacked = picture(comfyui, chained(lambda m: skip(m, "2"), lambda m: skip(m, "5", "negative")))
-    other_way = picture(comfyui, chained(lambda m: skip(m, "5", "negative"), lambda m: skip(m, "2")))
+    stacked = image_of(comfyui, chained(lambda m: skip(m, "2"), lambda m: skip(m, "5", "negative")))
+    other_way = image_of(comfyui, chained(lambda m: skip(m, "5", "negative"), lambda m: skip(m, "2")))
     assert np.array_equal(stacked, other_way)
     assert np.array_equal(
-        picture(comfyui, chained(lambda m: skip(m, "2"), lambda m: skip(m, "5"))),
-        picture(comfyui, chained(lambda m: skip(m, "2, 5"))),
+        image_of(comfyui, chained(lambda m: skip(m, "2"), lambda m: skip(m, "5"))),
+        image_of(comfyui, chained(lambda m: skip(m, "2, 5"))),
     )
 
 
@@ -143,10 +143,10 @@ def test_two_samplers_of_one_graph_keep_their_own_controls(comfyui):
     for node, alone in apart.items():
         (image,) = comfyui.images({"outputs": {node: record["outputs"][node]}})
         together = np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(float)
-        assert np.array_equal(together, picture(comfyui, alone)), node
+        assert np.array_equal(together, image_of(comfyui, alone)), node
 
 
-def test_an_area_keeps_its_place_beside_a_control(comfyui):
+def test_an_area_acts_together_with_a_control(comfyui):
     def wide(prompt):
         prompt["3"]["inputs"].update(width=128, height=128)
         return prompt
@@ -155,14 +155,14 @@ def test_an_area_keeps_its_place_beside_a_control(comfyui):
     area = {"conditioning": ["2", 0], "width": 64, "height": 128, "x": 0, "y": 0, "strength": 1.0}
     prompt["9"] = {"class_type": "ConditioningSetArea", "inputs": area}
     prompt["4"]["inputs"]["positive"] = ["9", 0]
-    both = picture(comfyui, prompt)
-    assert differ(both, picture(comfyui, wide(chained(skip))))
+    both = image_of(comfyui, prompt)
+    assert differ(both, image_of(comfyui, wide(chained(skip))))
     prompt["4"]["inputs"]["model"] = ["1", 0]
-    assert differ(both, picture(comfyui, prompt))
+    assert differ(both, image_of(comfyui, prompt))
 
 
-def test_after_a_cancel_the_picture_without_the_node_is_the_original(comfyui):
-    original = picture(comfyui, graph(seed=8))
+def test_after_a_cancel_the_image_without_the_node_is_the_original(comfyui):
+    original = image_of(comfyui, graph(seed=8))
     reached, cancelled = 0, False
     with comfyui.events() as events:
         prompt_id = comfyui.queue(chained(skip, boost, steps=1000, seed=8), client_id=events.client_id)
@@ -175,6 +175,6 @@ def test_after_a_cancel_the_picture_without_the_node_is_the_original(comfyui):
     with pytest.raises(Interrupted):
         comfyui.finished(prompt_id)
     assert 3 <= reached < 500
-    # Another seed in between, so that the host cannot answer from its cache.
-    assert differ(picture(comfyui, graph(seed=9)), original)
-    assert np.array_equal(picture(comfyui, graph(seed=8)), original)
+    # Another seed in between, so that ComfyUI cannot answer from its cache.
+    assert differ(image_of(comfyui, graph(seed=9)), original)
+    assert np.array_equal(image_of(comfyui, graph(seed=8)), original)

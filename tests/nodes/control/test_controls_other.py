@@ -1,4 +1,4 @@
-"""Controls on the host's own Chroma and AuraFlow models, against plain wrappers around their blocks, hooks unused."""
+"""Controls on ComfyUI's own Chroma and AuraFlow models, against plain wrappers around their blocks, hooks unused."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def run(case: Case, controls=(), existing=None, block_calls=None, options=None) 
 
 
 def reference(case: Case, changes: dict[int, Callable[[Tensor], Tensor]], skipped: dict[int, slice]) -> Tensor:
-    """The host's model, each block's forward wrapped. changes: block -> function of the text before it; skipped:
+    """ComfyUI's model, each block's forward wrapped. changes: block -> function of the text before it; skipped:
     block -> rows that pass it unchanged."""
     text_first = isinstance(case.model, AuraFlow)  # its double blocks take and give (text, image)
 
@@ -194,13 +194,13 @@ def dense(factors: dict[str, Tensor], text: int):
 
     def attention(func, q, k, v, heads, mask=None, skip_reshape=False, **kwargs):
         assert skip_reshape and mask is None and q.shape[2] == text + IMAGE
-        share = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
         if "attention" in factors:
-            share[:, :, text:, :text] *= factors["attention"][:, None, None]
-            share = share / share.sum(-1, keepdim=True)
+            weights[:, :, text:, :text] *= factors["attention"][:, None, None]
+            weights = weights / weights.sum(-1, keepdim=True)
         if "value" in factors:
-            share[:, :, text:, :text] *= factors["value"][:, None, None]
-        return (share @ v).transpose(1, 2).flatten(2)
+            weights[:, :, text:, :text] *= factors["value"][:, None, None]
+        return (weights @ v).transpose(1, 2).flatten(2)
 
     return attention
 
@@ -224,14 +224,22 @@ def test_attention_and_value_boosts_equal_a_dense_reference(case, key, branch, m
 
 
 def test_a_widened_attention_asks_for_full_precision_and_the_text_queries_do_not(case):
-    asked = []
+    precision = []
 
     def override(func, *args, **kwargs):
-        asked.append(kwargs.get("low_precision_attention", True))
+        precision.append(kwargs.get("low_precision_attention", True))
         return func(*args, **kwargs)
 
     run(case, [BlockControl("disable", (1,), scope="block")], options={"optimized_attention_override": override})
-    assert asked == [True, True, False, True, True, True, True]  # block 1's call is two: text queries, image queries
+    assert precision == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]  # two calls in block 1: text queries, image queries
 
 
 @pytest.mark.parametrize("block", [1, 4])
@@ -253,7 +261,7 @@ def test_skipping_one_branch_gives_the_same_as_both_runs_put_together(case, bloc
 
 
 @pytest.mark.parametrize("length", [PROMPT, 4, 19])
-def test_a_second_text_on_chroma_in_all_blocks_is_that_prompt(length):
+def test_a_block_prompt_on_chroma_in_all_blocks_is_that_prompt(length):
     case, other = made_by(chroma), torch.randn(1, length, 24)
     ours = run(case, [BlockControl("prompt", tuple(range(6)), context=other)])
     theirs = case.model(**{**case.given, "context": other.expand(4, -1, -1)}, transformer_options={})

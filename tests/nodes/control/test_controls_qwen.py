@@ -1,4 +1,4 @@
-"""Controls on the host's own Qwen-Image model, with and without a text mask, against diffusers' and dense attention."""
+"""Controls on ComfyUI's own Qwen-Image model, with and without a text mask, against diffusers' and dense attention."""
 
 from __future__ import annotations
 
@@ -162,13 +162,13 @@ def dense(factors: dict[str, Tensor]):
     def attention(func, q, k, v, heads, mask=None, skip_reshape=False, **kwargs):
         assert skip_reshape and q.shape[2] == TEXT + IMAGE
         logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        share = (logits if mask is None else logits + mask[:, None]).softmax(-1)
+        weights = (logits if mask is None else logits + mask[:, None]).softmax(-1)
         if "attention" in factors:
-            share[:, :, TEXT:, :TEXT] *= factors["attention"][:, None, None]
-            share = share / share.sum(-1, keepdim=True)
+            weights[:, :, TEXT:, :TEXT] *= factors["attention"][:, None, None]
+            weights = weights / weights.sum(-1, keepdim=True)
         if "value" in factors:
-            share[:, :, TEXT:, :TEXT] *= factors["value"][:, None, None]
-        return (share @ v).transpose(1, 2).flatten(2)
+            weights[:, :, TEXT:, :TEXT] *= factors["value"][:, None, None]
+        return (weights @ v).transpose(1, 2).flatten(2)
 
     return attention
 
@@ -191,7 +191,7 @@ def test_attention_and_value_boosts_equal_a_dense_reference(model, mask, branch,
 
 
 @MASKS
-def test_an_attention_boost_beside_a_skipped_branch(model, mask):
+def test_an_attention_boost_and_a_skipped_branch_act_together(model, mask):
     boost = BlockControl("boost", (1,), 3.0, mode="attention")
     both = run(model, [boost, BlockControl("skip", (1,), branch="negative")], mask)
     assert error(both[:2], run(model, [BlockControl("skip", (1,))], mask)[:2]) <= 1e-5
@@ -199,7 +199,7 @@ def test_an_attention_boost_beside_a_skipped_branch(model, mask):
 
 
 def second_stream(twin, context: Tensor, chosen) -> list:
-    """Forward hooks that run each block again with the second text, on the positive rows; chosen ones give its img."""
+    """Forward hooks that run each block again with the other prompt, on the positive rows; chosen ones give its img."""
     rows = ROWS["positive"]
     stream = {"txt": twin.txt_in(twin.txt_norm(context)).expand(2, -1, -1)}
     places = twin.pos_embed([[(1, 4, 6)]], max_txt_seq_len=context.shape[1], device=torch.device("cpu"))
@@ -225,20 +225,20 @@ def other_context(length: int) -> Tensor:
 
 @pytest.mark.parametrize("length", [TEXT, 4, 200])
 @pytest.mark.parametrize("chosen", [(0,), (1, 3), tuple(range(DEPTH))])
-def test_a_second_text_equals_a_stream_beside_the_first_whatever_its_length(model, twin, length, chosen):
+def test_a_block_prompt_of_any_length_equals_a_second_stream(model, twin, length, chosen):
     context = other_context(length)
     ours = run(model, [BlockControl("prompt", chosen, context=context)])
     assert error(ours, reference(twin, None, {}, {}, second_stream(twin, context, chosen))) <= 1e-5
     assert error(ours, run(model)) > 1e-4
 
 
-def test_a_second_text_beside_a_text_mask_is_refused(model):
+def test_a_block_prompt_is_refused_with_a_text_mask(model):
     with pytest.raises(ControlError, match="text mask"):
         run(model, [BlockControl("prompt", (1,), context=other_context(TEXT))], MASK)
     assert torch.equal(run(model, [BlockControl("prompt", (), context=other_context(1))], MASK), run(model, mask=MASK))
 
 
-def test_from_a_single_token_no_positions_can_be_told(model):
+def test_a_block_prompt_is_refused_with_a_prompt_of_a_single_token(model):
     one = {"context": inputs()["context"][:, :1]}
     with pytest.raises(ControlError, match="it has 2 tokens, the sampler's prompt a single one"):
         run(model, [BlockControl("prompt", (1,), context=other_context(2))], **one)
