@@ -16,22 +16,9 @@ from .solvers import SOLVERS, solve
 
 __version__ = "0.2.0"
 
+# fmt: off
 __all__ = [
-    "KNOWN_MODELS",
-    "SOLVERS",
-    "BlockControl",
-    "CheckpointError",
-    "MMDiT",
-    "MMDiTConfig",
-    "__version__",
-    "config_from_state_dict",
-    "flow_loss",
-    "interpolate",
-    "load_checkpoint",
-    "load_model",
-    "parse_blocks",
-    "sample_timesteps",
-    "sigmas",
-    "solve",
-    "velocity_target",
+    "KNOWN_MODELS", "SOLVERS", "BlockControl", "CheckpointError", "MMDiT", "MMDiTConfig", "__version__",
+    "config_from_state_dict", "flow_loss", "interpolate", "load_checkpoint", "load_model", "parse_blocks",
+    "sample_timesteps", "sigmas", "solve", "velocity_target",
 ]

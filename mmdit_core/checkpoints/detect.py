@@ -97,14 +97,12 @@ NEEDED = (
 class Part:
     """One part of a checkpoint.
 
-    Fields: layout, "single file" or "diffusers"; prefix of its tensors' names; tensors, their number; nbytes; dtypes by
-    safetensors' names ("BF16", "F8_E4M3"), the one with the most bytes first.
+    Fields: layout, "single file" or "diffusers"; prefix of its tensors' names; dtypes by safetensors' names ("BF16",
+    "F8_E4M3"), the one with the most bytes first.
     """
 
     layout: str
     prefix: str
-    tensors: int
-    nbytes: int
     dtypes: tuple[str, ...]
 
 
@@ -122,7 +120,7 @@ def components(header: Header) -> dict[str, Part]:
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.end - info.start
         if infos:
             dtypes = tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype)))
-            parts[part] = Part(kind, prefix, len(infos), sum(sizes.values()), dtypes)
+            parts[part] = Part(kind, prefix, dtypes)
     return parts
 
 

@@ -54,11 +54,6 @@ class Header:
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that hold the tensors."""
-        return tuple(dict.fromkeys(info.file for info in self.tensors.values()))
-
 
 def read_header(path: str | PathLike[str]) -> Header:
     """Names, shapes, dtypes, offsets and metadata of a checkpoint; no tensor is read.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import MMDiTConfig
+from .errors import are, listing
 
 TIME_FEATURES = 256
 
@@ -180,28 +181,11 @@ def to_diffusers(state_dict: Mapping[str, Tensor], config: MMDiTConfig) -> dict[
     Raises: ValueError unless state_dict holds exactly the tensors of this config.
     """
     rules = key_map(config)
-    _check_names(state_dict, rules)
+    if state_dict.keys() != rules.keys():
+        wrong = sorted(state_dict.keys() ^ rules.keys())
+        raise ValueError(f"to_diffusers: {are(len(wrong))} missing or surplus for this config: {listing(wrong)}")
     converted: dict[str, Tensor] = {}
     for name, rule in rules.items():
         tensor = swap_halves(state_dict[name]) if rule.swap else state_dict[name]
         converted.update(zip(rule.diffusers, tensor.chunk(len(rule.diffusers)), strict=True))
     return converted
-
-
-def from_diffusers(state_dict: Mapping[str, Tensor], config: MMDiTConfig) -> dict[str, Tensor]:
-    """The inverse of `to_diffusers`, bit for bit; tensors that are only renamed are not copied.
-
-    Raises: ValueError unless state_dict holds exactly the tensors of this config.
-    """
-    rules = key_map(config)
-    _check_names(state_dict, diffusers_shapes(config))
-    return {name: join([state_dict[part] for part in rule.diffusers], rule) for name, rule in rules.items()}
-
-
-def _check_names(found: Mapping[str, object], expected: Mapping[str, object]) -> None:
-    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
-    if missing or surplus:
-        raise ValueError(
-            f"key map: {len(missing)} tensors are missing ({sorted(missing)[:4]}), "
-            f"{len(surplus)} do not belong to this config ({sorted(surplus)[:4]})"
-        )

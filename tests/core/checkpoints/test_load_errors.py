@@ -216,7 +216,7 @@ def test_a_published_model_is_checked_without_reading_its_gigabytes(name, layout
         shapes = {PREFIX + key: shape for key, shape in shapes.items()}
     path = write_empty(tmp_path / "x.safetensors", shapes)
     found, part = check_transformer(read_header(path))
-    assert found == config and part.tensors == len(shapes)
+    assert found == config and part.layout == ("diffusers" if layout == "diffusers" else "single file")
     os.truncate(path, path.stat().st_size // 2)
     assert re.search(r"truncated: \d+ of \d+ bytes are there \((49|50)%\)", error_of(path))
 
