@@ -1,4 +1,4 @@
-"""The shape of an MMDiT, and the models that are known by name, as data."""
+"""The shape of an MMDiT, and the published models, as data."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class MMDiTConfig:
-    """Everything that decides which tensors an MMDiT has and what shape they are.
+    """The sizes that determine the parameters of an MMDiT and their shapes.
 
-    Fields: hidden_size, a multiple of num_heads and of 4; depth joint blocks; mlp_ratio; context_dim and pooled_dim,
-    the widths of the two text inputs; patch_size in latent pixels; in_channels of the latent; out_channels, None for
-    in_channels; pos_embed_max_size, the side of the stored position grid in patches; qk_norm, None or "rms";
-    dual_attention, the blocks with a second, image-only attention (SD3.5 Medium); guidance_embed, whether a guidance
-    scale is embedded beside the timestep; qkv_bias.
-    Raises: ValueError when the fields do not fit together.
+    Fields: hidden_size, a multiple of num_heads and of 4; depth, the number of joint blocks; mlp_ratio; context_dim and
+    pooled_dim, the widths of the two text inputs; patch_size in latent pixels; in_channels of the latent; out_channels,
+    None for in_channels; pos_embed_max_size, the side of the position grid in patches; qk_norm, None or "rms";
+    dual_attention, the blocks with a second attention over the image alone (SD3.5 Medium); guidance_embed, whether the
+    guidance scale is embedded like the timestep; qkv_bias.
+    Raises: ValueError if the fields do not fit together.
     """
 
     hidden_size: int = 1536
@@ -34,7 +34,7 @@ class MMDiTConfig:
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:
-        # JSON brings lists; a frozen dataclass must hold something hashable.
+        # JSON has lists; a frozen dataclass needs hashable fields.
         object.__setattr__(self, "dual_attention", tuple(self.dual_attention))
         for name in ("hidden_size", "num_heads", "depth", "context_dim", "pooled_dim", "patch_size", "in_channels"):
             if getattr(self, name) < 1:
@@ -53,36 +53,30 @@ class MMDiTConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of an attention head."""
         return self.hidden_size // self.num_heads
 
     @property
     def channels_out(self) -> int:
+        """Channels of the output."""
         return self.in_channels if self.out_channels is None else self.out_channels
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values; `MMDiTConfig.from_dict` takes them back."""
+        """The fields as JSON values, for `MMDiTConfig.from_dict`."""
         return {**asdict(self), "dual_attention": list(self.dual_attention)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MMDiTConfig:
-        """Args: values, field name -> value. Raises: ValueError for names that are no field."""
+        """The config of these fields, name -> value. Raises: ValueError for unknown names."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"MMDiTConfig: unknown fields {unknown}")
         return cls(**values)
 
 
-# Source: the tensor shapes of Stability AI's published files.
+# Source: the tensor shapes in Stability AI's published files.
 KNOWN_MODELS: dict[str, MMDiTConfig] = {
     "SD3 Medium": MMDiTConfig(),
     "SD3.5 Medium": MMDiTConfig(pos_embed_max_size=384, qk_norm="rms", dual_attention=tuple(range(13))),
     "SD3.5 Large": MMDiTConfig(hidden_size=2432, num_heads=38, depth=38, qk_norm="rms"),
 }
-
-
-def model_name(config: MMDiTConfig) -> str:
-    """The known model with this config, or a description of its size."""
-    for name, known in KNOWN_MODELS.items():
-        if known == config:
-            return name
-    return f"MMDiT {config.depth} x {config.hidden_size}"

@@ -1,8 +1,9 @@
-"""Our core as an ordinary host MODEL."""
+"""The core's model as an ordinary ComfyUI MODEL."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,11 +25,14 @@ from ....mmdit_core.checkpoints.load import DTYPES, check_transformer, load_chec
 from ....mmdit_core.config import MMDiTConfig
 from ....mmdit_core.models.adaln import row_width
 from ....mmdit_core.models.sd3 import MMDiT
+from .. import operations as layers
 from .. import patching
-from ..run import adaln_cache as prepared
+from ..run import adaln_cache
 from . import offloading
 
-# The widget's choices -> how the weights are held. The fast form lets the host multiply in fp8 where the GPU can.
+log = logging.getLogger(__name__)
+
+# The widget's choices -> the dtype of the weights in memory. With "fast", ComfyUI multiplies in fp8 where the GPU can.
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "default": None,
     "bf16": torch.bfloat16,
@@ -39,8 +43,8 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
 }
 
 
-class HostMMDiT(MMDiT):
-    """The core's model with the host's wrappers around each call, which its own SD3 model lacks (EasyCache, ...)."""
+class ComfyMMDiT(MMDiT):
+    """The core's model with ComfyUI's DIFFUSION_MODEL wrappers around each call, which its own SD3 model lacks."""
 
     def forward(
         self,
@@ -54,60 +58,61 @@ class HostMMDiT(MMDiT):
         options: Mapping[str, Any] | None = None,
         **kwargs,
     ):
-        """As the core's; options, if any, stand in the place of transformer_options."""
-        if options is None:
-            options = {} if transformer_options is None else transformer_options
-        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        """As the core's model; options, if given, replace transformer_options."""
+        given = (transformer_options or {}) if options is None else options
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrappers = comfy.patcher_extension.get_all_wrappers(kind, given)
+        if not wrappers:
+            return super().forward(x, timesteps, context, y, guidance, control, given, **kwargs)
         run = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
-        # EasyCache adds to what it is given in place. In float32 that is the very latent that the host goes on with.
-        x = x.clone() if wrappers else x
-        # The options come last and by position: that is where wrappers written for the host's models look for them.
-        return run.execute(x, timesteps, context, y, guidance, control, options, **kwargs)
+        # A copy of x, because EasyCache adds to it in place and in float32 it is the sampler's own latent. The options
+        # come last and by position, where wrappers that are written for ComfyUI's models expect them.
+        return run.execute(x.clone(), timesteps, context, y, guidance, control, given, **kwargs)
 
 
 class MMDiTBase(comfy.model_base.SD3):
-    """The host's SD3 around our core. A subclass of SD3, because the host's LoRA key maps ask for that class."""
+    """ComfyUI's SD3 around the core's model. A subclass of SD3, because ComfyUI maps LoRA keys by that class."""
 
     def __init__(self, model_config, config: MMDiTConfig):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, unet_model=partial(_build, config)
         )
-        # Asked now: other nodes may put something else in the diffusion model's place.
-        self._modulation_width = row_width(self.diffusion_model)
+        # Computed here: other nodes may exchange the diffusion model.
+        self._row_width = row_width(self.diffusion_model)
 
     def memory_required(self, *args, **kwargs):
-        # More than the host's own SD3 by what a run prepares.
-        ahead = prepared.bytes_of(self._modulation_width, self.get_dtype_inference())
-        return super().memory_required(*args, **kwargs) + ahead
+        """As ComfyUI's SD3, and the AdaLN cache."""
+        cache = adaln_cache.bytes_of(self._row_width, self.get_dtype_inference())
+        return super().memory_required(*args, **kwargs) + cache
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         given = {} if transformer_options is None else transformer_options
-        # The host's TorchCompileModel lets torch believe that nothing under the name of transformer_options ever
-        # changes. Hooks come and go within a run, so here they go by another name, and torch sees it when they do.
-        if isinstance(getattr(self.diffusion_model, "_orig_mod", None), HostMMDiT):
+        # ComfyUI's TorchCompileModel makes torch assume that transformer_options never change. Hooks come and go within
+        # a run, so here they have another name, and torch guards on them.
+        if isinstance(getattr(self.diffusion_model, "_orig_mod", None), ComfyMMDiT):
             given, kwargs["options"] = {}, given
         return super()._apply_model(x, t, c_concat, c_crossattn, control, given, **kwargs)
 
 
-def _build(config: MMDiTConfig, *, operations, dtype=None, **_: Any) -> HostMMDiT:
-    # Built without memory; the file's tensors are assigned afterwards. The host's own description of the model, which
-    # comes as the other arguments, says nothing that the config does not.
-    return HostMMDiT(
+def _build(config: MMDiTConfig, *, operations, dtype=None, **_: Any) -> ComfyMMDiT:
+    # Without memory: the tensors of the file are assigned later. ComfyUI's description of the model, which comes as the
+    # other arguments, adds nothing to the config.
+    return ComfyMMDiT(
         config,
         device="meta",
         dtype=dtype,
-        operations=operations,
+        operations=layers.faster(operations, comfy.model_management.get_torch_device()),
         attention=comfy.ldm.modules.attention.optimized_attention,
     )
 
 
-def host_config(config: MMDiTConfig, metadata: Mapping[str, str]) -> comfy.supported_models.SD3:
-    """The host's description of the model; a file's metadata may bring its own shift and preview colours."""
+def comfy_config(config: MMDiTConfig, metadata: Mapping[str, str]) -> comfy.supported_models.SD3:
+    """ComfyUI's description of the model. Metadata of the file may hold its shift and the colours of its preview."""
     described = comfy.supported_models.SD3(
         {
             "in_channels": config.in_channels,
             "patch_size": config.patch_size,
-            # The host's LoRA key maps take the width to be 64 * depth and the number of blocks from num_blocks.
+            # ComfyUI's LoRA key maps compute the width as 64 * depth and read the number of blocks from num_blocks.
             "depth": config.hidden_size // 64,
             "num_blocks": config.depth,
             "adm_in_channels": config.pooled_dim,
@@ -127,17 +132,17 @@ def host_config(config: MMDiTConfig, metadata: Mapping[str, str]) -> comfy.suppo
 
 
 def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool = False):
-    """Load a checkpoint's transformer as a host MODEL.
+    """Load the transformer of a checkpoint as a MODEL.
 
-    Args: path of a safetensors file in any layout the core knows; weight_dtype, a key of WEIGHT_DTYPES.
+    Args: path of a safetensors file in any layout that the core loads; weight_dtype, a key of WEIGHT_DTYPES;
+        disable_dynamic, ComfyUI's request for a patcher without dynamic loading.
     Returns: a ModelPatcher.
     Raises: CheckpointError.
     """
     header = read_header(path)
     config, part = check_transformer(header)
-    described = host_config(config, header.metadata)
-    if weight_dtype == "fp8_e4m3fn_fast":
-        described.optimizations["fp8"] = True
+    described = comfy_config(config, header.metadata)
+    described.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
     device = comfy.model_management.get_torch_device()
     stored = [header.tensors[name] for name in names_under(header.tensors, part.prefix)]
     dtype = WEIGHT_DTYPES[weight_dtype]
@@ -152,13 +157,14 @@ def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool =
 
     _, state_dict = load_checkpoint(path, dtype=dtype)
     if dtype.itemsize == 1:
-        # Positions are no weights of a layer: nothing brings back what fp8 would take from them.
+        # No layer casts the positions, so fp8 would lose their precision.
         state_dict["pos_embed"] = load_checkpoint(path, allow_mixed=True)[1]["pos_embed"].to(torch.bfloat16)
     model = MMDiTBase(described, config)
     model.diffusion_model.load_state_dict(state_dict, strict=True, assign=True)
     model.diffusion_model.requires_grad_(False)
+    log.info("%s: weights in %s, computed in %s on %s", path, dtype, cast or dtype, device)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher_class = offloading.last_in(patcher_class)
+    patcher_class = offloading.adaln_last(patcher_class)
     patcher = patcher_class(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
     patching.install(patcher)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype))
@@ -166,7 +172,7 @@ def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool =
 
 
 def _main_dtype(stored: Iterable[TensorInfo]) -> torch.dtype:
-    """The dtype that most of a file's bytes are in."""
+    """The dtype of most bytes of a file."""
     sizes: Counter[str] = Counter()
     for info in stored:
         sizes[info.dtype] += info.end - info.start
@@ -174,9 +180,6 @@ def _main_dtype(stored: Iterable[TensorInfo]) -> torch.dtype:
 
 
 def core_config(model) -> MMDiTConfig | None:
-    """The config of a host MODEL whose diffusion model is our core; None for the host's own models."""
-    return getattr(model.model.diffusion_model, "config", None) if _is_core(model) else None
-
-
-def _is_core(model) -> bool:
-    return isinstance(model.model.diffusion_model, MMDiT)
+    """The config of a MODEL whose diffusion model is the core's; None for ComfyUI's own models."""
+    core = model.model.diffusion_model
+    return core.config if isinstance(core, MMDiT) else None

@@ -17,7 +17,7 @@ from ....mmdit_core.checkpoints.errors import CheckpointError
 from ....mmdit_core.checkpoints.header import Header, read_header
 from ....mmdit_core.checkpoints.load import DTYPES, check_transformer
 from ..run.sampling import shifted
-from .model import host_config
+from .model import comfy_config
 
 
 def read_sampling(path: Path, *, own_loader: bool) -> Any | None:
@@ -43,7 +43,7 @@ def _read_sampling(path: str, own_loader: bool, modified: int, size: int) -> Any
     try:
         header = read_header(path)
         if own_loader:
-            config = host_config(check_transformer(header)[0], header.metadata)
+            config = comfy_config(check_transformer(header)[0], header.metadata)
             return comfy.model_base.model_sampling(config, comfy.model_base.ModelType.FLOW)
         sampling = _detect(header)
     except CheckpointError:

@@ -20,7 +20,7 @@ import comfy_extras.nodes_slg
 import pytest
 import torch
 
-import nodes as host_nodes
+import nodes as comfyui_nodes
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.flow.window import Window
 from mmdit_core.models.adaln import CACHE, row_width
@@ -95,17 +95,17 @@ def test_our_solvers(bench, run, solver):
 
 
 def areas(bench):
-    (left,) = host_nodes.ConditioningSetArea().append(bench.positive, 32, 64, 0, 0, 1.0)
-    (right,) = host_nodes.ConditioningSetArea().append(bench.negative, 32, 64, 32, 0, 1.0)
+    (left,) = comfyui_nodes.ConditioningSetArea().append(bench.positive, 32, 64, 0, 0, 1.0)
+    (right,) = comfyui_nodes.ConditioningSetArea().append(bench.negative, 32, 64, 32, 0, 1.0)
     return {"positive": [*left, *right]}
 
 
 def masks_and_times(bench):
     mask = torch.zeros(1, 64, 64)
     mask[:, :32] = 1
-    (top,) = host_nodes.ConditioningSetMask().append(bench.positive, mask, "default", 1.0)
-    (early,) = host_nodes.ConditioningSetTimestepRange().set_range(bench.negative, 0.0, 0.5)
-    (late,) = host_nodes.ConditioningSetTimestepRange().set_range(bench.positive, 0.4, 1.0)
+    (top,) = comfyui_nodes.ConditioningSetMask().append(bench.positive, mask, "default", 1.0)
+    (early,) = comfyui_nodes.ConditioningSetTimestepRange().set_range(bench.negative, 0.0, 0.5)
+    (late,) = comfyui_nodes.ConditioningSetTimestepRange().set_range(bench.positive, 0.4, 1.0)
     return {"positive": [*top, *late], "negative": early}
 
 
@@ -122,7 +122,7 @@ INPUTS = {
     "a batch": lambda bench: {"latent": bench.empty(batch=3)},
     "no negative": lambda bench: {"cfg": 1.0},
     "two prompts": lambda bench: {"positive": [*bench.positive, *bench.negative]},
-    "zeroed out": lambda bench: {"negative": host_nodes.ConditioningZeroOut().zero_out(bench.negative)[0]},
+    "zeroed out": lambda bench: {"negative": comfyui_nodes.ConditioningZeroOut().zero_out(bench.negative)[0]},
 }
 
 
@@ -261,7 +261,7 @@ def test_a_function_of_an_adaln_weight_takes_the_plain_path(bench, run):
         clone.add_weight_wrapper("diffusion_model.joint_blocks.1.x_block.adaLN_modulation.1.weight", growing)
         clone.patches_uuid = (
             object()
-        )  # as every node does that changes weights: otherwise ComfyUI does not load the weights again
+        )  # as every node sets it that changes weights: otherwise ComfyUI does not load the weights again
         return clone
 
     made = run.ksampler(model())
@@ -360,7 +360,7 @@ def test_the_cache_leaves_nothing_that_another_step_could_remember(bench):
 
 @pytest.fixture
 def partly(bench, tiny_file):
-    """The MODEL partly loaded, as the host does it for a card that is too small: `partly(bytes)`."""
+    """The MODEL partly loaded, as ComfyUI loads it where it does not fit in GPU memory: `partly(bytes)`."""
     model = bench.module("comfyui.loading.model").load_model(str(tiny_file), disable_dynamic=True)
 
     def load(room: int):
@@ -374,12 +374,12 @@ def partly(bench, tiny_file):
     model.unpatch_model(model.offload_device)
 
 
-def test_adaln_is_the_first_that_stays_outside_a_card_that_is_too_small(partly):
+def test_adaln_is_offloaded_first(partly):
     core = partly(1)[0].model.diffusion_model
     total = sum(parameter.nbytes for parameter in core.parameters())
     adaln = {name for name, _ in core.named_modules() if name.endswith("adaLN_modulation.1")}
     size = sum(parameter.nbytes for name, parameter in core.named_parameters() if "adaLN" in name)
-    assert 0.15 < size / total  # the tiny model's embedders are large beside its blocks
+    assert 0.15 < size / total  # the embedders of the tiny model are large relative to its blocks
     model, outside = partly(total - size // 2)
     assert outside and outside <= adaln
     model, outside = partly(total // 2)
@@ -387,7 +387,7 @@ def test_adaln_is_the_first_that_stays_outside_a_card_that_is_too_small(partly):
     assert model.model.model_lowvram
 
 
-def test_a_step_of_a_model_outside_the_card_streams_what_it_reads_alone(partly):
+def test_a_step_of_an_offloaded_model_streams_the_weights_that_it_reads_alone(partly):
     model, outside = partly(1)
     core = model.model.diffusion_model
     sizes = {name: sum(p.nbytes for p in core.get_submodule(name).parameters()) for name in outside}

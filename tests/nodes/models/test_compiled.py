@@ -1,6 +1,6 @@
-"""The host's TorchCompileModel on our MODEL: one graph, the same picture, controls that come and go within a run.
+"""ComfyUI's TorchCompileModel on our MODEL: one graph, the same image, controls that come and go within a run.
 
-The backend runs what torch captured as it is, so that a test waits for no compiler.
+The backend runs the captured graph as it is, so that no test waits for a compiler.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def as_nodes_run():
 
 @pytest.fixture(scope="module")
 def model(bench, tiny_file):
-    """Of its own: torch keeps what it compiled with the layers."""
+    """Of its own, because torch keeps compiled code with the layers."""
     return bench.module("comfyui.loading.model").load_model(str(tiny_file))
 
 
@@ -72,7 +72,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_hosts_node_changes_no_picture_and_breaks_no_graph(bench, model, name):
+def test_the_node_changes_no_image_and_breaks_no_graph(bench, model, name):
     changed, backend = CASES[name](bench, model), CompileCounter()
     compiled = TorchCompileModel.execute(changed, backend).result[0]
     made = bench.run(model=compiled)
@@ -81,7 +81,7 @@ def test_the_hosts_node_changes_no_picture_and_breaks_no_graph(bench, model, nam
     assert name == "nothing" or error(made, bench.run(model=model)) > 100 * TOLERANCE
     captured = backend.frame_count
     assert torch.equal(bench.run(model=compiled), made)
-    assert backend.frame_count == captured, "a second run captured everything anew"
+    assert backend.frame_count == captured, "a second run captured everything again"
 
 
 def test_a_count_of_skipped_blocks_is_the_same_compiled(bench, model):

@@ -1,6 +1,6 @@
-"""The MODEL from MMDiTLoader is an ordinary host MODEL: patches, LoRAs, samplers and memory management take it.
+"""The MODEL from MMDiTLoader is an ordinary MODEL of ComfyUI: patches, LoRAs, samplers and memory management take it.
 
-Where the host's own SD3 model can do the same, both run with the same weights and are compared.
+Where ComfyUI's own SD3 model can do the same, both run with the same weights and are compared.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
+from safetensors.torch import save_file
+
+from mmdit_core import MMDiT, MMDiTConfig
 
 STEPS = 3
 
 
 @pytest.fixture(scope="module")
 def models(pack, tiny_file):
-    """Ours and the host's own MODEL of the same file."""
+    """Ours and ComfyUI's own MODEL of the same file."""
     ours = sys_module(pack, "nodes.comfyui.loading.model").load_model(str(tiny_file))
     theirs = comfy.sd.load_diffusion_model(str(tiny_file))
     assert type(theirs.model) is comfy.model_base.SD3
@@ -52,7 +55,7 @@ def error(a, b) -> float:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 11)])
-def test_ksampler_gives_what_it_gives_on_the_hosts_model(models, size):
+def test_ksampler_gives_what_it_gives_on_comfyuis_model(models, size):
     assert error(ksampler(models.ours, size=size), ksampler(models.theirs, size=size)) <= 1e-5
 
 
@@ -80,7 +83,7 @@ def lora(naming: str):
 
 
 @pytest.mark.parametrize("naming", ["stability", "diffusers"])
-def test_a_lora_changes_ours_as_it_changes_the_hosts_model(models, naming):
+def test_a_lora_changes_ours_as_it_changes_comfyuis_model(models, naming):
     plain = ksampler(models.ours)
     changed = {}
     for name in ("ours", "theirs"):
@@ -92,14 +95,47 @@ def test_a_lora_changes_ours_as_it_changes_the_hosts_model(models, naming):
     assert torch.equal(ksampler(models.ours), plain)  # the model that came in is as it was
 
 
-def test_the_lora_key_map_is_the_hosts(models):
+@pytest.mark.parametrize(("depth", "width"), [(3, 128), (1, 128), (2, 192)])
+@pytest.mark.parametrize("naming", ["stability", "diffusers"])
+def test_a_lora_on_the_last_block_of_a_model_whose_depth_is_not_its_width_through_64(
+    pack, tmp_path, depth, width, naming
+):
+    """ComfyUI computes the width as 64 * depth of its own description, and reads the number of blocks elsewhere."""
+    config = MMDiTConfig(hidden_size=width, num_heads=2, depth=depth, pos_embed_max_size=24, qk_norm="rms")
+    torch.manual_seed(0)
+    core = MMDiT(config).requires_grad_(False)
+    for parameter in core.parameters():
+        parameter.normal_(std=0.04)
+    load = sys_module(pack, "nodes.comfyui.loading.model").load_model
+    state = core.state_dict()
+    save_file({f"model.diffusion_model.{name}": value for name, value in state.items()}, tmp_path / "plain.safetensors")
+    up, down = torch.randn(width, 4) * 0.2, torch.randn(4, width) * 0.2
+    state[f"joint_blocks.{depth - 1}.x_block.attn.qkv.weight"][2 * width :] += up @ down  # the values' part
+    save_file(
+        {f"model.diffusion_model.{name}": value for name, value in state.items()}, tmp_path / "merged.safetensors"
+    )
+    if naming == "stability":
+        name = f"lora_unet_joint_blocks_{depth - 1}_x_block_attn_qkv"
+        whole = torch.cat((torch.zeros(2 * width, 4), up))
+        weights = {f"{name}.lora_up.weight": whole, f"{name}.lora_down.weight": down}
+    else:
+        name = f"transformer.transformer_blocks.{depth - 1}.attn.to_v"
+        weights = {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
+    plain, merged = (load(str(tmp_path / f"{name}.safetensors")) for name in ("plain", "merged"))
+    patched, _ = comfy.sd.load_lora_for_models(plain, None, weights, 1.0, 0.0)
+    assert len(patched.patches) == 1
+    assert error(ksampler(patched), ksampler(merged)) <= 1e-5
+    assert error(ksampler(patched), ksampler(plain)) > 1e-3
+
+
+def test_the_lora_key_map_is_that_of_comfyuis_own_model(models):
     import comfy.lora
 
     ours, theirs = (comfy.lora.model_lora_keys_unet(m.model, {}) for m in (models.ours, models.theirs))
     assert ours == theirs and len(ours) > 50
 
 
-def test_model_sampling_sd3_and_skip_layer_guidance_act_as_on_the_hosts_model(models):
+def test_model_sampling_sd3_and_skip_layer_guidance_act_as_on_comfyuis_model(models):
     import comfy_extras.nodes_model_advanced as advanced
     import comfy_extras.nodes_slg as slg
 
@@ -149,7 +185,7 @@ def test_easycache_saves_calls_on_our_model(models):
 
 
 def test_controlnet_residuals_reach_the_model(models):
-    """The host hands a ControlNet's residuals to the model in `control`; ours adds them as the host's own does."""
+    """ComfyUI passes a ControlNet's residuals to the model in `control`; ours adds them as its own model does."""
     seen = {}
     for name in ("ours", "theirs"):
         model = getattr(models, name)
@@ -186,7 +222,7 @@ def test_weight_dtypes_hold_the_weights_and_still_sample(pack, models, tiny_file
     assert 0 < error(out, ksampler(models.ours)) < bound
 
 
-def test_the_model_can_be_made_again_for_the_hosts_memory_management(models):
+def test_comfyuis_memory_management_can_load_the_model_again(models):
     rebuild, arguments = models.ours.cached_patcher_init
     again = rebuild(*arguments, disable_dynamic=True)
     assert torch.equal(ksampler(again), ksampler(models.ours))

@@ -1,4 +1,4 @@
-"""What a host is told: AdaLN's layers come last, a list of another form stays as it is, the table takes memory."""
+"""Offloading: AdaLN's layers come last, a load list of another form is unchanged, the AdaLN cache needs memory."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ LISTS = {
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_a_list_of_another_host_keeps_its_own_order(bench, kind):
+def test_a_load_list_of_another_form_keeps_its_order(bench, kind):
     given, expected = LISTS[kind]
 
     class Patcher:
         def _load_list(self):
             return given
 
-    found = bench.module("comfyui.loading.offloading").last_in(Patcher)()._load_list()
+    found = bench.module("comfyui.loading.offloading").adaln_last(Patcher)()._load_list()
     assert found == (given if expected is None else expected) and type(found) is type(given)
     assert [type(entry) for entry in found] == [type(entry) for entry in given]
 
 
-def test_memory_is_asked_for_also_where_another_node_put_something_else_in_the_models_place(bench, tiny_file):
+def test_memory_for_the_cache_is_required_also_after_another_node_exchanged_the_model(bench, tiny_file):
     base = (
         bench.module("comfyui.loading.model").load_model(str(tiny_file)).model
     )  # of its own: this test takes it apart
-    told = base.memory_required([2, 16, 8, 8])
+    required = base.memory_required([2, 16, 8, 8])
     engine = torch.nn.Identity()
-    engine.dtype = torch.float32  # all that the host asks of it here
+    engine.dtype = torch.float32  # all that ComfyUI reads of it here
     base.diffusion_model = engine
-    assert base.memory_required([2, 16, 8, 8]) == told
-    assert told > super(type(base), base).memory_required([2, 16, 8, 8])
+    assert base.memory_required([2, 16, 8, 8]) == required
+    assert required > super(type(base), base).memory_required([2, 16, 8, 8])

@@ -1,4 +1,4 @@
-"""Our core against the host's own SD3 model with the same weights, in process."""
+"""The core against ComfyUI's own SD3 model with the same weights, in process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDE = {
 
 
 def pair(config: MMDiTConfig, std: float = 0.05):
-    """Our model and the host's, with the same random weights."""
+    """Our model and ComfyUI's, with the same random weights."""
     torch.manual_seed(0)
     ours = MMDiT(config).eval().requires_grad_(False)
     for parameter in ours.parameters():
@@ -48,20 +48,20 @@ def relative_error(ours, theirs) -> float:
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 12), (13, 7), (31, 32)])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_same_velocity_as_the_hosts_model(name, size):
+def test_same_velocity_as_comfyuis_model(name, size):
     ours, theirs = pair(CONFIGS[name])
     given = inputs(ours.config, size)
     assert relative_error(ours(**given), theirs(**given)) <= 1e-5
 
 
 @pytest.mark.parametrize("name", WIDE)
-def test_same_velocity_as_the_hosts_model_at_full_width(name):
+def test_same_velocity_as_comfyuis_model_at_full_width(name):
     ours, theirs = pair(WIDE[name], std=0.02)
     given = inputs(ours.config, (9, 8), batch=1)
     assert relative_error(ours(**given), theirs(**given)) <= 1e-5
 
 
-def test_controlnet_residuals_act_as_in_the_hosts_model():
+def test_controlnet_residuals_act_as_in_comfyuis_model():
     ours, theirs = pair(CONFIGS["plain"])
     given = inputs(ours.config, (8, 8))
     control = {"output": [torch.randn(3, 16, 128), None, torch.randn(3, 16, 128)]}
