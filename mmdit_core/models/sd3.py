@@ -15,21 +15,13 @@ from torch import Tensor, nn
 
 from ..config import MMDiTConfig
 from . import adaln
+from .checks import VAE_FACTOR, LatentTooLarge, check_inputs
 from .layers import NORM_EPS, AttentionProjections, Embedder, Mlp, PatchEmbed, attention, modulate, timestep_embedding
 from .patches import patch_attention, patch_input, patch_qkv, patches
 
 TIME_FEATURES = 256
-VAE_FACTOR = 8  # image pixels per latent pixel, in every model of the family
 
 Options = dict[str, Any]
-
-
-class LatentTooLarge(ValueError):
-    """A latent that the position grid cannot cover. size: (width, height) and most: the largest side, image pixels."""
-
-    def __init__(self, size: tuple[int, int], most: int):
-        super().__init__(f"the image is {size[0]} x {size[1]} pixels; the position grid covers at most {most} x {most}")
-        self.size, self.most = size, most
 
 
 class Modulation(NamedTuple):
@@ -216,7 +208,7 @@ class MMDiT(nn.Module):
         Returns: [B, C, H, W], the dtype of x.
         Raises: ValueError for inputs whose shapes or dtypes do not fit; LatentTooLarge.
         """
-        context = self._checked(x, context, y)
+        context = check_inputs(self, x, context, y)
         options: Options = {
             **(transformer_options or {}),
             "block_type": "double",
@@ -258,22 +250,6 @@ class MMDiT(nn.Module):
         cache = adaln.AdaLNCache(self, timesteps)
         cache.add("y", pooled)
         return cache
-
-    def _checked(self, x: Tensor, context: Tensor | None, y: Tensor | None) -> Tensor:
-        c = self.config
-        if x.ndim != 4 or x.shape[1] != c.in_channels:
-            raise ValueError(f"MMDiT: the latent is {list(x.shape)}; this model takes [B, {c.in_channels}, H, W]")
-        if context is None or context.ndim != 3 or context.shape[-1] != c.context_dim:
-            found = None if context is None else list(context.shape)
-            raise ValueError(f"MMDiT: the text context is {found}; this model takes [B, L, {c.context_dim}]")
-        if y is not None and y.shape[-1] != c.pooled_dim:
-            raise ValueError(f"MMDiT: the pooled text is {list(y.shape)}; this model takes [B, {c.pooled_dim}]")
-        # Injected layers may cast their weights; plain ones need the dtype of their input.
-        embedder = self.context_embedder
-        dtype = embedder.weight.dtype if type(embedder) is nn.Linear else x.dtype
-        if not x.dtype == context.dtype == dtype:
-            raise ValueError(f"MMDiT: latent {x.dtype}, context {context.dtype}, weights {dtype}: give all one dtype")
-        return context
 
     def embed_vector(
         self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None = None, *, dtype: torch.dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...mmdit_core.models.sd3 import VAE_FACTOR
+from ...mmdit_core.models.checks import VAE_FACTOR
 from ..comfyui.loading.model import core_config
 from ..errors import InputError
 

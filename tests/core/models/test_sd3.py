@@ -9,8 +9,8 @@ from diffusers import SD3Transformer2DModel
 from benchmarks.peers import diffusers_model
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.keymaps import to_diffusers
+from mmdit_core.models.checks import LatentTooLarge
 from mmdit_core.models.init import init_weights
-from mmdit_core.models.sd3 import LatentTooLarge
 
 TINY = dict(context_dim=48, pooled_dim=40, pos_embed_max_size=12)
 CONFIGS = {
@@ -108,7 +108,7 @@ def test_the_timestep_is_embedded_in_fp32_whatever_the_models_dtype():
 
 def test_a_latent_beyond_the_positions_gets_an_error_with_its_size_and_the_largest():
     model = random_model(CONFIGS["plain"])
-    with pytest.raises(LatentTooLarge, match=r"416 x 128 pixels.*at most 192 x 192") as raised:
+    with pytest.raises(LatentTooLarge, match=r"416 x 128 pixels.*positions cover 192 x 192") as raised:
         model(**inputs(model.config, (16, 52)))
     assert raised.value.size == (416, 128) and raised.value.most == 192
 
