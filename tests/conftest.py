@@ -1,4 +1,4 @@
-"""What every test may use: the live ComfyUI server, and the rules for skipped and GPU tests."""
+"""Fixtures for all tests: the live ComfyUI server; and the rules for skipped tests and GPU tests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ OUTPUT = ROOT / ".test-output"
 
 
 class Live(Client):
-    """A ComfyUI server that runs for the whole test session, with this pack in it (see scripts/client.py).
+    """A ComfyUI server with this pack in it, up for the whole test session (see scripts/client.py).
 
-    `base` holds its models, input, output, user and custom_nodes folders.
+    `base` contains its models, input, output, user and custom_nodes folders.
     """
 
     def __init__(self, server: Server):
@@ -28,6 +28,7 @@ class Live(Client):
         self.server, self.base = server, server.base
 
     def log(self) -> str:
+        """The server's log so far, without colours."""
         return self.server.read_log()
 
 
@@ -45,7 +46,7 @@ def find_installation() -> Installation:
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """One live ComfyUI server for all tests: `comfyui.run(prompt)`, `comfyui.object_info(node)`, `comfyui.events()`."""
-    base = tmp_path_factory.mktemp("host")
+    base = tmp_path_factory.mktemp("comfyui")
     with Server(find_installation(), base) as server:
         if failure := server.pack_failure():
             pytest.fail(f"ComfyUI could not import this pack:\n{failure}", pytrace=False)
@@ -54,13 +55,13 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture(scope="session")
 def test_output() -> Path:
-    """A folder for screenshots and logs that a person may want to look at; not in git."""
+    """A folder for screenshots and logs; not in git."""
     OUTPUT.mkdir(exist_ok=True)
     return OUTPUT
 
 
 class PlainRoot:
-    """The repository is a package for ComfyUI; pytest would import it as one before the first test."""
+    """Keeps pytest from importing the repository, a package for ComfyUI, before the first test."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -71,29 +72,29 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PlainRoot())
 
 
-ORDER = ("core", "nodes", "browser")  # the quick ones first
+ORDER = ("core", "nodes", "browser")  # the fast ones first
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the quick folders first; deselect, not skip, tests that need a GPU where there is none."""
+    """Run the fast folders first; deselect, not skip, tests that need a GPU if there is none."""
     items.sort(
         key=lambda item: next(
             (i for i, name in enumerate(ORDER) if name in item.path.relative_to(ROOT).parts), len(ORDER)
         )
     )
-    wanting = [item for item in items if item.get_closest_marker("gpu")]
-    if not wanting:
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_tests:
         return
     import torch
 
     if not torch.cuda.is_available():
-        config.hook.pytest_deselected(items=wanting)
-        items[:] = [item for item in items if item not in wanting]
+        config.hook.pytest_deselected(items=gpu_tests)
+        items[:] = [item for item in items if item not in gpu_tests]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """In CI a skipped test is a failure: there, nothing may be missing."""
+    """A skipped test is a failure in CI, where nothing may be missing."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
     if skipped and os.environ.get("CI", "").lower() in ("1", "true") and exitstatus == pytest.ExitCode.OK:

@@ -24,7 +24,7 @@ SOURCES = [ROOT / "__init__.py"] + [
 LONGEST = 450  # lines; what can be read in one sitting
 
 # The modules that are ComfyUI: its packages and the modules that lie at the top of its folder.
-HOST_MODULES = {
+COMFYUI_MODULES = {
     "comfy",
     "comfy_api",
     "comfy_execution",
@@ -37,7 +37,7 @@ HOST_MODULES = {
     "nodes",
     "server",
 }
-HOST_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "execution", "latent_preview", "node_helpers"}
+COMFYUI_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "execution", "latent_preview", "node_helpers"}
 CORE_MAY_USE = {"torch", "safetensors", "numpy", "mmdit_core"}
 
 # package of the core -> the packages and modules of the core that it may import, and why where it is not plain.
@@ -175,7 +175,7 @@ def test_no_room_is_crowded():
 def test_only_nodes_comfyui_touches_comfys_internals(path):
     if path.relative_to(ROOT / "nodes").parts[0] == "comfyui":
         return
-    assert not offences(path, lambda module: top(module) in HOST_INTERNALS)
+    assert not offences(path, lambda module: top(module) in COMFYUI_INTERNALS)
 
 
 @each(NODES)
@@ -192,7 +192,7 @@ def test_the_pack_itself_only_hands_on_its_nodes(path):
 
 @each([*CORE, *ATTRIBUTES])
 def test_nothing_imports_upward(path):
-    assert not offences(path, lambda module: top(module) in HOST_MODULES | {"nodes", "training", "benchmarks"})
+    assert not offences(path, lambda module: top(module) in COMFYUI_MODULES | {"nodes", "training", "benchmarks"})
 
 
 @each(ATTRIBUTES)
@@ -218,6 +218,19 @@ def test_the_pack_never_evaluates_unpickles_or_installs(path):
         if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
             if (called.value.id, called.attr) in FORBIDDEN_ATTRIBUTES:
                 found.append(f"{name(path)}:{node.lineno} calls {called.value.id}.{called.attr}")
+    assert not found
+
+
+@each(PACK)
+def test_messages_go_to_a_logger_with_the_modules_name(path):
+    # So that all of them are below one logger, the pack's package: one setting shows or hides them.
+    found = []
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called == "print" or (called.startswith("logging.") and ast.unparse(node) != "logging.getLogger(__name__)"):
+            found.append(f"{name(path)}:{node.lineno} calls {ast.unparse(node)}")
     assert not found
 
 

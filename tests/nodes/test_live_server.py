@@ -1,4 +1,9 @@
-"""The harness itself, on the host's own nodes: what every other live test relies on."""
+"""The live server and its client, on ComfyUI's own nodes: every other live test needs them."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +37,7 @@ def test_a_failing_node_is_named_with_its_reason(comfyui):
         comfyui.run(failing)
 
 
-def test_events_tell_what_runs_until_the_end(comfyui):
+def test_events_report_the_running_node_until_the_end(comfyui):
     prompt = {**PICTURE, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
     with comfyui.events() as events:
         prompt_id = comfyui.queue(prompt, client_id=events.client_id)
@@ -50,3 +55,33 @@ def test_comfy_is_importable_in_process_and_stays_on_the_cpu(comfy_path):
     import comfy.model_management
 
     assert comfy.model_management.get_torch_device().type == "cpu"
+
+
+NODES = """
+import importlib.util, sys
+sys.path.insert(0, sys.argv[1])
+from scripts import in_process
+in_process.prepare("--cpu")
+print(importlib.util.find_spec("nodes").origin)
+"""
+
+
+def test_a_plain_import_of_nodes_is_comfyuis_in_tests_and_in_scripts(comfy_path, pack):
+    import nodes
+
+    assert Path(nodes.__file__ or "") == comfy_path / "nodes.py"
+    assert pack.__name__ == "mmdit_pack" and sys.modules["mmdit_pack.nodes"] is not nodes
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", NODES, str(root)]  # the repository's root comes first, as in a script
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == [str(comfy_path / "nodes.py")], done.stderr
+
+
+def test_the_packs_messages_are_below_one_logger_and_comfyui_shows_them_from_info_on(comfyui, pack):
+    loggers = [name for name in logging.root.manager.loggerDict if name.startswith("mmdit")]
+    used = [name for name in loggers if isinstance(logging.root.manager.loggerDict[name], logging.Logger)]
+    assert used and all(name.startswith((f"{pack.__name__}.", "mmdit_core.")) for name in used)
+    load = {"class_type": "MMDiTLoader", "inputs": {"checkpoint": "mmdit-small.safetensors", "weight_dtype": "bf16"}}
+    text = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}
+    comfyui.run({"1": load, "2": text})
+    assert "Loaded mmdit-small.safetensors" in comfyui.log()
