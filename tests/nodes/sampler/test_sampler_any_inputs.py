@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.flow.schedules import SCHEDULES
+from mmdit_core.flow.window import Window
 from mmdit_core.guidance.cfg import CURVES
 from mmdit_core.solvers import SOLVERS
 
@@ -53,7 +54,7 @@ LATENTS = {
 }
 CONTROLS = st.lists(
     st.builds(
-        lambda kind, start, end: BlockControl(start_percent=start, end_percent=end, **kind),
+        lambda kind, start, end: BlockControl(window=Window(start, end), **kind),
         st.sampled_from([dict(action="skip", blocks=(1,)), dict(action="boost", blocks=(0,), strength=2.0)]),
         SHARES,
         SHARES,
