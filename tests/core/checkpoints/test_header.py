@@ -1,4 +1,4 @@
-"""Headers: what is read without reading tensors, and what is said of files that are no safetensors."""
+"""Headers: what is read without a tensor, and the errors for files of other formats."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def error_of(path: Path) -> str:
     return str(caught.value)
 
 
-def test_header_says_what_safetensors_says(good):
+def test_the_header_is_that_of_the_safetensors_library(good):
     header = read_header(good)
     assert header.source == good and {info.file for info in header.tensors.values()} == {good}
     assert header.metadata == {"format": "pt", "who": "me"}
@@ -71,7 +71,7 @@ def test_header_says_what_safetensors_says(good):
 
 
 def test_only_the_header_is_read(good):
-    """Tensors of terabytes cost nothing: the file here is sparse."""
+    """A sparse file with a terabyte of tensors."""
     size = 2**40
     with good.open("wb") as stream:
         stream.write(raw({"huge": f32(0, size, [size // 4])}))
@@ -124,7 +124,7 @@ NOT_SAFETENSORS = {
 
 
 @pytest.mark.parametrize("case", NOT_SAFETENSORS)
-def test_what_is_no_safetensors_is_called_by_its_name(case, tmp_path):
+def test_a_file_of_another_format_is_an_error_with_its_format(case, tmp_path):
     content, name, words = NOT_SAFETENSORS[case]
     (tmp_path / name).write_bytes(content)
     message = error_of(tmp_path / name)
@@ -159,7 +159,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_header_is_named(case, tmp_path):
+def test_a_damaged_header_is_an_error_with_the_damage(case, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(DAMAGED[case])
     message = error_of(path)
@@ -167,7 +167,7 @@ def test_a_damaged_header_is_named(case, tmp_path):
     assert "Download it again" in message
 
 
-def test_a_truncated_file_is_named_with_how_much_is_there(good):
+def test_a_truncated_file_is_an_error_with_its_size(good):
     content = good.read_bytes()
     good.write_bytes(content[:-3])
     message = error_of(good)
@@ -176,12 +176,12 @@ def test_a_truncated_file_is_named_with_how_much_is_there(good):
     assert "truncated: 40 bytes, and its header alone" in error_of(good)
 
 
-def test_bytes_after_the_last_tensor_are_refused(good):
+def test_bytes_after_the_last_tensor_are_an_error(good):
     good.write_bytes(good.read_bytes() + b"12345")
     assert "5 bytes follow the last tensor" in error_of(good)
 
 
-def test_a_file_that_is_not_there_and_a_folder_without_models(tmp_path):
+def test_a_missing_file_and_a_folder_without_models_are_errors(tmp_path):
     assert "there is no such file" in error_of(tmp_path / "nothing.safetensors")
     (tmp_path / "folder").mkdir()
     assert "holds no safetensors file" in error_of(tmp_path / "folder")
@@ -189,7 +189,7 @@ def test_a_file_that_is_not_there_and_a_folder_without_models(tmp_path):
     assert "pickled weights" in error_of(tmp_path / "folder")
 
 
-def test_a_folder_with_two_models_asks_which(tmp_path):
+def test_a_folder_with_two_models_is_an_error_with_their_names(tmp_path):
     for name in ("one", "two"):
         save_file(TENSORS, tmp_path / f"{name}.safetensors")
     assert "one.safetensors, two.safetensors" in error_of(tmp_path)
@@ -217,7 +217,7 @@ def change(index: Path, weight_map: object) -> None:
     index.write_text(json.dumps({"weight_map": weight_map}))
 
 
-def test_incomplete_shards_are_named(tmp_path):
+def test_a_missing_shard_or_index_is_an_error_with_its_name(tmp_path):
     index = shard(tmp_path)
     good_map = json.loads(index.read_text())["weight_map"]
     change(index, {**good_map, "more": "m-00001-of-00002.safetensors"})
@@ -234,20 +234,20 @@ def test_incomplete_shards_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../good.safetensors", "/etc/passwd", "sub\\x.safetensors", "..", ""])
-def test_an_index_never_leads_out_of_its_folder(name, tmp_path):
+def test_an_index_cannot_name_a_file_outside_its_folder(name, tmp_path):
     index = shard(tmp_path)
     change(index, {"a": name})
     assert "not an index" in error_of(index)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-def test_a_broken_index_is_named(text, tmp_path):
+def test_a_damaged_index_is_an_error(text, tmp_path):
     index = shard(tmp_path)
     index.write_text(text)
     assert "not an index" in error_of(index)
 
 
-def test_an_index_of_pickled_shards_is_refused_as_such(tmp_path):
+def test_an_index_of_pickled_shards_is_an_error_about_pickles(tmp_path):
     (tmp_path / "m-00001-of-00001.bin").write_bytes(torch_pickle(legacy=False))
     index = tmp_path / "m.bin.index.json"
     change(index, {"a": "m-00001-of-00001.bin"})
@@ -255,7 +255,7 @@ def test_an_index_of_pickled_shards_is_refused_as_such(tmp_path):
         read_header(index)
 
 
-def test_a_pipeline_folder_stands_for_its_transformer(tmp_path):
+def test_a_pipeline_folder_is_read_as_its_transformer(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     for part in ("transformer", "vae"):
         (tmp_path / part).mkdir()
@@ -266,7 +266,7 @@ def test_a_pipeline_folder_stands_for_its_transformer(tmp_path):
 @settings(max_examples=300, deadline=None)
 @given(cut=st.integers(0, 400), flips=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 255)), max_size=3))
 @example(cut=400, flips=[(7, 0x80)])
-def test_no_damage_gives_another_error(tmp_path_factory, cut, flips):
+def test_any_damage_is_a_checkpoint_error(tmp_path_factory, cut, flips):
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     save_file(TENSORS, path)
     content = bytearray(path.read_bytes())

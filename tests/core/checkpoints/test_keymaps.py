@@ -1,4 +1,4 @@
-"""The key map: bit-exact both ways, complete, and equal to what diffusers' own model computes with."""
+"""The key map: bit-exact in both directions, complete, and equal to diffusers' own names."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_published_models_have_their_published_counts(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
-def test_there_and_back_is_bit_exact(name, dtype):
+def test_to_diffusers_and_back_is_bit_exact(name, dtype):
     config = CONFIGS[name]
     state = random_state(config, dtype)
     theirs = to_diffusers(state, config)
@@ -82,7 +82,7 @@ def test_there_and_back_is_bit_exact(name, dtype):
         assert back[key].dtype == dtype
 
 
-def test_tensors_that_only_change_their_name_are_not_copied():
+def test_tensors_that_are_only_renamed_are_not_copied():
     config = CONFIGS["dual attention"]
     state = random_state(config)
     back = from_diffusers(to_diffusers(state, config), config)
@@ -91,20 +91,20 @@ def test_tensors_that_only_change_their_name_are_not_copied():
     assert copied == {name for name in state if len(rules[name].diffusers) > 1 or rules[name].swap}
 
 
-def test_exactly_the_final_and_the_last_text_modulation_are_swapped():
+def test_only_the_final_and_the_last_context_modulation_are_swapped():
     swapped = {name for name, rule in key_map(CONFIGS["dual attention"]).items() if rule.swap}
     stems = ("final_layer.adaLN_modulation.1", "joint_blocks.2.context_block.adaLN_modulation.1")
     assert swapped == {f"{stem}.{leaf}" for stem in stems for leaf in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_diffusers_name_leads_back_to_ours(name):
+def test_every_diffusers_name_has_its_name_in_the_core(name):
     for ours, rule in key_map(CONFIGS[name]).items():
         assert {core_name(part) for part in rule.diffusers} == {ours}
 
 
 @pytest.mark.parametrize("name", ["", "proj_out.weight.extra", "transformer_blocks.0.attn.to_x.weight", "pos_embed"])
-def test_a_name_that_diffusers_does_not_use_is_not_mapped(name):
+def test_a_name_that_diffusers_does_not_have_is_not_mapped(name):
     assert core_name(name) is None
 
 
@@ -124,7 +124,7 @@ def test_names_and_shapes_are_those_of_diffusers_own_model(name):
 
 
 @pytest.mark.parametrize("name", IN_DIFFUSERS)
-def test_converted_weights_compute_what_diffusers_computes(name):
+def test_the_model_with_converted_weights_is_diffusers_model(name):
     """Weights from diffusers, in float64: swapped halves or a wrong row order would show as errors near 1."""
     config = CONFIGS[name]
     torch.manual_seed(1)
@@ -145,7 +145,7 @@ def test_converted_weights_compute_what_diffusers_computes(name):
     assert (mine - other).abs().max() <= 1e-5 * other.std()
 
 
-def test_diffusers_loads_what_to_diffusers_made(tmp_path):
+def test_diffusers_loads_the_result_of_to_diffusers(tmp_path):
     """Through a file, because q, k and v are views that share memory."""
     config = CONFIGS["dual attention"]
     state = random_state(config)

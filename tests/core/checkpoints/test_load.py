@@ -1,4 +1,4 @@
-"""Checkpoints: every layout gives the same model, every bad file its own error, and memory stays with the file."""
+"""Loading: detection of the config, all layouts, dtypes, the parts of a file."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_published_models_are_recognised_from_shapes(name, layout):
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("layout", ["prefixed", "bare", "diffusers"])
-def test_the_config_is_found_again_from_tensors(name, layout):
+def test_the_config_of_a_model_is_detected_from_its_tensors(name, layout):
     config = CONFIGS[name]
     state = random_state(config)
     state = {"prefixed": prefixed, "bare": dict, "diffusers": lambda s: to_diffusers(s, config)}[layout](state)
@@ -95,23 +95,23 @@ def test_heads_without_norm_come_from_the_metadata_and_else_are_64_wide():
     assert config_from_state_dict(shapes, another).num_heads == 2
 
 
-def test_the_length_of_the_norm_outweighs_the_metadata():
+def test_the_size_of_the_norm_has_priority_over_the_metadata():
     assert config_from_state_dict(expected_shapes(QK), {"mmdit.config": '{"num_heads": 2}'}) == QK
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"num_heads": 3}', '{"num_heads": 0}', '{"num_heads": "4"}'])
-def test_metadata_that_give_no_heads_are_named(text):
+def test_metadata_without_a_valid_number_of_heads_is_an_error(text):
     with pytest.raises(CheckpointError, match=r"mmdit\.config.*heads.*num_heads, a divisor of 32"):
         config_from_state_dict(expected_shapes(MMDiTConfig(**TINY)), {"mmdit.config": text})
 
 
-def test_a_width_that_tells_no_heads_is_named():
+def test_a_width_that_does_not_determine_the_heads_is_an_error():
     with pytest.raises(CheckpointError, match="width 32 is not a multiple of 64.*mmdit.config"):
         config_from_state_dict(expected_shapes(MMDiTConfig(**TINY)))
 
 
 @given(hidden=st.integers(1, 5000).map(lambda n: 4 * n), inner=st.integers(1, 60000))
-def test_any_mlp_width_is_found_again(hidden, inner):
+def test_any_mlp_width_is_detected(hidden, inner):
     shapes = expected_shapes(MMDiTConfig(**{**TINY, "hidden_size": hidden, "num_heads": 1}, qk_norm="rms"))
     for stream in ("x_block", "context_block"):
         shapes[f"joint_blocks.0.{stream}.mlp.fc1.weight"] = (inner, hidden)
@@ -142,7 +142,7 @@ def test_every_layout_loads_to_the_same_tensors(name, layout, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["single file", "diffusers"])
-def test_dtype_converts_and_leaves_the_file_as_it_is(layout, tmp_path):
+def test_dtype_converts_the_tensors_and_not_the_file(layout, tmp_path):
     state = random_state(QK)
     stored = prefixed(state) if layout == "single file" else to_diffusers(state, QK)
     path = write(tmp_path / "x.safetensors", stored)
@@ -155,7 +155,7 @@ def test_dtype_converts_and_leaves_the_file_as_it_is(layout, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_plain_fp8_is_kept_and_converted(tmp_path):
+def test_plain_fp8_loads_unchanged_or_converted(tmp_path):
     state = random_state(QK, torch.float8_e4m3fn)
     path = write(tmp_path / "x.safetensors", to_diffusers(state, QK))
     loaded = load_checkpoint(path)[1]
@@ -166,7 +166,7 @@ def test_plain_fp8_is_kept_and_converted(tmp_path):
         assert torch.equal(converted[name], tensor.float())
 
 
-def test_mixed_dtypes_load_when_asked_for(tmp_path):
+def test_mixed_dtypes_load_with_allow_mixed(tmp_path):
     state = {**random_state(QK, torch.bfloat16), "context_embedder.bias": torch.ones(32)}
     path = write(tmp_path / "x.safetensors", state)
     assert_same(load_checkpoint(path, allow_mixed=True)[1], state)
@@ -181,7 +181,7 @@ def test_positions_may_have_a_dtype_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("max_shard_size", ["10GB", "60KB"])
 @pytest.mark.parametrize("qk_norm", [None, "rms_norm"])
-def test_what_diffusers_saves_loads(max_shard_size, qk_norm, tmp_path):
+def test_a_model_saved_by_diffusers_loads(max_shard_size, qk_norm, tmp_path):
     """Folder, file, index and any shard; without QK-norm the heads come from the config.json that diffusers writes."""
     theirs = SD3Transformer2DModel(
         sample_size=8,
@@ -224,7 +224,7 @@ def test_components_of_diffusers_and_of_bare_files(tmp_path):
     assert set(parts) == {"transformer", "clip_l", "t5xxl", "vae"}
 
 
-def test_load_component_yields_one_part_alone(tmp_path):
+def test_load_component_yields_one_part_only(tmp_path):
     path = write(tmp_path / "x.safetensors", {**prefixed(random_state(QK)), **OTHER_PARTS})
     for part in ("clip_l", "t5xxl", "vae"):
         prefix = components(read_header(path))[part].prefix
@@ -234,7 +234,7 @@ def test_load_component_yields_one_part_alone(tmp_path):
         assert_same(dict(load_component(path, prefix, dtype=torch.bfloat16)), halves)
 
 
-def test_a_part_that_is_not_there_is_named(tmp_path):
+def test_a_missing_part_is_an_error_with_the_parts_there_are(tmp_path):
     path = write(tmp_path / "x.safetensors", prefixed(random_state(QK)))
     with pytest.raises(CheckpointError, match=r"no tensor begins with first_stage_model\.; the parts in it are transf"):
         next(load_component(path, "first_stage_model."))

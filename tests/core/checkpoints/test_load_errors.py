@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be used: each gets its own error, from the header alone, and never another exception."""
+"""Checkpoints that cannot be used: each is a CheckpointError with its reason, from the header alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None 
 
 
 def write_empty(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16", bytes_each: int = 2) -> Path:
-    """A sparse file of zeros with these tensors: as large as it says, and as good as no bytes on the disk."""
+    """A sparse file of zeros with these tensors, which takes almost no space on the disk."""
     header, position = {}, 0
     for name, shape in shapes.items():
         end = position + bytes_each * math.prod(shape)
@@ -105,7 +105,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
-def test_another_architecture_is_called_by_its_name(case, tmp_path):
+def test_another_architecture_is_an_error_with_its_name(case, tmp_path):
     names, words = UNKNOWN[case]
     message = error_of(write_empty(tmp_path / "x.safetensors", dict.fromkeys(names, (1,))))
     assert re.search(words, message), message
@@ -172,7 +172,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("layout", ["bare", "prefixed"])
-def test_a_model_that_is_not_whole_is_refused_with_its_reason(case, layout, tmp_path, monkeypatch):
+def test_a_model_that_is_not_whole_is_an_error_with_its_reason(case, layout, tmp_path, monkeypatch):
     state, words = REFUSED[case]
     path = write(tmp_path / "x.safetensors", prefixed(state) if layout == "prefixed" else state)
     # Every one of these must be found from the header: opening the tensors would be a different error.
@@ -181,7 +181,7 @@ def test_a_model_that_is_not_whole_is_refused_with_its_reason(case, layout, tmp_
     assert re.search(words, message), message
 
 
-def test_errors_of_a_diffusers_file_name_its_own_tensors(tmp_path):
+def test_errors_of_a_diffusers_file_have_its_tensor_names(tmp_path):
     state = to_diffusers(random_state(QK), QK)
     path = tmp_path / "x.safetensors"
     without = {name: tensor for name, tensor in state.items() if name != "transformer_blocks.1.attn.to_k.weight"}
@@ -193,7 +193,7 @@ def test_errors_of_a_diffusers_file_name_its_own_tensors(tmp_path):
     assert "1 tensor is surplus: image_proj.x" in error_of(write(path, {**state, "image_proj.x": torch.ones(1)}))
 
 
-def test_a_missing_tensor_of_a_shard_is_found(tmp_path):
+def test_a_missing_tensor_of_a_shard_is_an_error(tmp_path):
     state = to_diffusers(random_state(QK), QK)
     names = sorted(state)
     dropped = names.pop()
@@ -209,7 +209,7 @@ def test_a_missing_tensor_of_a_shard_is_found(tmp_path):
 @pytest.mark.parametrize("name", KNOWN_MODELS)
 @pytest.mark.parametrize("layout", ["prefixed", "diffusers"])
 def test_a_published_model_is_checked_without_reading_its_gigabytes(name, layout, tmp_path):
-    """16 GB of sparse zeros for SD3.5 Large; the check must find it whole, and a truncated one truncated."""
+    """16 GB of sparse zeros for SD3.5 Large."""
     config = KNOWN_MODELS[name]
     shapes = diffusers_shapes(config) if layout == "diffusers" else expected_shapes(config)
     if layout == "prefixed":
@@ -229,8 +229,8 @@ FUZZED = {
 
 @settings(max_examples=200, deadline=None)
 @given(layout=st.sampled_from(sorted(FUZZED)), data=st.data())
-def test_no_damage_to_the_header_gives_another_error(tmp_path_factory, layout, data):
-    """Flipped bytes and cuts: the file loads, all of it and with the right shapes, or it is a CheckpointError."""
+def test_any_damage_to_the_header_is_a_checkpoint_error(tmp_path_factory, layout, data):
+    """With flipped bytes or cut, a file loads whole and with the right shapes, or is a CheckpointError."""
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     content = bytearray(FUZZED[layout])
     header_end = 8 + struct.unpack("<Q", content[:8])[0]

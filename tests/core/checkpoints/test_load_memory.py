@@ -1,4 +1,4 @@
-"""Memory: a checkpoint's weights stay in its file until they are used, and never stand in memory twice."""
+"""Memory: weights stay mapped to the file until they are used, and are never in memory twice."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_noise(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def measure(path: Path, tiny: Path, dtype: str) -> dict[str, float]:
-    """Peak memory after loading and after use, and what no longer lies in the file; in units of the file's size."""
+    """Peak memory after loading and after use, and the private part of it, in units of the file's size."""
     command = [sys.executable, "-c", MEASURE, str(path), dtype, str(tiny)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The reversible solver: against the published step, there and back to rounding, and what its history may be."""
+"""The asynchronous leapfrog: the published step, reversibility, its history."""
 
 import math
 
@@ -45,13 +45,13 @@ def test_the_step_is_the_published_one(rising):
 
 
 @pytest.mark.parametrize("rate", [-2.0, 0.7])
-def test_on_a_straight_problem_it_is_the_published_matrix(rate):
+def test_on_a_linear_problem_a_step_is_the_published_matrix(rate):
     # For dx/dsigma = rate * x, a = h * rate, the pair (x, h v) goes on by [[1 + a, a / 2], [2 a, a - 1]].
     h, steps = -0.1, 7
     a = h * rate
     pair = torch.tensor([1.0, h * rate], dtype=torch.float64)
     matrix = torch.tensor([[1 + a, a / 2], [2 * a, a - 1]], dtype=torch.float64)
-    assert torch.linalg.det(matrix).item() == pytest.approx(-1)  # nothing grows without something shrinking
+    assert torch.linalg.det(matrix).item() == pytest.approx(-1)  # area-preserving up to a reflection
     expected = torch.linalg.matrix_power(matrix, steps) @ pair
     grid = [0.9 + h * index for index in range(steps + 1)]
     found, (end,) = solve_with_history(lambda x, sigma: rate * x, torch.ones(1, dtype=torch.float64), grid, "leapfrog")
@@ -60,7 +60,7 @@ def test_on_a_straight_problem_it_is_the_published_matrix(rate):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-4)])
-def test_up_and_down_again_is_the_picture_on_every_schedule(schedule, dtype, tolerance):
+def test_inversion_and_sampling_return_the_start_on_every_schedule(schedule, dtype, tolerance):
     grid = sigmas(50, schedule)
     noise, history = solve_with_history(curved, start(dtype), grid.flip(0), "leapfrog")
     back, (end,) = solve_with_history(curved, noise, grid, "leapfrog", history=history)
@@ -75,8 +75,8 @@ def test_up_and_down_again_is_the_picture_on_every_schedule(schedule, dtype, tol
     st.booleans(),
     st.floats(-1.5, 1.5),
 )
-def test_any_grid_and_any_flow_is_undone(levels, rising, bend):
-    grid = torch.tensor(sorted(levels, reverse=not rising), dtype=torch.float64) / 1000
+def test_a_run_is_reversed_on_any_grid_and_along_any_flow(thousandths, rising, bend):
+    grid = torch.tensor(sorted(thousandths, reverse=not rising), dtype=torch.float64) / 1000
 
     def velocity(x, sigma):
         return bend * curved(x, sigma)
@@ -87,19 +87,19 @@ def test_any_grid_and_any_flow_is_undone(levels, rising, bend):
 
 
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4"])
-def test_no_other_solver_finds_back_exactly(solver):
+def test_other_solvers_do_not_return_to_the_start(solver):
     grid = sigmas(50)
     back = solve(curved, solve(curved, start(), grid.flip(0), solver), grid, solver)
     assert (back - start()).abs().max() > 1e-8
 
 
-def test_without_the_history_the_way_back_misses():
+def test_without_its_history_a_run_does_not_return_to_the_start():
     grid = sigmas(20)
     noise = solve(curved, start(), grid.flip(0), "leapfrog")
     assert (solve(curved, noise, grid, "leapfrog") - start()).abs().max() > 1e-5
 
 
-def test_a_first_velocity_that_is_wrong_by_the_step_leaves_the_order():
+def test_a_first_velocity_with_an_error_of_the_step_keeps_the_order():
     exact, errors = solve(curved, start(), [1.0, 0.2], "dopri5", tolerance=1e-8), []
     for steps in (100, 200):
         grid = torch.linspace(1, 0.2, steps + 1, dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_a_first_velocity_that_is_wrong_by_the_step_leaves_the_order():
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2)
 
 
-def test_through_another_flow_a_fresh_beginning_comes_nearer():
+def test_along_another_flow_a_run_without_history_is_more_accurate():
     grid = sigmas(28)
     noise, history = solve_with_history(curved, start(), grid.flip(0), "leapfrog")
     exact = solve(other, noise, [1.0, 0.0], "dopri5", tolerance=1e-8)
@@ -120,7 +120,7 @@ def test_through_another_flow_a_fresh_beginning_comes_nearer():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 7), st.booleans(), st.sampled_from([torch.float32, torch.float64]))
-def test_a_run_in_parts_equals_the_whole(cut, rising, dtype):
+def test_a_run_in_two_parts_equals_the_whole(cut, rising, dtype):
     grid = sigmas(8).flip(0) if rising else sigmas(8)
     whole, ended = solve_with_history(curved, start(dtype), grid, "leapfrog")
     half, history = solve_with_history(curved, start(dtype), grid[: cut + 1], "leapfrog")
@@ -129,21 +129,21 @@ def test_a_run_in_parts_equals_the_whole(cut, rising, dtype):
 
 
 @pytest.mark.parametrize("rising", [False, True])
-def test_it_looks_half_way_and_once_where_it_begins(rising):
-    grid, seen = [0.0, 0.4, 1.0] if rising else [1.0, 0.4, 0.0], []
-    solve(lambda x, sigma: (seen.append(round(sigma.item(), 6)), curved(x, sigma))[1], start(), grid, "leapfrog")
-    assert seen == ([0.0, 0.2, 0.7] if rising else [1.0, 0.7, 0.2])
+def test_calls_are_at_the_start_and_at_the_middle_of_each_step(rising):
+    grid, called = [0.0, 0.4, 1.0] if rising else [1.0, 0.4, 0.0], []
+    solve(lambda x, sigma: (called.append(round(sigma.item(), 6)), curved(x, sigma))[1], start(), grid, "leapfrog")
+    assert called == ([0.0, 0.2, 0.7] if rising else [1.0, 0.7, 0.2])
     assert SOLVERS["leapfrog"].calls_per_step == 1
 
 
-def test_each_step_is_told_once_with_where_it_began():
-    grid, told = sigmas(5), []
-    solve(curved, start(), grid, "leapfrog", callback=lambda *arguments: told.append(arguments))
-    assert [(step, steps) for step, steps, *_ in told] == [(index, 5) for index in range(5)]
-    assert [sigma.item() for *_, sigma in told] == grid[:-1].tolist() and torch.equal(told[0][2], start())
+def test_the_callback_has_each_step_once_with_its_start():
+    grid, reports = sigmas(5), []
+    solve(curved, start(), grid, "leapfrog", callback=lambda *arguments: reports.append(arguments))
+    assert [(step, steps) for step, steps, *_ in reports] == [(index, 5) for index in range(5)]
+    assert [sigma.item() for *_, sigma in reports] == grid[:-1].tolist() and torch.equal(reports[0][2], start())
 
 
-def test_a_history_from_elsewhere_is_refused():
+def test_a_history_of_another_sigma_or_shape_is_an_error():
     half, history = solve_with_history(curved, start(), [1.0, 0.8, 0.5], "leapfrog")
     with pytest.raises(ValueError, match="history ends at sigma 0.5, and the run begins at 0.8"):
         solve_with_history(curved, half, [0.8, 0.0], "leapfrog", history=history)

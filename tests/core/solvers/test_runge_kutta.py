@@ -1,4 +1,4 @@
-"""The Runge-Kutta rows against formulas written out, scipy's tableaux, and closed forms."""
+"""Runge-Kutta methods: formulas, scipy's tableaux, closed forms."""
 
 import math
 
@@ -22,7 +22,7 @@ def start():
 
 
 class Counted:
-    """A velocity that remembers where it was asked."""
+    """A velocity that records the sigmas of its calls."""
 
     def __init__(self, velocity):
         self.velocity, self.sigmas = velocity, []
@@ -53,7 +53,7 @@ def rk4_step(f, x, s, h):
     ("solver", "step"), [("midpoint", midpoint_step), ("ralston", ralston_step), ("rk4", rk4_step)]
 )
 @pytest.mark.parametrize("ends", [(1.0, 0.05), (0.05, 1.0)])
-def test_fixed_steps_match_the_formula_written_out(solver, step, ends):
+def test_a_step_is_the_published_formula(solver, step, ends):
     grid = (ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, 9, dtype=torch.float64) ** 1.5).tolist()
     x = start()
     for sigma, following in zip(grid[:-1], grid[1:], strict=True):
@@ -62,29 +62,28 @@ def test_fixed_steps_match_the_formula_written_out(solver, step, ends):
 
 
 @pytest.mark.parametrize("solver", ["midpoint", "ralston"])
-def test_a_last_step_to_zero_that_never_looks_there_keeps_its_order(solver):
-    seen = Counted(curved)
-    solve(seen, start(), [0.3, 0.0], solver)
-    assert len(seen.sigmas) == 2 and min(seen.sigmas) > 0
+def test_a_step_to_zero_without_a_stage_there_is_not_an_euler_step(solver):
+    called = Counted(curved)
+    solve(called, start(), [0.3, 0.0], solver)
+    assert len(called.sigmas) == 2 and min(called.sigmas) > 0
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
-def test_the_pairs_are_scipys(solver):
-    ours, theirs = SOLVERS[solver], ADAPTIVE[solver]
-    slopes = len(theirs.C)
-    for index, row in enumerate(ours.stages[:-1]):
-        assert row == pytest.approx(theirs.A[index + 1][: index + 1], abs=1e-15)
-        assert sum(row) == pytest.approx(ours.fractions[index], abs=1e-14)
-    assert ours.fractions == pytest.approx([*theirs.C[1:], 1.0], abs=1e-15)
-    assert ours.stages[-1] == pytest.approx(theirs.B, abs=1e-15)
+def test_the_embedded_pairs_are_scipys(solver):
+    pair, scipys = SOLVERS[solver], ADAPTIVE[solver]
+    for index, row in enumerate(pair.stages[:-1]):
+        assert row == pytest.approx(scipys.A[index + 1][: index + 1], abs=1e-15)
+        assert sum(row) == pytest.approx(pair.fractions[index], abs=1e-14)
+    assert pair.fractions == pytest.approx([*scipys.C[1:], 1.0], abs=1e-15)
+    assert pair.stages[-1] == pytest.approx(scipys.B, abs=1e-15)
     # The sign of an error estimate is a convention: scipy takes embedded less result.
-    assert [-value for value in ours.errors] == pytest.approx(theirs.E, abs=1e-15)
-    assert ours.calls_per_step == slopes
+    assert [-value for value in pair.errors] == pytest.approx(scipys.E, abs=1e-15)
+    assert pair.calls_per_step == len(scipys.C)
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
 @pytest.mark.parametrize("ends", [(1.0, 0.1), (0.1, 1.0)])
-def test_a_tight_tolerance_gives_what_scipy_gives(solver, ends):
+def test_at_a_tight_tolerance_the_result_is_scipys(solver, ends):
     def flat(sigma, y):
         return curved(torch.from_numpy(y).reshape(2, 3, 4), sigma).flatten().numpy()
 
@@ -95,19 +94,19 @@ def test_a_tight_tolerance_gives_what_scipy_gives(solver, ends):
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
-def test_error_follows_the_tolerance(solver):
+def test_the_error_falls_with_the_tolerance(solver):
     exact = solve(curved, start(), [1.0, 0.0], "dopri5", tolerance=1e-8)
     errors, calls = [], []
     for tolerance in (1e-2, 1e-4, 1e-6):
-        seen = Counted(curved)
-        errors.append((solve(seen, start(), [1.0, 0.0], solver, tolerance=tolerance) - exact).abs().max().item())
-        calls.append(len(seen.sigmas))
+        called = Counted(curved)
+        errors.append((solve(called, start(), [1.0, 0.0], solver, tolerance=tolerance) - exact).abs().max().item())
+        calls.append(len(called.sigmas))
         assert errors[-1] < 10 * tolerance
     assert errors[0] > errors[1] > errors[2] and calls == sorted(calls)
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
-def test_only_the_ends_of_the_schedule_count_and_sigma_zero_is_never_asked(solver):
+def test_an_adaptive_run_uses_only_the_ends_of_the_schedule_and_never_calls_at_sigma_zero(solver):
     few, many = Counted(curved), Counted(curved)
     a = solve(few, start(), [1.0, 0.0], solver)
     b = solve(many, start(), sigmas(28), solver)
@@ -116,26 +115,26 @@ def test_only_the_ends_of_the_schedule_count_and_sigma_zero_is_never_asked(solve
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
-def test_calls_are_counted_with_the_refused_steps_and_first_slopes_are_used_again(solver):
-    # A bend that the step before it does not announce.
-    seen, taken = Counted(lambda x, sigma: 8 * torch.tanh(60 * (sigma - 0.4)) * x.cos()), []
-    solve(seen, start(), [1.0, 0.1], solver, callback=lambda *told: taken.append(told), tolerance=1e-5)
-    steps = (len(seen.sigmas) - 1) / SOLVERS[solver].calls_per_step
+def test_a_rejected_step_costs_calls_and_the_last_velocity_is_reused(solver):
+    # A sharp turn that the error estimate of the step before does not predict.
+    called, taken = Counted(lambda x, sigma: 8 * torch.tanh(60 * (sigma - 0.4)) * x.cos()), []
+    solve(called, start(), [1.0, 0.1], solver, callback=lambda *reports: taken.append(reports), tolerance=1e-5)
+    steps = (len(called.sigmas) - 1) / SOLVERS[solver].calls_per_step
     assert steps == int(steps) > len(taken)
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
-def test_progress_is_told_in_the_given_levels(solver):
-    told, grid = [], sigmas(5)
-    solve(curved, start(), grid, solver, callback=lambda step, steps, x, d, sigma: told.append((step, steps, sigma)))
-    steps = [step for step, _, _ in told]
+def test_the_callbacks_step_is_the_number_of_sigmas_passed(solver):
+    reports, grid = [], sigmas(5)
+    solve(curved, start(), grid, solver, callback=lambda step, steps, x, d, sigma: reports.append((step, steps, sigma)))
+    steps = [step for step, _, _ in reports]
     assert steps == sorted(steps) and steps[0] == 0 and steps[-1] == 4
-    assert {total for _, total, _ in told} == {5}
-    for step, _, sigma in told:
+    assert {total for _, total, _ in reports} == {5}
+    for step, _, sigma in reports:
         assert grid[step] >= sigma > grid[step + 1]
 
 
-def test_an_error_in_one_sample_is_not_hidden_by_the_others():
+def test_the_largest_error_of_the_batch_sets_the_step():
     def velocity(x, sigma):
         return curved(x, sigma) * torch.tensor([40.0] + [0.01] * 15).reshape(16, 1, 1)
 
@@ -146,17 +145,17 @@ def test_an_error_in_one_sample_is_not_hidden_by_the_others():
     assert len(together.sigmas) >= len(alone.sigmas)
 
 
-def test_a_cap_on_calls_says_how_far_it_came():
+def test_the_call_limit_is_an_error_with_the_sigma_reached():
     with pytest.raises(ValueError, match=r"solve: 2\d model calls lead from sigma 1 to 0\.\d+ and not to 0; m"):
         solve(curved, start(), [1.0, 0.0], "bosh3", tolerance=1e-7, max_calls=30)
 
 
-def test_a_velocity_that_is_not_finite_stops_the_run():
+def test_a_velocity_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match="the velocity is not finite in a step from sigma 1"):
         solve(lambda x, sigma: x / 0 * 0, start(), [1.0, 0.0], "dopri5")
 
 
-def test_an_adaptive_run_hands_on_nothing_and_can_be_split_to_its_tolerance():
+def test_an_adaptive_run_has_no_history_and_in_two_parts_agrees_to_its_tolerance():
     half, history = solve_with_history(curved, start(), [1.0, 0.5], "dopri5", tolerance=1e-7)
     assert history == ()
     rest = solve(curved, half, [0.5, 0.0], "dopri5", tolerance=1e-7)
@@ -173,6 +172,6 @@ def test_an_adaptive_run_hands_on_nothing_and_can_be_split_to_its_tolerance():
         ("bosh3", {"max_calls": math.nan}, "max_calls is nan"),
     ],
 )
-def test_options_are_checked_for_the_solver(solver, options, message):
+def test_an_option_of_another_solver_or_out_of_range_is_an_error(solver, options, message):
     with pytest.raises(ValueError, match=message):
         solve(curved, start(), sigmas(4), solver, **options)

@@ -21,17 +21,17 @@ STOCHASTIC = [name for name, method in SOLVERS.items() if method.stochastic]
 STEPWISE = [name for name in SOLVERS if name not in ADAPTIVE]
 DETERMINISTIC = [name for name in STEPWISE if name not in STOCHASTIC]
 LOGARITHMIC = ("dpmpp_2m", "dpmpp_2m_logsnr", "res_2m", "res_2m_logsnr", "res_2s", "unipc")
-WITHIN_THE_STEP = ("midpoint", "ralston", "leapfrog")  # their last step to 0 looks on the way, not at its end
+WITHIN_THE_STEP = ("midpoint", "ralston", "leapfrog")  # no stage at the end of a step
 
 
 def run(velocity, x, grid, solver, callback=None, seed=0):
-    """`solve` with what any solver may need."""
+    """`solve` with a generator for stochastic solvers."""
     generator = torch.Generator().manual_seed(seed) if solver in STOCHASTIC else None
     return solve(velocity, x, grid, solver, callback, generator)
 
 
 def curved(x, sigma):
-    """A smooth nonlinear field without symmetry, about as large as x."""
+    """A smooth nonlinear velocity without symmetry, about as large as x."""
     return torch.tanh(1.3 * x + 0.4) * (1 + sigma**2) - 0.5 * x.roll(1, -1) * torch.cos(2 * sigma)
 
 
@@ -40,7 +40,7 @@ def start(dtype=torch.float64):
 
 
 class Float64Torch:
-    """torch, to a module that is to work in float64 where it says float32."""
+    """torch with float64 in place of float32, for a module that hard-codes float32."""
 
     def __getattr__(self, name):
         return torch.float64 if name == "float32" else getattr(torch, name)
@@ -79,7 +79,7 @@ class Gaussian:
 
 
 class Logistic:
-    """dx/dsigma = 4 x (1 - x): no method is better on it than it is elsewhere."""
+    """dx/dsigma = 4 x (1 - x), on which no method has an order above its own."""
 
     def velocity(self, x, sigma):
         return 4 * x * (1 - x)
@@ -113,13 +113,13 @@ def test_observed_order_is_the_stated_one(solver):
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC)
-def test_order_holds_from_data_to_noise_for_inversion(solver):
+def test_the_order_is_the_stated_one_for_inversion_too(solver):
     order = SOLVERS[solver].order
     assert observed_order(Logistic(), solver, 0.1, 0.9, steps=160 if order < 3 else 80) == pytest.approx(order, abs=0.1)
 
 
 @pytest.mark.parametrize("solver", ["ab3", "ab4", "unipc"])
-def test_a_start_without_a_past_costs_no_more_than_it_says(solver):
+def test_the_order_without_a_history_is_the_documented_one(solver):
     # The lower orders at the start leave Adams-Bashforth at 2; UniPC's first step is corrected, and stays at 3.
     expected = 3 if solver == "unipc" else 2
     found = observed_order(Logistic(), solver, 0.9, 0.1, steps=320, exact_start=False)
@@ -127,7 +127,7 @@ def test_a_start_without_a_past_costs_no_more_than_it_says(solver):
 
 
 @pytest.mark.parametrize("solver", [name for name in DETERMINISTIC if name not in WITHIN_THE_STEP])
-def test_order_survives_the_infinities_at_pure_noise_and_pure_data(solver):
+def test_the_order_is_not_lost_at_sigma_1_and_0(solver):
     # The straight line to 0 leaves no more than 2. On even steps to 0 the two-step methods' error is h^2 log(1/h),
     # which at this h looks like order 1.8.
     errors = [Gaussian().error(solver, torch.linspace(1, 0, n + 1, dtype=torch.float64)) for n in (320, 640)]
@@ -173,7 +173,7 @@ def test_two_step_in_log_snr_matches_diffusers(solver, solver_type, steps, begin
         prediction_type="flow_prediction",
     )
     reference.set_timesteps(steps)
-    # Its own grid starts below 1 and its timesteps are cut to integers: give it ours, and step by index.
+    # Its own grid starts below 1 and its timesteps are cut to integers: set the sigmas, and step by index.
     reference.sigmas = grid
     reference.set_begin_index(0)
     x = start()
@@ -217,7 +217,7 @@ def test_the_two_coordinates_are_different_methods():
     ("solver", "coordinate", "norm"),
     [("res_2m", MINUS_LOG_SIGMA, lambda s: 1.0), ("res_2m_logsnr", LOG_SNR, lambda s: 1 - s)],
 )
-def test_res_2m_is_exact_where_the_denoised_is_linear_in_time(solver, coordinate, norm):
+def test_res_2m_is_exact_for_a_denoised_that_is_linear_in_lambda(solver, coordinate, norm):
     # With x = norm * y and time t: dy/dt = (a + b t) - y, so y = a + b (t - 1) + constant * exp(-t).
     a, b = 0.3, -0.7
 
@@ -227,7 +227,7 @@ def test_res_2m_is_exact_where_the_denoised_is_linear_in_time(solver, coordinate
         return Point(sigma, x, (x - (a + b * t)) / sigma)
 
     def refuse(*_):
-        raise AssertionError("a two-step method makes no calls of its own and draws no noise")
+        raise AssertionError("a two-step method evaluates no velocity and draws no noise")
 
     step = Step(point(0.6), 0.35, (point(0.8),), refuse, refuse, {})
     torch.testing.assert_close(SOLVERS[solver].advance(step), point(0.35).x, rtol=0, atol=1e-14)
@@ -239,21 +239,21 @@ def test_res_2m_is_exact_where_the_denoised_is_linear_in_time(solver, coordinate
     st.lists(st.integers(0, 1000), min_size=2, max_size=12, unique=True),
     st.booleans(),
 )
-def test_a_straight_path_is_followed_exactly_by_every_solver_on_any_grid(solver, levels, rising):
-    grid = torch.tensor(sorted(levels, reverse=not rising), dtype=torch.float64) / 1000
+def test_every_solver_is_exact_for_a_constant_velocity_on_any_grid(solver, thousandths, rising):
+    grid = torch.tensor(sorted(thousandths, reverse=not rising), dtype=torch.float64) / 1000
     x, slope = start(), curved(start(), torch.tensor(0.5))
     end = solve(lambda x, sigma: slope, x, grid, solver)
     torch.testing.assert_close(end, x + (grid[-1] - grid[0]) * slope, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in WITHIN_THE_STEP])
-def test_the_last_step_to_zero_lands_on_the_denoised(solver):
-    seen = []
-    end = run(curved, start(), sigmas(6), solver, callback=lambda i, n, x, denoised, sigma: seen.append(denoised))
-    torch.testing.assert_close(end, seen[-1], rtol=0, atol=1e-15)
+def test_the_last_step_to_zero_ends_at_the_denoised(solver):
+    called = []
+    end = run(curved, start(), sigmas(6), solver, callback=lambda i, n, x, denoised, sigma: called.append(denoised))
+    torch.testing.assert_close(end, called[-1], rtol=0, atol=1e-15)
 
 
-def test_heun_there_and_back_returns_to_the_start():
+def test_heun_forward_and_backward_returns_near_the_start():
     grid = torch.linspace(0.02, 1, 101, dtype=torch.float64)
     noise = solve(curved, start(), grid, "heun")
     back = solve(curved, noise, grid.flip(0), "heun")
@@ -262,40 +262,40 @@ def test_heun_there_and_back_returns_to_the_start():
 
 
 @pytest.mark.parametrize("solver", STEPWISE)
-def test_calls_are_as_stated_and_never_at_sigma_zero(solver):
-    seen = []
+def test_the_number_of_calls_is_the_stated_one_and_none_is_at_sigma_zero(solver):
+    called = []
 
     def counted(x, sigma):
-        seen.append(sigma.item())
+        called.append(sigma.item())
         return curved(x, sigma)
 
     run(counted, start(), sigmas(7), solver)
     calls = SOLVERS[solver].calls_per_step
-    first = 1 if SOLVERS[solver].reversible else 0  # for the state that a run begins with
-    assert len(seen) == first + (7 * calls if solver in WITHIN_THE_STEP else 6 * calls + 1)
-    assert min(seen) > 0
-    assert max(seen) == 1
+    first = 1 if SOLVERS[solver].reversible else 0  # for the velocity that a run begins with
+    assert len(called) == first + (7 * calls if solver in WITHIN_THE_STEP else 6 * calls + 1)
+    assert min(called) > 0
+    assert max(called) == 1
 
 
-def test_heun_looks_at_exactly_the_scheduled_sigmas():
-    seen, grid = set(), [0.9, 0.2, 0.0]
+def test_heun_calls_at_exactly_the_scheduled_sigmas():
+    called, grid = set(), [0.9, 0.2, 0.0]
     assert 0.9 + (0.2 - 0.9) != 0.2
-    solve(lambda x, sigma: (seen.add(sigma.item()), curved(x, sigma))[1], start(), grid, "heun")
-    assert seen == {0.9, 0.2}
+    solve(lambda x, sigma: (called.add(sigma.item()), curved(x, sigma))[1], start(), grid, "heun")
+    assert called == {0.9, 0.2}
 
 
 @pytest.mark.parametrize("solver", [name for name in STEPWISE if name not in ("unipc", "leapfrog")])
-def test_callback_tells_each_step_once_in_order(solver):
-    grid, told = sigmas(5), []
-    run(curved, start(), grid, solver, callback=lambda *arguments: told.append(arguments))
-    assert [(step, steps) for step, steps, *_ in told] == [(i, 5) for i in range(5)]
-    assert [sigma.item() for *_, sigma in told] == grid[:-1].tolist()
-    assert torch.equal(told[0][2], start())
-    for _, _, x, denoised, sigma in told:
+def test_the_callback_has_each_step_once_in_order(solver):
+    grid, reports = sigmas(5), []
+    run(curved, start(), grid, solver, callback=lambda *arguments: reports.append(arguments))
+    assert [(step, steps) for step, steps, *_ in reports] == [(i, 5) for i in range(5)]
+    assert [sigma.item() for *_, sigma in reports] == grid[:-1].tolist()
+    assert torch.equal(reports[0][2], start())
+    for _, _, x, denoised, sigma in reports:
         torch.testing.assert_close(denoised, x - sigma * curved(x, sigma), rtol=0, atol=1e-15)
 
 
-def test_callback_stops_the_run_by_raising_anything():
+def test_any_exception_of_the_callback_ends_the_run():
     class Stop(BaseException):
         pass
 
@@ -316,7 +316,7 @@ def test_callback_stops_the_run_by_raising_anything():
 
 
 @pytest.mark.parametrize("solver", STEPWISE)
-def test_no_step_reads_a_value_back_from_the_device(solver):
+def test_no_step_reads_a_value_from_the_device(solver):
     # A meta tensor has no values: .item(), bool() or a copy to the CPU would raise.
     x = torch.empty(1, 4, 8, 8, device="meta")
     sigma_devices = set()
@@ -331,18 +331,18 @@ def test_no_step_reads_a_value_back_from_the_device(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_dtype_is_kept_and_sigma_stays_precise(solver, dtype):
+def test_the_dtype_of_x_is_kept_and_sigma_is_float32(solver, dtype):
     def velocity(x, sigma):
         assert x.dtype == dtype and sigma.dtype == torch.float32
         return curved(x.float(), sigma)
 
     x = start(dtype)
     kept = x.clone()
-    told = set()
+    reports = set()
     end = run(
-        velocity, x, sigmas(6), solver, callback=lambda i, n, x, denoised, s: told.update((x.dtype, denoised.dtype))
+        velocity, x, sigmas(6), solver, callback=lambda i, n, x, denoised, s: reports.update((x.dtype, denoised.dtype))
     )
-    assert end.dtype == dtype and told == {dtype}
+    assert end.dtype == dtype and reports == {dtype}
     assert torch.equal(x, kept)
     exact = run(curved, x.double(), sigmas(6), solver)
     tolerance = 12 * torch.finfo(dtype).eps * exact.abs().max().item()
@@ -355,7 +355,7 @@ def test_neighbouring_floats_in_a_schedule_give_no_infinity(solver):
     assert solve(curved, start(), grid, solver).isfinite().all()
 
 
-def test_rounding_above_one_is_taken_as_one():
+def test_a_sigma_above_one_by_a_rounding_is_one():
     grid = [1 + 2**-23, 0.5, 0.0]
     assert torch.equal(
         solve(curved, start(), grid, "dpmpp_2m_logsnr"), solve(curved, start(), [1.0, 0.5, 0.0], "dpmpp_2m_logsnr")
@@ -376,7 +376,7 @@ def test_rounding_above_one_is_taken_as_one():
         ([1.0, 0.5, -0.1], r"sigmas\[2\] is -0.1"),
     ],
 )
-def test_bad_schedule_is_named_before_any_call(grid, message):
+def test_a_wrong_schedule_is_an_error_before_any_call(grid, message):
     def refuse(x, sigma):
         raise AssertionError("the velocity was called")
 
@@ -384,22 +384,22 @@ def test_bad_schedule_is_named_before_any_call(grid, message):
         solve(refuse, start(), grid)
 
 
-def test_unknown_solver_lists_the_known():
+def test_an_unknown_solver_is_an_error_with_the_known_ones():
     with pytest.raises(ValueError, match="'ddim' is unknown; choose one of euler, heun, midpoint"):
         solve(curved, start(), sigmas(4), "ddim")
 
 
-def test_velocity_of_another_shape_is_refused_not_broadcast():
+def test_a_velocity_of_another_shape_is_an_error():
     with pytest.raises(ValueError, match=r"velocity returned shape \[1, 3, 4, 5\]; expected x's, \[2, 3, 4, 5\]"):
         solve(lambda x, sigma: x[:1], start(), sigmas(4))
 
 
-def test_integer_latents_are_refused():
+def test_integer_latents_are_an_error():
     with pytest.raises(ValueError, match="x is torch.int64; it must be floating point"):
         solve(curved, torch.zeros(1, 4, dtype=torch.int64), sigmas(4))
 
 
-def test_every_solver_states_its_source_and_holds_no_state():
+def test_every_solver_has_a_source_and_is_frozen():
     for method in SOLVERS.values():
         assert method.source
         with pytest.raises(AttributeError):

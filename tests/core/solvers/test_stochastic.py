@@ -1,4 +1,4 @@
-"""Stochastic solvers: what they leave on average, against closed forms, and where their noise comes from."""
+"""Stochastic solvers: mean and variance of their samples against closed forms, and their noise."""
 
 import pytest
 import torch
@@ -23,13 +23,13 @@ def start(batch=3):
     return torch.randn(batch, 4, 5, generator=generator(3), dtype=torch.float64)
 
 
-def one_picture(x, sigma):
-    """The velocity where all data is 0.8: the denoised is exact, and so is every step's distribution."""
+def constant_data(x, sigma):
+    """The velocity if all data is 0.8: the denoised is exact, and so is the distribution after every step."""
     return (x - MEAN) / sigma
 
 
 def gaussian(x, sigma):
-    """The velocity where the data is N(0.8, 0.5^2)."""
+    """The velocity if the data is N(0.8, 0.5^2)."""
     variance = (1 - sigma) ** 2 * WIDTH**2 + sigma**2
     slope = (sigma - (1 - sigma) * WIDTH**2) / variance
     return -MEAN + slope * (x - (1 - sigma) * MEAN)
@@ -39,17 +39,17 @@ def moments(x):
     return x.mean().item(), x.var().item()
 
 
-def test_every_stochastic_solver_is_held_against_its_twin():
+def test_every_stochastic_solver_has_a_deterministic_twin():
     assert set(DETERMINISTIC_TWIN) == {name for name, method in SOLVERS.items() if method.stochastic}
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC_TWIN)
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("grid", [[0.9, 0.3], [1.0, 0.6], [1.0, 0.8, 0.45, 0.3], [0.7, 0.699, 0.2]])
-def test_a_step_keeps_the_marginal_exactly_where_the_denoised_is_exact(solver, eta, grid):
+def test_a_step_keeps_the_marginal_if_the_denoised_is_exact(solver, eta, grid):
     noise = torch.randn(SAMPLES, generator=generator(1), dtype=torch.float64)
     x = (1 - grid[0]) * MEAN + grid[0] * noise
-    end = solve(one_picture, x, grid, solver, generator=generator(2), eta=eta)
+    end = solve(constant_data, x, grid, solver, generator=generator(2), eta=eta)
     mean, variance = moments(end)
     # Five standard errors of a sample of this size.
     assert mean == pytest.approx((1 - grid[-1]) * MEAN, abs=5 * grid[-1] / SAMPLES**0.5)
@@ -71,7 +71,7 @@ def test_samples_of_a_gaussian_have_its_mean_and_variance(solver, eta, last):
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_what_ancestral_steps_leave_of_the_variances_error_halves_with_the_step(eta):
+def test_the_error_of_the_ancestral_variance_is_of_first_order(eta):
     # Without sampling: a step is affine in x, and two runs on the same noise differ by its factor alone.
     def variance(steps):
         grid, total = torch.linspace(1.0, 0.25, steps + 1, dtype=torch.float64).tolist(), 1.0
@@ -98,10 +98,10 @@ def test_what_ancestral_steps_leave_of_the_variances_error_halves_with_the_step(
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC_TWIN)
-def test_the_noise_is_fresh(solver):
+def test_a_step_from_sigma_1_replaces_the_noise(solver):
     # At eta 1 a step from pure noise forgets it, wholly or (ancestral) but for the part at `down`.
     noise = torch.randn(SAMPLES, generator=generator(1), dtype=torch.float64)
-    end = solve(one_picture, noise, [1.0, 0.5], solver, generator=generator(2))
+    end = solve(constant_data, noise, [1.0, 0.5], solver, generator=generator(2))
     correlation = torch.corrcoef(torch.stack([noise, end]))[0, 1].item()
     # keep * down / sigma' with down = 0.25 and keep = 0.5 / 0.75.
     expected = {"euler_ancestral": 0.5 / 0.75 * 0.25 / 0.5, "dpmpp_2m_sde": 0.0}[solver]
@@ -117,7 +117,7 @@ def test_eta_zero_is_the_deterministic_method_and_needs_no_generator(solver):
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC_TWIN)
-def test_a_little_eta_moves_the_picture_a_little(solver):
+def test_a_small_eta_is_a_small_change_of_the_image(solver):
     still = solve(curved, start(), sigmas(8), solver, eta=0.0)
     gaps = [
         (solve(curved, start(), sigmas(8), solver, generator=generator(), eta=eta) - still).abs().max().item()
@@ -153,7 +153,7 @@ def test_dpmpp_2m_sde_matches_the_published_step(eta):
 
 
 @pytest.mark.parametrize("eta", [0.4, 1.0])
-def test_euler_ancestral_matches_the_step_written_as_signal_and_noise(eta):
+def test_euler_ancestral_matches_the_step_in_data_and_noise(eta):
     grid = sigmas(9)[:-1]
     source, x = generator(5), start()
     for sigma, following in zip(grid[:-1], grid[1:], strict=True):
@@ -168,7 +168,7 @@ def test_euler_ancestral_matches_the_step_written_as_signal_and_noise(eta):
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC_TWIN)
-def test_one_seed_is_one_picture_in_every_dtype(solver):
+def test_one_seed_is_constant_data_in_every_dtype(solver):
     wide = solve(curved, start(), sigmas(8), solver, generator=generator(4))
     again = solve(curved, start(), sigmas(8), solver, generator=generator(4))
     narrow = solve(curved, start().float(), sigmas(8), solver, generator=generator(4))
@@ -178,7 +178,7 @@ def test_one_seed_is_one_picture_in_every_dtype(solver):
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC_TWIN)
-def test_with_a_generator_for_each_a_sample_does_not_depend_on_the_others(solver):
+def test_with_one_generator_per_sample_a_sample_does_not_depend_on_its_batch(solver):
     def each(x, sigma):
         return torch.tanh(1.3 * x + 0.4) * (1 + sigma**2)
 
@@ -198,13 +198,13 @@ def test_with_a_generator_for_each_a_sample_does_not_depend_on_the_others(solver
     ],
 )
 @pytest.mark.parametrize("solver", DETERMINISTIC_TWIN)
-def test_bad_arguments_are_named(solver, arguments, message):
+def test_an_error_names_the_argument_and_what_is_right(solver, arguments, message):
     with pytest.raises(ValueError, match=message):
         solve(curved, start(), sigmas(4), solver, **arguments)
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC_TWIN)
-def test_inversion_is_deterministic_or_refused(solver):
+def test_inversion_with_noise_is_an_error(solver):
     rising = sigmas(6).flip(0)[1:]
     with pytest.raises(ValueError, match="adds noise and sigmas rise; for inversion give eta 0"):
         solve(curved, start(), rising, solver, generator=generator())
