@@ -78,7 +78,7 @@ def _embedded(context: torch.Tensor, family: Family, run: Run, base, like: torch
     return run.texts[key]
 
 
-def show(count: BlockCallCount, items: Iterable[Attached]) -> None:
+def show(count: BlockCallCount, items: Iterable[Attached[BlockControl]]) -> None:
     """Show the block calls of a run on the nodes that skip blocks or add a prompt."""
     texts = {
         "skip": str(count),

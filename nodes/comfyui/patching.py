@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -27,11 +27,14 @@ from .text.conditioning import TOKEN_MAP
 RUN = "mmdit_run"  # of the Run in the transformer_options of a run
 
 
+Value = TypeVar("Value", bound="BlockControl | StepCache", covariant=True)
+
+
 @dataclass(frozen=True)
-class Attached:
+class Attached(Generic[Value]):
     """A value on a MODEL, the id of the node that attached it, and how that node words a ControlError."""
 
-    value: BlockControl | StepCache
+    value: Value
     node_id: str | None = None
     word_error: Callable[[ControlError], Exception] | None = None
 
@@ -136,15 +139,15 @@ def run_of(transformer_options: Mapping[str, Any]) -> Run | None:
     return transformer_options.get(RUN)
 
 
-def _controls(options: Mapping[str, Any]) -> list[Attached]:
+def _controls(options: Mapping[str, Any]) -> list[Attached[BlockControl]]:
     return _of_type(BlockControl, options)
 
 
-def _step_cache(options: Mapping[str, Any]) -> Attached | None:
+def _step_cache(options: Mapping[str, Any]) -> Attached[StepCache] | None:
     return next(iter(_of_type(StepCache, options)), None)
 
 
-def _of_type(kind: type[BlockControl | StepCache], options: Mapping[str, Any]) -> list[Attached]:
+def _of_type(kind: type[Value], options: Mapping[str, Any]) -> list[Attached[Value]]:
     """The attached values of a type that have an effect."""
     return [item for item in options.get(KEY, ()) if isinstance(item.value, kind) and not item.value.does_nothing]
 
