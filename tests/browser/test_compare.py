@@ -236,7 +236,7 @@ def test_a_failed_comparison_does_not_change_the_graph(comfy):
     comfy.page.keyboard.press("Escape")
     comfy.run(SET, ["TextBoost", {"phrase": "", "blocks": "99"}])
     choose(comfy)
-    assert "this model has blocks 0 to 7" in toast(comfy)
+    assert "This model has blocks 0 to 7" in toast(comfy)
 
 
 def test_a_cancelled_comparison_does_not_change_the_graph(comfy):

@@ -199,7 +199,7 @@ def test_typed_text_is_drawn_and_its_errors_are_shown(comfy):
     assert state["foot"].startswith("'frog' cannot be read as blocks") and len(state["chosen"]) == 7
     strip.press("Control+a")
     strip.page.keyboard.type("3:2")
-    assert "a strength cannot be given here" in strip.state()["foot"]
+    assert "'3:2' has a strength" in strip.state()["foot"]
     strip.press("Control+a", "Backspace", "Tab")
     assert strip.value() == "" and strip.state()["foot"] == "block 0" or strip.state()["foot"].startswith("0")
 
