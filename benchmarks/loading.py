@@ -1,10 +1,10 @@
-"""How long a checkpoint takes to become a MODEL, and what it takes in memory: our loader and the host's, in turns.
+"""Time and memory to load a checkpoint as a MODEL: our loader and ComfyUI's, in turns.
 
-Each turn is a process of its own, which has imported everything and loaded a tiny file before. Loaded: the MODEL is
-there. Used: the host has made it ready to sample, and every page of every weight has been read once. Both are told
-bf16: left to itself on a CPU, the host would take float32 for either. The file is in the system's cache from the start,
-so that the disk's speed is no part of it. Memory is what comes on top of what the process held before, at its peak: the
-process's own, and pages mapped from the file, which the system can drop and read again; watched every 2 ms.
+Each turn is a process of its own, which has imported everything and loaded a tiny file before. Loaded: the MODEL
+exists. Used: ComfyUI has made it ready to sample, and every page of every weight has been read once. Both load in bf16:
+by default ComfyUI chooses float32 on a CPU. The file is in the system's cache from the start, so the speed of the disk
+has no influence. Memory is the peak above what the process held before: its own, and pages mapped from the file, which
+the system can drop and read again; sampled every 2 ms.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.random_file import medium, write  # noqa: E402
 from scripts import in_process  # noqa: E402
 
-CONTENDERS = ("ours", "host")
+CONTENDERS = ("ours", "ComfyUI")
 FIGURES = {  # of a turn -> the table's name and unit
     "loaded": ("loading, s", 1.0),
     "used": ("loading, all weights read, s", 1.0),
@@ -36,7 +36,7 @@ FIGURES = {  # of a turn -> the table's name and unit
 
 
 def memory_now() -> dict[str, int]:
-    """Bytes resident: the process's own, mapped from files (where the system tells them apart), both."""
+    """Bytes resident: the process's own, mapped from files (where the system separates them), both."""
     import psutil
 
     info = psutil.Process().memory_info()
@@ -46,7 +46,7 @@ def memory_now() -> dict[str, int]:
 
 @contextmanager
 def watched():
-    """Gives a dictionary, filled at the end: the most that came on top of what is held now, as `memory_now` has it."""
+    """A dictionary that is filled at the end: the peak above what is held now, as `memory_now` has it."""
     before, peaks, done = memory_now(), memory_now(), threading.Event()
 
     def look() -> None:
@@ -76,7 +76,7 @@ def _child(contender: str, path: str, tiny: str) -> None:
 
     load = {
         "ours": lambda name: sys.modules[f"{pack.__name__}.nodes.comfyui.loading.model"].load_model(name, "bf16"),
-        "host": lambda name: comfy.sd.load_diffusion_model(name, model_options={"dtype": torch.bfloat16}),
+        "ComfyUI": lambda name: comfy.sd.load_diffusion_model(name, model_options={"dtype": torch.bfloat16}),
     }[contender]
 
     def use(model) -> None:

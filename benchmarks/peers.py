@@ -1,19 +1,23 @@
-"""Our model, the host's own and diffusers', for benchmarks that race them and tests that compare them."""
+"""Our model, ComfyUI's own and diffusers', for benchmarks that time them and tests that compare them."""
 
 from __future__ import annotations
 
+import importlib
 import math
+from typing import Any
 
 import torch
 
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.keymaps import to_diffusers
+from scripts import in_process
 
-CONTENDERS = ("ours", "host", "diffusers")
+OURS, PLAIN, COMFYUI, DIFFUSERS = CONTENDERS = ("ours", "ours, torch's matmul", "ComfyUI", "diffusers")
 TEXT_TOKENS = 154
 
 
 def inputs(config: MMDiTConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> dict[str, torch.Tensor]:
+    """Random inputs of a model: a square latent of so many image tokens, one timestep, a text."""
     torch.manual_seed(1)
     side = math.isqrt(tokens) * config.patch_size
     return {
@@ -27,43 +31,45 @@ def inputs(config: MMDiTConfig, tokens: int, dtype: torch.dtype, batch: int = 1)
 def model_of(
     contender: str, config: MMDiTConfig, dtype: torch.dtype, state: dict[str, torch.Tensor]
 ) -> torch.nn.Module:
-    """A contender's model around these tensors, not copies of them."""
-    if contender == "diffusers":
+    """A contender's model that shares these tensors."""
+    if contender == DIFFUSERS:
         with torch.device("meta"):
             model = diffusers_model(config)
         state = to_diffusers(state, config)
+    elif contender == COMFYUI:
+        model = comfyui_model(config, dtype, "meta")
     else:
-        model = {"ours": _ours, "host": host_model}[contender](config, dtype, "meta")
+        model = _ours(config, dtype, onednn=contender == OURS)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def velocity(contender: str, model: torch.nn.Module, *, x, timesteps, context, y, **options) -> torch.Tensor:
-    if contender == "diffusers":
+    """The prediction of a contender's model."""
+    if contender == DIFFUSERS:
         return model(x, context, y, timesteps, return_dict=False)[0]
     return model(x=x, timesteps=timesteps, context=context, y=y, **options)
 
 
-def _ours(config: MMDiTConfig, dtype: torch.dtype, device: str):
-    # As the loader node builds it: the host's layers and its attention.
+def _ours(config: MMDiTConfig, dtype: torch.dtype, onednn: bool) -> MMDiT:
+    """As the loader node builds it: with ComfyUI's layers, the pack's choice of a matmul, and ComfyUI's attention."""
     import comfy.ldm.modules.attention
     import comfy.ops
 
-    return MMDiT(
-        config,
-        device=device,
-        dtype=dtype,
-        operations=comfy.ops.disable_weight_init,
-        attention=comfy.ldm.modules.attention.optimized_attention,
-    )
+    operations: Any = comfy.ops.disable_weight_init
+    if onednn:
+        module = importlib.import_module(f"{in_process.load_pack().__name__}.nodes.comfyui.operations")
+        operations = module.faster(operations, torch.device("cpu"))
+    attention = comfy.ldm.modules.attention.optimized_attention
+    return MMDiT(config, device="meta", dtype=dtype, operations=operations, attention=attention)
 
 
-def host_model(config: MMDiTConfig, dtype: torch.dtype, device: str):
-    """The host's SD3 model of this shape, its weights not yet loaded."""
-    import comfy.ldm.modules.diffusionmodules.mmdit as host
+def comfyui_model(config: MMDiTConfig, dtype: torch.dtype, device: str):
+    """ComfyUI's SD3 model of this shape, its weights not yet loaded."""
+    import comfy.ldm.modules.diffusionmodules.mmdit
     import comfy.ops
 
-    return host.OpenAISignatureMMDITWrapper(
+    return comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper(
         patch_size=config.patch_size,
         in_channels=config.in_channels,
         depth=config.hidden_size // 64,

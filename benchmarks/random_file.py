@@ -24,21 +24,21 @@ SPARE = 1 << 30  # bytes of disk that stay free
 
 
 def medium(blocks: int) -> MMDiTConfig:
-    """SD3.5 Medium with its 24 blocks; with fewer a narrower model too: the host takes the width for 64 * depth."""
+    """SD3.5 Medium with 24 blocks; with fewer a narrower model too, because ComfyUI's SD3 has width 64 * depth."""
     whole = KNOWN_MODELS["SD3.5 Medium"]
     dual = tuple(index for index in whole.dual_attention if index <= blocks // 2)
     return dataclasses.replace(whole, hidden_size=64 * blocks, num_heads=blocks, depth=blocks, dual_attention=dual)
 
 
 def bytes_of(config: MMDiTConfig) -> int:
-    """Of the weights in bf16."""
+    """Bytes of the weights in bf16."""
     return 2 * sum(map(math.prod, expected_shapes(config).values()))
 
 
 @contextmanager
 def random_file(config: MMDiTConfig) -> Iterator[Path]:
-    """A single file in bf16, gone with its folder when this closes, also after an error or a request to end."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
+    """A single file in bf16, deleted with its folder at the end, also after an error or SIGTERM."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     try:
         with tempfile.TemporaryDirectory(prefix="mmdit-benchmark-") as folder:
             need_room(folder, bytes_of(config))
@@ -50,7 +50,7 @@ def random_file(config: MMDiTConfig) -> Iterator[Path]:
 
 
 def need_room(folder: str, size: int) -> None:
-    """Raises: SystemExit where a file of so many bytes would fill the disk."""
+    """Raises: SystemExit if a file of so many bytes would fill the disk."""
     free = shutil.disk_usage(folder).free
     if free < size + SPARE:
         raise SystemExit(
@@ -60,13 +60,14 @@ def need_room(folder: str, size: int) -> None:
 
 
 def write(path: Path, config: MMDiTConfig) -> None:
+    """Write a file of random weights."""
     header, position = {}, 0
     for name, shape in expected_shapes(config).items():
         end = position + 2 * math.prod(shape)
         header[PREFIX + name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, end]}
         position = end
     text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % 64)  # tensors then lie as a program would put them into memory
+    text += b" " * (-(len(text) + 8) % 64)  # tensors are then aligned as in memory
     torch.manual_seed(0)
     noise = (torch.randn(1 << 24) * 0.02).bfloat16().view(torch.uint8).numpy().tobytes()
     with path.open("wb") as stream:

@@ -1,9 +1,9 @@
-"""What a card must hold of each known model's weights in the steps: computed from the shapes of its tensors.
+"""The memory that a GPU needs for the weights of each known model, computed from the shapes of its tensors.
 
     python -m benchmarks.weights
 
-Whole: all of the transformer. In the steps: without what is read ahead of them, its modulation (AdaLN) and the
-embedders of timestep and text. Table: what stands in their place for 40 steps of two prompts.
+Whole: all of the transformer. During sampling: without the weights that a run reads once, AdaLN and the embedders of
+timestep and text. Table: the AdaLN cache that replaces them, 40 steps of two prompts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Held(NamedTuple):
 
 
 def held(config: MMDiTConfig, itemsize: int = BF16) -> Held:
-    """Positions are held in bf16, and the table is, also where weights are in fp8: the loader does it so."""
+    """The memory of a config. As the loader has it, positions and table are in bf16 also with weights in fp8."""
     items = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
     sizes = {name: size * (BF16 if name == "pos_embed" else itemsize) for name, size in items.items()}
     once = sum(size for name, size in sizes.items() if any(part in name for part in CACHED_WEIGHTS))
@@ -40,7 +40,7 @@ def held(config: MMDiTConfig, itemsize: int = BF16) -> Held:
 
 
 def main() -> None:
-    print("| | whole, GB | in the steps, GB | less | table, MB |\n| --- | --- | --- | --- | --- |")
+    print("| file | whole, GB | during sampling, GB | saved | AdaLN table, MB |\n| --- | --- | --- | --- | --- |")
     for name, config in KNOWN_MODELS.items():
         for dtype, itemsize in (("bf16", BF16), ("fp8", FP8)):
             size = held(config, itemsize)

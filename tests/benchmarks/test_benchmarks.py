@@ -1,9 +1,8 @@
-"""What the benchmarks stand on: their file, their counts, and the figures that the README takes from them."""
+"""The benchmarks: their file, their counts, and the figures that the README quotes."""
 
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def test_24_blocks_are_sd35_medium():
     assert 4.5e9 < bytes_of(medium(24)) < 5e9
 
 
-def test_a_disk_without_room_is_told_of_before_it_is_filled(tmp_path):
+def test_a_disk_without_room_is_reported_before_it_is_full(tmp_path):
     need_room(str(tmp_path), -SPARE)
     with pytest.raises(SystemExit, match=r"takes 1000000000\.0 GB .* Make room, or set TMPDIR"):
         need_room(str(tmp_path), 10**18)
@@ -61,21 +60,11 @@ def test_the_steps_of_every_known_model_need_at_least_30_percent_less(name):
     assert size.steps <= 0.7 * size.whole and size.table < 200e6
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
-def test_the_readme_says_what_is_computed(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for config in KNOWN_MODELS.values():
-        size = held(config)
-        assert f"{size.whole / 1e9:.2f}" in text and f"{size.steps / 1e9:.2f}" in text
-    large, room = held(KNOWN_MODELS["SD3.5 Large"]), held(KNOWN_MODELS["SD3.5 Medium"])
-    small = held(KNOWN_MODELS["SD3.5 Large"], FP8)
-    card = {
-        line.split("GB")[0]: line
-        for line in text.splitlines()
-        if line.startswith(("- **8 GB", "- **12 GB", "- **24 GB"))
-    }
+def test_the_page_on_performance_states_for_each_card_what_is_computed():
+    lines = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").splitlines()
+    card = {line.split("GB")[0]: line for line in lines if line.startswith(("- **8 GB", "- **12 GB", "- **24 GB"))}
+    large, small = held(KNOWN_MODELS["SD3.5 Large"]), held(KNOWN_MODELS["SD3.5 Large"], FP8)
     assert f"{small.whole / 1e9:.1f}" in card["- **8 "] and f"{small.steps / 1e9:.1f}" in card["- **8 "]
-    assert f"{(room.whole - room.steps) / 1e9:.1f}" in card["- **8 "]
     assert f"{large.whole / 1e9:.1f}" in card["- **12 "] and f"{large.steps / 1e9:.1f}" in card["- **12 "]
     assert f"{(large.whole - large.steps) / 1e9:.1f}" in card["- **24 "]
 
@@ -92,44 +81,44 @@ def test_a_ratio_is_the_median_of_all_rounds_between_the_medians_of_the_processe
     assert ratio_of([[3.0], [2.0], [4.0]], [[1.0]] * 3) == "3.000 (2.000 to 4.000)"
 
 
-def test_in_a_round_all_take_each_figure_in_turn(monkeypatch):
-    """By a clock that each call moves on itself: real seconds cannot be foretold."""
+def test_in_a_round_all_contenders_run_each_figure_one_after_the_other(monkeypatch):
+    """With a clock that each call advances."""
     log, now = [], [0.0]
-    order, figures = ("host", "diffusers", "ours"), (0, 1, speed.AHEAD)
-    taken = {"host": (6, 8, 7), "diffusers": (1, 2, 4), "ours": (5, 3, 9)}
-    costs = {name: dict(zip(figures, taken[name], strict=True)) for name in order}
-    at = {float(level): number for number, level in enumerate(speed.LEVELS)}
+    order = ("ComfyUI", "diffusers", "ours")
+    taken = {"ComfyUI": (6, 8, 7), "diffusers": (1, 2, 4), "ours": (5, 3, 9)}
 
-    class Told:
+    class Runner:
         def __init__(self, name):
             self.name = name
+
+        def start(self):
+            log.append((self.name, "start"))
+            now[0] += 100  # outside of what is timed
+
+        def step(self, index):
+            self.take("first" if index == 0 else "step", taken[self.name][index])
+
+        def forward(self, index):
+            self.take("forward", taken[self.name][2])
 
         def take(self, what, seconds):
             log.append((self.name, what))
             now[0] += seconds
 
-        @contextmanager
-        def run(self):
-            yield lambda level: self.take(at[float(level)], costs[self.name][at[float(level)]])
-            log.append((self.name, "end"))
-
-        def call(self, level, rows, options):
-            assert rows == 1 and not options
-            self.take("forward", 0.5)
-
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
-    seconds = speed.timed({name: Told(name) for name in order}, order)
-    assert log[:9] == [(name, step) for step in figures for name in order]
-    assert {what for _, what in log[9:12]} == {"end"}
-    assert log[12:] == [(name, "forward") for name in order]
-    for name, (first, step, after) in taken.items():
-        run = first + after + step * (len(speed.LEVELS) - 2)
-        assert list(seconds[name].values()) == [0.5, step, first, after, run]
+    seconds = speed.timed({name: Runner(name) for name in order}, order, speed.FIGURES)
+    assert [entry for entry in log if entry[1] != "start"] == [
+        (name, what) for what in ("forward", "step", "first") for name in order
+    ]
+    for name, (first, step, forward) in taken.items():
+        assert seconds[name] == {speed.FORWARD: forward, speed.STEP: step, speed.FIRST: first}
+    assert list(speed.timed({name: Runner(name) for name in order}, order, (speed.STEP,))["ours"]) == [speed.STEP]
 
 
 def test_the_table_covers_stacks_and_the_whole_at_both_sizes():
     assert {case.tokens for case in CASES} == {1024, 4096}
     assert {case.dtype for case in CASES} == {torch.bfloat16, torch.float32}
-    assert any(case.config == KNOWN_MODELS["SD3.5 Medium"] for case in CASES)
+    whole = {case.dtype for case in CASES if case.config == KNOWN_MODELS["SD3.5 Medium"]}
+    assert whole == {torch.bfloat16, torch.float32}
     for case in CASES:
         assert case.config.hidden_size in {1536, 2432}, "full width"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.peers import host_model
+from benchmarks.peers import comfyui_model
 from mmdit_core import MMDiT, MMDiTConfig
 
 TINY = dict(context_dim=48, pooled_dim=40, pos_embed_max_size=16)
@@ -27,7 +27,7 @@ def pair(config: MMDiTConfig, std: float = 0.05):
     for parameter in ours.parameters():
         parameter.normal_(std=std)
     ours.pos_embed.normal_()
-    theirs = host_model(config, torch.float32, "cpu")
+    theirs = comfyui_model(config, torch.float32, "cpu")
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return ours, theirs.eval().requires_grad_(False)
 
