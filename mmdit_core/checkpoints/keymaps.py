@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import MMDiTConfig
+from ..models.sd3 import MMDiT
 from .errors import are, listing
-
-TIME_FEATURES = 256
 
 
 class Rule(NamedTuple):
@@ -80,48 +80,13 @@ _CORE_NAME = {name: rule.name for rule in MODEL_RULES + BLOCK_RULES for name in 
 
 def expected_shapes(config: MMDiTConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of the model with this config, the buffer pos_embed included."""
-    size, inner = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
-    shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, config.pos_embed_max_size**2, size)}
+    return dict(_shapes(config))
 
-    def layer(name: str, rows: int, *columns: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = (rows, *columns)
-        if bias:
-            shapes[f"{name}.bias"] = (rows,)
 
-    def embedder(name: str, width: int) -> None:
-        layer(f"{name}.mlp.0", size, width)
-        layer(f"{name}.mlp.2", size, size)
-
-    def attention(name: str, projection: bool = True) -> None:
-        layer(f"{name}.qkv", 3 * size, size, bias=config.qkv_bias)
-        if projection:
-            layer(f"{name}.proj", size, size)
-        if config.qk_norm is not None:
-            layer(f"{name}.ln_q", config.head_dim, bias=False)
-            layer(f"{name}.ln_k", config.head_dim, bias=False)
-
-    def stream(name: str, modulations: int, pre_only: bool = False) -> None:
-        layer(f"{name}.adaLN_modulation.1", modulations * size, size)
-        attention(f"{name}.attn", projection=not pre_only)
-        if not pre_only:
-            layer(f"{name}.mlp.fc1", inner, size)
-            layer(f"{name}.mlp.fc2", size, inner)
-
-    layer("x_embedder.proj", size, config.in_channels, config.patch_size, config.patch_size)
-    embedder("t_embedder", TIME_FEATURES)
-    embedder("y_embedder", config.pooled_dim)
-    if config.guidance_embed:
-        embedder("guidance_embedder", TIME_FEATURES)
-    layer("context_embedder", size, config.context_dim)
-    for index in range(config.depth):
-        block, dual, last = f"{BLOCKS}.{index}", index in config.dual_attention, index == config.depth - 1
-        stream(f"{block}.context_block", 2 if last else 6, pre_only=last)
-        stream(f"{block}.x_block", 9 if dual else 6)
-        if dual:
-            attention(f"{block}.x_block.attn2")
-    layer("final_layer.adaLN_modulation.1", 2 * size, size)
-    layer("final_layer.linear", config.patch_size**2 * config.channels_out, size)
-    return shapes
+@lru_cache(maxsize=8)  # to build a model takes longer than all other checks of a file
+def _shapes(config: MMDiTConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    tensors = MMDiT(config, device="meta").state_dict()
+    return tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
 
 
 def key_map(config: MMDiTConfig) -> dict[str, Rule]:

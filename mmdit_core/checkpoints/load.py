@@ -139,7 +139,10 @@ def check_transformer(header: Header) -> tuple[MMDiTConfig, Part]:
     config = config_from_state_dict(
         {name: info.shape for name, info in header.tensors.items()}, header.metadata, source=header.source
     )
-    shapes = diffusers_shapes(config) if part.layout == DIFFUSERS else expected_shapes(config)
+    try:
+        shapes = diffusers_shapes(config) if part.layout == DIFFUSERS else expected_shapes(config)
+    except RuntimeError as error:  # of torch, for sizes whose product overflows
+        raise UnknownModelError(header.source, f"its tensors fit no MMDiT ({error})", NEEDED) from error
     _check_tensors(header, names, {part.prefix + name: shape for name, shape in shapes.items()})
     return config, part
 

@@ -14,8 +14,8 @@ PercentToSigma = Callable[[float], float]  # falls on [0, 1]; 0 = the start of t
 TRAIN_STEPS = 1000  # timesteps that the SD3 family is trained at; timestep = 1000 * sigma
 LOWEST_SIGMA = 1 / TRAIN_STEPS  # no network of the family is trained below it, except at 0
 
-# The one tolerance for equal sigmas, relative. Schedules are float64; ComfyUI's SIGMAS and a model's sigma are float32,
-# whose rounding is 6e-8; neighbouring steps of a schedule are at least 1e-4 apart.
+# The one tolerance for equal sigmas, relative. Schedules are float64, other programs' and a model's sigmas are float32,
+# with a rounding of 6e-8; the steps of a schedule of 1000 steps are 1e-3 apart.
 SIGMA_TOLERANCE = 1e-5
 
 

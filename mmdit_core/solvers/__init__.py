@@ -85,7 +85,7 @@ SOLVERS: dict[str, Method] = {
         source="Dormand and Prince 1980, 'A family of embedded Runge-Kutta formulae', RK5(4)7M",
     ),
     "euler_ancestral": EulerAncestral(
-        order=1, source="Karras et al. 2022 and k-diffusion's ancestral step, in ComfyUI's form for rectified flow"
+        order=1, source="Karras et al. 2022 and k-diffusion's ancestral step, in the form for rectified flow"
     ),
     "dpmpp_2m_sde": TwoStepSDE(
         coordinate=LOG_SNR,
@@ -149,10 +149,10 @@ def solve_with_history(
         raise ValueError(f"solve: x is {x.dtype}; it must be floating point")
     method = SOLVERS[solver]
     values = read_options(solver, method, options)
-    levels = read_sigmas(sigmas)
-    check_history(history, x, levels, method)
-    noise = noise_source(x, solver, levels, generator, values)
-    steps = len(levels) - 1
+    grid = read_sigmas(sigmas)
+    check_history(history, x, grid, method)
+    noise = noise_source(x, solver, grid, generator, values)
+    steps = len(grid) - 1
     sigma_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
 
     def as_tensor(sigma: float) -> Tensor:
@@ -172,11 +172,11 @@ def solve_with_history(
             callback(step, steps, point.x.to(x.dtype), point.denoised.to(x.dtype), as_tensor(point.sigma))
 
     if isinstance(method, Integrator):
-        end, history = method.integrate(Problem(x, levels, history, evaluate, values, report))
+        end, history = method.integrate(Problem(x, grid, history, evaluate, values, report))
         return end.to(x.dtype), history
     here, past = x, _last(history, method.history)
-    for step, (sigma, target) in enumerate(zip(levels, levels[1:], strict=False)):
-        # Not `evaluate`: a run's first call of the model has no frame of ours in between.
+    for step, (sigma, target) in enumerate(zip(grid, grid[1:], strict=False)):
+        # `here` has x's dtype already, so the velocity is called directly.
         point = method.correct(Point(sigma, here, checked(velocity(here, as_tensor(sigma)))), past)
         here = method.advance(Step(point, target, past, evaluate, noise, values)).to(x.dtype)
         past = _last((*past, point), method.history)

@@ -17,6 +17,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from mmdit_core import KNOWN_MODELS, MMDiTConfig
+from mmdit_core.checkpoints.detect import config_from_state_dict
 from mmdit_core.checkpoints.errors import CheckpointError
 from mmdit_core.checkpoints.header import read_header
 from mmdit_core.checkpoints.keymaps import diffusers_shapes, expected_shapes, to_diffusers
@@ -244,3 +245,15 @@ def test_any_damage_to_the_header_is_a_checkpoint_error(tmp_path_factory, layout
         return
     assert cut == len(content)
     assert {name: tuple(tensor.shape) for name, tensor in loaded.items()} == expected_shapes(config)
+
+
+def test_sizes_whose_product_overflows_are_a_checkpoint_error(tmp_path):
+    """Each tensor here is small enough for a sparse file; the model that they describe is not."""
+    hidden = 2**33
+    shapes = {name: (1,) * len(shape) for name, shape in expected_shapes(QK).items()}
+    shapes["x_embedder.proj.weight"] = (hidden, 16, 2, 2)
+    shapes.update({name: (8,) for name in shapes if ".ln_" in name})
+    config = config_from_state_dict(shapes)
+    assert config.hidden_size == hidden
+    path = write_empty(tmp_path / "x.safetensors", shapes)
+    assert "its tensors fit no MMDiT" in error_of(path)
