@@ -1,10 +1,10 @@
-"""Which noise levels to train on: short trainings at equal compute, and what each one's pictures score.
+"""Densities of sigmas for training: short trainings at equal compute, and the accuracy of their images.
 
     python -m benchmarks.densities [--steps 1500] [--number 128] [--run runs/ship] [--json FILE]
 
-Every training draws the same pictures, captions and noise in the same order; only the density of noise levels and its
-shift differ. Small pictures alone (96 x 96), encoders and VAE of a run that has them, sampled at
-96 x 96 with 28 steps and the shift it was trained with. The question is that of Esser et al. 2024, table 1.
+All trainings use the same images, captions and noise in the same order; only the density of the sigmas and its shift
+differ. Images of 96 x 96, text encoders and VAE of an existing run; sampled at 96 x 96 with 28 steps and the shift of
+the training. Compare Esser et al. 2024, table 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from attributes.judge import summarise
 from benchmarks.attributes.prompts import read_prompts
-from benchmarks.attributes.run import score_prompts, table
+from benchmarks.attributes.scoring import score_prompts, table
 from training.export import export
 from training.render import Renderer, Sampling
 from training.settings import Settings
@@ -28,20 +28,21 @@ from training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = (("logit_normal", 4.0), ("uniform", 4.0), ("logit_normal", 1.0), ("uniform", 1.0))
-SHARED = ("vocabulary.json", "projection.safetensors", "reader.safetensors", "decoder.safetensors")
+SHARED = ("vocabulary.json", "projection.safetensors", "text_encoders.safetensors", "decoder.safetensors")
 
 
 def main() -> None:
+    """Train and evaluate all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "ship", help="a run to take encoders and VAE from")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "ship", help="the run with text encoders and VAE")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "densities")
-    parser.add_argument("--host", type=Path, default=ROOT / ".host" / "ComfyUI", help="a ComfyUI, for its tokenizers")
+    parser.add_argument("--comfyui", type=Path, default=ROOT / ".host" / "ComfyUI", help="for its tokenizers")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--number", type=int, default=128)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer, prompts = Tokenizer(options.host / "comfy"), read_prompts("seen", options.number)
+    tokenizer, prompts = Tokenizer(options.comfyui / "comfy"), read_prompts("seen", options.number)
     figures = []
     for density, shift in CASES:
         folder = options.folder / f"{density}-{shift:g}"
@@ -51,15 +52,15 @@ def main() -> None:
         settings = Settings(
             steps=options.steps,
             decay_steps=options.steps // 4,
-            small_pictures_until=options.steps,
+            small_images_until=options.steps,
             density=density,
             shift=shift,
             layout_steps=(0, 0),
-            ema=0.995,  # a shorter memory for a shorter run
+            ema=0.995,  # a shorter average for a shorter run
         )
         train(folder, settings, tokenizer)
         export(folder, tokenizer, folder / "model.safetensors")
-        renderer = Renderer(folder / "model.safetensors", options.host, torch.bfloat16)
+        renderer = Renderer(folder / "model.safetensors", options.comfyui, torch.bfloat16)
         scores, _ = score_prompts(renderer, Sampling(steps=28, cfg=3.0, width=96, height=96), prompts)
         figures.append({"density": density, "shift": shift, "scores": summarise(scores)})
         print(f"{density}, shift {shift:g}: {table(figures[-1]['scores'])}", flush=True)

@@ -1,0 +1,1 @@
+"""How the small model was trained: data, text encoders, VAE, transformer, export."""

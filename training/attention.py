@@ -1,4 +1,4 @@
-"""Attention for a CPU in bfloat16, where the fused kernel is slow: its backward pass several times."""
+"""Attention for training in bfloat16 on a CPU: the backward pass of the fused kernel is several times slower."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmdit_core.models.layers import attention
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, *, transformer_options=None, **more: Any
 ) -> Tensor:
-    """Attention written out: q, k, v [B, heads, L, D] -> [B, L, heads * D]. Masks and overrides take the core's own."""
+    """Unfused attention: q, k, v [B, heads, L, D] -> [B, L, heads * D]; with a mask or an override, the core's own."""
     if mask is not None or (transformer_options or {}).get("optimized_attention_override"):
         return attention(q, k, v, heads, mask, transformer_options=transformer_options, **more)
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)

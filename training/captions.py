@@ -1,4 +1,4 @@
-"""Plain English for scenes: many phrasings of one meaning, and captions that say less than the picture shows."""
+"""Captions of scenes in plain English: many phrasings of one meaning, some of them incomplete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GROUNDS = ("on a {} background", "against a {} background", "with a {} backgroun
 
 
 def describe_group(group: Group, rng: random.Random, *, complete: bool = False) -> str:
-    """A noun phrase such as "three small red circles"; unless `complete` it may leave something out."""
+    """A noun phrase such as "three small red circles"; parts may be left out unless `complete`."""
     say_count, say_colour, say_shape = True, True, True
     if not complete:
         say_count, say_colour, say_shape = rng.random() > 0.06, rng.random() > 0.06, rng.random() > 0.06
@@ -35,9 +35,9 @@ def describe_group(group: Group, rng: random.Random, *, complete: bool = False) 
 
 
 def describe(scene: Scene, rng: random.Random, *, complete: bool = False) -> str:
-    """One caption for a scene.
+    """Sample a caption of a scene.
 
-    Args: complete = name every count, colour, shape and the relation, as evaluation prompts do.
+    Args: complete, True to name all counts, colours, shapes and the relation, as evaluation prompts do.
     """
     ground = ""
     if rng.random() < (0.5 if not complete else 0.6):
@@ -57,7 +57,7 @@ def _body(scene: Scene, rng: random.Random, complete: bool) -> str:
     if len(names) == 1:
         return names[0]
     relation = scene.relation
-    if rng.random() < 0.5:  # the same meaning, told from the other group
+    if rng.random() < 0.5:  # the same meaning from the other group's position
         names, relation = names[::-1], OPPOSITE[relation]
     if not complete and rng.random() < 0.06:
         return names[0] if rng.random() < 0.5 else f"{names[0]} {rng.choice(('and', 'with', 'beside'))} {names[1]}"

@@ -1,4 +1,4 @@
-"""Render prompts with a shipped file through the core's own sampler, a batch at a time and without a host."""
+"""Sample images with an exported file through the core's own solvers, in batches, without ComfyUI."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .tokens import CLIP_VOCABULARY, LENGTH, T5_VOCABULARY, FullVocabulary, Toke
 from .vae import CHANNELS, FACTOR, build_decoder, build_encoder
 
 BATCH = 32
-CHUNK = 16  # pictures in one call of the model: more of them, twice with cfg, and a CPU's caches no longer hold them
-STEP_NOISE = 0x5DE0  # parts a stochastic solver's noise from the noise that a picture grows from
+CHUNK = 16  # images of one model call (twice as many rows with cfg); more do not fit into the caches of a CPU
+STEP_NOISE = 0x5DE0  # separates the seeds of a stochastic solver's noise and of the initial noise
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to render; `drop` names encoders whose part is zeros, as training dropped them."""
+    """Settings of a sampling; `drop`, names of encoders whose part is zeros, as for dropped encoders in training."""
 
     steps: int = 28
     cfg: float = 4.0
@@ -39,15 +39,15 @@ class Sampling:
     seed: int = 0
     width: int = 128
     height: int = 128
-    shift: float = 0.0  # 0 = the model's own
+    shift: float = 0.0  # 0: the model's own
     drop: tuple[str, ...] = ()
 
 
 class Renderer:
-    """The whole path of a shipped file: tokenizers, text encoders, transformer, decoder."""
+    """All parts of an exported file: tokenizers, text encoders, transformer, VAE."""
 
-    def __init__(self, checkpoint: Path, host: Path, dtype: torch.dtype = torch.float32):
-        """Args: host = a ComfyUI, for its tokenizers; dtype of the transformer, all else is fp32."""
+    def __init__(self, checkpoint: Path, comfyui: Path, dtype: torch.dtype = torch.float32):
+        """Args: comfyui, folder of ComfyUI, for its tokenizers; dtype of the transformer, all else is float32."""
         self.metadata = read_header(checkpoint).metadata
         config, state = load_checkpoint(checkpoint, dtype=dtype)
         attention = {"attention": plain_attention} if dtype == torch.bfloat16 else {}
@@ -64,27 +64,29 @@ class Renderer:
         self.encoder, self.decoder = build_encoder(), build_decoder()
         for part, name in ((self.encoder, "taesd_encoder"), (self.decoder, "taesd_decoder")):
             part.load_state_dict(dict(load_component(checkpoint, f"first_stage_model.{name}.", dtype=torch.float32)))
-        self.tokenizer = Tokenizer(host / "comfy")
+        self.tokenizer = Tokenizer(comfyui / "comfy")
         self.shift = float(self.metadata["mmdit.shift"])
 
     def encode(self, texts: list[str], drop: tuple[str, ...] = ()) -> tuple[Tensor, Tensor]:
-        """Context [B, 154, 64] and pooled [B, 64]."""
+        """Encode prompts. Returns: context [B, 154, 64], pooled [B, 64]."""
         batch = self.text.batch([self.tokenizer.caption(text) for text in texts], LENGTH, LENGTH)
         keep = torch.tensor([[float(name not in drop) for name in ENCODERS]]).expand(len(texts), -1)
         return self.text(batch, keep)
 
     @torch.inference_mode()
-    def through_vae(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, H, W, 3] in [0, 1], encoded and decoded."""
-        latent = self.encoder(pictures.permute(0, 3, 1, 2))
+    def through_vae(self, images: Tensor) -> Tensor:
+        """Encode and decode images [B, H, W, 3] in [0, 1]."""
+        latent = self.encoder(images.permute(0, 3, 1, 2))
         return self.decoder(latent).clamp(0, 1).permute(0, 2, 3, 1)
 
     @torch.inference_mode()
     def render(self, texts: list[str], sampling: Sampling, model: Callable | None = None) -> np.ndarray:
-        """Pictures [B, H, W, 3] in [0, 1]; `model` stands in for the transformer (block controls).
+        """Sample one image for each prompt.
 
-        Each call holds the positive rows first, then, unless cfg is 1, as many negative ones. The noise of a picture
-        depends on the seed and its place in the list, never on the batch.
+        A call has the rows of the positive prompts first, then, unless cfg is 1, as many of the empty one. The noise of
+        an image depends on the seed and its index only.
+        Args: model, called instead of the transformer (block controls).
+        Returns: images [B, H, W, 3], float32 in [0, 1].
         """
         model = model or self.model
         positive, negative = self.encode(texts, sampling.drop), self.encode([""], sampling.drop)
@@ -114,25 +116,26 @@ class Renderer:
         return torch.cat(out).numpy()
 
 
-def sheet(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Pictures [B, H, W, 3] side by side with thin lines between: [rows * H, columns * W, 3] uint8."""
-    count, height, width, _ = pictures.shape
+def contact_sheet(images: np.ndarray, columns: int = 8) -> np.ndarray:
+    """Arrange images [B, H, W, 3] in rows with thin lines between: [rows * (H + 2), columns * (W + 2), 3] uint8."""
+    count, height, width, _ = images.shape
     rows = -(-count // columns)
     canvas = np.full((rows * (height + 2), columns * (width + 2), 3), 0.6, np.float32)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         top, left = index // columns * (height + 2), index % columns * (width + 2)
-        canvas[top : top + height, left : left + width] = picture
+        canvas[top : top + height, left : left + width] = image
     return (canvas * 255).round().astype(np.uint8)
 
 
 class Clock:
-    """Prints how far a long evaluation is."""
+    """Prints the progress of a long evaluation."""
 
     def __init__(self, total: int, label: str):
         self.total, self.label, self.done, self.start = total, label, 0, time.monotonic()
 
     def tick(self, number: int) -> None:
+        """Count finished images."""
         self.done += number
         left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
         end = "\n" if self.done >= self.total else ""
-        print(f"\r{self.label}: {self.done}/{self.total} pictures, {left / 60:.1f} min left ", end=end, flush=True)
+        print(f"\r{self.label}: {self.done}/{self.total} images, {left / 60:.1f} min left ", end=end, flush=True)

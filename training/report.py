@@ -1,4 +1,4 @@
-"""What a person looks at while a model trains: sheets of samples and the curve of the loss, as PNG."""
+"""Reports during training as PNG files: contact sheets of samples, and the loss curve."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from .export import export
-from .render import Renderer, Sampling, sheet
+from .render import Renderer, Sampling, contact_sheet
 from .settings import Settings
-from .team import Team
 from .tokens import Tokenizer
 from .train import AfterSave, train
+from .workers import Worker
 
 SHEET_EVERY = 1000  # steps
 TEXTS = (
@@ -29,7 +29,7 @@ TEXTS = (
 
 
 def plot_losses(losses: list[float], target: Path, window: int = 100) -> None:
-    """The loss of every step, pale, and its running mean."""
+    """Plot the loss of each step and its running mean."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,22 +46,22 @@ def plot_losses(losses: list[float], target: Path, window: int = 100) -> None:
     pyplot.close(figure)
 
 
-def reporter(run: Path, host: Path, steps: int) -> AfterSave:
-    """A callback for `train`: the loss curve at every checkpoint, samples every SHEET_EVERY steps and at the end."""
+def reporter(run: Path, comfyui: Path, steps: int) -> AfterSave:
+    """A callback for `train`: a loss curve at each checkpoint, samples every SHEET_EVERY steps and at the end."""
 
-    def report(trainee, step: int, losses: list[float]) -> None:
+    def report(small_model, step: int, losses: list[float]) -> None:
         plot_losses(losses, run / "loss.png")
         if step % SHEET_EVERY and step != steps or not (run / "decoder.safetensors").exists():
             return
         model = run / "model.safetensors"
-        export(run, Tokenizer(host / "comfy"), model)
-        pictures = Renderer(model, host).render(list(TEXTS), Sampling(steps=20))
-        Image.fromarray(sheet(pictures, columns=4)).save(run / f"sheet-{step:06d}.png")
+        export(run, Tokenizer(comfyui / "comfy"), model)
+        images = Renderer(model, comfyui).render(list(TEXTS), Sampling(steps=20))
+        Image.fromarray(contact_sheet(images, columns=4)).save(run / f"sheet-{step:06d}.png")
 
     return report
 
 
-def work(run: Path, host: Path, settings: Settings, threads: int, team: Team) -> None:
-    """One process's part in training the transformer, with reports; the run is prepared already."""
+def work(run: Path, comfyui: Path, settings: Settings, threads: int, worker: Worker) -> None:
+    """Train the transformer in one of the processes, with reports; the run is prepared before."""
     torch.set_num_threads(threads)
-    train(run, settings, Tokenizer(host / "comfy"), team=team, after_save=reporter(run, host, settings.steps))
+    train(run, settings, Tokenizer(comfyui / "comfy"), worker=worker, after_save=reporter(run, comfyui, settings.steps))

@@ -1,4 +1,4 @@
-"""Everything that decides a training run, as data."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from mmdit_core import MMDiTConfig
 
 
-def small_model() -> MMDiTConfig:
+def small_config() -> MMDiTConfig:
+    """The config of the shipped model."""
     return MMDiTConfig(
         hidden_size=128,
         num_heads=2,
@@ -21,11 +22,13 @@ def small_model() -> MMDiTConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. `steps` and `decay_steps` may change when a run goes on: the learning rate is constant before the decay.
+    """The settings of one run.
 
-    `shift` becomes the model's own. Between the two steps of `layout_steps` training draws its noise levels with
-    `layout_shift` instead: shapes are learned by then, and where and how many is settled above sigma 0.9.
-    Shares are of all steps (full_text_share, no_t5_share, no_clip_share) or of all samples (the others).
+    `steps` and `decay_steps` may change when a run is resumed: the learning rate is constant before the decay.
+    `shift` becomes the model's own. Between the two steps of `layout_steps` the sigmas are sampled with `layout_shift`:
+    the model has learned shapes by then, and positions and counts are determined above sigma 0.9.
+    Fractions are of all steps (full_text_fraction, no_t5_fraction, no_clip_fraction, standard_size_fraction) or of all
+    samples (drop_encoder, empty_caption, noise_words).
     """
 
     seed: int = 0
@@ -42,29 +45,30 @@ class Settings:
     shift: float = 4.0
     layout_shift: float = 8.0
     layout_steps: tuple[int, int] = (4000, 15500)
-    small_pictures_until: int = 2000
-    standard_size_share: float = 0.75
+    small_images_until: int = 2000
+    standard_size_fraction: float = 0.75
     text_lengths: tuple[int, ...] = (12, 12, 16, 22)
-    full_text_share: float = 0.06
-    no_t5_share: float = 0.30
-    no_clip_share: float = 0.25
+    full_text_fraction: float = 0.06
+    no_t5_fraction: float = 0.30
+    no_clip_fraction: float = 0.25
     drop_encoder: float = 0.08
     empty_caption: float = 0.10
     noise_words: float = 0.12
-    reading_steps: int = 1200
-    reading_rate: float = 2e-3
+    text_steps: int = 1200
+    text_rate: float = 2e-3
     decoder_steps: int = 4500
-    model: MMDiTConfig = field(default_factory=small_model)
+    model: MMDiTConfig = field(default_factory=small_config)
 
     def shift_at(self, step: int) -> float:
-        """Shift of the noise levels that a step trains on."""
+        """The shift of the sigmas of a step."""
         first, last = self.layout_steps
         return self.layout_shift if first <= step < last else self.shift
 
     def rate_at(self, step: int) -> float:
-        """Learning rate: linear warm-up, constant, then down to zero as 1 - sqrt."""
+        """The learning rate of a step: linear warmup, constant, decay to zero as 1 - sqrt."""
         left = (self.steps - step) / max(1, self.decay_steps)
         return self.rate * min(1.0, (step + 1) / self.warmup) * (1 - (1 - min(1.0, left)) ** 0.5 if left < 1 else 1.0)
 
     def to_dict(self) -> dict:
+        """The settings as JSON-compatible data."""
         return {**asdict(self), "model": self.model.to_dict()}

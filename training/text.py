@@ -1,7 +1,7 @@
-"""Three small text encoders in the layouts that the host's own CLIP and T5 classes load, and their joining.
+"""Three small text encoders with the tensors of ComfyUI's CLIP and T5 classes, and SD3's joining of their outputs.
 
-Written out here rather than taken from a library because at these widths a training step is mostly overhead; a test
-holds them equal to the host's classes.
+Own classes, because at these widths the overhead of a library's dominates a training step; a test compares them with
+ComfyUI's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .tokens import CLIP_END, CLIP_START, LENGTH, T5_END, Vocabulary
 
 WIDTHS = TextWidths(clip_l=32, clip_g=32, context=64)
 CLIP_BASE = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 6}
-# What the host's `clip_l_model_config` and its kin must be set to for the shipped file.
+# ComfyUI's `clip_l_model_config`, `clip_g_model_config` and `t5xxl_model_config` for the shipped file.
 CONFIGS = {
     "clip_l": {**CLIP_BASE, "hidden_act": "quick_gelu", "projection_dim": 32},
     "clip_g": {**CLIP_BASE, "hidden_act": "gelu", "projection_dim": 32},
@@ -28,6 +28,8 @@ ENCODERS = tuple(CONFIGS)
 
 
 class ClipLayer(nn.Module):
+    """One transformer layer of CLIP."""
+
     def __init__(self, config: dict):
         super().__init__()
         width = config["hidden_size"]
@@ -37,7 +39,8 @@ class ClipLayer(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
         self.heads, self.quick = config["num_attention_heads"], config["hidden_act"] == "quick_gelu"
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, L, W] -> [B, L, W]
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, W] -> [B, L, W]."""
         y = self.layer_norm1(x)
         q, k, v = (self.self_attn[name](y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in QKV)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
@@ -51,7 +54,7 @@ QKV = ("q_proj", "k_proj", "v_proj")
 
 
 class Clip(nn.Module):
-    """CLIP's text model: tokens for the context from the last layer but one, pooled from the last."""
+    """CLIP's text model: tokens from the last layer but one, pooled output from the last."""
 
     def __init__(self, config: dict, vocabulary: int, *, projected: bool):
         super().__init__()
@@ -73,7 +76,7 @@ class Clip(nn.Module):
             nn.init.normal_(embedding.weight, std=0.5)
 
     def forward(self, rows: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        """rows [B, L] of the token table, end [B] the end token's place -> tokens [B, L, W], pooled [B, W]."""
+        """rows [B, L] of the embedding table, end [B], index of the end token -> tokens [B, L, W], pooled [B, W]."""
         table = self.text_model["embeddings"]
         x = table["token_embedding"](rows) + table["position_embedding"].weight[: rows.shape[1]]
         hidden = x
@@ -84,15 +87,20 @@ class Clip(nn.Module):
 
 
 class T5Norm(nn.Module):
+    """RMS norm."""
+
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, L, W] -> [B, L, W]."""
         return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
 
 
 class T5Block(nn.Module):
+    """One transformer block of T5's encoder."""
+
     def __init__(self, config: dict, *, first: bool):
         super().__init__()
         width, inner = config["d_model"], config["d_kv"] * config["num_heads"]
@@ -109,7 +117,8 @@ class T5Block(nn.Module):
         self.layer = nn.ModuleList([nn.ModuleDict({**half, "layer_norm": T5Norm(width)}) for half in halves])
         self.heads = config["num_heads"]
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # x [B, L, W], bias [1, heads, L, L]
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x [B, L, W], bias [1, heads, L, L] -> [B, L, W]."""
         attend, feed = self.layer[0]["SelfAttention"], self.layer[1]["DenseReluDense"]
         y = self.layer[0]["layer_norm"](x)
         q, k, v = (attend[name](y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in "qkv")
@@ -120,7 +129,7 @@ class T5Block(nn.Module):
 
 
 class T5(nn.Module):
-    """T5's encoder. Padding takes part, as it does in the host."""
+    """T5's encoder. Padding is not masked, as in ComfyUI."""
 
     def __init__(self, config: dict, vocabulary: int):
         super().__init__()
@@ -128,14 +137,15 @@ class T5(nn.Module):
         self.shared = nn.Embedding(vocabulary, width)
         blocks = nn.ModuleList([T5Block(config, first=index == 0) for index in range(config["num_layers"])])
         self.encoder = nn.ModuleDict({"block": blocks, "final_layer_norm": T5Norm(width)})
-        for block in blocks:  # logits are not scaled by the head size, so queries start small
+        for block in blocks:  # attention logits are not scaled by the head size, so queries are initialized small
             nn.init.normal_(block.layer[0]["SelfAttention"]["q"].weight, std=(width * config["d_kv"]) ** -0.5)
 
-    def forward(self, rows: Tensor) -> Tensor:  # [B, L] -> [B, L, W]
+    def forward(self, rows: Tensor) -> Tensor:
+        """rows [B, L] of the embedding table -> [B, L, W]."""
         blocks = self.encoder["block"]
-        place = torch.arange(rows.shape[1], device=rows.device)
+        position = torch.arange(rows.shape[1], device=rows.device)
         table = blocks[0].layer[0]["SelfAttention"]["relative_attention_bias"]
-        bias = table(relative_buckets(place[None, :] - place[:, None])).permute(2, 0, 1)[None]
+        bias = table(relative_buckets(position[None, :] - position[:, None])).permute(2, 0, 1)[None]
         x = self.shared(rows)
         for block in blocks:
             x = block(x, bias)
@@ -143,7 +153,7 @@ class T5(nn.Module):
 
 
 def relative_buckets(distance: Tensor) -> Tensor:
-    """T5's 32 buckets of key place minus query place: 8 exact and 8 logarithmic up to 128, for each sign.
+    """T5's 32 buckets of relative position (key - query): 8 exact and 8 logarithmic up to 128, for each sign.
 
     Source: Raffel et al. 2020, section 2.1.
     """
@@ -154,7 +164,7 @@ def relative_buckets(distance: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """One batch's rows: clip_l, clip_g [B, L] and t5 [B, M], None if absent; end [B], the place of CLIP's end token."""
+    """Rows of a batch: clip_l, clip_g [B, L] and t5 [B, M], None if absent; end [B], index of CLIP's end token."""
 
     clip_l: Tensor | None
     clip_g: Tensor | None
@@ -178,9 +188,9 @@ class TextEncoders(nn.Module):
         self.t5xxl = T5(configs["t5xxl"], len(t5))
 
     def batch(self, tokens: list[tuple[list[int], list[int]]], clip_length: int, t5_length: int) -> TextBatch:
-        """Rows of captions' tokens, padded to the given lengths, longer ones cut before their end token.
+        """Rows of captions, padded to a length, longer ones cut before the end token.
 
-        A length of 0 leaves T5 or both CLIPs out.
+        A length of 0 omits T5 or both CLIPs.
         """
         clip = [self.clip_vocabulary.rows(caption[0])[: max(0, clip_length - 2)] for caption in tokens]
         t5 = [self.t5_vocabulary.rows(caption[1])[: max(0, t5_length - 1)] for caption in tokens]
@@ -198,7 +208,10 @@ class TextEncoders(nn.Module):
         )
 
     def forward(self, batch: TextBatch, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Context [B, L + M, 64] and pooled [B, 64]; keep [B, 3] of 0 and 1 drops single encoders (as zeros)."""
+        """Encode a batch.
+
+        Args: keep [B, 3], 0 for an encoder dropped to zeros, else 1. Returns: context [B, L + M, 64], pooled [B, 64].
+        """
         clip_l = None if batch.clip_l is None else self.clip_l(batch.clip_l, batch.end)
         clip_g = None if batch.clip_g is None else self.clip_g(batch.clip_g, batch.end)
         t5 = None if batch.t5 is None else self.t5xxl(batch.t5)

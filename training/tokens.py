@@ -1,8 +1,8 @@
-"""Captions to token numbers, fast: every word goes through the host's real tokenizers once and is remembered.
+"""Token ids of captions, with a cache of words over ComfyUI's CLIP and T5 tokenizers.
 
-CLIP's and T5's tokenizers never join pieces across a space, so a caption's tokens are its words' tokens in order
-(a test compares whole captions). Training embeds only tokens that occurred, in a compact table; the shipped file has
-the full tables, where every other token shares one "unknown" row.
+Neither tokenizer merges across a space, so the tokens of a caption are those of its words (a test compares whole
+captions). Training uses compact embedding tables of the tokens in captions; the exported file has full tables, in which
+all other tokens have one "unknown" embedding.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ LENGTH = 77
 CLIP_START, CLIP_END, CLIP_PAD_G = 49406, 49407, 0
 T5_END, T5_PAD = 1, 0
 CLIP_VOCABULARY, T5_VOCABULARY = 49408, 32128
-UNKNOWN_WORD = "\0"  # stands for words outside the world; becomes one to three unknown tokens
+UNKNOWN_WORD = "\0"  # a word that captions never contain: one to three unknown tokens
 
 
 class Tokenizer:
-    """Token numbers of captions for both kinds of encoder.
+    """Token ids of captions for CLIP and T5.
 
-    Args: folder = the host's `comfy` folder, which holds `sd1_tokenizer` and `text_encoders/t5_tokenizer`.
+    Args: folder, ComfyUI's `comfy` with `sd1_tokenizer` and `text_encoders/t5_tokenizer`.
     """
 
     def __init__(self, folder: Path):
@@ -34,7 +34,7 @@ class Tokenizer:
         self._words: dict[str, tuple[list[int], list[int]]] = {}
 
     def word(self, word: str) -> tuple[list[int], list[int]]:
-        """CLIP's and T5's tokens of one word (anything between spaces)."""
+        """CLIP's and T5's token ids of one word (any text without spaces)."""
         if word not in self._words:
             clip = self._clip(word)["input_ids"][1:-1]
             t5 = self._t5(word)["input_ids"][:-1]
@@ -42,7 +42,7 @@ class Tokenizer:
         return self._words[word]
 
     def caption(self, caption: str, rng: random.Random | None = None) -> tuple[list[int], list[int]]:
-        """CLIP's and T5's tokens without start, end and padding; -1 is an unknown token."""
+        """CLIP's and T5's token ids without start, end and padding; -1 is an unknown token."""
         clip: list[int] = []
         t5: list[int] = []
         for word in caption.split():
@@ -57,7 +57,7 @@ class Tokenizer:
 
 
 class Vocabulary:
-    """A compact numbering: row 0 is "unknown", row i + 1 is the i-th known token."""
+    """Rows of a compact embedding table: row 0 is "unknown", row i + 1 the i-th known token."""
 
     def __init__(self, known: list[int], size: int):
         self.known, self.size = sorted(set(known)), size
@@ -67,11 +67,11 @@ class Vocabulary:
         return len(self.known) + 1
 
     def rows(self, tokens: list[int]) -> list[int]:
-        """Compact rows of token numbers."""
+        """The rows of token ids."""
         return [self._row.get(token, 0) for token in tokens]
 
     def expand(self, table: Tensor) -> Tensor:
-        """The full embedding table [size, D] of a compact one [len(self), D]."""
+        """Expand a compact embedding table [len(self), D] to a full one [size, D]."""
         full = table[:1].expand(self.size, -1).clone()
         full[torch.tensor(self.known)] = table[1:]
         return full
@@ -83,7 +83,7 @@ class Vocabulary:
 
 
 class FullVocabulary(Vocabulary):
-    """The tokenizer's own numbering, for the tables of the shipped file."""
+    """The tokenizer's own ids as rows, for the tables of the exported file."""
 
     def __init__(self, size: int):
         super().__init__([], size)
@@ -92,14 +92,16 @@ class FullVocabulary(Vocabulary):
         return self.size
 
     def rows(self, tokens: list[int]) -> list[int]:
+        """The ids."""
         return tokens
 
     def expand(self, table: Tensor) -> Tensor:
+        """The table."""
         return table
 
 
 def add_noise_words(caption: str, rng: random.Random) -> str:
-    """Put one or two words that mean nothing here into a caption."""
+    """Insert one or two unknown words into a caption."""
     words = caption.split()
     for _ in range(rng.choice((1, 2))):
         words.insert(rng.choice((0, len(words), len(words), rng.randint(0, len(words)))), UNKNOWN_WORD)

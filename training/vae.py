@@ -1,7 +1,7 @@
-"""The small VAE, in the TAESD layout that the host reads: a linear encoder set by hand and a trained decoder.
+"""The small VAE in TAESD's layout, which ComfyUI loads: a linear encoder set by construction and a trained decoder.
 
-The encoder is an exact linear projection of each 8 x 8 patch onto 16 components, written into TAESD's convolutions, so
-that training encodes a batch of pictures with one matrix product and the shipped file still gives the same latents.
+The encoder projects each 8 x 8 patch onto 16 components. Training encodes a batch with one matmul; the exported file
+has the same projection in TAESD's convolutions.
 """
 
 from __future__ import annotations
@@ -11,31 +11,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHANNELS, FACTOR, PATCH = 16, 8, 192
-# The host applies SD3's latent format around the VAE; the file undoes it, so latents are the model's own.
+# ComfyUI applies SD3's latent format around the VAE; these undo it.
 VAE_SCALE, VAE_SHIFT = 1.5305, 0.0609
 
 
-def patches(pictures: Tensor) -> Tensor:
-    """[B, H, W, 3] -> [B, H/8, W/8, 192], each patch ordered (row, column, colour)."""
-    batch, height, width, _ = pictures.shape
-    grid = pictures.reshape(batch, height // FACTOR, FACTOR, width // FACTOR, FACTOR, 3)
+def patches(images: Tensor) -> Tensor:
+    """[B, H, W, 3] -> [B, H/8, W/8, 192], each patch in the order (row, column, colour)."""
+    batch, height, width, _ = images.shape
+    grid = images.reshape(batch, height // FACTOR, FACTOR, width // FACTOR, FACTOR, 3)
     return grid.permute(0, 1, 3, 2, 4, 5).reshape(batch, height // FACTOR, width // FACTOR, PATCH)
 
 
-def encode(pictures: Tensor, projection: Tensor, bias: Tensor) -> Tensor:
-    """Pictures [B, H, W, 3] in [0, 1] -> latents [B, 16, H/8, W/8]; projection [16, 192], bias [16]."""
-    return (patches(pictures) @ projection.T + bias).permute(0, 3, 1, 2)
+def encode(images: Tensor, projection: Tensor, bias: Tensor) -> Tensor:
+    """Images [B, H, W, 3] in [0, 1] -> latents [B, 16, H/8, W/8]; projection [16, 192], bias [16]."""
+    return (patches(images) @ projection.T + bias).permute(0, 3, 1, 2)
 
 
-def fit_projection(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Principal components of patches, scaled half-way to white, with unit variance overall.
+def fit_projection(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit the principal components of patches, partly whitened, with unit variance overall.
 
-    The first component is brightness, which the flat backgrounds push far out; it is held to 1.4 so that nearly all
-    latents lie where the decoder's soft clamp at 3 keeps them apart.
-
+    The first component is brightness; flat backgrounds make its variance large. Its standard deviation is limited to
+    1.4, so that nearly all latents are below the decoder's soft clamp at 3.
     Returns: projection [16, 192] and bias [16].
     """
-    flat = patches(pictures).reshape(-1, PATCH).double()
+    flat = patches(images).reshape(-1, PATCH).double()
     mean = flat.mean(0)
     values, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
     values, vectors = values.flip(0)[:CHANNELS], vectors.flip(1)[:, :CHANNELS]
@@ -50,6 +49,7 @@ class Clamp(nn.Module):
     """TAESD's soft clamp of latents to (-3, 3)."""
 
     def forward(self, latent: Tensor) -> Tensor:
+        """Clamp a latent of any shape."""
         return torch.tanh(latent / 3) * 3
 
 
@@ -62,15 +62,17 @@ class Block(nn.Module):
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, h, w]."""
         return F.relu(self.conv(x) + x)
 
 
 def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:
+    """A 3 x 3 convolution that keeps the size."""
     return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
 
 
 def build_encoder(width: int = 64) -> nn.Sequential:
-    """TAESD's encoder: pictures [B, 3, 8h, 8w] in [0, 1] -> latents [B, 16, h, w]; see `encoder_state`."""
+    """TAESD's encoder: images [B, 3, 8h, 8w] in [0, 1] -> latents [B, 16, h, w]; see `encoder_state`."""
     layers: list[nn.Module] = [conv(3, width), Block(width)]
     for _ in range(3):
         layers += [conv(width, width, stride=2, bias=False), Block(width), Block(width), Block(width)]
@@ -78,7 +80,7 @@ def build_encoder(width: int = 64) -> nn.Sequential:
 
 
 def build_decoder(width: int = 64) -> nn.Sequential:
-    """TAESD's decoder: latents [B, 16, h, w] -> pictures [B, 3, 8h, 8w] in [0, 1]."""
+    """TAESD's decoder: latents [B, 16, h, w] -> images [B, 3, 8h, 8w] in [0, 1]."""
     layers: list[nn.Module] = [Clamp(), conv(CHANNELS, width), nn.ReLU()]
     for _ in range(3):
         layers += [Block(width), Block(width), Block(width), nn.Upsample(scale_factor=2)]
@@ -89,9 +91,9 @@ def build_decoder(width: int = 64) -> nn.Sequential:
 def encoder_state(projection: Tensor, bias: Tensor) -> dict[str, Tensor]:
     """The linear encoder as tensors of TAESD's `Encoder` with 16 channels.
 
-    The first convolution copies RGB; each stride-2 convolution gathers 2 x 2 pixels into channels, so that 3 grow to
-    12, 48 and 192; the last of them applies the projection at once. Blocks with zero weights pass non-negative values
-    on, so the signed result travels as its positive and its negative part, which the last convolution subtracts.
+    The first convolution copies RGB. Each stride-2 convolution gathers 2 x 2 pixels into channels: 3 become 12, 48 and
+    192; the last of them also applies the projection. Residual blocks with zero weights end with a ReLU, so the result
+    is split into its positive and its negative part, which the last convolution subtracts.
     """
     width = 64
     state = {}
@@ -102,7 +104,7 @@ def encoder_state(projection: Tensor, bias: Tensor) -> dict[str, Tensor]:
     first = torch.zeros(width, 3, 3, 3)
     first[range(3), range(3), 1, 1] = 1
     state["0.weight"], state["0.bias"] = first, torch.zeros(width)
-    # A stride-2 convolution with padding 1 sees rows 2i - 1 .. 2i + 1: its taps 1 and 2 are the cell's own pixels.
+    # A stride-2 convolution with padding 1 covers rows 2i - 1 .. 2i + 1: taps 1 and 2 are the cell's own pixels.
     for index, channels in ((2, 3), (6, 12)):
         gather = torch.zeros(width, width, 3, 3)
         for row in range(2):
@@ -111,7 +113,7 @@ def encoder_state(projection: Tensor, bias: Tensor) -> dict[str, Tensor]:
                 gather[range(block, block + channels), range(channels), row + 1, column + 1] = 1
         state[f"{index}.weight"] = gather
     gather = torch.zeros(width, width, 3, 3)
-    # Bits of a pixel's place in its patch, from the coarsest pair of rows and columns to the finest.
+    # Bits of a pixel's row and column in its patch, from the coarsest to the finest.
     weights = projection.reshape(CHANNELS, 2, 2, 2, 2, 2, 2, 3)  # [z, row bits 4 2 1, column bits 4 2 1, colour]
     for row in range(2):
         for column in range(2):

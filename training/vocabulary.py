@@ -1,4 +1,4 @@
-"""Which tokens the captions of this world can contain."""
+"""The tokens that captions can contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .tokens import CLIP_END, CLIP_START, CLIP_VOCABULARY, T5_END, T5_VOCABULARY
 
 
 def vocabularies(run: Path, tokenizer: Tokenizer, captions: int = 20000) -> tuple[Vocabulary, Vocabulary]:
-    """The tokens that captions can contain: read from the run's folder, or found by drawing many and stored there."""
+    """The vocabularies of CLIP and T5: read from the run's folder, or collected from many captions and stored there."""
     path = run / "vocabulary.json"
     if not path.exists():
         rng = random.Random("vocabulary")

@@ -1,1 +1,1 @@
-"""Does a picture show what its prompt says? Colour, shape, count and relation, judged without a neural network."""
+"""Accuracy of images by attribute: colour, shape, count and relation, judged without a neural network."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.attributes`: render the evaluation prompts and score them; or judge the judge (`--judge`)."""
+"""`python -m benchmarks.attributes`: score images of the evaluation prompts, or test the judge (`--judge`)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from PIL import Image
 
 from attributes.judge import summarise
 from mmdit_core.solvers import SOLVERS
-from training.render import CHUNK, Renderer, Sampling, sheet
+from training.render import CHUNK, Renderer, Sampling, contact_sheet
 
-from .drawing import draw_sweep
+from .plots import draw_sweep
 from .prompts import SETS, read_prompts
-from .run import Counted, score_prompts, table
+from .scoring import CallCounter, score_prompts, table
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "mmdit-small.safetensors"
-# What --sweep varies, one at a time, over 128 prompts and one seed for each point.
-MOST_CALLS = 16  # of the model: but for euler, and for pairs that choose their steps, the curves end there
+MAX_CALLS = 16  # model calls at which curves end, but for euler and the adaptive solvers
+# The values of --sweep; each point is 128 prompts with one seed.
 SWEEPS = {
     "steps": [
         {"solver": solver, "steps": steps}
         for solver, method in SOLVERS.items()
         for steps in ((28,) if method.adaptive else (4, 8, 16, 28, 50))
-        if solver == "euler" or method.adaptive or steps * method.calls_per_step <= MOST_CALLS
+        if solver == "euler" or method.adaptive or steps * method.calls_per_step <= MAX_CALLS
     ],
     "cfg": [{"cfg": scale} for scale in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)],
     "dropped": [
@@ -48,65 +48,67 @@ SWEEPS = {
 def evaluate(
     renderer: Renderer, sampling: Sampling, *, prompts: str = "held_out", number: int = 512, seeds: int = 1
 ) -> tuple[dict, np.ndarray]:
-    """Scores over `number` prompts and `seeds` seeds, and the first seed's pictures."""
-    scores, pictures = score_prompts(renderer, sampling, read_prompts(prompts, number), seeds=seeds)
-    return summarise(scores), pictures
+    """Score `number` prompts with `seeds` seeds. Returns: the summary, and the first seed's images."""
+    scores, images = score_prompts(renderer, sampling, read_prompts(prompts, number), seeds=seeds)
+    return summarise(scores), images
 
 
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--host", type=Path, default=ROOT / ".host" / "ComfyUI", help="a ComfyUI, for its tokenizers")
+    parser.add_argument("--comfyui", type=Path, default=ROOT / ".host" / "ComfyUI", help="for its tokenizers")
     parser.add_argument("--prompts", choices=(*SETS, "both"), default="both")
     parser.add_argument("--number", type=int, default=512, help="prompts of each set")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=Sampling.steps)
     parser.add_argument("--cfg", type=float, default=Sampling.cfg)
     parser.add_argument("--solver", choices=SOLVERS, default=Sampling.solver)
-    parser.add_argument("--sweep", choices=SWEEPS, help="vary one thing over 128 held-out prompts")
-    parser.add_argument("--judge", action="store_true", help="score true pictures, and pictures with one error each")
+    parser.add_argument("--sweep", choices=SWEEPS, help="vary one setting over 128 held-out prompts")
+    parser.add_argument("--judge", action="store_true", help="score correct images, and images with one error each")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the transformer")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--plot", type=Path, help="with --sweep: draw it here, as a PNG")
-    parser.add_argument("--sheet", type=Path, help="write the first 32 pictures here, as a PNG")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--plot", type=Path, help="with --sweep: PNG file for the plot")
+    parser.add_argument("--sheet", type=Path, help="PNG file for the first 32 images")
     return parser.parse_args()
 
 
 def main() -> None:
+    """Run the evaluation."""
     options = parse()
     if options.threads:
         torch.set_num_threads(options.threads)
-    renderer = Renderer(options.model, options.host, getattr(torch, options.dtype))
+    renderer = Renderer(options.model, options.comfyui, getattr(torch, options.dtype))
     sampling = Sampling(steps=options.steps, cfg=options.cfg, solver=options.solver)
     figures: dict = {"model": json.loads(renderer.metadata.get("mmdit.training", "{}")).get("steps")}
     if options.judge:
-        from .trial import try_judge
+        from .judge_trial import try_judge
 
         figures["judge"] = try_judge(renderer.through_vae)
         for name, summary in figures["judge"].items():
-            print(f"{name if name == 'truth' else name + ' noticed':>24}: {table(summary)}")
+            print(f"{name if name == 'truth' else name + ' detected':>24}: {table(summary)}")
     elif options.sweep:
         points = []
         prompts = read_prompts("held_out", min(128, options.number))
         for change in SWEEPS[options.sweep]:
-            counted = Counted(renderer.model)
-            scores, _ = score_prompts(renderer, dataclasses.replace(sampling, **change), prompts, model=counted)
-            calls = counted.calls / -(-len(prompts) // CHUNK)
+            counter = CallCounter(renderer.model)
+            scores, _ = score_prompts(renderer, dataclasses.replace(sampling, **change), prompts, model=counter)
+            calls = counter.calls / -(-len(prompts) // CHUNK)
             print(f"{change}, {calls:g} model calls: {table(summarise(scores))}", flush=True)
             points.append({**change, "calls": calls, "scores": summarise(scores)})
             figures["sweep"] = {options.sweep: points}
-            if options.json:  # a long sweep that is cut short keeps what it has
+            if options.json:  # a cancelled sweep keeps its finished points
                 options.json.write_text(json.dumps(figures, indent=1) + "\n")
         if options.plot:
             draw_sweep(options.sweep, points, options.plot)
     else:
         for name in SETS if options.prompts == "both" else (options.prompts,):
-            summary, pictures = evaluate(renderer, sampling, prompts=name, number=options.number, seeds=options.seeds)
+            summary, images = evaluate(renderer, sampling, prompts=name, number=options.number, seeds=options.seeds)
             print(f"{name:>10}: {table(summary)}")
             figures[name] = summary
             if options.sheet and "sheet" not in figures:
-                Image.fromarray(sheet(pictures[:32])).save(options.sheet)
+                Image.fromarray(contact_sheet(images[:32])).save(options.sheet)
                 figures["sheet"] = name
         figures["sampling"] = dataclasses.asdict(sampling)
     if options.json:

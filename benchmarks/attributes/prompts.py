@@ -1,6 +1,6 @@
-"""The fixed evaluation prompts: 512 on combinations that training never shows, 512 on combinations it shows.
+"""The fixed evaluation prompts: 512 with held-out combinations, 512 with combinations of the training.
 
-`python -m benchmarks.attributes.prompts` writes `prompts.json` anew; a test holds the file to this code.
+`python -m benchmarks.attributes.prompts` writes `prompts.json`; a test compares the file with this code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.captions import describe
 FILE = Path(__file__).with_name("prompts.json")
 NUMBER, TWO_GROUPS = 512, 0.6
 SETS = {"held_out": True, "seen": False}
-SAID = ("count", "colour", "shape", "size")
+ATTRIBUTES = ("count", "colour", "shape", "size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Prompt:
 
 
 def sample_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
-    """The prompts of one set, drawn from its name; no two are the same."""
+    """Sample the prompts of a set, seeded by its name; all differ."""
     rng = random.Random(f"attributes/{name}")
     prompts: dict[str, Prompt] = {}
     while len(prompts) < number:
@@ -40,7 +40,7 @@ def sample_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
 
 
 def read_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
-    """The first `number` prompts of a set, from the file."""
+    """Read the first `number` prompts of a set from the file."""
     entries = json.loads(FILE.read_text())[name][:number]
     return [
         Prompt(entry["text"], Scene(tuple(Group(**group) for group in entry["groups"]), *entry["scene"]))
@@ -49,14 +49,14 @@ def read_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
 
 
 def write_prompts() -> None:
-    """Write both sets, one prompt to a line."""
+    """Write both sets, one prompt on each line."""
     sets = {}
     for name in SETS:
         lines = [
             json.dumps(
                 {
                     "text": prompt.text,
-                    "groups": [{name: getattr(group, name) for name in SAID} for group in prompt.scene.groups],
+                    "groups": [{name: getattr(group, name) for name in ATTRIBUTES} for group in prompt.scene.groups],
                     "scene": [prompt.scene.relation, prompt.scene.background],
                 }
             )

@@ -1,1 +1,1 @@
-"""What block controls do to the shipped model's pictures, scored by attribute."""
+"""The effect of block controls on the small model's images, by attribute."""

@@ -1,13 +1,13 @@
-"""`python -m benchmarks.blocks map|boost|skip`: what block controls do to the small model, scored by attribute.
+"""`python -m benchmarks.blocks map|boost|skip`: the effect of block controls on the small model, by attribute.
 
-    map    each block skipped, blind to the text (disable), and boosted at 2.0: the paper's figure for this model
-    boost  the three modes of boosting on the blocks that did best on other prompts, and random sets of as many
-    skip   accuracy against the share of block calls saved, on both branches and on the negative one alone, in all steps
-           and in the second half of them
+    map    each block skipped, with its text disabled, and boosted at 2.0: the paper's figure for this model
+    boost  the three modes of the boost on the best blocks of other prompts, and random sets of equal size
+    skip   accuracy against the fraction of saved block calls, on both branches and on the negative one, in all steps
+           and in their second half
 
-The setting is fixed beforehand (SETTING); blocks are chosen on prompts whose combinations training shows, effects are
-measured on held-out ones with fresh seeds; intervals are 95%, paired with the untouched pictures of the same prompts
-and seeds. Boosts and skips read the block map that `map` wrote beside them.
+The setting is fixed in advance (SETTING). Blocks are chosen on prompts with combinations of the training, effects are
+measured on held-out prompts with other seeds. Intervals are 95%, paired with the baseline images of the same prompts
+and seeds. `skip` reads the file of `map`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import torch
 
 from attributes.judge import COLUMNS, summarise
 from benchmarks.attributes.prompts import Prompt, read_prompts
-from benchmarks.attributes.run import score_prompts
+from benchmarks.attributes.scoring import score_prompts
 from mmdit_core.control.spec import CHOICES, BlockControl
 from mmdit_core.flow.window import Window
 from training.render import Renderer, Sampling
 
 from .controlled import Controlled
-from .drawing import draw_map, draw_skips
+from .plots import draw_map, draw_skips
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "mmdit-small.safetensors"
@@ -37,8 +37,8 @@ SETTING = Sampling(steps=12, cfg=4.5)
 CHOOSE_SEED, TEST_SEED = 50, 90
 SET_SIZES, RANDOM_SETS = (1, 2, 3, 5), 4
 STRENGTHS = (0.5, 1.5, 2.0, 3.0)
-TRIED = (1.5, 3.0)  # strengths at which sets are compared when one is chosen
-# Curve of `skip` -> on which branch, and from which share of the sampling on.
+TRIED = (1.5, 3.0)  # strengths for the choice of a set
+# Curve of `skip` -> branch, start of the window.
 SKIPPED = {
     "both": ("both", 0.0),
     "negative": ("negative", 0.0),
@@ -49,7 +49,7 @@ Scores = list[dict[str, bool]]
 
 
 class Bench:
-    """One model, its prompts, and what has been scored."""
+    """One model with its prompts and the baseline's scores."""
 
     def __init__(self, renderer: Renderer, prompts: Sequence[Prompt], seed: int):
         self.renderer, self.prompts = renderer, prompts
@@ -58,12 +58,13 @@ class Bench:
         self.baseline = self.scores(())
 
     def scores(self, controls: Sequence[BlockControl]) -> Scores:
+        """Score all prompts under controls."""
         controlled = Controlled(self.renderer.model, controls, self.renderer.shift)
         label = "; ".join(f"{c.action} {list(c.blocks)} x{c.strength:g} {c.mode} {c.branch}" for c in controls)
         return score_prompts(self.renderer, self.sampling, self.prompts, model=controlled, label=label or "baseline")[0]
 
     def entry(self, controls: Sequence[BlockControl]) -> dict:
-        """Controls with their summary and their paired differences to the baseline."""
+        """The controls, their summary and their paired differences to the baseline."""
         scores = self.scores(controls)
         return {
             "controls": [control.to_dict() for control in controls],
@@ -73,7 +74,7 @@ class Bench:
 
 
 def paired(scores: Scores, baseline: Scores) -> dict[str, dict[str, float]]:
-    """Mean difference in points by column, with its 95% interval (normal, of the paired differences)."""
+    """Mean difference by column in percentage points, with a normal 95% interval of the paired differences."""
     out = {}
     for column in COLUMNS:
         both = [(a[column], b[column]) for a, b in zip(scores, baseline, strict=True) if column in b]
@@ -85,7 +86,7 @@ def paired(scores: Scores, baseline: Scores) -> dict[str, dict[str, float]]:
 
 
 def block_map(renderer: Renderer, number: int) -> dict:
-    """Every block under each of the paper's operations."""
+    """Measure each block under each of the paper's operations."""
     bench = Bench(renderer, read_prompts("seen", number), CHOOSE_SEED)
     made = {
         "skip": lambda block: BlockControl("skip", (block,)),
@@ -97,10 +98,10 @@ def block_map(renderer: Renderer, number: int) -> dict:
 
 
 def boosts(renderer: Renderer, number: int) -> dict:
-    """Choose blocks and a strength for each mode on seen prompts, then measure them, and random sets, on held-out ones.
+    """Choose blocks and a strength for each mode on prompts of the training, measure them on held-out ones.
 
-    The best blocks alone at 2.0 make up sets of several sizes, and of those the best is taken: best by the sum of what
-    all attributes gain.
+    Sets of several sizes are made of the blocks that are best alone at 2.0. "Best" is the largest sum of the gains of
+    all attributes. Random sets of equal size are measured, too.
     """
     chooser = Bench(renderer, read_prompts("seen", max(1, number // 4)), CHOOSE_SEED)
     found = {mode: choose_boost(chooser, mode) for mode in CHOICES["mode"]}
@@ -115,7 +116,7 @@ def boosts(renderer: Renderer, number: int) -> dict:
 
 
 def choose_boost(bench: Bench, mode: str) -> dict:
-    """The blocks and the strength of one mode that gain most on the bench's prompts."""
+    """Choose the blocks and the strength of a mode with the largest gain on the bench's prompts."""
 
     def gain(blocks: tuple[int, ...], strength: float) -> float:
         entry = bench.entry([BlockControl("boost", blocks, strength, mode=mode)])
@@ -130,16 +131,16 @@ def choose_boost(bench: Bench, mode: str) -> dict:
 
 
 def skips(renderer: Renderer, number: int, mapped: dict) -> dict:
-    """Skip more and more blocks, those first that the map found least missed, in each of SKIPPED's ways."""
+    """Skip more and more blocks, those with the smallest loss in the map first, for each curve of SKIPPED."""
     losses = [entry["change"]["all"]["points"] for entry in mapped["operations"]["skip"]]
     order = sorted(range(len(losses)), key=lambda block: -losses[block])
     bench = Bench(renderer, read_prompts("held_out", number), TEST_SEED)
     curves: dict[str, list[dict]] = {}
     for name, (branch, start) in SKIPPED.items():
-        share = (1 if branch == "both" else 0.5) * (1 - start)
+        fraction = (1 if branch == "both" else 0.5) * (1 - start)
         curves[name] = [
             {
-                "saved": share * count / bench.blocks,
+                "saved": fraction * count / bench.blocks,
                 **bench.entry([BlockControl("skip", tuple(order[:count]), branch=branch, window=Window(start))]),
             }
             for count in range(1, bench.blocks // 2 + 1)
@@ -148,6 +149,7 @@ def skips(renderer: Renderer, number: int, mapped: dict) -> dict:
 
 
 def print_entries(title: str, entries: Sequence[dict]) -> None:
+    """Print entries as a table."""
     print(f"\n{title}")
     for entry in entries:
         control = entry["controls"][0]
@@ -163,19 +165,20 @@ def print_entries(title: str, entries: Sequence[dict]) -> None:
 
 
 def main() -> None:
+    """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("map", "boost", "skip"))
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--host", type=Path, default=ROOT / ".host" / "ComfyUI", help="a ComfyUI, for its tokenizers")
+    parser.add_argument("--comfyui", type=Path, default=ROOT / ".host" / "ComfyUI", help="for its tokenizers")
     parser.add_argument("--number", type=int, default=0, help="prompts; 0 = 128 for the map, 256 else")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the transformer")
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs", help="where figures are read and written")
-    parser.add_argument("--name", default="", help="in the files' names, for another checkpoint")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs", help="folder of the figures")
+    parser.add_argument("--name", default="", help="suffix of the files, for another checkpoint")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    renderer = Renderer(options.model, options.host, getattr(torch, options.dtype))
+    renderer = Renderer(options.model, options.comfyui, getattr(torch, options.dtype))
     number = options.number or (128 if options.what == "map" else 256)
 
     def target(what: str, kind: str) -> Path:

@@ -1,4 +1,4 @@
-"""The transformer under block controls, as the nodes apply them, without a host."""
+"""The transformer under block controls, as the nodes apply them, without ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from mmdit_core.flow.sigma import shift_sigma
 
 
 class Controlled:
-    """Stands in for a model in `Renderer.render`: positive rows first, then negative ones.
+    """A model for `Renderer.render` with block controls: rows of the positive prompts, then of the negative ones.
 
-    shift: of the sampling; it turns a noise level into a place, and so opens and closes the controls' windows.
+    Args: shift of the sampling's sigmas, which maps the controls' windows to sigmas.
     """
 
     def __init__(self, model: MMDiT, controls: Sequence[BlockControl], shift: float = 1.0):
         self.model, self.controls, self.shift, self.block_calls = model, controls, shift, BlockCallCount()
 
     def __call__(self, x: Tensor, timesteps: Tensor, *, context: Tensor, y: Tensor) -> Tensor:
+        """As MMDiT's forward."""
         sigma = float(timesteps[0]) / 1000
         call = ModelCall(
             double=self.model.config.depth,

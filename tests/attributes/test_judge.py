@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from attributes.judge import COLUMNS, classify, find_objects, score, summarise, wilson
 from attributes.world import BACKGROUNDS, COLOURS, SHAPES, Group, Scene, arrange, draw_image, sample_scene, shape_mask
-from benchmarks.attributes.trial import ERRORS, judge_scenes, try_judge
+from benchmarks.attributes.judge_trial import ERRORS, judge_scenes, try_judge
 
 
 def _soften(images):
@@ -30,8 +30,8 @@ def test_correct_images_pass_in_every_column():
 def test_one_wrong_attribute_fails_and_the_others_pass(error):
     change, columns, groups = ERRORS[error]
     rng = random.Random(error)
-    asked = [sample_scene(rng, groups=groups) for _ in range(60)]
-    scores = judge_scenes(asked, [change(scene) for scene in asked], None, seed=4)
+    expected = [sample_scene(rng, groups=groups) for _ in range(60)]
+    scores = judge_scenes(expected, [change(scene) for scene in expected], None, seed=4)
     assert not any(entry[column] for entry in scores for column in columns)
     assert not any(entry["all"] for entry in scores)
     untouched = {"wrong shape": ("colour", "count"), "wrong count": ("colour", "shape"), "wrong relation": COLUMNS[:3]}

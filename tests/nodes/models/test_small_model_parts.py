@@ -18,7 +18,7 @@ from training.export import text_state
 from training.settings import Settings
 from training.text import CONFIGS, TextEncoders
 from training.tokens import LENGTH, FullVocabulary, Tokenizer
-from training.train import Trainee
+from training.train import SmallModel
 from training.vae import build_decoder, encode, encoder_state, fit_projection
 
 CAPTIONS = [prompt.text for prompt in read_prompts("held_out", 12)] + ["", "A photo, in 4k, of three red circles!"]
@@ -46,12 +46,12 @@ def test_words_one_by_one_give_the_hosts_tokens(tokenizer, host_tokenizer):
 def test_encoders_give_what_the_hosts_classes_give(tokenizer, host_tokenizer):
     torch.manual_seed(0)
     settings = dataclasses.replace(Settings(), model=dataclasses.replace(Settings().model, depth=1))
-    trainee = Trainee(settings, FullVocabulary(49408), FullVocabulary(32128))
-    for encoder in (trainee.text.clip_l, trainee.text.clip_g):  # embeddings of a common size, so that all layers count
+    small_model = SmallModel(settings, FullVocabulary(49408), FullVocabulary(32128))
+    for encoder in (small_model.text.clip_l, small_model.text.clip_g):  # of one scale, so that all layers matter
         torch.nn.init.normal_(encoder.text_model["embeddings"]["token_embedding"].weight)
     options = {f"{name}_model_config": config for name, config in CONFIGS.items()}
     theirs = SD3ClipModel(dtype=torch.float32, dtype_t5=torch.float32, model_options=options)
-    state = text_state(trainee)
+    state = text_state(small_model)
     for name in CONFIGS:
         prefix = f"text_encoders.{name}.transformer."
         part = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
@@ -59,9 +59,9 @@ def test_encoders_give_what_the_hosts_classes_give(tokenizer, host_tokenizer):
         assert not surplus and set(missing) <= {"text_projection.weight"}
     for caption in CAPTIONS:
         tokens = host_tokenizer.tokenize_with_weights(caption)
-        batch = trainee.text.batch([tokenizer.caption(caption)], LENGTH, LENGTH)
+        batch = small_model.text.batch([tokenizer.caption(caption)], LENGTH, LENGTH)
         with torch.no_grad():
-            context, pooled = trainee.text(batch)
+            context, pooled = small_model.text(batch)
             clip_l, pooled_l = theirs.clip_l.encode_token_weights(tokens["l"])
             clip_g, pooled_g = theirs.clip_g.encode_token_weights(tokens["g"])
             t5 = theirs.t5xxl.encode_token_weights(tokens["t5xxl"])[0]
@@ -71,12 +71,12 @@ def test_encoders_give_what_the_hosts_classes_give(tokenizer, host_tokenizer):
 
 
 def test_vae_is_taesds_own_layout():
-    pictures = torch.from_numpy(sample_images(random.Random(0), 6, 128, 96)[1])
-    projection, bias = fit_projection(pictures)
+    images = torch.from_numpy(sample_images(random.Random(0), 6, 128, 96)[1])
+    projection, bias = fit_projection(images)
     vae, decoder = TAESD(latent_channels=16), build_decoder()
     vae.taesd_encoder.load_state_dict(encoder_state(projection, bias))
     vae.taesd_decoder.load_state_dict(decoder.state_dict())
-    latent = encode(pictures, projection, bias)
+    latent = encode(images, projection, bias)
     with torch.no_grad():
-        torch.testing.assert_close(vae.taesd_encoder(pictures.permute(0, 3, 1, 2)), latent, rtol=0, atol=2e-5)
+        torch.testing.assert_close(vae.taesd_encoder(images.permute(0, 3, 1, 2)), latent, rtol=0, atol=2e-5)
         torch.testing.assert_close(vae.taesd_decoder(latent), decoder(latent), rtol=0, atol=1e-5)

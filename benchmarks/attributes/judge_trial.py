@@ -1,4 +1,4 @@
-"""Judge the judge: true pictures through the VAE must pass; pictures with one attribute wrong must fail just there."""
+"""Test the judge: correct images through the VAE must pass; images with one error must fail in its columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attributes.world import COLOURS, OPPOSITE, SHAPES, Group, Scene, arrange, d
 from training.render import BATCH
 
 NUMBER = 512
-ThroughVae = Callable[[Tensor], Tensor]  # pictures [B, H, W, 3] -> the same, encoded and decoded
+ThroughVae = Callable[[Tensor], Tensor]  # images [B, H, W, 3] -> the same, encoded and decoded
 
 
 def _other(names: list[str], *taken: str) -> str:
@@ -28,29 +28,33 @@ def _with_group(scene: Scene, **changes) -> Scene:
 
 
 def wrong_colour(scene: Scene) -> Scene:
+    """Give the first group another colour."""
     return _with_group(scene, colour=_other(list(COLOURS), *(group.colour for group in scene.groups)))
 
 
 def wrong_shape(scene: Scene) -> Scene:
+    """Give the first group another shape."""
     return _with_group(scene, shape=_other(list(SHAPES), scene.groups[0].shape))
 
 
 def wrong_count(scene: Scene) -> Scene:
+    """Remove an object of the first group, or add one to a single object."""
     count = scene.groups[0].count
     return _with_group(scene, count=count - 1 if count > 1 else 2)
 
 
 def wrong_relation(scene: Scene) -> Scene:
+    """Exchange the positions of the groups."""
     return dataclasses.replace(scene, relation=OPPOSITE[scene.relation])
 
 
 def extra_object(scene: Scene) -> Scene:
-    """One more group, of a colour that nobody asked for."""
+    """Add a group of another colour."""
     colour = _other(list(COLOURS), scene.groups[0].colour)
     return Scene((scene.groups[0], Group(1, colour, "circle")), "left", scene.background)
 
 
-# Each error, the columns that must notice it, and the number of groups its scenes have (None = as they come).
+# Error -> (the change, the columns that must detect it, the number of groups of its scenes, None for any).
 ERRORS: dict[str, tuple[Callable[[Scene], Scene], tuple[str, ...], int | None]] = {
     "wrong colour": (wrong_colour, ("colour",), None),
     "wrong shape": (wrong_shape, ("shape",), None),
@@ -60,27 +64,27 @@ ERRORS: dict[str, tuple[Callable[[Scene], Scene], tuple[str, ...], int | None]] 
 }
 
 
-def judge_scenes(asked: list[Scene], shown: list[Scene], through: ThroughVae | None, seed: int) -> list[dict]:
-    """Scores of pictures that show `shown` against what was `asked`."""
+def judge_scenes(expected: list[Scene], drawn: list[Scene], through: ThroughVae | None, seed: int) -> list[dict]:
+    """Score images of the `drawn` scenes against the `expected` ones."""
     rng = random.Random(seed)
     scores = []
-    for start in range(0, len(asked), BATCH):
+    for start in range(0, len(expected), BATCH):
         part = slice(start, start + BATCH)
-        pictures = np.stack([draw_image(scene, arrange(scene, rng)) for scene in shown[part]])
+        images = np.stack([draw_image(scene, arrange(scene, rng)) for scene in drawn[part]])
         if through is not None:
-            pictures = through(torch.from_numpy(pictures)).numpy()
-        scores += [score(picture, scene) for picture, scene in zip(pictures, asked[part], strict=True)]
+            images = through(torch.from_numpy(images)).numpy()
+        scores += [score(image, scene) for image, scene in zip(images, expected[part], strict=True)]
     return scores
 
 
 def try_judge(through: ThroughVae | None, number: int = NUMBER) -> dict[str, dict]:
-    """Summaries: "truth" must be right everywhere, each error wrong in the columns that ERRORS names for it."""
+    """Summarize correct images ("truth") and, for each error, the percent of images in which it was detected."""
     rng = random.Random("judge")
     truth = [sample_scene(rng, held_out=index % 2 == 0) for index in range(number)]
     out = {"truth": summarise(judge_scenes(truth, truth, through, seed=1))}
     for name, (change, columns, groups) in ERRORS.items():
-        asked = [sample_scene(rng, groups=groups) for _ in range(number // 4)]
-        scores = judge_scenes(asked, [change(scene) for scene in asked], through, seed=2)
-        noticed = [{column: not entry[column] for column in columns} | {"all": not entry["all"]} for entry in scores]
-        out[name] = summarise(noticed)
+        expected = [sample_scene(rng, groups=groups) for _ in range(number // 4)]
+        scores = judge_scenes(expected, [change(scene) for scene in expected], through, seed=2)
+        detected = [{column: not entry[column] for column in columns} | {"all": not entry["all"]} for entry in scores]
+        out[name] = summarise(detected)
     return out

@@ -1,6 +1,6 @@
-"""Several processes that train one model together, each on its share of every batch.
+"""Data-parallel training: several processes, each with its part of every batch.
 
-A step of the small model is a chain of small operations, which threads barely speed up; one process to a core does.
+A step of the small model is a sequence of small operations that threads do not speed up; processes do.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from torch import Tensor, distributed, multiprocessing
 
 
 @dataclass(frozen=True)
-class Team:
-    """One member's place: `rank` of `size`; the first one keeps the run's files."""
+class Worker:
+    """Process `rank` of `size`; the main one writes the run's files."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
+        """True for the first process."""
         return self.rank == 0
 
     def average(self, tensors: list[Tensor]) -> None:
-        """Put every member's mean into `tensors`, the same ones in each process."""
+        """Replace tensors by their mean over all processes."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -38,26 +39,26 @@ class Team:
             tensor.copy_(mean.view_as(tensor))
 
 
-SOLO = Team()
+SINGLE = Worker()
 
 
-def gather(size: int, work: Callable[..., object], *arguments) -> None:
-    """Call `work(*arguments, team)` in `size` processes, in this one if that is all.
+def run_workers(size: int, work: Callable[..., object], *arguments) -> None:
+    """Call `work(*arguments, worker)` in `size` processes; in this one if size is 1.
 
-    Raises: what a member raised, after the others were ended.
+    Raises: the error of a process, after all others are terminated.
     """
     if size == 1:
-        work(*arguments, SOLO)
+        work(*arguments, SINGLE)
         return
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_join, (size, Path(folder) / "meet", work, arguments), nprocs=size)
+        multiprocessing.spawn(_start, (size, Path(folder) / "meet", work, arguments), nprocs=size)
 
 
-def _join(rank: int, size: int, meeting: Path, work: Callable[..., object], arguments: tuple) -> None:
-    # A job started in the background ignores interrupts, and its members would outlive a parent that was killed.
+def _start(rank: int, size: int, meeting: Path, work: Callable[..., object], arguments: tuple) -> None:
+    # A background job ignores interrupts, and its processes would continue after their parent is killed.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with _connected(rank, size, meeting):
-        work(*arguments, Team(rank, size))
+        work(*arguments, Worker(rank, size))
 
 
 @contextmanager

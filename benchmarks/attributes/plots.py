@@ -12,7 +12,7 @@ COLUMNS = ("colour", "shape", "count", "spatial", "all")
 
 
 def draw_sweep(name: str, points: list[dict], target: Path) -> None:
-    """Percent right against model calls for each solver ("steps"), against cfg, or for each set of encoders dropped."""
+    """Plot accuracy against model calls by solver ("steps"), against cfg, or by dropped encoders ("dropped")."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,7 +27,7 @@ def draw_sweep(name: str, points: list[dict], target: Path) -> None:
             values = [point["scores"][column]["percent"] for point in points]
             labels = [point.get("cfg", "+".join(point.get("drop", ()))) for point in points]
             panel.plot(labels, values, "o-", label=column, linewidth=2 if column == "all" else 1)
-        panel.set(xlabel=XLABELS[name], ylabel="pictures that are right, %", ylim=(0, 102))
+        panel.set(xlabel=XLABELS[name], ylabel="correct images, %", ylim=(0, 102))
         panel.tick_params(axis="x", rotation=0 if name == "cfg" else 20)
         panel.legend(fontsize=8)
     figure.savefig(target, dpi=110)
@@ -38,13 +38,13 @@ def _solvers(panels, points: list[dict]) -> None:
     lines: dict[str, list[dict]] = defaultdict(list)
     for point in points:
         lines[point["solver"]].append(point)
-    titles = ("one call a step", "several calls a step", "with noise in every step")
+    titles = ("one call per step", "several calls per step", "noise in each step")
     for solver, found in lines.items():
         method = SOLVERS[solver]
         noisy = any(option.name == "eta" for option in method.options)
-        place = 2 if noisy else 0 if method.calls_per_step == 1 else 1
+        index = 2 if noisy else 0 if method.calls_per_step == 1 else 1
         calls = [point["calls"] for point in found]
-        panels[place].plot(
+        panels[index].plot(
             calls, [point["scores"]["all"]["percent"] for point in found], "o-", markersize=3, label=solver
         )
     for panel, title in zip(panels, titles, strict=True):
@@ -52,4 +52,4 @@ def _solvers(panels, points: list[dict]) -> None:
         panel.set_xticklabels([4, 8, 16, 28, 50, 100, 200])
         panel.minorticks_off()
         panel.legend(fontsize=7)
-    panels[0].set_ylabel("all attributes right, %")
+    panels[0].set_ylabel("all attributes correct, %")

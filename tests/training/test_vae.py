@@ -19,16 +19,16 @@ def test_convolutions_give_the_projection_exactly():
     projection, bias = fit_projection(_pictures(0, 40))
     encoder = build_encoder()
     encoder.load_state_dict(encoder_state(projection, bias))
-    pictures = torch.rand(2, 96, 112, 3, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(2, 96, 112, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        shipped = encoder(pictures.permute(0, 3, 1, 2))
-    torch.testing.assert_close(shipped, encode(pictures, projection, bias), rtol=0, atol=2e-5)
+        shipped = encoder(images.permute(0, 3, 1, 2))
+    torch.testing.assert_close(shipped, encode(images, projection, bias), rtol=0, atol=2e-5)
 
 
 def test_latents_have_the_scale_that_training_assumes():
-    pictures = _pictures(2, 60)
-    projection, bias = fit_projection(pictures)
-    latent = encode(pictures, projection, bias)
+    images = _pictures(2, 60)
+    projection, bias = fit_projection(images)
+    latent = encode(images, projection, bias)
     assert latent.mean((0, 2, 3)).abs().max() < 0.01
     deviations = latent.std((0, 2, 3))
     assert deviations.max() < 1.5 and deviations.min() > 0.3
@@ -36,9 +36,9 @@ def test_latents_have_the_scale_that_training_assumes():
 
 
 def test_projection_keeps_most_of_a_picture():
-    pictures = _pictures(3, 60)
-    projection, bias = fit_projection(pictures)
-    flat = patches(pictures).reshape(-1, 192)
+    images = _pictures(3, 60)
+    projection, bias = fit_projection(images)
+    flat = patches(images).reshape(-1, 192)
     rebuilt = (flat @ projection.T) @ torch.linalg.pinv(projection).T
     rebuilt = rebuilt + (flat - rebuilt).mean(0)
     assert -10 * torch.log10((rebuilt - flat).square().mean()) > 27
@@ -47,8 +47,8 @@ def test_projection_keeps_most_of_a_picture():
 def test_preview_factors_give_the_pictures_colours_back():
     projection, bias = fit_projection(_pictures(4, 60))
     preview = rgb_factors(projection, bias)
-    pictures = _pictures(5, 8)
-    latent = encode(pictures, projection, bias).permute(0, 2, 3, 1)
+    images = _pictures(5, 8)
+    latent = encode(images, projection, bias).permute(0, 2, 3, 1)
     colours = latent @ torch.tensor(preview["factors"]) + torch.tensor(preview["bias"])
-    true = pictures.unflatten(1, (-1, 8)).unflatten(3, (-1, 8)).mean((2, 4)) * 2 - 1
+    true = images.unflatten(1, (-1, 8)).unflatten(3, (-1, 8)).mean((2, 4)) * 2 - 1
     assert (colours - true).abs().mean() < 0.03

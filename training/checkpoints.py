@@ -1,4 +1,4 @@
-"""Training checkpoints: one safetensors file, written atomically, that brings a run back bit for bit."""
+"""Training checkpoints: one safetensors file, written atomically; a resumed run is bit-equal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that a kill at any moment leaves either the old file or the new one."""
+    """Write a safetensors file atomically: after a crash the old file or the new one is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, draft, metadata)
     with open(draft, "rb") as handle:
         os.fsync(handle.fileno())
-    draft.chmod(0o644)  # safetensors writes files that only their owner may read
+    draft.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(draft, path)
 
 
@@ -30,9 +30,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_run(path: Path, model: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer, **record) -> None:
-    """Store weights, their moving average, the optimizer and a JSON record (step, losses, settings).
+    """Save weights, their moving average, the optimizer's state and a JSON record (step, losses, settings).
 
-    Random numbers need no state: every step seeds its own from the run's seed and the step's number.
+    Random generators need no state: each step is seeded with the run's seed and the step's number.
     """
     names = [name for name, _ in model.named_parameters()]
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}

@@ -1,8 +1,7 @@
-"""Begin a run where a finished file stands: its VAE, encoders and transformer become the new run's first ones.
+"""Start a run from an exported file: its VAE, text encoders and transformer are the initial weights.
 
-For teaching the small model something new, or more of the same, without beginning from nothing. The optimizer begins
-anew, so a run that begins here is another run than one that was never interrupted; `train` goes on from a checkpoint of
-its own where that matters.
+The optimizer starts without state, so such a run differs from an uninterrupted one; `train` resumes from a run's own
+checkpoints exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from mmdit_core import load_checkpoint
 from mmdit_core.checkpoints.header import read_header
 from mmdit_core.checkpoints.load import load_component
 
-from .state import write_tensors
+from .checkpoints import write_tensors
 from .text import ENCODERS, TextEncoders
 from .tokens import Tokenizer, Vocabulary
 from .vae import CHANNELS, PATCH
@@ -26,13 +25,13 @@ from .vocabulary import vocabularies
 START = "start.safetensors"
 
 
-def unpack(file: Path, run: Path, tokenizer: Tokenizer) -> None:
-    """Write the parts of a file that `training.export` made into a new run's folder.
+def warm_start(file: Path, run: Path, tokenizer: Tokenizer) -> None:
+    """Write the parts of a file of `training.export` into a new run's folder.
 
-    Raises: FileExistsError where the run has a checkpoint already; CheckpointError for a file of another kind.
+    Raises: FileExistsError if the run has a checkpoint; CheckpointError for other files.
     """
     if (run / "state.safetensors").exists():
-        raise FileExistsError(f"{run} holds a run already: give another folder with --run, or leave --start out")
+        raise FileExistsError(f"{run} holds a run already: choose another folder with --run, or omit --start")
     run.mkdir(parents=True, exist_ok=True)
     record = json.loads(read_header(file).metadata["mmdit.training"])
     encoder = _part(file, "first_stage_model.taesd_encoder.")
@@ -41,7 +40,7 @@ def unpack(file: Path, run: Path, tokenizer: Tokenizer) -> None:
     both = {f"{kind}.{name}": tensor.clone() for kind in ("model", "ema") for name, tensor in decoder.items()}
     about = {"step": record["decoder_steps"], "psnr": record["decoder_psnr"]}
     write_tensors(run / "decoder.safetensors", both, {"record": json.dumps(about)})
-    write_tensors(run / "reader.safetensors", _text(file, *vocabularies(run, tokenizer)))
+    write_tensors(run / "text_encoders.safetensors", _text(file, *vocabularies(run, tokenizer)))
     write_tensors(run / START, load_checkpoint(file, dtype=torch.float32)[1])
 
 
@@ -50,7 +49,7 @@ def _part(file: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def linear_part(encoder: dict[str, Tensor]) -> Tensor:
-    """The projection [16, 192] that `vae.encoder_state` wrote into an encoder's convolutions."""
+    """Inverse of `vae.encoder_state`: the projection [16, 192]."""
     weights = torch.empty(CHANNELS, 2, 2, 2, 2, 2, 2, 3)  # [z, row bits 4 2 1, column bits 4 2 1, colour]
     for row in range(2):
         for column in range(2):
@@ -60,7 +59,7 @@ def linear_part(encoder: dict[str, Tensor]) -> Tensor:
 
 
 def _text(file: Path, clip: Vocabulary, t5: Vocabulary) -> dict[str, Tensor]:
-    """The encoders' tensors under the names of `TextEncoders`, their tables cut down to the known tokens."""
+    """The encoders' tensors under the names of `TextEncoders`, with embeddings of the known tokens only."""
     text = TextEncoders(clip, t5, json.loads(read_header(file).metadata["mmdit.text"]))
     for name in ENCODERS:
         state = _part(file, f"text_encoders.{name}.transformer.")

@@ -1,4 +1,4 @@
-"""Training runs: settings, batches, checkpoints that survive a kill, and what the exported file holds."""
+"""Training runs: settings, batches, resumed runs, and the exported file."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from safetensors import safe_open
 
 from attributes.world import Group, Scene
 from mmdit_core import MMDiTConfig, load_checkpoint
-from training.batches import draw, picture_size
+from training.batches import image_size, sample_batch
+from training.checkpoints import read_tensors, write_tensors
 from training.decoder import projection_for
 from training.export import export
-from training.reader import ANSWERS, answers, read_or_teach
 from training.settings import Settings
-from training.start import unpack
-from training.state import read_tensors, write_tensors
-from training.team import Team, gather
 from training.text import TextEncoders, relative_buckets
+from training.text_pretraining import CLASSES, labels_of, load_or_pretrain
 from training.tokens import UNKNOWN_WORD, FullVocabulary, Vocabulary
-from training.train import Trainee, load_trainee, loss_of, prepare, read_settings, train
+from training.train import SmallModel, batch_loss, load_small_model, prepare, settings_from, train
 from training.vae import build_decoder
 from training.vocabulary import vocabularies
+from training.warm_start import warm_start
+from training.workers import Worker, run_workers
 
 TINY = Settings(
     steps=6,
     batch=4,
     warmup=2,
     decay_steps=3,
-    small_pictures_until=4,
-    reading_steps=2,
+    small_images_until=4,
+    text_steps=2,
     model=MMDiTConfig(
         hidden_size=32, num_heads=2, depth=2, context_dim=64, pooled_dim=64, pos_embed_max_size=12, qk_norm="rms"
     ),
@@ -45,7 +45,7 @@ TINY = Settings(
 
 
 class WordTokenizer:
-    """Stands in for the host's tokenizers: one number for each word, spread over the vocabularies."""
+    """Replaces ComfyUI's tokenizers: one id for each word, spread over the vocabularies."""
 
     def caption(self, caption: str, rng: random.Random | None = None) -> tuple[list[int], list[int]]:
         words = caption.split()
@@ -55,7 +55,7 @@ class WordTokenizer:
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's folder with a small vocabulary, so that none has to be collected."""
+    """The folder of a run, with a small vocabulary."""
     folder = tmp_path / "run"
     folder.mkdir()
     known = WordTokenizer().caption("red blue circle star left of")[0]
@@ -64,11 +64,11 @@ def run(tmp_path):
     return folder
 
 
-def _weights(trainee) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainee.named_parameters()}
+def _weights(small_model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in small_model.named_parameters()}
 
 
-def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(run, tmp_path):
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(run, tmp_path):
     whole, killed = run, tmp_path / "killed"
     shutil.copytree(whole, killed)
     expected = _weights(train(whole, TINY, WordTokenizer(), save_every=2))
@@ -76,7 +76,7 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(run, tmp_path):
     class Killed(Exception):
         pass
 
-    def kill(trainee, step, losses):
+    def kill(small_model, step, losses):
         raise Killed
 
     for _ in range(2):  # dies after its checkpoints at step 2 and at step 4
@@ -88,51 +88,51 @@ def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(run, tmp_path):
     assert records[0]["losses"] == records[1]["losses"] and len(records[0]["losses"]) == 6
 
 
-def _member(folder, together, team):
+def _worker(folder, together, worker):
     """One of several processes that train together."""
     torch.set_num_threads(1)
-    trainee = train(folder, together, WordTokenizer(), save_every=2, team=team)
-    write_tensors(folder / f"weights-{team.rank}.safetensors", _weights(trainee))
+    small_model = train(folder, together, WordTokenizer(), save_every=2, worker=worker)
+    write_tensors(folder / f"weights-{worker.rank}.safetensors", _weights(small_model))
 
 
-def test_processes_that_train_together_agree_and_their_mean_is_the_step(run):
+def test_processes_that_train_together_have_equal_weights_and_the_mean_loss(run):
     together = dataclasses.replace(TINY, steps=2)
     prepare(run, together, WordTokenizer())
-    # In a process of its own, whose children find these functions by this file and not by a name of pytest's.
+    # In a separate process: spawned workers import this file by its path, not by pytest's module name.
     root = Path(__file__).parents[2]
     command = [sys.executable, __file__, str(run), json.dumps(together.to_dict())]
     subprocess.run(command, check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     first, second = (read_tensors(run / f"weights-{rank}.safetensors")[0] for rank in (0, 1))
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
     torch.manual_seed(together.seed)
-    trainee = Trainee(together, *vocabularies(run, WordTokenizer()))
-    read_or_teach(trainee.text, WordTokenizer(), together, run)
+    small_model = SmallModel(together, *vocabularies(run, WordTokenizer()))
+    load_or_pretrain(small_model.text, WordTokenizer(), together, run)
     projection = projection_for(run, together.seed)
     losses = []
-    for rank in (0, 1):  # of the first step, in one process: each member's loss on its own half of the batch
-        batch = draw(together, 0, trainee.text, WordTokenizer(), *projection, Team(rank, 2))
+    for rank in (0, 1):  # the first step in one process: the loss of each worker on its half of the batch
+        batch = sample_batch(together, 0, small_model.text, WordTokenizer(), *projection, Worker(rank, 2))
         assert len(batch.latent) == together.batch // 2
-        losses.append(loss_of(trainee, batch, together.density, together.shift_at(0)).item())
+        losses.append(batch_loss(small_model, batch, together.density, together.shift_at(0)).item())
     record = json.loads(read_tensors(run / "state.safetensors")[1]["record"])
     assert losses[0] != losses[1]
     assert record["losses"][0] == pytest.approx(sum(losses) / 2, abs=2e-5)
 
 
-def test_a_torn_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "state.safetensors"
     write_tensors(path, {"a": torch.zeros(2)})
 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("training.state.os.replace", fail)
+    monkeypatch.setattr("training.checkpoints.os.replace", fail)
     with pytest.raises(OSError):
         write_tensors(path, {"a": torch.ones(2)})
     assert read_tensors(path)[0]["a"].tolist() == [0, 0]
 
 
-def test_exported_file_loads_with_the_core_and_holds_the_averaged_weights(run):
-    trainee = train(run, TINY, WordTokenizer(), save_every=6)
+def test_an_exported_file_loads_with_the_core_and_has_the_averaged_weights(run):
+    small_model = train(run, TINY, WordTokenizer(), save_every=6)
     write_tensors(
         run / "decoder.safetensors",
         {f"ema.{name}": tensor for name, tensor in build_decoder().state_dict().items()},
@@ -142,7 +142,7 @@ def test_exported_file_loads_with_the_core_and_holds_the_averaged_weights(run):
     export(run, WordTokenizer(), target)
     config, state = load_checkpoint(target)
     assert config == TINY.model
-    own = trainee.model.state_dict()
+    own = small_model.model.state_dict()
     assert set(state) == set(own)
     assert all(torch.equal(tensor, own[name].half()) for name, tensor in state.items())
     with safe_open(target, "pt") as file:
@@ -154,7 +154,7 @@ def test_exported_file_loads_with_the_core_and_holds_the_averaged_weights(run):
     assert table.shape == (49408, 32)
 
 
-def test_a_run_can_begin_from_a_finished_file(run, tmp_path):
+def test_a_run_can_start_from_an_exported_file(run, tmp_path):
     first = train(run, TINY, WordTokenizer(), save_every=6)
     write_tensors(
         run / "decoder.safetensors",
@@ -165,7 +165,7 @@ def test_a_run_can_begin_from_a_finished_file(run, tmp_path):
     export(run, WordTokenizer(), file)
     again.mkdir()
     shutil.copy(run / "vocabulary.json", again)
-    unpack(file, again, WordTokenizer())
+    warm_start(file, again, WordTokenizer())
     nothing_learned = dataclasses.replace(TINY, steps=1, rate=0.0, weight_decay=0.0)
     second = train(again, nothing_learned, WordTokenizer())
     own = dict(second.named_parameters())
@@ -176,13 +176,13 @@ def test_a_run_can_begin_from_a_finished_file(run, tmp_path):
         assert set(one.keys()) == set(two.keys())
         assert all(torch.equal(one.get_tensor(name), two.get_tensor(name)) for name in one.keys())
     with pytest.raises(FileExistsError, match="holds a run already"):
-        unpack(file, again, WordTokenizer())
+        warm_start(file, again, WordTokenizer())
 
 
-def test_checkpoint_keeps_the_settings(run):
+def test_a_checkpoint_keeps_the_settings(run):
     train(run, TINY, WordTokenizer(), save_every=6)
-    _, record = load_trainee(run, WordTokenizer())
-    assert read_settings(record["settings"]) == TINY
+    _, record = load_small_model(run, WordTokenizer())
+    assert settings_from(record["settings"]) == TINY
 
 
 def test_every_token_outside_the_vocabulary_shares_one_row():
@@ -192,7 +192,7 @@ def test_every_token_outside_the_vocabulary_shares_one_row():
     assert full[:, 0].tolist() == [0, 0, 0, 1, 0, 2, 0, 0, 0, 3, 0, 0]
 
 
-def test_compact_and_full_tables_encode_alike():
+def test_compact_and_full_tables_give_equal_encodings():
     clip, t5 = Vocabulary([0, 49406, 49407, 77, 500], 49408), Vocabulary([0, 1, 33, 44], 32128)
     compact, full = TextEncoders(clip, t5), TextEncoders(FullVocabulary(49408), FullVocabulary(32128))
     state = compact.state_dict()
@@ -207,7 +207,7 @@ def test_compact_and_full_tables_encode_alike():
         torch.testing.assert_close(one, two)
 
 
-def test_dropped_encoders_are_zeros_and_leave_the_others_alone():
+def test_dropped_encoders_are_zeros_and_do_not_change_the_others():
     text = TextEncoders(Vocabulary([0, 49406, 49407, 77], 49408), Vocabulary([0, 1, 33], 32128))
     batch = text.batch([([77], [33])] * 2, 6, 5)
     whole, pooled = text(batch)
@@ -218,41 +218,41 @@ def test_dropped_encoders_are_zeros_and_leave_the_others_alone():
     assert torch.equal(part_pooled[1, :32], pooled[1, :32])
 
 
-def test_t5_distances_share_buckets_as_t5_has_them():
+def test_relative_positions_have_the_buckets_of_t5():
     found = relative_buckets(torch.tensor([0, -1, 1, 7, 8, 11, 12, 127, 500, -500])).tolist()
     assert found == [0, 1, 17, 23, 24, 24, 25, 31, 31, 15]
 
 
-def test_batches_depend_on_seed_and_step_alone():
+def test_batches_depend_on_seed_and_step_only():
     text = TextEncoders(Vocabulary([0, 49406, 49407], 49408), Vocabulary([0, 1], 32128))
     projection, bias = torch.randn(16, 192), torch.zeros(16)
-    first, again, other = (draw(TINY, step, text, WordTokenizer(), projection, bias) for step in (5, 5, 6))
+    first, again, other = (sample_batch(TINY, step, text, WordTokenizer(), projection, bias) for step in (5, 5, 6))
     assert torch.equal(first.latent, again.latent) and torch.equal(first.text.clip_l, again.text.clip_l)
     assert first.latent.shape != other.latent.shape or not torch.equal(first.latent, other.latent)
 
 
-def test_picture_sizes_start_small_and_then_vary():
-    settings = dataclasses.replace(TINY, small_pictures_until=10)
-    early = {picture_size(settings, random.Random(seed), 3) for seed in range(50)}
-    late = {picture_size(settings, random.Random(seed), 30) for seed in range(300)}
+def test_image_sizes_start_small_and_then_vary():
+    settings = dataclasses.replace(TINY, small_images_until=10)
+    early = {image_size(settings, random.Random(seed), 3) for seed in range(50)}
+    late = {image_size(settings, random.Random(seed), 30) for seed in range(300)}
     assert early == {(96, 96)}
     assert (128, 128) in late and max(max(size) for size in late) == 160 and len(late) == 9
 
 
-def test_rate_warms_up_stays_and_falls_to_zero():
+def test_the_learning_rate_warms_up_is_constant_and_decays_to_zero():
     settings = Settings(steps=100, warmup=10, decay_steps=20, rate=1.0)
     rates = [settings.rate_at(step) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[10] == rates[79] == 1.0 and rates[100] == 0.0
     assert all(one >= two for one, two in zip(rates[80:], rates[81:], strict=False))
 
 
-def test_answers_tell_places_not_the_order_of_naming():
+def test_labels_depend_on_positions_not_on_the_order_of_groups():
     red, blue = Group(3, "red", "circle"), Group(1, "blue", "star", "small")
-    left = answers(Scene((red, blue), "left"))
-    assert left == answers(Scene((blue, red), "right"))
-    assert left != answers(Scene((red, blue), "right"))
-    assert all(0 <= value < size for value, size in zip(left, ANSWERS, strict=True))
+    left = labels_of(Scene((red, blue), "left"))
+    assert left == labels_of(Scene((blue, red), "right"))
+    assert left != labels_of(Scene((red, blue), "right"))
+    assert all(0 <= value < size for value, size in zip(left, CLASSES, strict=True))
 
 
 if __name__ == "__main__":
-    gather(2, _member, Path(sys.argv[1]), read_settings(json.loads(sys.argv[2])))
+    run_workers(2, _worker, Path(sys.argv[1]), settings_from(json.loads(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""Render prompts and judge each picture."""
+"""Sample one image for each prompt and judge it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from training.render import BATCH, Clock, Renderer, Sampling
 from .prompts import Prompt
 
 
-class Counted:
-    """A transformer that counts its calls."""
+class CallCounter:
+    """A transformer with a count of its calls."""
 
     def __init__(self, model: Callable):
         self.model, self.calls = model, 0
@@ -33,25 +33,27 @@ def score_prompts(
     model: Callable | None = None,
     label: str = "",
 ) -> tuple[list[dict[str, bool]], np.ndarray]:
-    """Scores of every picture, seed after seed in the prompts' order, and the first seed's pictures.
+    """Score prompts.
 
-    Args: model stands in for the transformer, see `Renderer.render`.
+    Args: seeds, counted up from the sampling's; model, called instead of the transformer, see `Renderer.render`; label
+        of the progress.
+    Returns: the scores by seed and prompt; the first seed's images [B, H, W, 3].
     """
     clock = Clock(len(prompts) * seeds, label or f"{sampling.solver} {sampling.steps}, cfg {sampling.cfg:g}")
     scores, first = [], []
     for seed in range(sampling.seed, sampling.seed + seeds):
         for start in range(0, len(prompts), BATCH):
             part = prompts[start : start + BATCH]
-            # Each batch has noise of its own, a fixed function of the seed and the place in the list.
+            # The noise of a batch is a function of the seed and its index.
             settings = dataclasses.replace(sampling, seed=seed * 100_000 + start)
-            pictures = renderer.render([prompt.text for prompt in part], settings, model)
-            scores += [score(picture, prompt.scene) for picture, prompt in zip(pictures, part, strict=True)]
+            images = renderer.render([prompt.text for prompt in part], settings, model)
+            scores += [score(image, prompt.scene) for image, prompt in zip(images, part, strict=True)]
             if seed == sampling.seed:
-                first.append(pictures)
+                first.append(images)
             clock.tick(len(part))
     return scores, np.concatenate(first)
 
 
 def table(summary: dict) -> str:
-    """One line of a summary: percent and 95% interval by column."""
+    """Format a summary as one line: percent and 95% interval by column."""
     return "  ".join(f"{name} {v['percent']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" for name, v in summary.items())
