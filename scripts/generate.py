@@ -111,6 +111,7 @@ class ProgressLines:
         self.step: Step | None = None
 
     def __call__(self, event: Event) -> None:
+        """Print what an event of the run changes."""
         if event.kind == "executing":
             self.end("done")
             node = event.data.get("node")

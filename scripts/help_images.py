@@ -1,8 +1,8 @@
-"""Make the help pages' pictures anew: each node's dial turned, on the model that ships, in a live ComfyUI.
+"""Make the images of the help pages: each node with a few values of its main input, on the included model.
 
     python -m scripts.help_images [Node ...]
 
-A picture is a row of tiles, each one run of the simplest graph with a few inputs changed, labelled with the change.
+An image is a row of tiles. Each tile is one run of the simplest graph with some inputs changed, as its label says.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Tile:
 
 
 def graph() -> Prompt:
-    """Loader, prompts, sampler, decoder and picture, in API form."""
+    """Loader, prompts, sampler, decoder and preview, in API format."""
     return {
         "model": {
             "class_type": "MMDiTLoader",
@@ -63,7 +63,7 @@ def graph() -> Prompt:
             },
         },
         "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sampler", 0], "vae": ["model", 2]}},
-        "picture": {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}},
+        "image": {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}},
     }  # fmt: skip
 
 
@@ -94,6 +94,7 @@ def plan(speedup: str) -> Change:
 
 
 def boost(blocks: str, strength: float, mode: str, phrase: str = "") -> Change:
+    """A text boost between the loader and the sampler."""
     return control(
         "TextBoost", blocks=blocks, strength=strength, mode=mode, phrase=phrase, part="all", branch="both",
         fade="constant",
@@ -101,6 +102,8 @@ def boost(blocks: str, strength: float, mode: str, phrase: str = "") -> Change:
 
 
 def second_prompt(blocks: str) -> Change:
+    """A block prompt between the loader and the sampler."""
+
     def change(prompt: Prompt) -> None:
         prompt["other"] = copy.deepcopy(prompt["text"])
         prompt["other"]["inputs"]["prompt"] = OTHER
@@ -109,7 +112,9 @@ def second_prompt(blocks: str) -> Change:
     return change
 
 
-def host_sampler(sampler_name: str, scheduler: str) -> Change:
+def comfyui_sampler(sampler_name: str, scheduler: str) -> Change:
+    """ComfyUI's samplers instead of this pack's solvers."""
+
     def change(prompt: Prompt) -> None:
         kept = {k: v for k, v in prompt["sampler"]["inputs"].items() if k not in ("solver", "schedule", "shift")}
         prompt["sampler"] = {
@@ -121,7 +126,7 @@ def host_sampler(sampler_name: str, scheduler: str) -> Change:
 
 
 def inverted(text: str = PROMPT, cfg: float = 1.0) -> Change:
-    """The picture inverted with its own prompt, and sampled again: back to itself, or away from it to another text."""
+    """The image inverted with its own prompt, then sampled with the same prompt or with another one."""
 
     def change(prompt: Prompt) -> None:
         prompt["first"] = copy.deepcopy(prompt["sampler"])
@@ -141,7 +146,7 @@ def inverted(text: str = PROMPT, cfg: float = 1.0) -> Change:
 
 
 def analysis(prompt: Prompt) -> None:
-    """The sheet of a sweep in the place of a picture."""
+    """The contact sheet of a sweep instead of an image."""
     prompt["sampler"] = {
         "class_type": "BlockAnalysis",
         "inputs": {
@@ -151,7 +156,7 @@ def analysis(prompt: Prompt) -> None:
         },
     }  # fmt: skip
     del prompt["decode"]
-    prompt["picture"]["inputs"]["images"] = ["sampler", 0]
+    prompt["image"]["inputs"]["images"] = ["sampler", 0]
 
 
 IMAGES: dict[str, tuple[Tile, ...]] = {
@@ -175,9 +180,9 @@ IMAGES: dict[str, tuple[Tile, ...]] = {
         Tile("28 steps, cfg 10", setting("sampler", cfg=10.0)),
     ),
     "MMDiTSampler": (
-        Tile("euler, simple", host_sampler("euler", "simple")),
-        Tile("dpmpp_2m, simple", host_sampler("dpmpp_2m", "simple")),
-        Tile("euler_ancestral, simple", host_sampler("euler_ancestral", "simple")),
+        Tile("euler, simple", comfyui_sampler("euler", "simple")),
+        Tile("dpmpp_2m, simple", comfyui_sampler("dpmpp_2m", "simple")),
+        Tile("euler_ancestral, simple", comfyui_sampler("euler_ancestral", "simple")),
     ),
     "BlockSkip": (
         Tile("no block skipped"),
@@ -204,7 +209,7 @@ IMAGES: dict[str, tuple[Tile, ...]] = {
         Tile("the other prompt in all", second_prompt("all")),
     ),
     "FlowInvert": (
-        Tile("the picture"),
+        Tile("the image"),
         Tile("inverted, and sampled\nwith the same prompt", inverted()),
         Tile("yellow circles, cfg 2", inverted(PROMPT.replace("red", "yellow"), 2.0)),
         Tile("a green star, cfg 3", inverted(PROMPT.replace("blue", "green"), 3.0)),
@@ -218,40 +223,42 @@ IMAGES: dict[str, tuple[Tile, ...]] = {
     ),
     "BlockAnalysis": (Tile("", analysis),),
 }
-WHOLE = {"BlockAnalysis"}  # shown as they come, without labels
+WHOLE = {"BlockAnalysis"}  # shown without labels
 
 
 def render(client: Client, tile: Tile) -> Image.Image:
+    """Run a tile's graph."""
     prompt = graph()
     tile.change(prompt)
     (content,) = client.images(client.run(prompt))
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
-def drawn(name: str, client: Client) -> Image.Image:
+def help_image(name: str, client: Client) -> Image.Image:
+    """The image of a node's help page."""
     tiles = [(tile.label, render(client, tile)) for tile in IMAGES[name]]
     if name in WHOLE:
         return tiles[0][1].quantize(256, dither=Image.Dither.NONE)  # flat colours: a third of the size
-    return row([(label, picture.resize((TILE, TILE), Image.Resampling.LANCZOS)) for label, picture in tiles])
+    return row([(label, image.resize((TILE, TILE), Image.Resampling.LANCZOS)) for label, image in tiles])
 
 
 def row(tiles: list[tuple[str, Image.Image]]) -> Image.Image:
     """Labelled tiles side by side, readable on light and dark pages."""
     canvas = Image.new("RGB", (len(tiles) * (TILE + GAP) + GAP, LABEL + TILE + GAP), (238, 238, 238))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
-    for index, (label, picture) in enumerate(tiles):
+    for index, (label, image) in enumerate(tiles):
         left = GAP + index * (TILE + GAP)
         top = (LABEL - (FONT + 3) * (label.count("\n") + 1)) // 2
         draw.multiline_text((left, top), label, fill=(30, 30, 30), font=font, spacing=3)
-        canvas.paste(picture, (left, LABEL))
+        canvas.paste(image, (left, LABEL))
     return canvas
 
 
 def main(names: list[str]) -> None:
-    wanted = names or list(IMAGES)
-    with temporary_server("pictures") as server:
-        for name in wanted:
-            drawn(name, server.client).save(TARGET / f"{name}.png", optimize=True)
+    """Write the images of these nodes, or of all."""
+    with temporary_server("help-images") as server:
+        for name in names or IMAGES:
+            help_image(name, server.client).save(TARGET / f"{name}.png", optimize=True)
             say(f"{TARGET / name}.png")
 
 

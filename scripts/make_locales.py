@@ -1,8 +1,8 @@
-"""Write `locales/en/` from the nodes' own definitions: ComfyUI shows these words, and translators start from them.
+"""Write `locales/en/` from the node definitions: ComfyUI shows these texts, and translations start from them.
 
     python -m scripts.make_locales
 
-The other languages are written by hand; `tests/nodes/pages/test_locales.py` says what one of them still lacks.
+The other languages are written by hand; `tests/nodes/pages/test_locales.py` names the texts that they lack.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ TARGET = ROOT / "locales" / "en"
 
 
 def definitions(info: dict[str, Any]) -> dict[str, Any]:
-    """What `nodeDefs.json` says in English.
+    """The content of `nodeDefs.json` in English.
 
-    Args: info, the pack's nodes as `/object_info` gives them.
+    Args: info, the pack's nodes in the form of `/object_info`.
     Returns: node -> display_name, description, inputs by name, outputs by position; each with a name and a tooltip.
     """
     return {
@@ -29,8 +29,8 @@ def definitions(info: dict[str, Any]) -> dict[str, Any]:
             "description": node["description"],
             "inputs": {given: _words(options.get("display_name", given), options) for given, options in _inputs(node)},
             "outputs": {
-                str(place): {"name": output, "tooltip": tooltip}
-                for place, (output, tooltip) in enumerate(
+                str(index): {"name": output, "tooltip": tooltip}
+                for index, (output, tooltip) in enumerate(
                     zip(node["output_name"], node["output_tooltips"], strict=True)
                 )
             },
@@ -40,12 +40,12 @@ def definitions(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def categories(info: dict[str, Any]) -> list[str]:
-    """The parts of the nodes' places in the menu, each translated by itself."""
+    """The names of the menu's levels, each translated by itself."""
     return sorted({part for node in info.values() for part in node["category"].split("/")})
 
 
 def of_pack(info: dict[str, Any]) -> dict[str, Any]:
-    """This pack's nodes among all that a host has."""
+    """This pack's nodes among all nodes of a server."""
     return {name: node for name, node in info.items() if node["python_module"] == f"custom_nodes.{ROOT.name}"}
 
 
@@ -59,6 +59,7 @@ def _words(name: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
+    """Write the files."""
     with temporary_server("locales") as server:
         info = of_pack(server.client.object_info())
     files = {

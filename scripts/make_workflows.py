@@ -1,10 +1,9 @@
-"""Write `workflows/*.json` from what they say: which nodes, which inputs, what the note explains.
+"""Write `workflows/*.json` from scripts/workflow_specs.py: their nodes, inputs and notes.
 
     python -m scripts.make_workflows [name ...]
 
-The files are what people open; this is where they are edited. Positions follow from the links: a node stands one
-column to the right of the last that feeds it. Widget values are stored by position, in the order of the host's own
-definitions. A file that was ever shipped keeps loading: its copy in `tests/workflows/` is never written again.
+Positions follow from the links: a node is right of all nodes that feed it. Widget values are stored in the order of the
+node definitions. A file that was ever shipped must keep loading: its copy in `tests/workflows/` is never written again.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from scripts.workflow_specs import WORKFLOWS, Node, WorkflowSpec
 TARGET = ROOT / "workflows"
 LEFT, TOP, GAP_X, GAP_Y = 40, 120, 60, 60
 WIDTHS = {"TripleTextEncode": 420, "SaveImage": 340, "PreviewImage": 340, "PreviewAny": 340}
-IMAGES = {"SaveImage", "PreviewImage", "LoadImage"}
-TITLE, ROW, TEXT, PICTURE = 36, 24, 130, 320  # heights: of a title, a slot or widget, a long text, a shown picture
+IMAGE_NODES = {"SaveImage", "PreviewImage", "LoadImage"}
+TITLE, ROW, TEXT, IMAGE = 36, 24, 130, 320  # heights of a title, a slot or widget, a long text, an image
 RARE_TEXT = 70  # height of a long text among the advanced inputs
-# What a node shows besides its rows, in pixels: strip, curve, counts, and after a run its summary or its text.
+# Height of what a node shows besides its rows: strip, curve, counts, and after a run its summary or its text.
 SHOWN = {
     "TripleTextEncode": 50,
     "FlowMatchingSampler": 190,
@@ -41,7 +40,7 @@ SHOWN = {
     "BlockAnalysis": 70,
     "PreviewAny": 140,
 }
-# What a new node of the pack gets in the page (COLOURS in web/js/mmdit.js), by category and, within one, by type.
+# The colours of new nodes (COLOURS in web/js/mmdit.js) by type or else by category.
 COLOURS = {"MMDiT": "#223", "MMDiT/blocks": "#323", "TripleTextEncode": "#232", "MMDiTLoader": "#233"}
 NOTE_WIDTH, NOTE_COLUMNS = 360, 44
 
@@ -58,28 +57,32 @@ class Placed:
 
     @property
     def width(self) -> int:
+        """The width in pixels."""
         return WIDTHS.get(self.node.type, 330)
 
     @property
     def colour(self) -> str | None:
+        """The title's colour; None for ComfyUI's own."""
         return COLOURS.get(self.node.type) or COLOURS.get(self.info["category"])
 
     @property
     def height(self) -> int:
-        """In the classic page, which shows all inputs."""
+        """The height in the classic renderer, which shows all inputs."""
         widgets = self.widgets
         slots = max(len(self.links), len(self.info["output"]))
         long = [options for _, _, options in widgets if options.get("multiline")]
         texts = sum(RARE_TEXT if options.get("advanced") else TEXT for options in long)
         seeds = sum(has_control(*widget) for widget in widgets)
-        picture = PICTURE if self.node.type in IMAGES else 0
+        image = IMAGE if self.node.type in IMAGE_NODES else 0
         rows = TITLE + ROW * (slots + len(widgets) - len(long) + seeds)
-        return rows + texts + picture + SHOWN.get(self.node.type, 0)
+        return rows + texts + image + SHOWN.get(self.node.type, 0)
 
     @property
     def stored_height(self) -> int:
-        """Without the rare inputs, which Nodes 2.0 hides: the classic page grows a node to what it shows, that one does
-        not shrink it. Long texts share what there is, so that a node with some keeps its height.
+        """The height in the file: without the advanced inputs, which Nodes 2.0 hides.
+
+        The classic renderer enlarges a node that is too small; Nodes 2.0 does not shrink one that is too large. A node
+        with long texts keeps its height, because the texts share it.
         """
         long = any(options.get("multiline") for _, _, options in self.widgets)
         rare = sum(bool(options.get("advanced")) for _, _, options in self.widgets)
@@ -87,18 +90,24 @@ class Placed:
 
     @property
     def widgets(self) -> list[tuple[str, Any, dict[str, Any]]]:
+        """(name, type, options) of the inputs with a widget."""
         return [(name, kind, options) for name, kind, options in self.inputs if is_widget(kind, options)]
 
     @property
     def inputs(self) -> list[tuple[str, Any, dict[str, Any]]]:
+        """(name, type, options) of all inputs."""
         return list(inputs_in_order(self.info))
 
 
-def build(sheet: WorkflowSpec, info: dict[str, Any]) -> dict[str, Any]:
-    """A workflow as the page stores it."""
+def build(spec: WorkflowSpec, info: dict[str, Any]) -> dict[str, Any]:
+    """A workflow in the form that ComfyUI saves.
+
+    Args: info, the node definitions of /object_info.
+    Raises: ValueError for an input that a node does not have.
+    """
     placed = {
         node.key: Placed(node, number, info[node.type], links=dict(node.links))
-        for number, node in enumerate(sheet.nodes, start=1)
+        for number, node in enumerate(spec.nodes, start=1)
     }
     for one in placed.values():
         one.column = 1 + max((placed[source].column for source, _ in one.links.values()), default=-1)
@@ -139,9 +148,9 @@ def build(sheet: WorkflowSpec, info: dict[str, Any]) -> dict[str, Any]:
             {"name": name, "type": kind, "links": outgoing.get((one.node.key, slot)) or None}
             for slot, (name, kind) in enumerate(zip(names, one.info["output"], strict=True))
         ]
-    nodes.append(_note(sheet, len(nodes) + 1, nodes))
+    nodes.append(_note(spec, len(nodes) + 1, nodes))
     return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"mmdit/workflows/{sheet.name}")),
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"mmdit/workflows/{spec.name}")),
         "revision": 0,
         "last_node_id": len(nodes),
         "last_link_id": len(links),
@@ -155,7 +164,7 @@ def build(sheet: WorkflowSpec, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _slots(one: Placed) -> list[tuple[str, Any, dict[str, Any]]]:
-    """The inputs that are drawn as slots: those that are no widgets, linked or not."""
+    """The inputs without a widget, linked or not."""
     return [entry for entry in one.inputs if not is_widget(entry[1], entry[2])]
 
 
@@ -164,7 +173,7 @@ def _kind(kind: Any) -> str:
 
 
 def _values(one: Placed) -> list[Any]:
-    """The widgets' values by position."""
+    """The widgets' values in order."""
     values: list[Any] = []
     known = {name for name, _, _ in one.inputs}
     if unknown := set(one.node.values) - known:
@@ -180,7 +189,7 @@ def _values(one: Placed) -> list[Any]:
 
 
 def _spots(placed: list[Placed]) -> dict[str, list[int]]:
-    """Top left corners: columns side by side, the nodes of one column below each other."""
+    """Top left corners by key: the nodes of a column are stacked."""
     columns: dict[int, list[Placed]] = defaultdict(list)
     for one in placed:
         columns[one.column].append(one)
@@ -194,11 +203,11 @@ def _spots(placed: list[Placed]) -> dict[str, list[int]]:
     return spots
 
 
-def _note(sheet: WorkflowSpec, number: int, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+def _note(spec: WorkflowSpec, number: int, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """The note, below the first column."""
     first = [node for node in nodes if node["pos"][0] == LEFT]
     below = max(node["pos"][1] + node["size"][1] for node in first) + GAP_Y
-    lines = sum(1 + len(line) // NOTE_COLUMNS for line in sheet.note.splitlines())
+    lines = sum(1 + len(line) // NOTE_COLUMNS for line in spec.note.splitlines())
     return {
         "id": number,
         "type": "MarkdownNote",
@@ -209,19 +218,20 @@ def _note(sheet: WorkflowSpec, number: int, nodes: list[dict[str, Any]]) -> dict
         "mode": 0,
         "inputs": [],
         "outputs": [],
-        "title": sheet.title,
+        "title": spec.title,
         "properties": {},
-        "widgets_values": [sheet.note],
+        "widgets_values": [spec.note],
     }
 
 
 def main(names: list[str]) -> None:
-    chosen = [sheet for sheet in WORKFLOWS if not names or sheet.name in names]
+    """Write the workflows with these names, or all."""
+    chosen = [spec for spec in WORKFLOWS if not names or spec.name in names]
     with temporary_server("workflows") as server:
         info = server.client.object_info()
-    for sheet in chosen:
-        path = TARGET / f"{sheet.name}.json"
-        path.write_text(json.dumps(build(sheet, info), indent=2) + "\n", encoding="utf-8")
+    for spec in chosen:
+        path = TARGET / f"{spec.name}.json"
+        path.write_text(json.dumps(build(spec, info), indent=2) + "\n", encoding="utf-8")
         say(str(path))
 
 

@@ -1,8 +1,8 @@
-"""Make the thumbnails that the template browser shows: each workflow that the small model can run, run.
+"""Make the thumbnails of the template browser: run each workflow that the small model can run.
 
     python -m scripts.thumbnails [name ...]
 
-A thumbnail is the last two pictures of the run side by side ("before" and "after", "without" and "with"), or the one.
+A thumbnail shows the last two images of the run side by side ("before" and "after", "without" and "with"), or its one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from scripts.workflow_specs import WORKFLOWS
 
 FOLDER = ROOT / "workflows"
 SIDE, GAP, QUALITY = 256, 4, 88
-LARGE = {sheet.name for sheet in WORKFLOWS if not sheet.small}
-ONE = {"analysis", "cfg-window"}  # their other pictures are plots
+LARGE = {spec.name for spec in WORKFLOWS if not spec.small}
+ONE = {"analysis", "cfg-window"}  # their other images are plots
 
 
 def thumbnail(client: Client, path: Path) -> Image.Image:
+    """Run a workflow and arrange its images."""
     prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
     found = [Image.open(io.BytesIO(image)).convert("RGB") for image in client.images(client.run(prompt))]
     squares = [image for image in found if image.width == image.height]
@@ -42,6 +43,7 @@ def thumbnail(client: Client, path: Path) -> Image.Image:
 
 
 def main(names: list[str]) -> None:
+    """Write the thumbnails of the workflows with these names, or all."""
     chosen = [path for path in sorted(FOLDER.glob("*.json")) if path.stem not in LARGE]
     with temporary_server("thumbnails") as server:
         for path in chosen:

@@ -1,7 +1,6 @@
-"""Turns a saved workflow (what the web page stores) into a prompt (what the server runs).
+"""Converts a saved workflow into a prompt, the form that the server runs, as the frontend does on Run.
 
-The page does the same when a person presses Run. A saved workflow stores a node's widget values by position; the server
-says, in /object_info, which inputs a node has and in which order.
+A saved workflow stores a node's widget values by position; the server's /object_info lists the inputs in order.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4  # the values of a node's `mode` that keep it from running
 
-# The page adds a second widget after a seed: what becomes of it after each run. It is stored, but is no input.
+# The frontend adds a second widget after a seed: how it changes after each run. Its value is stored, but is no input.
 SEEDS = {"seed", "noise_seed"}
 AFTER_RUN = {"fixed", "increment", "decrement", "randomize"}
 
 
 class WorkflowError(ValueError):
-    """The workflow can't be turned into a prompt; the message names the node."""
+    """The workflow can't be converted; the message names the node."""
 
 
 def to_prompt(workflow: Workflow, info: ObjectInfo) -> Prompt:
     """The prompt of a workflow.
 
     Args: workflow, the JSON of a workflow file; info, the answer of /object_info.
-    Raises: WorkflowError for a node that the server does not know, and for groups of nodes saved as one.
+    Raises: WorkflowError for a node type that the server does not have.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link_id: source for link_id, source in sources(workflow)}
     running = [n for n in nodes.values() if n["type"] not in NOTES | {"Reroute", "PrimitiveNode"} and not silent(n)]
     unknown = sorted({node["type"] for node in running} - set(info))
     if unknown:
-        raise WorkflowError(f"The host does not know: {', '.join(unknown)}.")
+        raise WorkflowError(f"ComfyUI has no node: {', '.join(unknown)}.")
     prompt: Prompt = {}
     for node in running:
         inputs = dict(widget_inputs(node, info[node["type"]]))
@@ -55,7 +54,7 @@ def nodes_of(prompt: Prompt, class_type: str) -> list[str]:
 
 
 def sources(workflow: Workflow) -> Iterator[tuple[int, tuple[int, int]]]:
-    """(link, (node it comes from, output number)); links are stored as lists or, in newer files, as objects."""
+    """(link, (source node, output index)); links are stored as lists or, in newer files, as objects."""
     for link in workflow["links"]:
         if isinstance(link, dict):
             yield link["id"], (link["origin_id"], link["origin_slot"])
@@ -64,11 +63,12 @@ def sources(workflow: Workflow) -> Iterator[tuple[int, tuple[int, int]]]:
 
 
 def silent(node: dict[str, Any]) -> bool:
+    """Whether a node is muted or bypassed."""
     return node.get("mode", 0) in (MUTED, BYPASSED)
 
 
 def linked(link: int | None, nodes: dict[int, Any], links: dict[int, tuple[int, int]]) -> Any:
-    """What an input receives through a link: [node id, output], a primitive's value, or None for nothing."""
+    """The value of a linked input: [node id, output index], a primitive's value, or None without a source."""
     while link is not None:
         node_id, slot = links[link]
         node = nodes[node_id]
@@ -84,7 +84,7 @@ def linked(link: int | None, nodes: dict[int, Any], links: dict[int, tuple[int, 
 
 
 def passed_through(node: dict[str, Any], slot: int) -> int | None:
-    """The link that a bypassed node hands on: of its input of the same type, the one at the same place first."""
+    """The link that replaces an output of a bypassed node: an input of its type, preferably with the same index."""
     kind = node["outputs"][slot]["type"]
     inputs = node.get("inputs", [])
     ordered = inputs[slot : slot + 1] + inputs
@@ -92,26 +92,26 @@ def passed_through(node: dict[str, Any], slot: int) -> int | None:
 
 
 def widget_inputs(node: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(name, value) of a node's widgets; where too few are stored, as in older files, the node's own default."""
+    """(name, value) of a node's widgets; older files store fewer values, and the rest get their defaults."""
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         yield from values.items()
         return
-    place = 0
+    index = 0
     for name, kind, options in inputs_in_order(info):
         if not is_widget(kind, options):
             continue
-        if place < len(values):
-            yield name, values[place]
+        if index < len(values):
+            yield name, values[index]
         elif "default" in options:
             yield name, options["default"]
-        place += 1
-        if has_control(name, kind, options) and place < len(values) and values[place] in AFTER_RUN:
-            place += 1
+        index += 1
+        if has_control(name, kind, options) and index < len(values) and values[index] in AFTER_RUN:
+            index += 1
 
 
 def has_control(name: str, kind: Any, options: dict[str, Any]) -> bool:
-    """Whether the page adds its "after each run" widget behind an input."""
+    """Whether the frontend adds its "after each run" widget to an input."""
     return bool(options.get("control_after_generate")) or (kind == "INT" and name in SEEDS)
 
 
@@ -123,5 +123,6 @@ def inputs_in_order(info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, 
 
 
 def is_widget(kind: Any, options: dict[str, Any]) -> bool:
+    """Whether an input has a widget."""
     choices = isinstance(kind, list)
     return (choices or kind in WIDGET_TYPES or "widgetType" in options) and not options.get("forceInput")

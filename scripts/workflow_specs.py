@@ -34,14 +34,17 @@ class WorkflowSpec:
 
 
 def loader(checkpoint: str = "mmdit-small.safetensors") -> Node:
+    """The loader; `checkpoint` is a file in models/checkpoints."""
     return Node("model", "MMDiTLoader", {"checkpoint": checkpoint})
 
 
 def text(prompt: str = PROMPT, key: str = "text", clip: Link = ("model", 1), title: str = "", **values: Any) -> Node:
+    """A prompt with its encoders."""
     return Node(key, "TripleTextEncode", {"prompt": prompt, **values}, {"clip": clip}, title)
 
 
 def empty(size: int = 128, key: str = "latent") -> Node:
+    """An empty square latent; `size` in pixels."""
     return Node(key, "EmptySD3LatentImage", {"width": size, "height": size})
 
 
@@ -55,19 +58,23 @@ def sampler(
     title: str = "",
     **values: Any,
 ) -> Node:
+    """The sampler; `values` are inputs that are not at their defaults."""
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
     return Node(key, "FlowMatchingSampler", {"seed": 4, "cfg": 4.5, **values}, links, title)
 
 
 def decode(source: str = "sampler", key: str = "decode", vae: Link = ("model", 2)) -> Node:
+    """A decoder."""
     return Node(key, "VAEDecode", links={"samples": (source, 0), "vae": vae})
 
 
 def save(source: str = "decode", key: str = "save", title: str = "") -> Node:
+    """A saved image."""
     return Node(key, "SaveImage", {"filename_prefix": "mmdit"}, {"images": (source, 0)}, title)
 
 
 def preview(source: str, key: str, title: str) -> Node:
+    """A shown image."""
     return Node(key, "PreviewImage", links={"images": (source, 0)}, title=title)
 
 

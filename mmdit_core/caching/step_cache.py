@@ -24,8 +24,11 @@ COMPUTED, REUSED, LEFT_OUT = "computed", "reused", "left out"
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What a step computes: cond or not; uncond is COMPUTED, REUSED (made of cond and the stored difference) or
-    LEFT_OUT (equal to cond, so that guidance has no effect)."""
+    """What a step computes.
+
+    Fields: cond, computed or extrapolated; uncond, COMPUTED, REUSED (made of cond and the stored difference) or
+        LEFT_OUT (equal to cond, so that guidance has no effect).
+    """
 
     cond: bool
     uncond: str

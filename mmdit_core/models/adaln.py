@@ -75,7 +75,7 @@ def output(layer: nn.Module, vec: Tensor, options: Mapping[str, Any]) -> Tensor:
 
 
 class AdaLNCache:
-    """The table of one sampling run, a context manager around the model calls of the run:
+    """The table of one sampling run, a context manager around the model calls of the run.
 
         with model.adaln_cache(1000 * sigmas[:-1], y) as options:
             for sigma in sigmas[:-1]:

@@ -71,8 +71,10 @@ def check_history(history: History, x: Tensor, sigmas: Sequence[float], method: 
 def noise_source(
     x: Tensor, solver: str, sigmas: Sequence[float], generator: Generators | None, options: Mapping[str, float]
 ) -> Callable[[], Tensor]:
-    """A function that draws noise of x's shape: on the generator's device, in float32, so that one seed is one image on
-    every device and in every dtype."""
+    """A function that draws noise of x's shape.
+
+    It draws on the generator's device in float32, so that one seed is one image on every device and in every dtype.
+    """
     if options.get("eta"):
         if generator is None:
             raise ValueError(f"solve: solver {solver!r} adds noise and there is no generator; give one, or eta 0")

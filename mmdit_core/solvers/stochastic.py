@@ -1,5 +1,7 @@
-"""Stochastic methods in rectified flow: a step removes noise and adds new noise, so that x stays distributed as
-(1 - sigma) * data + sigma * noise. The option eta is the amount; eta 0 is the deterministic method and draws no noise.
+"""Stochastic methods in rectified flow: a step removes noise and adds new noise.
+
+The distribution of x stays (1 - sigma) * data + sigma * noise. The option eta is the amount of new noise; eta 0 is the
+deterministic method and draws none.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ class EulerAncestral(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class TwoStepSDE(TwoStep):
-    """A two-step method for the reverse SDE, in log-SNR; with h the step in it,
+    """A two-step method for the reverse SDE, in log-SNR.
 
+    With h the step in log-SNR:
     x' = sigma'/sigma * e^(-eta h) * x + (1 - sigma') * (1 - e^(-(1 + eta) h)) * denoised + the two-step correction
     with weight((1 + eta) h) + sigma' * sqrt(1 - e^(-2 eta h)) * noise.
     From sigma 1, where h is infinite, x' is new noise added to the denoised.

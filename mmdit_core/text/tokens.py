@@ -52,8 +52,10 @@ def _missing(names: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a prompt as an encoder splits it: its letters, lower case, and its tokens' positions in the
-    context."""
+    """One word of a prompt as an encoder splits it.
+
+    Fields: text, its letters in lower case; positions, of its tokens in the context.
+    """
 
     text: str
     positions: tuple[int, ...]
@@ -77,8 +79,10 @@ class EncoderTokens:
 
 @dataclass(frozen=True)
 class TokenMap:
-    """The tokens of one prompt by encoder. CLIP-L and CLIP-G have the same positions: they are joined on the
-    channels."""
+    """The tokens of one prompt by encoder.
+
+    CLIP-L and CLIP-G have the same positions, because they are joined on the channels.
+    """
 
     encoders: tuple[EncoderTokens, ...]
 
