@@ -20,6 +20,7 @@ from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.models.adaln import CACHE, CALL
 from ...mmdit_core.text.tokens import TokenMap
 from . import controls, step_cache
+from .frontend import messages
 from .run import adaln_cache
 from .run.adaln_cache import KEY, RunAdaLNCache
 from .text.conditioning import TOKEN_MAP
@@ -167,7 +168,7 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         if cache is not None and run.step_cache is not None:
-            step_cache.show(run.step_cache.count, cache.node_id)
+            messages.show_text(cache.node_id, step_cache.summary(run.step_cache.count))
         return samples
     finally:
         options.pop(RUN, None)

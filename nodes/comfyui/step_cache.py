@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ...mmdit_core.caching.step_cache import PredictionCount, StepCacheRun
 from ...mmdit_core.flow.window import Window
-from .frontend import messages
 
 
 def predict(
@@ -115,11 +114,6 @@ def _active_controlnets(control, sigma: float) -> int:
         active += _holds(sigma, *(getattr(control, "timestep_range", None) or (None, None)))
         control = getattr(control, "previous_controlnet", None)
     return active
-
-
-def show(count: PredictionCount, node_id: str | None) -> None:
-    """Show on a node what a run computed."""
-    messages.show_text(node_id, summary(count))
 
 
 def summary(count: PredictionCount) -> str:

@@ -23,7 +23,7 @@ def step_cache(bench):
 
 
 @pytest.fixture
-def said(step_cache, monkeypatch):
+def said(bench, monkeypatch):
     """What runs show on node 3."""
     lines = []
 
@@ -31,7 +31,7 @@ def said(step_cache, monkeypatch):
         if node == "3":
             lines.append(text)
 
-    monkeypatch.setattr(step_cache.messages, "show_text", show_text)
+    monkeypatch.setattr(bench.module("comfyui.frontend.messages"), "show_text", show_text)
     return lines
 
 

@@ -311,3 +311,39 @@ def test_a_block_prompt_acts_with_other_controls_and_in_its_window(blocks, model
 def test_a_block_prompt_made_of_several_prompts_is_refused(blocks, model):
     with pytest.raises(ValueError, match="BlockPrompt: conditioning: it holds 2 prompts"):
         block_prompt(blocks, model, [*other_prompt(), *other_prompt()])
+
+
+LINKED = [
+    ("BlockSkip", "start_percent", float("nan"), "nan. Set a number from 0 to 1"),
+    ("BlockSkip", "end_percent", 1.5, "1.5. Set a number from 0 to 1"),
+    ("BlockSkip", "branch", "x", "'x' is unknown. Choose one of both, positive, negative"),
+    ("BlockSkip", "blocks", 3, "3 is not a text. Connect a text"),
+    ("TextBoost", "strength", float("nan"), "nan. Set a number from 0 to 10"),
+    ("TextBoost", "strength", "1", "'1' is not a number. Set a number from 0 to 10"),
+    ("TextBoost", "mode", "loud", "'loud' is unknown. Choose one of residual, attention, value"),
+    ("TextBoost", "fade", None, "None is unknown. Choose one of constant, in, out, cosine"),
+    ("TextBoost", "part", "g", "'g' is unknown. Choose one of all, clip, t5"),
+    ("TextDisable", "scope", "x", "'x' is unknown. Choose one of onward, block"),
+    ("TextDisable", "start_percent", -0.1, "-0.1. Set a number from 0 to 1"),
+    ("BlockPrompt", "end_percent", float("inf"), "inf. Set a number from 0 to 1"),
+]
+
+
+@pytest.mark.parametrize(("node", "name", "value", "words"), LINKED)
+def test_a_linked_value_that_the_widget_refuses_is_an_error_of_node_and_input(blocks, model, node, name, value, words):
+    made = getattr(blocks, node)()
+    inputs = made.INPUT_TYPES()["required"]
+    given = {key: each[1].get("default") for key, each in inputs.items() if key not in ("model", "conditioning")}
+    if node == "BlockPrompt":
+        given["conditioning"] = other_prompt()
+    with pytest.raises(ValueError) as caught:
+        made.apply(model, **{**given, name: value})
+    assert str(caught.value) == f"{node}: {name}: {words}"
+
+
+def test_a_block_prompt_that_does_not_fit_the_call_names_node_and_input(blocks, model):
+    prompted = block_prompt(blocks, model, other_prompt(31))
+    error = sys.modules[f"{blocks.__package__.rpartition('.')[0]}.mmdit_core.control.model_call"].ControlError
+    control = prompted.model_options["transformer_options"]["mmdit"][0]
+    words = str(control.word_error(error(control.value, "context", "it has 31 tokens")))
+    assert words.startswith("BlockPrompt: conditioning: it has 31 tokens. Encode")
