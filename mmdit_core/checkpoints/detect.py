@@ -284,15 +284,10 @@ def _heads_from_metadata(hidden: int, metadata: Mapping[str, str], source: objec
                 raise ValueError(f"{field} is {heads!r}")
             return heads
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UnreadableError(
-                source,
-                f"the metadata {key} does not say how many attention heads the model has ({error})",
-                f"Without QK-norm it must hold {field}, a divisor of {hidden}",
-            ) from error
+            found = f"the metadata {key} does not say how many attention heads the model has ({error})"
+            right = f"Without QK-norm it must hold {field}, a divisor of {hidden}"
+            raise UnreadableError(source, found, right) from error
     if hidden % HEAD_DIM:
-        raise UnreadableError(
-            source,
-            f"its width {hidden} is not a multiple of {HEAD_DIM}, and without QK-norm no shape gives the heads",
-            'Store the config as JSON under "mmdit.config" in the file\'s metadata',
-        )
+        found = f"its width {hidden} is not a multiple of {HEAD_DIM}, and without QK-norm no shape gives the heads"
+        raise UnreadableError(source, found, 'Store the config as JSON under "mmdit.config" in the file\'s metadata')
     return hidden // HEAD_DIM

@@ -85,11 +85,8 @@ def _find_file(path: Path) -> Path:
         return path
     index = path.with_name(f"{shard[1]}.safetensors.index.json")
     if not index.is_file():
-        raise UnreadableError(
-            path,
-            f"this is one of {int(shard[2])} shards, and the index {index.name} is not in its folder",
-            "Put all shards and their index into one folder",
-        )
+        found = f"this is one of {int(shard[2])} shards, and the index {index.name} is not in its folder"
+        raise UnreadableError(path, found, "Put all shards and their index into one folder")
     return index
 
 

@@ -130,15 +130,11 @@ def check_transformer(header: Header) -> tuple[MMDiTConfig, Part]:
     names = names_under(header.tensors, part.prefix)
     scales = [name for name in names if re.fullmatch(QUANTISED, name)]
     if scales:
-        raise TensorsError(
-            header.source,
-            f"the weights are quantised with separate scales ({len(scales)} tensors: {listing(scales)})",
-            "Such files are not supported: take the bf16, the fp16 or a plain fp8 version, without scales",
-            names=scales,
-        )
-    config = config_from_state_dict(
-        {name: info.shape for name, info in header.tensors.items()}, header.metadata, source=header.source
-    )
+        found = f"the weights are quantised with separate scales ({len(scales)} tensors: {listing(scales)})"
+        right = "Such files are not supported: take the bf16, the fp16 or a plain fp8 version, without scales"
+        raise TensorsError(header.source, found, right, names=scales)
+    in_file = {name: info.shape for name, info in header.tensors.items()}
+    config = config_from_state_dict(in_file, header.metadata, source=header.source)
     try:
         shapes = diffusers_shapes(config) if part.layout == DIFFUSERS else expected_shapes(config)
     except RuntimeError as error:  # of torch, for sizes whose product overflows
@@ -176,11 +172,8 @@ def _refuse_mixture(header: Header, part: Part) -> None:
             found.setdefault(header.tensors[name].dtype, []).append(name)
     if len(found) > 1:
         mixture = "; ".join(f"{len(names)} {dtype}, as {names[0]}" for dtype, names in sorted(found.items()))
-        raise TensorsError(
-            header.source,
-            f"its tensors have mixed dtypes: {mixture}",
-            "Pass dtype= to convert all to one, or allow_mixed=True if the layers cast their own weights",
-        )
+        right = "Pass dtype= to convert all to one, or allow_mixed=True if the layers cast their own weights"
+        raise TensorsError(header.source, f"its tensors have mixed dtypes: {mixture}", right)
 
 
 def _read(header: Header, rules: dict[str, Rule], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:

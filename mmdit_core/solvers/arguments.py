@@ -22,9 +22,8 @@ def read_options(solver: str, method: Method, given: Mapping[str, float]) -> dic
             raise ValueError(f"solve: solver {solver!r} has no option {name!r}; {takes}")
         option = known[name]
         if not option.low <= value <= option.high:
-            raise ValueError(
-                f"solve: {name} is {value}; for {solver!r} it must be in [{option.low:g}, {option.high:g}]"
-            )
+            bounds = f"[{option.low:g}, {option.high:g}]"
+            raise ValueError(f"solve: {name} is {value}; for {solver!r} it must be in {bounds}")
     return {name: float(given.get(name, option.default)) for name, option in known.items()}
 
 

@@ -26,10 +26,8 @@ class TextWidths:
 
     def __post_init__(self) -> None:
         if self.pooled > self.context:
-            raise ValueError(
-                f"TextWidths: CLIP-L {self.clip_l} and CLIP-G {self.clip_g} together do not fit "
-                f"into a context of {self.context} channels"
-            )
+            clip = f"CLIP-L {self.clip_l} and CLIP-G {self.clip_g}"
+            raise ValueError(f"TextWidths: {clip} together do not fit into a context of {self.context} channels")
 
     @property
     def pooled(self) -> int:
