@@ -51,7 +51,7 @@ class SpeedPlan:
             "required": {
                 "model": (
                     "MODEL",
-                    {"tooltip": "Any model. The cost is of the small one. It is not changed."},
+                    {"tooltip": "Any model; the measured cost is that of the small model. The input is not changed."},
                 ),
                 # The frontend shows measured_costs on the node.
                 "speedup": choice(tuple(CHOICES), "1.5x", tooltip, measured_costs=MEASURED_COSTS),

@@ -114,7 +114,7 @@ class BlockSkip(_BlockNode):
     @classmethod
     def INPUT_TYPES(cls):
         """The node's widgets."""
-        branch = branch_widget("negative", " In large models the negative one tolerates more skipped blocks.")
+        branch = branch_widget("negative", " The paper found that large models tolerate more on the negative one.")
         return {
             "required": {"model": MODEL, "blocks": blocks_widget(""), "branch": branch, **WINDOW},
             "optional": {"preset": preset_widget("skip", "blocks and branch")},

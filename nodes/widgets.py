@@ -72,7 +72,7 @@ def cfg_widget(default: float) -> Widget:
     """The scale of classifier-free guidance."""
     tooltip = (
         "How strongly the prompt is followed. 1 ignores the negative prompt and is twice as fast. SD3 and SD3.5: 3.5 "
-        "to 5. Turbo models: 1. Too high a value gives harsh colors and artifacts."
+        "to 5. Turbo models: 1. Too high a value gives harsh colours and artefacts."
     )
     return number(default, 0.0, 100.0, 0.1, tooltip, round=0.01)
 
