@@ -8,7 +8,7 @@ from scipy.integrate import RK23, RK45, solve_ivp
 
 from mmdit_core.flow.schedules import sigmas
 from mmdit_core.flow.sigma import LOWEST_SIGMA
-from mmdit_core.solvers import SOLVERS, solve, solve_with_history
+from mmdit_core.solvers import SOLVERS, CallLimitError, solve, solve_with_history
 
 ADAPTIVE = {"bosh3": RK23, "dopri5": RK45}
 
@@ -121,6 +121,88 @@ def test_a_rejected_step_costs_calls_and_the_last_velocity_is_reused(solver):
     solve(called, start(), [1.0, 0.1], solver, callback=lambda *reports: taken.append(reports), tolerance=1e-5)
     steps = (len(called.sigmas) - 1) / SOLVERS[solver].calls_per_step
     assert steps == int(steps) > len(taken)
+
+
+def controlled_steps(solver, velocity, x, begin, end, tolerance):
+    """The published step size control on scipy's tableau: the sigmas of all calls and the starts of accepted steps."""
+    pair, order = ADAPTIVE[solver], SOLVERS[solver].order
+    calls, starts, sigma, h = [begin], [], begin, 0.05 * (end - begin)
+    first = velocity(x, begin)
+    while sigma != end:
+        h = end - sigma if abs(h) >= abs(end - sigma) else h
+        k = [first]
+        for c, row in zip(pair.C[1:], pair.A[1:], strict=True):
+            at = x + h * sum(weight * slope for weight, slope in zip(row, k, strict=False))
+            calls.append(sigma + c * h)
+            k.append(velocity(at, sigma + c * h))
+        new_x = x + h * sum(weight * slope for weight, slope in zip(pair.B, k, strict=True))
+        calls.append(sigma + h)
+        k.append(velocity(new_x, sigma + h))
+        estimate = h * sum(weight * slope for weight, slope in zip(pair.E, k, strict=True))
+        scaled = estimate / (tolerance * (1 + torch.maximum(x.abs(), new_x.abs())))
+        error = scaled.flatten(1).square().mean(1).sqrt().max().item()
+        if error <= 1:
+            starts.append(sigma)
+            x, first, sigma = new_x, k[-1], end if h == end - sigma else sigma + h
+        h *= min(3.0, max(0.2, 0.9 * error ** (-1 / order)))
+    return calls, starts
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+@pytest.mark.parametrize(("tolerance", "bend"), [(1e-3, 1.0), (1e-5, 1.0), (1e-4, 40.0), (1.0, 0.01)])
+@pytest.mark.parametrize(("begin", "end"), [(1.0, 0.1), (0.1, 1.0)])
+def test_the_steps_are_those_of_the_published_controller(solver, tolerance, bend, begin, end):
+    def velocity(x, sigma):
+        return curved(x, sigma) + torch.tanh(torch.tensor(bend * (float(sigma) - 0.4))) * x.cos()
+
+    calls, starts = controlled_steps(solver, velocity, start(), begin, end, tolerance)
+    called, reports = Counted(velocity), []
+    solve(called, start(), [begin, end], solver, lambda *report: reports.append(report[4].item()), tolerance=tolerance)
+    assert called.sigmas == pytest.approx(calls, abs=1e-6)
+    assert reports == pytest.approx(starts, abs=1e-6)
+
+
+def test_a_constant_velocity_lets_every_step_grow_threefold():
+    called = []
+    solve(lambda x, sigma: called.append(sigma.item()) or torch.ones_like(x), start(), [1.0, 0.0], "bosh3")
+    # 0.05, 0.15, 0.45 of the way to the lowest sigma, then the rest.
+    ends = [1 - 0.999 * fraction for fraction in (0.05, 0.2, 0.65, 1.0)]
+    assert called[3::3] == pytest.approx(ends, abs=1e-6)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.0005])
+def test_an_adaptive_run_from_the_lowest_sigma_and_below_ends(end):
+    for begin in (0.001, 0.0008):
+        x = solve(lambda x, sigma: torch.ones_like(x), start(), [begin, end], "bosh3")
+        torch.testing.assert_close(x, start() + end - begin, rtol=0, atol=1e-12)
+
+
+def test_options_and_their_ranges_are_the_documented_ones():
+    for solver in ADAPTIVE:
+        assert [(o.name, o.default, o.low, o.high) for o in SOLVERS[solver].options] == [
+            ("tolerance", 1e-3, 1e-8, 1.0),
+            ("max_calls", 1000, 8, 100_000),
+        ]
+        solve(curved, start(), [1.0, 0.9], solver, tolerance=1.0, max_calls=100_000)
+        torch.testing.assert_close(
+            solve(curved, start(), [1.0, 0.5], solver),
+            solve(curved, start(), [1.0, 0.5], solver, tolerance=1e-3, max_calls=1000),
+        )
+
+
+def test_a_run_may_make_exactly_max_calls():
+    def calls_of(**options):
+        called = Counted(lambda x, sigma: torch.ones_like(x))
+        solve(called, start(), [1.0, 0.1], "bosh3", **options)
+        return len(called.sigmas)
+
+    needed = calls_of()
+    assert needed == 1 + 4 * 3 == calls_of(max_calls=needed)
+    with pytest.raises(CallLimitError) as caught:
+        calls_of(max_calls=needed - 1)
+    error = caught.value
+    assert (error.calls, error.start, error.end, error.max_calls, error.tolerance) == (10, 1.0, 0.1, 12, 1e-3)
+    assert error.sigma == pytest.approx(1 - 0.9 * 0.65, abs=1e-6)
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)

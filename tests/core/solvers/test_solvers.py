@@ -362,6 +362,21 @@ def test_a_sigma_above_one_by_a_rounding_is_one():
     )
 
 
+def test_a_sigma_above_one_by_more_than_a_rounding_is_an_error():
+    assert torch.equal(solve(curved, start(), [1 + 0.9e-5, 0.5]), solve(curved, start(), [1.0, 0.5]))
+    with pytest.raises(ValueError, match=r"sigmas\[0\] is 1.000011; it must be in \[0, 1\]"):
+        solve(curved, start(), [1 + 1.1e-5, 0.5])
+
+
+@pytest.mark.parametrize("rising", [False, True])
+def test_a_history_at_the_first_sigma_is_an_error(rising):
+    first, second, third = (0.2, 0.5, 0.9) if rising else (0.9, 0.5, 0.2)
+    half, history = solve_with_history(curved, start(), [first, second], "ab2")
+    solve_with_history(curved, half, [second, third], "ab2", history=history)
+    with pytest.raises(ValueError, match=f"history has a point at sigma {first}, which does not precede {first}"):
+        solve_with_history(curved, half, [first, third], "ab2", history=history)
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [

@@ -39,6 +39,15 @@ def moments(x):
     return x.mean().item(), x.var().item()
 
 
+def test_eta_is_1_unless_given_and_in_0_to_1():
+    for solver in DETERMINISTIC_TWIN:
+        assert [(o.name, o.default, o.low, o.high) for o in SOLVERS[solver].options] == [("eta", 1.0, 0.0, 1.0)]
+        full = solve(curved, start(), sigmas(6), solver, generator=generator(4), eta=1.0)
+        assert torch.equal(solve(curved, start(), sigmas(6), solver, generator=generator(4)), full)
+        with pytest.raises(ValueError, match=r"eta is -0.1; for '.*' it must be in \[0, 1\]"):
+            solve(curved, start(), sigmas(6), solver, generator=generator(4), eta=-0.1)
+
+
 def test_every_stochastic_solver_has_a_deterministic_twin():
     assert set(DETERMINISTIC_TWIN) == {name for name, method in SOLVERS.items() if method.stochastic}
 
