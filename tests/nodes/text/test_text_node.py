@@ -1,4 +1,4 @@
-"""TripleTextEncode, in process, with the three small encoders that ship and the host's real tokenizers."""
+"""TripleTextEncode, in process, with the small model's three encoders and ComfyUI's tokenizers."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ def pooled(conditioning):
     return conditioning[0][1]["pooled_output"]
 
 
-def by_host(clip, text_l: str, text_g: str, text_t5: str):
+def by_comfyui(clip, text_l: str, text_g: str, text_t5: str):
     return CLIPTextEncodeSD3.execute(clip, text_l, text_g, text_t5, "empty_prompt").result[0]
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "", "(red:1.4) circle", LONG])
-def test_defaults_equal_the_hosts_own_node_bit_for_bit(node, clip, prompt):
+def test_defaults_are_bit_equal_to_comfyuis_node(node, clip, prompt):
     positive, negative, _ = encode(node, clip, prompt=prompt)
-    theirs = by_host(clip, prompt, prompt, prompt)
-    assert torch.equal(context(positive), context(theirs)) and torch.equal(pooled(positive), pooled(theirs))
-    assert torch.equal(context(negative), context(by_host(clip, "", "", "")))
+    expected = by_comfyui(clip, prompt, prompt, prompt)
+    assert torch.equal(context(positive), context(expected)) and torch.equal(pooled(positive), pooled(expected))
+    assert torch.equal(context(negative), context(by_comfyui(clip, "", "", "")))
 
 
-def test_own_prompts_reach_their_encoders_alone(node, clip):
+def test_an_own_prompt_reaches_only_its_encoder(node, clip):
     positive, _, _ = encode(node, clip, clip_l="red", clip_g="a blue star", t5xxl="green")
-    theirs = by_host(clip, "red", "a blue star", "green")
-    assert torch.equal(context(positive), context(theirs)) and torch.equal(pooled(positive), pooled(theirs))
+    expected = by_comfyui(clip, "red", "a blue star", "green")
+    assert torch.equal(context(positive), context(expected)) and torch.equal(pooled(positive), pooled(expected))
 
 
 @pytest.mark.parametrize(
-    ("dial", "rows", "channels", "of_pooled"),
+    ("name", "rows", "channels", "of_pooled"),
     [
         ("clip_l_strength", slice(0, 77), slice(0, 32), slice(0, 32)),
         ("clip_g_strength", slice(0, 77), slice(32, 64), slice(32, 64)),
@@ -69,9 +69,9 @@ def test_own_prompts_reach_their_encoders_alone(node, clip):
     ],
 )
 @pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
-def test_a_strength_scales_its_encoders_part_and_nothing_else(node, clip, dial, rows, channels, of_pooled, strength):
+def test_a_strength_scales_its_encoders_part_and_nothing_else(node, clip, name, rows, channels, of_pooled, strength):
     plain, _, _ = encode(node, clip)
-    scaled, _, _ = encode(node, clip, **{dial: strength})
+    scaled, _, _ = encode(node, clip, **{name: strength})
     expected, expected_pooled = context(plain).clone(), pooled(plain).clone()
     expected[:, rows, channels] *= strength
     expected_pooled[:, of_pooled] *= strength
@@ -86,25 +86,25 @@ PARTS = {  # of the small encoders' context
 
 
 def moved_parts(weighted, plain) -> set[str]:
-    """The parts in which some token is elsewhere by a twentieth of what tokens differ by."""
+    """The parts in which a token moved by more than a twentieth of the tokens' standard deviation."""
     moved = (weighted - plain).abs()
     return {name for name, part in PARTS.items() if moved[part].max() > 0.05 * plain[part].std()}
 
 
 @pytest.mark.parametrize("prompt", ["red (circle:1.3)", "red (circle:0.3)"])
-def test_a_weight_moves_all_three_parts(node, clip, prompt):
+def test_a_word_weight_changes_all_three_parts(node, clip, prompt):
     weighted, plain = (context(encode(node, clip, prompt=p)[0]) for p in (prompt, "red circle"))
     assert moved_parts(weighted, plain) == set(PARTS)
 
 
 @pytest.mark.parametrize("encoder", PARTS)
-def test_a_weight_in_an_encoders_own_prompt_moves_its_part_alone(node, clip, encoder):
+def test_a_word_weight_in_an_own_prompt_changes_only_that_encoders_part(node, clip, encoder):
     plain = context(encode(node, clip, prompt="red circle")[0])
     weighted = context(encode(node, clip, prompt="red circle", **{encoder: "red (circle:1.3)"})[0])
     assert moved_parts(weighted, plain) == {encoder}
 
 
-def test_empty_prompts_become_zeros_or_the_encoding_of_nothing(node, clip):
+def test_an_empty_prompt_is_zeros_or_its_encoding(node, clip):
     positive, zeros, info = encode(node, clip, empty="zeros")
     assert context(zeros).abs().max() == 0 and pooled(zeros).abs().max() == 0 and "all zeros" in info
     assert context(zeros).shape == context(positive).shape and context(positive).abs().max() > 0
@@ -112,7 +112,7 @@ def test_empty_prompts_become_zeros_or_the_encoding_of_nothing(node, clip):
 
 
 @pytest.mark.parametrize("encoder", PARTS)
-def test_an_encoder_whose_text_is_empty_is_dropped_by_itself(node, clip, encoder):
+def test_only_the_encoder_with_an_empty_prompt_is_dropped(node, clip, encoder):
     positive, _, info = encode(node, clip, prompt=" ", empty="zeros", **{encoder: "red"})
     plain, _, _ = encode(node, clip, prompt="red")
     for name, part in PARTS.items():
@@ -124,7 +124,7 @@ def test_an_encoder_whose_text_is_empty_is_dropped_by_itself(node, clip, encoder
 
 
 def lines_of(info: str, title: str) -> dict[str, str]:
-    """What the info says of the prompt or the negative, by what stands before the colon."""
+    """The lines of the info for the prompt or the negative prompt: the text before the colon -> the text after it."""
     part = info.split("prompt\n")[1].split("negative\n")[title == "negative"]
     return dict(line.strip().split(": ", 1) for line in part.strip().splitlines())
 
@@ -137,37 +137,37 @@ def test_the_info_counts_tokens_of_each_encoder(node, clip):
 
 
 @pytest.mark.parametrize("length", ["77", "154", "256", "512"])
-def test_t5_can_be_capped_and_the_info_lists_what_was_cut(node, clip, length):
+def test_t5_length_limits_t5_and_the_info_lists_the_cut_tokens(node, clip, length):
     limit, whole = int(length), context(encode(node, clip, prompt=LONG)[0])
     capped, _, info = encode(node, clip, prompt=LONG, t5_length=length)
     clips, t5 = 4 * 77, len(clip.tokenize(LONG)["t5xxl"][0])
     assert whole.shape[1] == clips + t5 and context(capped).shape[1] == clips + min(limit, t5)
     assert torch.equal(context(capped)[:, :clips], whole[:, :clips])
-    said, vocabulary = lines_of(info, "prompt"), clip.tokenizer.t5xxl.inv_vocab
-    assert said["CLIP-L"] == said["CLIP-G"] == "269 tokens in 4 chunks"
+    lines, vocabulary = lines_of(info, "prompt"), clip.tokenizer.t5xxl.inv_vocab
+    assert lines["CLIP-L"] == lines["CLIP-G"] == "269 tokens in 4 chunks"
     if t5 <= limit:
-        assert said["T5"] == f"{t5 - 1} tokens" and "T5 cut" not in said
+        assert lines["T5"] == f"{t5 - 1} tokens" and "T5 cut" not in lines
         return
     cut = [vocabulary[token].lstrip("\u2581") for token, _ in clip.tokenize(LONG)["t5xxl"][0][limit - 1 : -1]]
-    assert said["T5"] == f"{limit - 1} tokens, {len(cut)} more cut by t5_length"
-    assert said["T5 cut"].split(" | ") == cut and "square" in cut
+    assert lines["T5"] == f"{limit - 1} tokens, {len(cut)} more cut by t5_length"
+    assert lines["T5 cut"].split(" | ") == cut and "square" in cut
 
 
 @pytest.mark.parametrize(
     ("words", "length", "warns"), [(150, "auto", False), (160, "auto", True), (400, "256", True), (400, "154", False)]
 )
-def test_more_than_154_t5_tokens_are_warned_of_with_the_reason(node, clip, words, length, warns):
-    said = lines_of(encode(node, clip, prompt="red " * words, t5_length=length)[2], "prompt")
-    assert ("T5 warning" in said) == warns
+def test_more_than_154_t5_tokens_give_a_warning_with_the_reason(node, clip, words, length, warns):
+    lines = lines_of(encode(node, clip, prompt="red " * words, t5_length=length)[2], "prompt")
+    assert ("T5 warning" in lines) == warns
     if warns:
-        assert said["T5 warning"].startswith("more than 154: SD3 and SD3.5 were trained on 77 T5 tokens")
+        assert lines["T5 warning"].startswith("more than 154: SD3 and SD3.5 were trained on 77 T5 tokens")
 
 
 STRENGTHS = ("clip_l_strength", "clip_g_strength", "t5_strength")
 
 
 @pytest.mark.parametrize(
-    ("dial", "value", "words"),
+    ("name", "value", "words"),
     [
         *((name, bad, f"{bad}. Set a number from 0 to 10") for name in STRENGTHS for bad in (math.nan, math.inf)),
         ("t5_strength", -1.0, "-1. Set a number from 0 to 10"),
@@ -175,9 +175,9 @@ STRENGTHS = ("clip_l_strength", "clip_g_strength", "t5_strength")
         ("empty", "nothing", "'nothing' is unknown. Choose one of encode, zeros"),
     ],
 )
-def test_values_that_no_widget_would_give_are_named(node, clip, dial, value, words):
-    with pytest.raises(ValueError, match=f"TripleTextEncode: {dial}: {words}"):
-        encode(node, clip, **{dial: value})
+def test_values_outside_the_widgets_are_refused_by_name(node, clip, name, value, words):
+    with pytest.raises(ValueError, match=f"TripleTextEncode: {name}: {words}"):
+        encode(node, clip, **{name: value})
 
 
 def test_an_empty_prompt_is_tokenized_once(node, clip, monkeypatch):
@@ -204,7 +204,7 @@ def test_no_clip_at_all_says_what_to_connect(node):
 
 
 class OtherClip:
-    """A CLIP of another model family: one encoder, of another name."""
+    """A CLIP of another model family with one encoder."""
 
     def tokenize(self, text):
         return {"qwen25_7b": [[(1, 1.0)]]}
@@ -217,22 +217,22 @@ class OtherClip:
         ({"t5_strength": 0.5}, "t5_strength: this CLIP has qwen25_7b, whose parts cannot be scaled"),
     ],
 )
-def test_dials_that_another_models_clip_lacks_are_refused(node, changed, words):
+def test_inputs_for_encoders_that_a_clip_lacks_are_refused(node, changed, words):
     with pytest.raises(ValueError, match=words):
         encode(node, OtherClip(), **changed)
 
 
-def test_the_token_map_survives_the_hosts_conditioning_nodes(node, clip):
-    import nodes as host_nodes
+def test_comfyuis_conditioning_nodes_keep_the_token_map(node, clip):
+    import nodes as comfyui_nodes
 
     positive, _, _ = encode(node, clip)
     assert positive[0][1]["mmdit_tokens"].positions(["green"], "t5")
-    (area,) = host_nodes.ConditioningSetArea().append(positive, 64, 64, 0, 0, 1.0)
-    (timed,) = host_nodes.ConditioningSetTimestepRange().set_range(area, 0.0, 0.5)
+    (area,) = comfyui_nodes.ConditioningSetArea().append(positive, 64, 64, 0, 0, 1.0)
+    (timed,) = comfyui_nodes.ConditioningSetTimestepRange().set_range(area, 0.0, 0.5)
     control = comfy.controlnet.ControlNet(torch.nn.Identity())
-    controlled, _ = host_nodes.ControlNetApplyAdvanced().apply_controlnet(
+    controlled, _ = comfyui_nodes.ControlNetApplyAdvanced().apply_controlnet(
         timed, positive, control, torch.zeros(1, 64, 64, 3), 1.0, 0.0, 1.0
     )
     assert controlled[0][1]["control"] is not None
-    (both,) = host_nodes.ConditioningCombine().combine(controlled, positive)
+    (both,) = comfyui_nodes.ConditioningCombine().combine(controlled, positive)
     assert all(options["mmdit_tokens"] is positive[0][1]["mmdit_tokens"] for _, options in both)

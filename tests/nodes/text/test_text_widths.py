@@ -1,4 +1,4 @@
-"""TripleTextEncode at SD3's real widths (768, 1280, 4096), random weights, few layers, against the host's own node."""
+"""TripleTextEncode at SD3's real widths (768, 1280, 4096), random weights, few layers, against ComfyUI's node."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ def same(ours, theirs) -> bool:
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "", LONG])
-def test_defaults_equal_the_hosts_own_node_bit_for_bit(node, clip, prompt):
+def test_defaults_are_bit_equal_to_comfyuis_node(node, clip, prompt):
     positive, negative, _ = encode(node, clip, prompt, "blurry")
     assert positive[0][0].shape[2] == 4096 and positive[0][1]["pooled_output"].shape[1] == 768 + 1280
     for ours, text in ((positive, prompt), (negative, "blurry")):
         assert same(ours, CLIPTextEncodeSD3.execute(clip, text, text, text, "empty_prompt").result[0])
 
 
-def test_own_prompts_of_different_lengths_equal_the_hosts_own_node_bit_for_bit(node, clip):
+def test_own_prompts_of_different_lengths_are_bit_equal_to_comfyuis_node(node, clip):
     positive, _, _ = encode(node, clip, "red", clip_g=LONG, t5xxl="green")
     assert same(positive, CLIPTextEncodeSD3.execute(clip, "red", LONG, "green", "empty_prompt").result[0])
 
 
 @pytest.fixture
 def holding(clip):
-    """The CLIP with some of its encoders alone."""
+    """The CLIP with only some of its encoders."""
     model, kept = clip.cond_stage_model, {name: getattr(clip.cond_stage_model, name) for name in LABELS}
 
     def hold(subset):
@@ -83,25 +83,25 @@ def holding(clip):
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
-def test_any_subset_of_encoders_works_and_each_missing_one_is_named_with_its_file(node, holding, subset):
+def test_any_subset_of_encoders_works_and_each_missing_one_is_reported_with_its_file(node, holding, subset):
     clip = holding(subset)
     positive, _, info = encode(node, clip, PROMPT)
     assert same(positive, CLIPTextEncodeSD3.execute(clip, PROMPT, PROMPT, PROMPT, "empty_prompt").result[0])
-    told = [line for line in info.splitlines() if line.startswith("missing")]
-    assert len(told) == 3 - len(subset)
+    reported = [line for line in info.splitlines() if line.startswith("missing")]
+    assert len(reported) == 3 - len(subset)
     for name, label in LABELS.items():
-        line = next((line for line in told if label in line), None)
+        line = next((line for line in reported if label in line), None)
         assert (line is None) == (name in subset) == (f"  {label}: " in info)
         assert line is None or FILES[name] in line
 
 
-def test_an_own_prompt_for_a_missing_encoder_is_not_passed_over_in_silence(node, holding):
+def test_an_own_prompt_for_a_missing_encoder_is_reported(node, holding):
     info = encode(node, holding(("clip_l", "clip_g")), PROMPT, t5xxl="green")[2]
     assert "missing: T5 (its tokens are left out, and its own prompt is not read). t5xxl_fp16" in info
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
-def test_strengths_scale_what_is_there(node, holding, subset):
+def test_strengths_scale_the_present_encoders(node, holding, subset):
     clip = holding(subset)
     plain, half = (
         encode(node, clip, "red", clip_l_strength=value, clip_g_strength=value, t5_strength=value)[0]
@@ -111,7 +111,7 @@ def test_strengths_scale_what_is_there(node, holding, subset):
     assert torch.equal(half[0][1]["pooled_output"], plain[0][1]["pooled_output"] * 0.5)
 
 
-def test_the_node_shows_tokens_used_and_cut_and_nan_through_the_api_is_named(comfyui):
+def test_the_node_shows_used_and_cut_tokens_and_nan_from_the_api_is_refused_by_name(comfyui):
     def graph(**changed):
         text = {
             "clip": ["1", 1], "prompt": LONG, "negative": "blurry", "clip_l": "", "clip_g": "", "t5xxl": "",
@@ -131,12 +131,12 @@ def test_the_node_shows_tokens_used_and_cut_and_nan_through_the_api_is_named(com
     with comfyui.events() as events:
         prompt_id = comfyui.queue(graph(), client_id=events.client_id)
         for event in events.until_done(prompt_id, timeout=120):
-            if event.kind == "binary_3":  # the host's progress text: length of the node's id, the id, the text
+            if event.kind == "binary_3":  # ComfyUI's progress text: length of the node's id, the id, the text
                 (length,) = struct.unpack(">I", event.image[:4])
                 shown.append((event.image[4 : 4 + length].decode(), event.image[4 + length :].decode()))
-    said = dict(shown)["2"]
-    assert "prompt: CLIP-L 107, CLIP-G 107, T5 76 (" in said and " cut)" in said
-    assert "negative: CLIP-L 1, CLIP-G 1, T5 " in said
+    shown_text = dict(shown)["2"]
+    assert "prompt: CLIP-L 107, CLIP-G 107, T5 76 (" in shown_text and " cut)" in shown_text
+    assert "negative: CLIP-L 1, CLIP-G 1, T5 " in shown_text
     with pytest.raises(Exception, match="TripleTextEncode: t5_strength: nan. Set a number from 0 to 10"):
         comfyui.run(graph(t5_strength=float("nan")))
     comfyui.run(graph(t5_length="154"))  # the graph runs after the fix

@@ -1,4 +1,4 @@
-"""Phrases found in what the host's real tokenizers make of a prompt, for SD3, FLUX.1 and Qwen-Image."""
+"""Positions of phrases with ComfyUI's tokenizers of SD3, FLUX.1 and Qwen-Image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sd3(pack):
 
 
 def small(tokenizer, text_model, **sizes):
-    """A host CLIP of a real tokenizer and a small text model with random weights."""
+    """ComfyUI's CLIP with a real tokenizer and a small text model with random weights."""
     target = comfy.supported_models_base.ClipTarget(tokenizer, text_model)
     made = comfy.sd.CLIP(target, model_options={f"{name}_model_config": size for name, size in sizes.items()})
     torch.manual_seed(0)
@@ -52,13 +52,13 @@ def flux_clip():
 
 @pytest.fixture(scope="module")
 def qwen():
-    with pytest.MonkeyPatch.context() as patch:  # the part that looks at pictures is 1280 wide in any size
+    with pytest.MonkeyPatch.context() as patch:  # the vision tower is 1280 wide at any size
         patch.setattr(qwen_vl, "Qwen2VLVisionTransformer", lambda **kwargs: torch.nn.Identity())
         return small(qwen_image.QwenImageTokenizer, qwen_image.QwenImageTEModel, qwen25_7b=QWEN_SIZE)
 
 
 class Encoded:
-    """A prompt's context and token map, and the text of the tokens at its places."""
+    """A prompt's context and token map, and the text of the tokens at its positions."""
 
     def __init__(self, text, clip, prompt: str, t5_limit: int | None = None, dropped=(), **own: str):
         encoders = text.Encoders(clip)
@@ -72,17 +72,17 @@ class Encoded:
             if key in self.tokens
         }
 
-    def said(self, phrase: str, part: str = "all") -> dict[str, str]:
-        """Encoder -> what its tokens at the phrase's places decode to."""
-        places = self.map.positions([phrase], part)
-        said = {}
+    def text_at(self, phrase: str, part: str = "all") -> dict[str, str]:
+        """Encoder -> the text of its tokens at the phrase's positions."""
+        positions = self.map.positions([phrase], part)
+        text_at = {}
         for encoder in self.map.encoders:
             ids = [token for chunk in self.tokens[KEYS[encoder.name]] for token, *_ in chunk]
             offset = encoder.start if encoder.name != "qwen25_7b" else -TEMPLATE
-            inside = [ids[place - offset] for place in places if encoder.start <= place < encoder.stop]
+            inside = [ids[position - offset] for position in positions if encoder.start <= position < encoder.stop]
             if encoder.present and inside:
-                said[encoder.name] = self.tokenizers[encoder.name].decode(inside).strip().lower()
-        return said
+                text_at[encoder.name] = self.tokenizers[encoder.name].decode(inside).strip().lower()
+        return text_at
 
 
 SD3_ENCODERS = ("CLIP-G", "CLIP-L", "T5")
@@ -108,35 +108,35 @@ PROMPTS = [
 
 @pytest.mark.parametrize("which", ["sd3", "flux_clip", "qwen"])
 @pytest.mark.parametrize(("prompt", "phrase", "tokens"), PROMPTS)
-def test_a_phrase_is_found_in_every_encoder_and_its_tokens_say_it(
+def test_a_phrase_is_found_in_every_encoder_and_its_tokens_decode_to_it(
     request, text, phrase_error, which, prompt, phrase, tokens
 ):
     encoded = Encoded(text, request.getfixturevalue(which), prompt)
     if tokens is None:
         with pytest.raises(phrase_error, match="is not in the prompt"):
-            encoded.said(phrase)
+            encoded.text_at(phrase)
         return
     expected = {"sd3": SD3_ENCODERS, "flux_clip": ("T5",), "qwen": ("qwen25_7b",)}[which]
-    said = {name: words.replace(" ", "") for name, words in encoded.said(phrase).items()}
-    assert said == dict.fromkeys(expected, tokens.replace(" ", ""))
+    text_at = {name: words.replace(" ", "") for name, words in encoded.text_at(phrase).items()}
+    assert text_at == dict.fromkeys(expected, tokens.replace(" ", ""))
 
 
 @pytest.mark.parametrize("which", ["sd3", "flux_clip"])
-def test_a_phrase_may_hold_weighted_words(request, text, which):
+def test_a_phrase_may_contain_weighted_words(request, text, which):
     encoded = Encoded(text, request.getfixturevalue(which), "a (red:1.3) circle")
-    assert set(encoded.said("a red circle").values()) == {"a red circle"}
+    assert set(encoded.text_at("a red circle").values()) == {"a red circle"}
 
 
-def test_weights_are_letters_to_qwen(text, qwen):
-    assert Encoded(text, qwen, "a (red:1.3) circle").said("1.3") == {"qwen25_7b": "1.3"}
+def test_qwen_reads_weights_as_text(text, qwen):
+    assert Encoded(text, qwen, "a (red:1.3) circle").text_at("1.3") == {"qwen25_7b": "1.3"}
 
 
 @pytest.mark.parametrize("phrase", ["the color", "size", "objects", "background", "text", "assistant"])
-def test_words_of_qwens_own_template_are_found_in_the_prompt_too(text, qwen, phrase_error, phrase):
+def test_words_of_qwens_template_are_found_in_the_prompt_only(text, qwen, phrase_error, phrase):
     prompt = "the color and size of objects, text, background, assistant"
-    assert Encoded(text, qwen, prompt).said(phrase) == {"qwen25_7b": phrase}
+    assert Encoded(text, qwen, prompt).text_at(phrase) == {"qwen25_7b": phrase}
     with pytest.raises(phrase_error, match="The prompt's words: a red circle$"):
-        Encoded(text, qwen, "a red circle").said(phrase)
+        Encoded(text, qwen, "a red circle").text_at(phrase)
 
 
 @pytest.mark.parametrize(
@@ -148,19 +148,19 @@ def test_words_of_qwens_own_template_are_found_in_the_prompt_too(text, qwen, phr
         ("a 猫 sign", "猫"),
     ],
 )
-def test_chinese_is_found_on_qwen_and_on_clip(text, qwen, sd3, prompt, phrase):
-    assert phrase in Encoded(text, qwen, prompt).said(phrase)["qwen25_7b"]
-    assert Encoded(text, sd3, prompt).said(phrase, "clip") == dict.fromkeys(SD3_ENCODERS[:2], phrase)
+def test_a_chinese_phrase_is_found_with_qwen_and_clip(text, qwen, sd3, prompt, phrase):
+    assert phrase in Encoded(text, qwen, prompt).text_at(phrase)["qwen25_7b"]
+    assert Encoded(text, sd3, prompt).text_at(phrase, "clip") == dict.fromkeys(SD3_ENCODERS[:2], phrase)
 
 
 @pytest.mark.parametrize("which", ["sd3", "qwen"])
-def test_the_context_changes_from_the_phrases_place_on(request, text, which):
-    """CLIP and Qwen look back, never ahead: another word leaves everything before its place as it was."""
+def test_another_word_changes_the_context_only_from_its_position_on(request, text, which):
+    """CLIP and Qwen have causal attention: another word does not change the positions before it."""
     clip = request.getfixturevalue(which)
     a, b = (Encoded(text, clip, f"one two three {word} four five") for word in ("red", "blue"))
-    place = min(a.map.positions(["red"]))
+    position = min(a.map.positions(["red"]))
     changed = (a.context - b.context).abs().amax(-1)[0] > 1e-6
-    assert changed[place] and not changed[:place].any()
+    assert changed[position] and not changed[:position].any()
 
 
 def test_qwens_context_begins_with_the_prompt(text, qwen):
@@ -169,7 +169,7 @@ def test_qwens_context_begins_with_the_prompt(text, qwen):
     assert encoded.map.positions() == tuple(range(encoded.context.shape[1]))
 
 
-def test_flux_reads_t5_alone_and_has_no_clip_part(text, flux_clip, phrase_error):
+def test_flux_reads_only_t5_and_has_no_clip_part(text, flux_clip, phrase_error):
     encoded = Encoded(text, flux_clip, "a red circle")
     assert [encoder.name for encoder in encoded.map.encoders] == ["T5"]
     assert encoded.context.shape[1] == 256 == len(encoded.map.positions())
@@ -180,35 +180,35 @@ def test_flux_reads_t5_alone_and_has_no_clip_part(text, flux_clip, phrase_error)
 def test_prompts_of_two_clip_chunks(text, sd3):
     encoded = Encoded(text, sd3, ", ".join(["a green star"] * 30) + ", one red circle")
     clip_places = encoded.map.positions(["red circle"], "clip")
-    assert 154 > min(clip_places) > 77 and encoded.said("red circle") == dict.fromkeys(SD3_ENCODERS, "red circle")
+    assert 154 > min(clip_places) > 77 and encoded.text_at("red circle") == dict.fromkeys(SD3_ENCODERS, "red circle")
     t5 = next(encoder for encoder in encoded.map.encoders if encoder.name == "T5")
     assert (t5.start, t5.stop) == (154, encoded.context.shape[1])
     assert encoded.counts[0].used == 30 * 4 + 3
 
 
-def test_words_that_t5_length_cut_off_are_not_found_in_t5(text, sd3, phrase_error):
+def test_words_cut_by_t5_length_are_not_found_in_t5(text, sd3, phrase_error):
     encoded = Encoded(text, sd3, "one two three four five red", t5_limit=5)
     assert encoded.context.shape[1] == 77 + 5
-    assert set(encoded.said("two")) == set(SD3_ENCODERS) and set(encoded.said("red")) == set(SD3_ENCODERS[:2])
+    assert set(encoded.text_at("two")) == set(SD3_ENCODERS) and set(encoded.text_at("red")) == set(SD3_ENCODERS[:2])
     with pytest.raises(phrase_error, match="the prompt's t5 part"):
-        encoded.said("red", "t5")
+        encoded.text_at("red", "t5")
 
 
-def test_a_cap_on_flux_takes_padding_before_words(text, flux_clip):
-    """FLUX's T5 pads to 256: a short prompt under a cap loses padding alone, a long one keeps its end token."""
+def test_a_limit_on_flux_cuts_padding_before_words(text, flux_clip):
+    """FLUX's T5 pads to 256: a limit cuts only padding of a short prompt, and keeps the end token of a long one."""
     short, capped = Encoded(text, flux_clip, "a red circle", t5_limit=77), Encoded(text, flux_clip, "red " * 90, 77)
     assert short.context.shape[1] == capped.context.shape[1] == 77
-    assert [count.cut for count in short.counts] == [(), ()] and short.said("red circle") == {"T5": "red circle"}
+    assert [count.cut for count in short.counts] == [(), ()] and short.text_at("red circle") == {"T5": "red circle"}
     assert [count.cut for count in capped.counts] == [(), ("red",) * 14]
     assert capped.tokens["t5xxl"][0][-1][0] == 1  # T5's end token
 
 
 def test_own_prompts_of_the_encoders(text, sd3, phrase_error):
     encoded = Encoded(text, sd3, "a red circle", g="a blue square", t5xxl="a green star, red")
-    assert encoded.said("red") == {"CLIP-L": "red", "CLIP-G": "blue", "T5": "red"}  # L and G lie side by side
-    assert encoded.said("green") == {"T5": "green"}
+    assert encoded.text_at("red") == {"CLIP-L": "red", "CLIP-G": "blue", "T5": "red"}  # L and G lie side by side
+    assert encoded.text_at("green") == {"T5": "green"}
     with pytest.raises(phrase_error, match="a blue square.*a green star.*a red circle"):
-        encoded.said("yellow")
+        encoded.text_at("yellow")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_missing_encoder(text, sd3, phrase_error, missing, left):
     finally:
         for name, encoder in kept.items():
             setattr(sd3.cond_stage_model, name, encoder)
-    assert encoded.said("red circle") == dict.fromkeys(left, "red circle")
+    assert encoded.text_at("red circle") == dict.fromkeys(left, "red circle")
     assert max(encoded.map.positions()) == encoded.context.shape[1] - 1
     for part, all_gone in (("clip", left == ("T5",)), ("t5", "T5" not in left)):
         if all_gone:
@@ -232,14 +232,14 @@ def test_a_missing_encoder(text, sd3, phrase_error, missing, left):
                 encoded.map.positions((), part)
 
 
-def test_a_dropped_encoder_holds_nothing(text, sd3, phrase_error):
+def test_a_dropped_encoder_has_no_phrases(text, sd3, phrase_error):
     encoded = Encoded(text, sd3, "a red circle", dropped={"t5xxl"})
-    assert set(encoded.said("red")) == {"CLIP-L", "CLIP-G"}
+    assert set(encoded.text_at("red")) == {"CLIP-L", "CLIP-G"}
     with pytest.raises(phrase_error, match="T5: missing or dropped"):
         encoded.map.positions((), "t5")
 
 
-def test_counts_hold_what_the_prompt_says_and_nothing_else(text, sd3, flux_clip, qwen):
+def test_counts_are_of_the_prompts_own_tokens_only(text, sd3, flux_clip, qwen):
     for clip in (sd3, flux_clip, qwen):
         assert [count.used for count in Encoded(text, clip, "").counts] == [0] * len(clip.tokenize(""))
     used = {count.label: count.used for count in Encoded(text, sd3, "red red, !").counts}
