@@ -1,6 +1,6 @@
-"""In-process access to ComfyUI's own modules, for tests that compare our code with the host's without a server.
+"""ComfyUI's own modules in the tests' process, for tests that compare the pack with ComfyUI without a server.
 
-Test modules in this folder may `import comfy...` at their top: ComfyUI is put on sys.path before they are imported.
+Test modules in this folder may `import comfy...` at their top: ComfyUI is on sys.path before they are imported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMFY = in_process.prepare("--cpu")
 
 @pytest.fixture(scope="session")
 def comfy_path() -> Path:
-    """ComfyUI's folder, on sys.path, its options parsed for the CPU."""
+    """ComfyUI's folder; it is first on sys.path, and its options are parsed for the CPU."""
     return COMFY
 
 
@@ -33,14 +33,14 @@ def pack(comfy_path: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random transformer in Stability's single-file layout, small enough for the host's own SD3 class to load too."""
+    """A random transformer in Stability's single-file layout, which ComfyUI's own SD3 class loads too."""
     import torch
     from safetensors.torch import save_file
 
     from mmdit_core import MMDiT, MMDiTConfig
 
     torch.manual_seed(0)
-    # The host takes width to be 64 * depth and heads to be depth.
+    # ComfyUI takes the width for 64 * depth and the number of heads for depth.
     config = MMDiTConfig(hidden_size=128, num_heads=2, depth=2, pos_embed_max_size=24, qk_norm="rms")
     model = MMDiT(config).requires_grad_(False)
     for parameter in model.parameters():
@@ -52,9 +52,9 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Bench:
-    """FlowMatchingSampler on the tiny model, with usual inputs that a test changes by name."""
+    """FlowMatchingSampler on the tiny model, with default inputs that a test changes by name."""
 
-    USUAL = dict(seed=5, steps=6, cfg=3.0, solver="euler", schedule="linear", shift=0.0, denoise=1.0)
+    DEFAULTS = dict(seed=5, steps=6, cfg=3.0, solver="euler", schedule="linear", shift=0.0, denoise=1.0)
 
     def __init__(self, pack: ModuleType, model):
         import torch
@@ -91,7 +91,7 @@ class Bench:
         """The node's outputs: latent, curve, summary."""
         node = node or self.module("sampler.node").FlowMatchingSampler()
         texts = positive or self.positive, negative or self.negative
-        given = {**self.USUAL, **changed}
+        given = {**self.DEFAULTS, **changed}
         return node.sample(model or self.model, *texts, latent if latent is not None else self.empty(), **given)
 
     def run(self, latent=None, **changed):
@@ -99,19 +99,19 @@ class Bench:
         return self.all(latent, **changed)[0]["samples"]
 
     def facts(self, latent=None, **changed) -> dict[str, Any]:
-        """What goes into the PNG."""
+        """The facts that the sampler writes into the PNG."""
         written: dict[str, Any] = {}
         self.all(latent, unique_id="7", extra_pnginfo=written, **changed)
         return written["mmdit_sampler"]["7"]
 
     @contextmanager
     def rows(self, model=None):
-        """The rows of each call of the model while it is open."""
-        seen: list[int] = []
+        """The batch size of each model call inside the `with`."""
+        sizes: list[int] = []
         core = (model or self.model).model.diffusion_model
-        handle = core.x_embedder.register_forward_hook(lambda _, args, out: seen.append(len(out)))
+        handle = core.x_embedder.register_forward_hook(lambda _, args, out: sizes.append(len(out)))
         try:
-            yield seen
+            yield sizes
         finally:
             handle.remove()
 

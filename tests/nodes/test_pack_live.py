@@ -1,4 +1,4 @@
-"""The pack in a live ComfyUI, over HTTP, on the model that it ships."""
+"""The pack in a live ComfyUI, over HTTP, with the model that is included."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def graph(**sampler):
     }  # fmt: skip
 
 
-def picture(comfyui, prompt, **kwargs) -> np.ndarray:
+def image_of(comfyui, prompt, **kwargs) -> np.ndarray:
     """Run a graph; its first image as [H, W, 3] floats in 0..255."""
     images = comfyui.images(comfyui.run(prompt, **kwargs))
     return np.asarray(Image.open(io.BytesIO(images[0])).convert("RGB")).astype(float)
@@ -58,24 +58,24 @@ def changed(prompt, node: str, **inputs):
     return prompt
 
 
-def test_the_quickstart_workflow_runs_and_shows_more_than_noise(comfyui):
+def test_the_quickstart_workflow_runs_and_its_image_is_not_noise(comfyui):
     workflow = json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
-    image = picture(comfyui, to_prompt(workflow, comfyui.object_info()))
+    image = image_of(comfyui, to_prompt(workflow, comfyui.object_info()))
     assert image.shape == (128, 128, 3)
     assert image.std() > 20
-    rough = np.abs(np.diff(image, axis=1)).mean()
-    assert rough < 12  # flat areas with edges; a picture of noise has 40 and more
+    roughness = np.abs(np.diff(image, axis=1)).mean()
+    assert roughness < 12  # flat areas with edges; an image of noise has 40 and more
 
 
-def test_the_same_seed_gives_the_same_picture_and_another_another(comfyui):
-    first, again = picture(comfyui, graph(seed=3)), picture(comfyui, changed(graph(seed=3), "6"))
-    other = picture(comfyui, graph(seed=4))
+def test_the_same_seed_gives_the_same_image_and_another_seed_another_image(comfyui):
+    first, again = image_of(comfyui, graph(seed=3)), image_of(comfyui, changed(graph(seed=3), "6"))
+    other = image_of(comfyui, graph(seed=4))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_ksampler_runs_the_loaders_model(comfyui):
     prompt = graph()
-    ours = picture(comfyui, graph(schedule="sd3"))
+    ours = image_of(comfyui, graph(schedule="sd3"))
     prompt["4"] = {
         "class_type": "KSampler",
         "inputs": {
@@ -83,18 +83,18 @@ def test_ksampler_runs_the_loaders_model(comfyui):
             "steps": 6, "cfg": 4.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
         },
     }  # fmt: skip
-    assert np.abs(picture(comfyui, prompt) - ours).max() <= 1
+    assert np.abs(image_of(comfyui, prompt) - ours).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8_e4m3fn"])
-def test_every_weight_dtype_draws_nearly_the_same(comfyui, dtype):
-    plain, held = picture(comfyui, graph()), picture(comfyui, changed(graph(), "1", weight_dtype=dtype))
-    # The file holds fp16, so that only the others lose something.
-    lost = np.abs(plain - held).mean()
+def test_every_weight_dtype_gives_nearly_the_same_image(comfyui, dtype):
+    plain, other = image_of(comfyui, graph()), image_of(comfyui, changed(graph(), "1", weight_dtype=dtype))
+    # The file's dtype is fp16, so that only the others lose precision.
+    lost = np.abs(plain - other).mean()
     assert (lost < 0.1 if dtype == "fp16" else 0 < lost) and lost < (12 if dtype.startswith("fp8") else 4)
 
 
-def test_image_to_image_keeps_the_picture_and_a_mask_keeps_its_outside(comfyui):
+def test_low_denoise_keeps_the_image_and_a_mask_keeps_its_outside(comfyui):
     base = graph()
     base["7"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["5", 0], "vae": ["1", 2]}}
     base["8"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}}
@@ -104,19 +104,19 @@ def test_image_to_image_keeps_the_picture_and_a_mask_keeps_its_outside(comfyui):
     base["11"] = {"class_type": "VAEDecode", "inputs": {"samples": ["10", 0], "vae": ["1", 2]}}
     base["12"] = {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}}
     base["6"]["inputs"]["images"] = ["12", 0]
-    through_vae = picture(comfyui, base)
+    through_vae = image_of(comfyui, base)
     base["6"]["inputs"]["images"] = ["11", 0]
-    assert np.abs(picture(comfyui, base) - through_vae).max() <= 2  # a mask of nothing: nothing is redrawn
+    assert np.abs(image_of(comfyui, base) - through_vae).max() <= 2  # an empty mask: nothing is sampled
     base["10"]["inputs"].update(latent_image=["7", 0], denoise=0.1)
-    slight = np.abs(picture(comfyui, base) - through_vae).mean()
-    # The same prompt would bring back much the same picture, for the small model lays a scene out in one way.
+    slight = np.abs(image_of(comfyui, base) - through_vae).mean()
+    # Another prompt, because the small model gives nearly the same image for the same one.
     base["13"] = copy.deepcopy(base["2"])
     base["13"]["inputs"]["prompt"] = "four red stars on a white background"
     base["10"]["inputs"].update(denoise=1.0, positive=["13", 0])
-    assert slight < np.abs(picture(comfyui, base) - through_vae).mean()
+    assert slight < np.abs(image_of(comfyui, base) - through_vae).mean()
 
 
-def test_a_lora_made_for_sd3_keys_changes_the_picture(comfyui):
+def test_a_lora_with_sd3_keys_changes_the_image(comfyui):
     import torch
 
     torch.manual_seed(0)
@@ -131,7 +131,7 @@ def test_a_lora_made_for_sd3_keys_changes_the_picture(comfyui):
         "inputs": {"model": ["1", 0], "lora_name": "small-test.safetensors", "strength_model": 1.0},
     }
     prompt["4"]["inputs"]["model"] = ["7", 0]
-    assert np.abs(picture(comfyui, prompt) - picture(comfyui, graph())).mean() > 1
+    assert np.abs(image_of(comfyui, prompt) - image_of(comfyui, graph())).mean() > 1
 
 
 def test_previews_and_progress_come_step_by_step(comfyui):
@@ -145,12 +145,12 @@ def test_previews_and_progress_come_step_by_step(comfyui):
                 steps.append((event.data["value"], event.data["max"]))
             if event.kind == "preview":
                 previews.append(Image.open(io.BytesIO(event.image)).size)
-    # The server leaves out progress messages when it is busy, never the last.
+    # A busy server leaves out progress messages, but never the last.
     assert steps == sorted(set(steps)) and steps[-1] == (6, 6) and len(steps) >= 3
     assert len(previews) >= 3 and all(min(size) > 1 for size in previews)
 
 
-def test_cancel_stops_in_mid_run_and_the_graph_runs_again(comfyui):
+def test_a_run_can_be_cancelled_and_the_graph_runs_again(comfyui):
     reached, cancelled = 0, False
     with comfyui.events() as events:
         prompt_id = comfyui.queue(graph(steps=1000, seed=31), client_id=events.client_id)
@@ -163,16 +163,16 @@ def test_cancel_stops_in_mid_run_and_the_graph_runs_again(comfyui):
     with pytest.raises(Interrupted):
         comfyui.finished(prompt_id)
     assert 3 <= reached < 500
-    assert picture(comfyui, graph(seed=3)).std() > 20
+    assert image_of(comfyui, graph(seed=3)).std() > 20
 
 
-def test_a_picture_too_large_gets_the_named_error_and_the_graph_runs_after_the_fix(comfyui):
+def test_an_image_that_is_too_large_is_a_named_error_and_the_graph_runs_after_the_fix(comfyui):
     with pytest.raises(ComfyUIError, match=r"FlowMatchingSampler.*1024 x 1024 pixels.*at most 384 x 384"):
         comfyui.run(changed(graph(), "3", width=1024, height=1024))
-    assert picture(comfyui, graph(seed=5)).shape == (128, 128, 3)
+    assert image_of(comfyui, graph(seed=5)).shape == (128, 128, 3)
 
 
-def test_the_hosts_own_sampler_gets_that_error_too(comfyui):
+def test_comfyuis_own_sampler_raises_this_error_too(comfyui):
     prompt = changed(graph(), "3", width=1024, height=1024)
     sampler = {
         key: value for key, value in graph()["4"]["inputs"].items() if key not in ("solver", "schedule", "shift")
@@ -189,7 +189,7 @@ def test_the_hosts_own_sampler_gets_that_error_too(comfyui):
         ("vae", r"holds no VAE.*VAELoader.*sd3_vae\.safetensors.*models/vae"),
     ],
 )
-def test_a_part_that_the_file_lacks_raises_on_use_and_names_what_provides_it(comfyui, part, words):
+def test_a_missing_clip_or_vae_raises_on_use_and_names_the_loader_that_provides_it(comfyui, part, words):
     from safetensors import safe_open
 
     folder = comfyui.base / "models" / "diffusion_models"
@@ -202,7 +202,9 @@ def test_a_part_that_the_file_lacks_raises_on_use_and_names_what_provides_it(com
     prompt = graph(seed=12)
     prompt["20"] = {"class_type": "MMDiTLoader", "inputs": {"checkpoint": path.name, "weight_dtype": "default"}}
     prompt["4"]["inputs"]["model"] = ["20", 0]
-    assert picture(comfyui, prompt).std() > 20  # the transformer alone is enough where the parts come from elsewhere
+    assert (
+        image_of(comfyui, prompt).std() > 20
+    )  # the transformer alone is enough if CLIP and VAE come from another file
     node, key, slot = {"clip": ("2", "clip", 1), "vae": ("5", "vae", 2)}[part]
     prompt[node]["inputs"][key] = ["20", slot]
     with pytest.raises(ComfyUIError, match=words):
@@ -217,7 +219,7 @@ def test_a_part_that_the_file_lacks_raises_on_use_and_names_what_provides_it(com
         ("page.safetensors", b"<!DOCTYPE html><html><body>Sign in</body></html>", "HTML|web page"),
     ],
 )
-def test_files_that_cannot_be_used_say_why(comfyui, name, content, words):
+def test_a_file_that_cannot_be_used_is_an_error_with_the_reason(comfyui, name, content, words):
     folder = comfyui.base / "models" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes((ROOT / "models" / SMALL).read_bytes()[:1_000_000] if content is None else content)

@@ -1,4 +1,4 @@
-"""The shared workflows: those that the small model can run are run, the others are held to the node definitions."""
+"""The shared workflows: those of the small model run, all others must fit the node definitions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scripts.workflow_specs import WORKFLOWS
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "workflows").glob("*.json"))
 FROZEN = sorted((ROOT / "tests" / "workflows").glob("*.json"))
-LARGE = {sheet.name for sheet in WORKFLOWS if not sheet.small}
-SPECS = {sheet.name: sheet for sheet in WORKFLOWS}
+LARGE = {spec.name for spec in WORKFLOWS if not spec.small}
+SPECS = {spec.name: spec for spec in WORKFLOWS}
 
 
 def read(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def pictures(comfyui, record) -> list[np.ndarray]:
+def images_of(comfyui, record) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(float) for image in comfyui.images(record)]
 
 
@@ -42,7 +42,7 @@ def test_there_is_a_frozen_copy_of_every_workflow():
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_file_is_what_its_description_says(comfyui, name):
+def test_a_workflow_file_equals_its_spec(comfyui, name):
     assert read(ROOT / "workflows" / f"{name}.json") == build(SPECS[name], comfyui.object_info())
 
 
@@ -60,7 +60,7 @@ def test_links_widgets_and_choices_fit_the_node_definitions(comfyui, path):
         widgets = [(name, kind, o) for name, kind, o in inputs_in_order(definition) if is_widget(kind, o)]
         controlled = sum(has_control(*widget) for widget in widgets)
         values = node["widgets_values"]
-        # quickstart was saved before the sampler had more inputs: files with fewer values stay valid.
+        # quickstart was saved before the sampler got more inputs: files with fewer values stay valid.
         assert len(values) == len(widgets) + controlled or path.stem == "quickstart", node["type"]
         assert len([value for value in values if value in AFTER_RUN]) >= controlled
         linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
@@ -87,9 +87,9 @@ def test_a_note_explains_and_nodes_do_not_overlap(path):
 
 @runs(SHIPPED)
 def test_the_small_model_runs_it(comfyui, path):
-    found = pictures(comfyui, comfyui.run(to_prompt(read(path), comfyui.object_info())))
+    found = images_of(comfyui, comfyui.run(to_prompt(read(path), comfyui.object_info())))
     assert found and all(np.isfinite(image).all() and image.std() > 1 for image in found)
-    if len(found) == 2 and path.stem != "analysis":  # without and with what the workflow is about
+    if len(found) == 2 and path.stem != "analysis":  # without and with the node of the workflow
         assert found[0].shape != found[1].shape or np.abs(found[0] - found[1]).mean() > 0.1
 
 
@@ -104,13 +104,13 @@ def test_a_frozen_copy_still_loads(comfyui, path):
 
 
 def test_a_frozen_copy_of_every_node_still_runs(comfyui):
-    """The fewest frozen files that hold every node of the pack that any of them holds."""
+    """Runs the fewest frozen files that contain every node of the pack that occurs in any of them."""
     info = comfyui.object_info()
     ours = {name for name, entry in info.items() if entry["python_module"].startswith("custom_nodes")}
-    held = {path: {n["type"] for n in read(path)["nodes"]} & ours for path in FROZEN if path.stem not in LARGE}
-    left = set().union(*held.values())
+    contained = {path: {n["type"] for n in read(path)["nodes"]} & ours for path in FROZEN if path.stem not in LARGE}
+    left = set().union(*contained.values())
     assert {"MMDiTLoader", "FlowMatchingSampler", "BlockSkip", "TextBoost", "BlockAnalysis"} <= left
     while left:
-        path = max(held, key=lambda candidate: len(held[candidate] & left))
-        assert pictures(comfyui, comfyui.run(to_prompt(read(path), info)))
-        left -= held[path]
+        path = max(contained, key=lambda candidate: len(contained[candidate] & left))
+        assert images_of(comfyui, comfyui.run(to_prompt(read(path), info)))
+        left -= contained[path]
