@@ -169,9 +169,9 @@ class Bench:
             part = slice(start, min(start + BATCH, first + ROUND))
             positive = [[self.context[part], {"pooled_output": self.pooled[part]}]]
             empty = {"samples": torch.zeros(len(self.context[part]), 16, 16, 16)}
-            settings = (seed * 100_000 + start, point.steps, CFG, "euler", "linear", 0.0, 1.0)
+            inputs = dict(seed=seed * 100_000 + start, steps=point.steps, cfg=CFG)
             with flop_counter() as counter:
-                made, *_ = sample(model, positive, self.nothing, empty, *settings)
+                made, *_ = sample(model, positive, self.nothing, empty, **inputs)
             flops += counter.get_total_flops()
             latents.append(made["samples"].float())
         return torch.cat(latents), flops

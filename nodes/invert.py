@@ -1,127 +1,85 @@
-"""FlowInvert: from a picture up to the noise that it could have grown from."""
+"""FlowInvert: from an image to the noise from which the model would make it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..mmdit_core.flow.schedules import sigmas
 from ..mmdit_core.solvers import SOLVERS
-from .comfyui.frontend import messages as ui
-from .comfyui.run import inversion
-from .comfyui.run import resume as handover
-from .comfyui.run import sampling as host
-from .errors import InputError
-from .sampler.checks import check_finite, check_inputs
-from .sampler.inputs import SHIFT
-from .widgets import check_values, steps_widget
+from .comfyui.frontend import messages
+from .comfyui.run import inversion, resume, sampling
+from .errors import require
+from .sampler.checks import check_flow, check_inputs, check_latent
+from .widgets import SHIFT, check_values, choice, steps_widget
 
 NODE = "FlowInvert"
 SOLVER_NAMES = ("leapfrog", "midpoint", "euler")
-SEED = 0  # of the noise behind a noise mask: any will do, and the sampler takes it from the LATENT
+SEED = 0  # of the noise outside a noise mask; any will do, because the sampler takes it from the LATENT
 
 
 class FlowInvert:
-    """A picture's latent as noise, for Flow Matching Sampler to begin with."""
+    """An image's latent as noise, from which Flow Matching Sampler starts."""
 
     CATEGORY = "MMDiT"
     DESCRIPTION = (
-        "Follows the model's flow backwards, from a picture to the noise that it grows from. Flow Matching Sampler "
-        "takes the result as its noise: with the same prompt it gives the picture back, with another it edits it."
+        "Follows the model's flow backwards, from an image to the noise from which the model would make it. Flow "
+        "Matching Sampler takes the result as its noise. The same prompt gives the image back, another prompt edits it."
     )
     SEARCH_ALIASES = [
-        "inversion",
-        "unsample",
-        "unsampler",
-        "rf inversion",
-        "edit",
-        "reverse",
-        "img2img",
-        "ddim inversion",
-    ]
+        "inversion", "unsample", "unsampler", "rf inversion", "edit", "reverse", "img2img", "ddim inversion",
+    ]  # fmt: skip
     FUNCTION = "invert"
     RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("The picture as noise, for Flow Matching Sampler at denoise 1.",)
+    OUTPUT_TOOLTIPS = ("The image as noise, for Flow Matching Sampler at denoise 1.",)
 
     @classmethod
-    def INPUT_TYPES(cls):
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The inputs."""
         calls = "; ".join(f"{name} {SOLVERS[name].calls_per_step}" for name in SOLVER_NAMES)
+        tooltips = {
+            "model": "The model whose flow is followed: SD3, SD3.5, FLUX, Qwen-Image.",
+            "positive": "A description of the image. The more exact it is, the better an edit keeps the rest.",
+            "latent_image": "The image, from VAE Encode. With a noise mask only the part inside it is inverted.",
+            "solver": "leapfrog finds the way back exactly, midpoint nearly and at twice the cost, euler roughly. "
+            f"Sample with the same solver and steps. Model calls a step: {calls}.",
+        }
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "The model whose flow is followed: SD3, SD3.5, FLUX, Qwen-Image."}),
-                "positive": (
-                    "CONDITIONING",
-                    {"tooltip": "What the picture shows. The better it says so, the better an edit keeps the rest."},
-                ),
-                "latent_image": (
-                    "LATENT",
-                    {"tooltip": "The picture, from VAE Encode. Under a noise mask only what it shows is inverted."},
-                ),
+                "model": ("MODEL", {"tooltip": tooltips["model"]}),
+                "positive": ("CONDITIONING", {"tooltip": tooltips["positive"]}),
+                "latent_image": ("LATENT", {"tooltip": tooltips["latent_image"]}),
                 "steps": steps_widget(28),
-                "solver": (
-                    list(SOLVER_NAMES),
-                    {
-                        "default": SOLVER_NAMES[0],
-                        "tooltip": "leapfrog finds back exactly; midpoint nearly, at twice the cost; euler roughly. "
-                        "Sample with the same solver and steps. Model calls a step: " + calls + ".",
-                    },
-                ),
+                "solver": choice(SOLVER_NAMES, SOLVER_NAMES[0], tooltips["solver"]),
                 "shift": SHIFT,
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
     def invert(self, model, positive, latent_image, steps, solver, shift, unique_id=None):
-        given = dict(steps=steps, solver=solver, shift=shift)
-        check_values(NODE, self.INPUT_TYPES()["required"], given)
-        if not host.is_flow(model):
-            raise InputError(
-                NODE,
-                "model",
-                f"{type(model.model).__name__} is not a flow-matching model",
-                "Connect SD3, SD3.5, FLUX or another rectified-flow model",
-            )
-        prepared = self._prepare(model, positive, latent_image)
-        own_shift = host.shift_of(model)
-        levels = sigmas(steps, "linear", shift or own_shift).flip(0)
+        """Run the inversion. Returns: LATENT with a resume state."""
+        check_values(NODE, self.INPUT_TYPES()["required"], dict(steps=steps, solver=solver, shift=shift))
+        check_flow(NODE, model)
+        check_latent(NODE, latent_image)
+        ended = resume.resume_state(latent_image) is None
+        found = "it comes from a run that ended early, so that it still holds noise"
+        require(ended, NODE, "latent_image", found, "Connect a finished image's latent")
+        right = "Connect an image's latent, from VAE Encode or a sampler"
+        require(latent_image["samples"].any(), NODE, "latent_image", "it is empty", right)
+        prepared = sampling.prepare(model, latent_image, SEED)
+        check_inputs(NODE, model, positive, positive, prepared.samples)
+        rising = sigmas(steps, "linear", shift or sampling.shift_of(model)).flip(0)
         end, calls = inversion.invert_flow(
-            host.with_shift(model, shift) if shift else model,
+            sampling.with_shift(model, shift) if shift else model,
             positive,
             prepared,
             solver=solver,
-            levels=levels,
-            guarded_by=NODE,
-            flow=handover.flow_of(model, positive, levels, prepared.mask),
+            sigmas=rising,
+            node=NODE,
+            flow=resume.flow_of(model, positive, rising, prepared.mask),
         )
-        shift_said = f", shift {shift:g}" if shift else ""
-        ui.show_text(
-            unique_id,
-            f"{calls} model calls. The same way back: {solver}, {steps} steps of linear{shift_said}, cfg 1, denoise 1.",
-        )
-        return (host.finish(latent_image, end.samples, end),)
-
-    @staticmethod
-    def _prepare(model, positive, latent) -> host.Prepared:
-        """The picture as it fits the model. Raises: InputError for what is none, and for what the model cannot take."""
-        samples = latent["samples"]
-        if samples.is_nested:
-            raise InputError(NODE, "latent_image", "it holds latents of several kinds", "Connect a picture's latent")
-        if handover.unfinished(latent) is not None:
-            raise InputError(
-                NODE,
-                "latent_image",
-                "it comes from a run that ended early, so that it still holds noise",
-                "Connect a finished picture's latent",
-            )
-        if not samples.isfinite().all():
-            raise InputError(
-                NODE, "latent_image", "it holds values that are not finite", "Look at the node that made this latent"
-            )
-        if not samples.any():
-            raise InputError(
-                NODE, "latent_image", "it is empty", "Connect a picture's latent, from VAE Encode or a sampler"
-            )
-        prepared = host.prepare(model, latent, SEED)
-        check_inputs(NODE, model, positive, positive, prepared.samples)
-        check_finite(NODE, positive=positive)
-        return prepared
+        same = f"{solver}, {steps} steps of linear{f', shift {shift:g}' if shift else ''}, cfg 1, denoise 1"
+        messages.show_text(unique_id, f"{calls} model calls. The same way back: {same}.")
+        return (sampling.finish(latent_image, end.samples, end),)
 
 
 NODES = {"FlowInvert": (FlowInvert, "Flow Invert")}

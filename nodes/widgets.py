@@ -57,6 +57,15 @@ NEGATIVE: Widget = ("CONDITIONING", {"tooltip": "What the image should not show.
 START = fraction(0.0, "Where in the sampling this begins to act. 0 is the first step, 1 the end.")
 END = fraction(1.0, "Where in the sampling this stops acting. 0 is the first step, 1 the end.")
 
+SHIFT = number(
+    0.0,
+    0.0,
+    100.0,
+    0.05,
+    "0: the model's own. A higher shift spends more steps on the layout, a lower one on detail; larger images need a "
+    "higher one. SD3 and SD3.5: 3.",
+)
+
 
 def seed_widget(tooltip: str, control: bool | str = True) -> Widget:
     """The seed of the noise. Args: control, of ComfyUI's control_after_generate."""

@@ -1,4 +1,4 @@
-"""Whether two runs would compute the same: a value made of everything that decides them, compared with ==."""
+"""Fingerprints: values made of all that decides what a run computes; equal fingerprints (==) mean equal results."""
 
 from __future__ import annotations
 
@@ -11,29 +11,21 @@ from typing import Any
 
 import torch
 
-# What the nodes before ours may have done to a MODEL. The weights themselves are known by the model object and by
-# patches_uuid, which is new after every change.
+# What other nodes may have changed on a MODEL. The weights are known by the model object and by patches_uuid, which is
+# new after every change.
 PATCHED = (
-    "patches_uuid",
-    "object_patches",
-    "weight_wrapper_patches",
-    "hook_patches",
-    "model_options",
-    "wrappers",
-    "callbacks",
-    "injections",
-    "attachments",
-    "additional_models",
-)
+    "patches_uuid", "object_patches", "weight_wrapper_patches", "hook_patches", "model_options", "wrappers",
+    "callbacks", "injections", "attachments", "additional_models",
+)  # fmt: skip
 
 
 def of_model(model, **instead: Any) -> Any:
-    """Args: instead, for some of PATCHED, what is to be looked at in their place."""
+    """The fingerprint of a MODEL. Args: instead, values to use for some of PATCHED."""
     return _Same(model.model), fingerprint([instead.get(name, getattr(model, name, None)) for name in PATCHED])
 
 
 def fingerprint(value: Any) -> Any:
-    """Tensors by their content, plain data by value, any other object by being the very same one, while it lives."""
+    """Tensors count by their content, plain data by value, any other object by identity while it is alive."""
     if value is None or isinstance(value, str | int | float | bool | bytes | torch.dtype | torch.device):
         return type(value), value
     if isinstance(value, torch.Tensor):
@@ -49,21 +41,19 @@ def fingerprint(value: Any) -> Any:
 
 
 class _Same:
-    """Equal for one and the same object only. It does not keep the object; a new one at its address is another."""
+    """Equal for the same object alone. Identity by weak reference: an id() may be reused after the object is freed."""
 
     def __init__(self, value: Any):
         try:
-            # A method is made anew each time it is looked up; what it is bound to stays.
-            self.seen = weakref.WeakMethod(value) if inspect.ismethod(value) else weakref.ref(value)
-        except TypeError:  # few kinds of object cannot be watched, and they are small
-            self.seen = lambda: value
+            # A bound method is a new object at each look-up; the object that it is bound to stays.
+            self.get = weakref.WeakMethod(value) if inspect.ismethod(value) else weakref.ref(value)
+        except TypeError:  # the few kinds of object without weak references are small
+            self.get = lambda: value
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Same):
             return NotImplemented
-        mine, theirs = self.seen(), other.seen()
-        if mine is None or theirs is None:
-            return False
-        return mine is theirs or (inspect.ismethod(mine) and mine == theirs)
+        mine, theirs = self.get(), other.get()
+        return mine is not None and (mine is theirs or (inspect.ismethod(mine) and mine == theirs))
 
     __hash__ = None  # type: ignore[assignment]

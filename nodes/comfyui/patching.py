@@ -159,7 +159,7 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     cache = _step_cache(options)
     run = options[RUN] = Run(
         sigmas=tuple(sigmas.tolist()),
-        evaluated=getattr(getattr(sampler, "sampler_function", None), "evaluated", None),
+        evaluated=getattr(getattr(sampler, "sampler_function", sampler), "evaluated", None),
         step_cache=None if cache is None else StepCacheRun(cache.value, sigmas.tolist()),
     )
     adaln = run.adaln = adaln_cache.make(executor.class_obj, run.evaluated or run.sigmas[:-1])

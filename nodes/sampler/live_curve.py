@@ -1,118 +1,99 @@
-"""FlowMatchingSampler's noise levels and windows for dials that are still being turned: no model, no latent."""
+"""The curve on FlowMatchingSampler: sigmas and windows for inputs that are being changed, without model or latent."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from ...mmdit_core.flow.sigma import PercentToSigma
 from ...mmdit_core.flow.window import Window
-from ...mmdit_core.solvers import SOLVERS
-from ..comfyui.loading import sampling_of_file as from_header
-from ..comfyui.run.guider import Guidance
+from ..comfyui.loading.sampling_of_file import read_sampling, shifted_sampling
 from ..comfyui.run.sampling import shift_in
 from ..errors import InputError
-from ..widgets import check_values
-from .inputs import APPENDED
-from .node import FlowMatchingSampler
-from .plan import MIN_DENOISE, NODE, guidance_of, levels_of, part_of, shift_by
+from .inputs import MIN_DENOISE, NODE, WIDGETS, SamplerInputs
+from .plan import shift_for, sigmas_for
+from .report import strengths
 
-DIALS = (
+INPUTS = (
     "steps", "cfg", "solver", "schedule", "shift", "denoise", "cfg_start", "cfg_end", "start_step", "end_step",
     "custom_sigmas", "cfg_curve", "size_shift",
 )  # fmt: skip
-PATCH = 16  # pixels that an image token is wide and high, of the VAE's 8 and the model's 2
-MOST_POINTS = 200  # that are drawn
-MOST_STEPS = 1_000_000  # of a whole schedule: more than anybody draws while turning dials
-MOST_WINDOWS = 64
+PATCH = 16  # pixels of an image token's side: the VAE's 8 times the model's 2
+MAX_POINTS = 200  # that are drawn
+MAX_STEPS = 1_000_000  # of a whole schedule, so that one request is quick
+MAX_WINDOWS = 64
 
 
 def live_curve(given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    """What the curve on the node shows.
+    """The data of the curve on the node.
 
-    Args: given, as the page sends it: dials, the node's values by name; model_shift, of a shift node on the way, or
-    null; width and height of the picture, or null; windows, a list of {"start", "end", "fade"} of block controls;
-    own_loader, whether MMDiTLoader loads the file; path, of the model's file, where that is known.
-    Returns: {"points": [[step, level], ...], "steps", "first", "last", "shift", "own", "adaptive", "cfg": shares of
+    Args: given, as the frontend sends it: dials, the node's values by name; model_shift of a shift node before the
+    sampler, or null; width and height of the image, or null; windows, a list of {"start", "end", "fade"} of block
+    controls; own_loader, whether MMDiTLoader loads the file; path of the model's file, where it is known.
+    Returns: {"points": [[step, sigma], ...], "steps", "first", "last", "shift", "own", "adaptive", "cfg": strength in
     each point's step or null, "windows": the same for each}; {"missing": "shift" or "size"} where that is not known;
-    {"error": words} for dials that the node would refuse.
-    Raises: KeyError, TypeError, ValueError for what is no such question.
+    {"error": words} for values that the node would refuse.
+    Raises: KeyError, TypeError, ValueError for a malformed request.
     """
-    windows = [_window(each) for each in given.get("windows", ())[:MOST_WINDOWS]]
+    windows = [
+        Window(each["start"], each["end"], each.get("fade", "constant"))
+        for each in given.get("windows", ())[:MAX_WINDOWS]
+    ]
     size = _size(given)
     try:
-        dials = _dials(given["dials"])
-        guidance = guidance_of(dials)
-        if dials.steps / max(dials.denoise, MIN_DENOISE) > MOST_STEPS:
+        inputs = _inputs(given["dials"])
+        if inputs.steps / max(inputs.denoise, MIN_DENOISE) > MAX_STEPS:
             return {"missing": "room"}
-        sampling = from_header.read_sampling(path, own_loader=bool(given.get("own_loader"))) if path else None
+        sampling = read_sampling(path, own_loader=bool(given.get("own_loader"))) if path else None
         if given.get("model_shift") is not None:
-            sampling = from_header.shifted_sampling(float(given["model_shift"]), sampling)
-        lacks = _lacking(dials, sampling, size)
-        if lacks:
-            return {"missing": lacks}
+            sampling = shifted_sampling(float(given["model_shift"]), sampling)
+        # Windows depend on the shift, even those over sigmas that are given as text.
+        if inputs.size_shift != "off" and size is None:
+            return {"missing": "size"}
+        if sampling is None and not inputs.shift and inputs.size_shift != "flux":
+            return {"missing": "shift"}
         own = shift_in(sampling) if sampling is not None else 1.0
         width, height = size or (0, 0)
-        shift, _ = shift_by(dials, own, lambda: -(-width // PATCH) * -(-height // PATCH), lambda: width * height)
+        shift, _ = shift_for(inputs, own, lambda: -(-width // PATCH) * -(-height // PATCH), lambda: width * height)
         if shift != own or sampling is None:
-            sampling = from_header.shifted_sampling(shift, sampling)
-        levels, _ = levels_of(dials, shift)
+            sampling = shifted_sampling(shift, sampling)
+        sigmas, _ = sigmas_for(inputs, shift)
     except InputError as error:
         return {"error": str(error).removeprefix(f"{NODE}: ")}
-    return _drawn(dials, guidance, levels.tolist(), part_of(dials, levels), shift, windows, sampling)
+    return _curve(inputs, sigmas.tolist(), shift, windows, sampling.percent_to_sigma)
 
 
-def _drawn(
-    dials: SimpleNamespace,
-    guidance: Guidance,
-    levels: Sequence[float],
-    part: tuple[int, int],
-    shift: float,
-    windows: Sequence[Window],
-    sampling,
+def _curve(
+    inputs: SamplerInputs, sigmas: Sequence[float], shift: float, windows: Sequence[Window], to_sigma
 ) -> dict[str, Any]:
-    to_sigma: PercentToSigma = sampling.percent_to_sigma
-    steps = len(levels) - 1
-    every = -(-steps // MOST_POINTS)
-    places = [*range(0, steps, every), steps]
-    begun = [levels[place] for place in places[:-1]]
+    steps = len(sigmas) - 1
+    first, last = inputs.part(steps)
+    drawn = [*range(0, steps, -(-steps // MAX_POINTS)), steps]
+    starts = [sigmas[step] for step in drawn[:-1]]
+
+    def acting(what) -> list[float]:
+        return [round(strength, 3) for strength in strengths(what, starts, to_sigma)]
+
     return {
-        "points": [[place, round(levels[place], 5)] for place in places],
+        "points": [[step, round(sigmas[step], 5)] for step in drawn],
         "steps": steps,
-        "first": part[0],
-        "last": part[1],
+        "first": first,
+        "last": last,
         "shift": round(shift, 4),
-        "own": not dials.shift,
-        "adaptive": SOLVERS[dials.solver].adaptive,
-        "cfg": None if dials.cfg == 1 else _shares_of_cfg(guidance, begun, to_sigma),
-        "windows": [_rounded([window.strength_at(level, to_sigma) for level in begun]) for window in windows],
+        "own": not inputs.shift,
+        "adaptive": inputs.is_adaptive,
+        "cfg": None if inputs.cfg == 1 else acting(inputs.cfg_guidance),
+        "windows": [acting(window) for window in windows],
     }
 
 
-def _shares_of_cfg(guidance: Guidance, levels: Sequence[float], to_sigma: PercentToSigma) -> list[float]:
-    return _rounded([(guidance.scale(level, to_sigma) - 1) / (guidance.cfg - 1) for level in levels])
-
-
-def _rounded(shares: Sequence[float]) -> list[float]:
-    return [round(share, 3) for share in shares]
-
-
-def _dials(given: Mapping[str, Any]) -> SimpleNamespace:
-    inputs = {**FlowMatchingSampler.INPUT_TYPES()["required"], **APPENDED}
-    values = {name: given[name] for name in DIALS}
+def _inputs(given: Mapping[str, Any]) -> SamplerInputs:
+    values = {name: given[name] for name in INPUTS}
     for name, value in values.items():
-        wanted = {"INT": (int,), "FLOAT": (int, float)}.get(str(inputs[name][0]), (str,))
-        if isinstance(value, bool) or not isinstance(value, wanted):
+        expected = {"INT": (int,), "FLOAT": (int, float)}.get(str(WIDGETS[name][0]), (str,))
+        if isinstance(value, bool) or not isinstance(value, expected):
             raise TypeError(f"{name} is {value!r}")
-    check_values(NODE, inputs, values)
-    rest = {name: options.get("default") for name, (_, options) in APPENDED.items()}
-    return SimpleNamespace(**rest | values)
-
-
-def _window(given: Mapping[str, Any]) -> Window:
-    return Window(given["start"], given["end"], given.get("fade", "constant"))
+    return SamplerInputs(**values)
 
 
 def _size(given: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -120,14 +101,5 @@ def _size(given: Mapping[str, Any]) -> tuple[int, int] | None:
     if width is None or height is None:
         return None
     if not 0 < int(width) <= 1_000_000 or not 0 < int(height) <= 1_000_000:
-        raise ValueError(f"the picture is {width} x {height}")
+        raise ValueError(f"the image is {width} x {height}")
     return int(width), int(height)
-
-
-def _lacking(dials: SimpleNamespace, sampling, size: tuple[int, int] | None) -> str | None:
-    """What must be known for the curve, and is not: even where levels are written down, windows go by the shift."""
-    if dials.size_shift != "off" and size is None:
-        return "size"
-    if sampling is None and not dials.shift and dials.size_shift != "flux":
-        return "shift"
-    return None

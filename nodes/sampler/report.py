@@ -1,243 +1,259 @@
-"""What a sampler ran, as plain facts, in words, and as bands of a drawing."""
+"""What a sampler did: as plain data, in words, and as bands of the curve."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...mmdit_core.control.spec import BlockControl
+from ...mmdit_core.flow.sigma import PercentToSigma
+from ...mmdit_core.flow.window import Window
 from ...mmdit_core.solvers import SOLVERS
 from ..comfyui import patching
 from ..comfyui.families import block_counts
 from ..comfyui.frontend import progress
-from ..comfyui.run.guider import FlowGuider, Guidance
-from ..comfyui.run.solver import Walk
+from ..comfyui.run.guidance import Guidance
+from ..comfyui.run.solver import SolverRun
 from ..plots.canvas import ACTION_COLOURS
 from ..plots.curve import Band
-from .plan import Plan
+from .plan import SamplerPlan
 
-FEW = 40  # sigmas that are all written out
+MAX_SIGMAS = 40  # that a summary lists in full
 GREY, PURPLE = "#6b7280", "#cc79a7"
+COLOURS = {**ACTION_COLOURS, "prompt": PURPLE}
 
 
-def facts_of(plan: Plan, walk: Walk, guider: FlowGuider, notes: Sequence[str]) -> dict[str, Any]:
-    """All that is to be told of a run, as plain data; numbers are finite."""
-    route, guidance, seeds, count = walk.route, plan.guidance, plan.seeds, guider.count
-    run = route.steps - walk.reused
-    blocks = block_counts(plan.model)
-    block_calls = guider.block_calls
-    predictions = guider.alone + guider.guided
-    return {
-        "model": progress.model_name(plan.model),
-        "blocks": None if blocks is None else {"double": blocks[0], "single": blocks[1]},
-        "controls": [f"{control_label(item)[0]}{_window(item)}" for item in patching.controls_of(plan.model)],
-        "solver": route.solver,
-        "calls_per_step": None if route.is_adaptive else SOLVERS[route.solver].calls_per_step,
-        "options": dict(route.options),
-        "levels_from": plan.source,
-        "shift": round(plan.shift, 6),
-        "shift_from": plan.shift_from,
-        "sigmas": [round(level, 6) for level in route.levels.tolist()],
-        "steps": {"first": plan.first, "last": plan.last, "of": len(plan.levels) - 1, "reused": walk.reused},
-        "guidance": {
+@dataclass(frozen=True)
+class SamplerReport:
+    """What a run did, as plain data with finite numbers; the fields are the keys of the report in a PNG.
+
+    A seed is None where no noise was drawn from it. levels_from and shift_from say in words where the sigmas and the
+    shift come from; calls and seconds are of what ran, without the steps that were reused.
+    """
+
+    model: str
+    blocks: dict[str, int] | None
+    controls: list[str]
+    solver: str
+    calls_per_step: int | None
+    options: dict[str, float]
+    levels_from: str
+    shift: float
+    shift_from: str
+    sigmas: list[float]
+    steps: dict[str, int]
+    guidance: dict[str, Any]
+    noise: dict[str, Any]
+    calls: dict[str, int]
+    block_calls: dict[str, Any] | None
+    speed_plan: dict[str, Any] | None
+    seconds: dict[str, float | None]
+    notes: list[str]
+
+    def facts(self) -> dict[str, Any]:
+        """The report for a PNG, as JSON can hold it."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """The report in lines."""
+        lines = [
+            f"Model: {self.model}{_blocks(self.blocks)}",
+            *(f"Control: {control}" for control in self.controls),
+            f"Solver: {self._solver()}",
+            f"Schedule: {self.levels_from}, shift {self.shift:g} ({self.shift_from})",
+            f"Sigmas: {_sigmas(self.sigmas)}",
+            f"Steps: {self._steps()}",
+            f"Guidance: {self._guidance()}",
+            f"Noise: {self._noise()}",
+            f"Model calls: {self.calls['model']}; images in them: {self.calls['positive_rows']} positive, "
+            f"{self.calls['negative_rows']} negative",
+            *(f"Skipped: {line}" for line in self._skipped()),
+            f"Time: {self._time()}",
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+    def short(self) -> str:
+        """The lines that the node itself shows: the work, and what was saved of it."""
+        lines = [f"{_counted(self.calls['model'], 'model call')}, {self._time()}"]
+        if self.steps["reused"]:
+            lines.append(f"{self.steps['reused']} steps taken from the last run")
+        return "\n".join([*lines, *(f"skipped {line}" for line in self._skipped())])
+
+    def _solver(self) -> str:
+        each = self.calls_per_step
+        calls = "with steps of its own" if each is None else f"{_counted(each, 'model call')} a step"
+        options = "".join(f", {name} {value:g}" for name, value in self.options.items())
+        return f"{self.solver}, {calls}{options}"
+
+    def _steps(self) -> str:
+        steps = self.steps
+        whole = steps["last"] - steps["first"] == steps["of"]
+        part = f"{steps['of']}" if whole else f"{steps['first']} to {steps['last']} of {steps['of']}"
+        return part + (f"; {steps['reused']} of them taken from the last run" if steps["reused"] else "")
+
+    def _guidance(self) -> str:
+        guidance, calls = self.guidance, self.calls
+        if guidance["cfg"] == 1:
+            return "none: cfg is 1" if calls["negative_rows"] else "none: at cfg 1 the negative prompt is not computed"
+        window = _from_to(guidance["start"], guidance["end"])
+        if calls["predictions"] and calls["without_negative"] == calls["predictions"]:
+            return f"none: cfg {guidance['cfg']:g} acts{window.removeprefix(',')}, in no step of this run"
+        form = "" if guidance["form"] == "cfg" else f" as {guidance['form']}"
+        strength = f" {guidance['rescale']:g}" if "rescale" in guidance else ""
+        curve = "" if guidance["curve"] == "constant" else f", {guidance['curve'].replace('_', ' ')}"
+        zero = f", velocity zero in the first {guidance['resting_steps']} steps" if "resting_steps" in guidance else ""
+        return f"cfg {guidance['cfg']:g}{form}{strength}{window}{curve}{zero}"
+
+    def _noise(self) -> str:
+        noise = self.noise
+        each = " and up, one for each image" if noise["per_image"] else ""
+        parts = [f"seed {noise['seed']}{each}"] if noise["added"] else ["none added"]
+        if noise["turns_back"]:
+            parts = ["none added: the latent goes back exactly the way of its inversion"]
+        elif noise["goes_on"]:
+            parts = ["none added: the latent continues an earlier run"]
+        if noise["variation_strength"]:
+            parts.append(f"{noise['variation_strength']:.0%} of the way to seed {noise['variation_seed']}")
+        if noise["step_noise_seed"] not in (None, noise["seed"]):
+            parts.append(f"in the steps seed {noise['step_noise_seed']}")
+        if noise["left"]:
+            parts.append("the rest of it stays in the latent")
+        return ", ".join(parts)
+
+    def _skipped(self) -> list[str]:
+        calls, blocks, plan, lines = self.calls, self.block_calls, self.speed_plan, []
+        if calls["without_negative"]:
+            saved = calls["without_negative"] / (2 * calls["predictions"])
+            lines.append(
+                f"the negative prompt in {calls['without_negative']} of {calls['predictions']} predictions, "
+                f"which saves {saved:.0%} of the model's work"
+            )
+        if blocks is not None and (blocks["skipped"] or blocks["extra"]):
+            lines.append(blocks["words"].removeprefix("skipped "))
+        if plan is not None and plan["work"] < 1:
+            lines.append(
+                f"by the speed plan {plan['reused'] + plan['left_out']} negative and {plan['extrapolated']} positive "
+                f"of {plan['predictions']} predictions, which saves {1 - plan['work']:.0%} of the model's work"
+            )
+        return lines
+
+    def _time(self) -> str:
+        names = [name for name in ("a_step", "a_call") if self.seconds[name]][:1]
+        each = "".join(f"{self.seconds[name]:.3g} s {name.replace('_', ' ')}, " for name in names)
+        return f"{each}{self.seconds['total']:.3g} s in all"
+
+
+def make_report(plan: SamplerPlan, run: SolverRun, notes: Sequence[str]) -> SamplerReport:
+    """The report of a run that ended. Args: notes, that the summary ends with."""
+    steps, guidance, seeds = run.steps, run.steps.guidance, plan.inputs.seeds
+    counts = run.counts or patching.Run()
+    blocks, start = block_counts(plan.model), steps.start
+    ran, seconds = steps.count - run.reused, sum(run.seconds)
+    added, drawn = plan.add_noise, bool(steps.options.get("eta"))
+    cached, calls = counts.predictions, counts.calls
+    return SamplerReport(
+        model=progress.model_name(plan.model),
+        blocks=None if blocks is None else {"double": blocks[0], "single": blocks[1]},
+        controls=[f"{control_label(control)}{_window(control)}" for control in patching.controls_of(plan.model)],
+        solver=steps.solver,
+        calls_per_step=None if steps.is_adaptive else SOLVERS[steps.solver].calls_per_step,
+        options=dict(steps.options),
+        levels_from=plan.sigmas_from,
+        shift=round(plan.shift, 6),
+        shift_from=plan.shift_from,
+        sigmas=[round(sigma, 6) for sigma in steps.sigmas.tolist()],
+        steps={"first": plan.first, "last": plan.last, "of": len(plan.sigmas) - 1, "reused": run.reused},
+        guidance={
             "form": guidance.form,
             "cfg": guidance.cfg,
-            "start": guidance.start,
-            "end": guidance.end,
+            "start": guidance.window.start,
+            "end": guidance.window.end,
             "curve": guidance.curve,
             **({"rescale": guidance.rescale} if guidance.form == "rescale" else {}),
-            **({"resting_steps": route.resting} if route.resting else {}),
+            **({"resting_steps": min(steps.zero_steps, steps.count)} if steps.zero_steps else {}),
         },
-        "noise": {
-            "seed": seeds.seed,
-            "per_image": seeds.each,
-            "variation_seed": seeds.variation_seed,
-            "variation_strength": seeds.variation,
-            "step_noise_seed": seeds.steps,
-            "goes_on": plan.start is not None,
-            "turns_back": plan.start is not None and plan.start.flow is not None and bool(plan.start.history),
-            "left": float(route.levels[-1]) > 0,
+        noise={
+            "added": added,
+            "seed": seeds.seed if added else None,
+            "per_image": seeds.each and (added or drawn),
+            "variation_seed": seeds.variation_seed if added and seeds.variation else None,
+            "variation_strength": seeds.variation if added else 0.0,
+            "step_noise_seed": None if not drawn else seeds.seed if seeds.steps is None else seeds.steps,
+            "goes_on": start is not None,
+            "turns_back": start is not None and start.flow is not None and bool(start.history),
+            "left": float(steps.sigmas[-1]) > 0,
         },
-        "calls": {
-            "model": count.calls,
-            "positive_rows": count.rows[0],
-            "negative_rows": count.rows[1],
-            "predictions": predictions,
-            "without_negative": guider.alone,
+        calls={
+            "model": calls.calls,
+            "positive_rows": calls.rows[0],
+            "negative_rows": calls.rows[1],
+            "predictions": run.predictions,
+            "without_negative": run.unguided,
         },
-        "block_calls": None
-        if block_calls is None
-        else {
-            "total": block_calls.total,
-            "skipped": block_calls.skipped,
-            "extra": block_calls.extra,
-            "words": str(block_calls),
+        block_calls={**asdict(counts.block_calls), "words": str(counts.block_calls)}
+        if counts.block_calls.total
+        else None,
+        speed_plan=None if cached is None else {**asdict(cached), "work": cached.work},
+        seconds={
+            "total": round(seconds, 4),
+            "a_step": round(seconds / ran, 4) if ran and not steps.is_adaptive else None,
+            "a_call": round(seconds / calls.calls, 4) if calls.calls else None,
         },
-        "speed_plan": None if guider.spared is None else {**asdict(guider.spared), "work": guider.spared.work},
-        "seconds": {
-            "total": round(sum(walk.seconds), 4),
-            "a_step": round(sum(walk.seconds) / run, 4) if run and not route.is_adaptive else None,
-            "a_call": round(sum(walk.seconds) / count.calls, 4) if count.calls else None,
-        },
-        "notes": list(notes),
-    }
-
-
-def to_json(facts: dict[str, Any]) -> str:
-    return json.dumps(facts, allow_nan=False)
-
-
-def words_of(facts: dict[str, Any]) -> str:
-    """The facts in short lines."""
-    lines = [
-        f"Model: {facts['model']}{_blocks(facts['blocks'])}",
-        *(f"Control: {control}" for control in facts["controls"]),
-        f"Solver: {_solver(facts)}",
-        f"Noise levels: {facts['levels_from']}, shift {facts['shift']:g} ({facts['shift_from']})",
-        f"Sigmas: {_sigmas(facts['sigmas'])}",
-        f"Steps: {_steps(facts['steps'])}",
-        f"Guidance: {_guidance(facts['guidance'])}",
-        f"Noise: {_noise(facts['noise'])}",
-        f"Model calls: {_calls(facts['calls'])}",
-        *(f"Skipped: {line}" for line in _skipped(facts)),
-        f"Time: {_time(facts['seconds'])}",
-        *facts["notes"],
-    ]
-    return "\n".join(lines)
-
-
-def short_of(facts: dict[str, Any]) -> str:
-    """What is shown on the node itself: the work and what was saved of it."""
-    calls = facts["calls"]["model"]
-    lines = [f"{calls} model {'call' if calls == 1 else 'calls'}, {_time(facts['seconds'])}"]
-    if facts["steps"]["reused"]:
-        lines.append(f"{facts['steps']['reused']} steps taken from the last run")
-    return "\n".join([*lines, *(f"skipped {line}" for line in _skipped(facts))])
+        notes=list(notes),
+    )
 
 
 def _blocks(blocks: dict[str, int] | None) -> str:
     if blocks is None:
         return ""
-    if not blocks["single"]:
-        return f", {blocks['double']} blocks"
-    return f", {blocks['double']} double and {blocks['single']} single blocks"
+    kinds = f" double and {blocks['single']} single" if blocks["single"] else ""
+    return f", {blocks['double']}{kinds} blocks"
 
 
-def _solver(facts: dict[str, Any]) -> str:
-    each = facts["calls_per_step"]
-    calls = "steps of its own" if each is None else f"{each} model {'call' if each == 1 else 'calls'} a step"
-    options = "".join(f", {name} {value:g}" for name, value in facts["options"].items() if name != "max_calls")
-    return f"{facts['solver']}, {calls}{options}"
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
-def _sigmas(levels: Sequence[float]) -> str:
-    written = [f"{level:.4g}" for level in levels]
-    return ", ".join(written if len(written) <= FEW else [*written[:8], "...", *written[-8:]])
+def _sigmas(sigmas: Sequence[float]) -> str:
+    written = [f"{sigma:.4g}" for sigma in sigmas]
+    return ", ".join(written if len(written) <= MAX_SIGMAS else [*written[:8], "...", *written[-8:]])
 
 
-def _steps(steps: dict[str, int]) -> str:
-    run = steps["last"] - steps["first"]
-    part = f"{run}" if run == steps["of"] else f"{steps['first']} to {steps['last']} of {steps['of']}"
-    reused = f"; {steps['reused']} of them taken from the last run" if steps["reused"] else ""
-    return part + reused
-
-
-def _guidance(guidance: dict[str, Any]) -> str:
-    if guidance["cfg"] == 1:
-        return "none: at cfg 1 the negative prompt is not computed"
-    form = "" if guidance["form"] == "cfg" else f" as {guidance['form']}"
-    if "rescale" in guidance:
-        form += f" {guidance['rescale']:g}"
-    window = _from_to(guidance["start"], guidance["end"])
-    curve = "" if guidance["curve"] == "constant" else f", {guidance['curve'].replace('_', ' ')}"
-    rest = f", at rest in the first {guidance['resting_steps']} steps" if "resting_steps" in guidance else ""
-    return f"cfg {guidance['cfg']:g}{form}{window}{curve}{rest}"
-
-
-def _noise(noise: dict[str, Any]) -> str:
-    parts = [f"seed {noise['seed']}" + (" and on, one for each picture" if noise["per_image"] else "")]
-    if noise["variation_strength"]:
-        parts.append(f"{noise['variation_strength']:.0%} of the way to seed {noise['variation_seed']}")
-    if noise["step_noise_seed"] is not None:
-        parts.append(f"of the steps {noise['step_noise_seed']}")
-    if noise["turns_back"]:
-        parts.append("none added: the latent goes back the way that FlowInvert came, exactly")
-    elif noise["goes_on"]:
-        parts.append("none added: the latent goes on where an earlier run ended")
-    if noise["left"]:
-        parts.append("what is left stays in the latent")
-    return ", ".join(parts)
-
-
-def _calls(calls: dict[str, int]) -> str:
-    return f"{calls['model']}; pictures in them: {calls['positive_rows']} positive, {calls['negative_rows']} negative"
-
-
-def _skipped(facts: dict[str, Any]) -> list[str]:
-    calls, lines = facts["calls"], []
-    if calls["without_negative"]:
-        share = calls["without_negative"] / (2 * calls["predictions"])
-        lines.append(
-            f"the negative prompt in {calls['without_negative']} of {calls['predictions']} predictions, "
-            f"which saves {share:.0%} of the model's work"
-        )
-    blocks = facts["block_calls"]
-    if blocks is not None and (blocks["skipped"] or blocks["extra"]):
-        lines.append(blocks["words"].removeprefix("skipped "))
-    plan = facts["speed_plan"]
-    if plan is not None and plan["work"] < 1:
-        spared = plan["reused"] + plan["left_out"]
-        lines.append(
-            f"by the speed plan {spared} negative and {plan['extrapolated']} positive of "
-            f"{plan['predictions']} predictions, "
-            f"which saves {1 - plan['work']:.0%} of the model's work"
-        )
-    return lines
-
-
-def _time(seconds: dict[str, float | None]) -> str:
-    each = next(
-        (f"{seconds[name]:.3g} s {name.replace('_', ' ')}, " for name in ("a_step", "a_call") if seconds[name]), ""
-    )
-    return f"{each}{seconds['total']:.3g} s in all"
-
-
-def bands_of(plan: Plan) -> list[Band]:
+def bands_of(plan: SamplerPlan) -> list[Band]:
     """When guidance and each block control act, over the steps that a plan runs."""
-    levels = plan.levels[plan.first : plan.last].tolist()
+    sigmas, guidance = plan.sigmas[plan.first : plan.last].tolist(), plan.inputs.cfg_guidance
     to_sigma = plan.model.get_model_object("model_sampling").percent_to_sigma
     bands = []
-    if plan.guidance.cfg != 1:
-        bands.append(Band(guidance_label(plan.guidance), GREY, _scales(plan.guidance, levels, to_sigma)))
-    for item in patching.controls_of(plan.model):
-        label, colour = control_label(item)
-        bands.append(Band(label, colour, tuple(item.window.strength_at(level, to_sigma) for level in levels)))
+    if guidance.cfg != 1:
+        label = f"cfg {guidance.cfg:g}" + ("" if guidance.form == "cfg" else f", {guidance.form}")
+        bands.append(Band(label, GREY, strengths(guidance, sigmas, to_sigma)))
+    for control in patching.controls_of(plan.model):
+        shares = strengths(control.window, sigmas, to_sigma)
+        bands.append(Band(control_label(control), COLOURS[control.action], shares))
     return bands
 
 
-def _scales(guidance: Guidance, levels: Sequence[float], to_sigma) -> tuple[float, ...]:
-    return tuple((guidance.scale(level, to_sigma) - 1) / (guidance.cfg - 1) for level in levels)
+def strengths(acting: Guidance | Window, sigmas: Sequence[float], to_sigma: PercentToSigma) -> tuple[float, ...]:
+    """How strongly guidance or a window acts at each sigma, in [0, 1]."""
+    return tuple(acting.strength_at(sigma, to_sigma) for sigma in sigmas)
 
 
-def guidance_label(guidance: Guidance) -> str:
-    return f"cfg {guidance.cfg:g}" + ("" if guidance.form == "cfg" else f", {guidance.form}")
+def control_label(control: BlockControl) -> str:
+    """A control in words, without its window."""
+    blocks = blocks_text(control.blocks)
+    if control.action == "prompt":
+        return f"another prompt in blocks {blocks}"
+    action = control.action if control.action != "boost" else f"boost x{control.strength:g} ({control.mode})"
+    phrases = f", {', '.join(control.phrases)!r}" if control.phrases else ""
+    branch = "" if control.branch == "both" or control.phrases else f", {control.branch}"
+    return f"{action}, blocks {blocks}{branch}{phrases}"
 
 
-def control_label(item: BlockControl) -> tuple[str, str]:
-    """A control's label and colour."""
-    if item.action == "prompt":
-        return f"another prompt in blocks {blocks_text(item.blocks)}", PURPLE
-    what = item.action if item.action != "boost" else f"boost x{item.strength:g} ({item.mode})"
-    words = f", {', '.join(item.phrases)!r}" if item.phrases else ""
-    branch = "" if item.branch == "both" or item.phrases else f", {item.branch}"
-    return f"{what}, blocks {blocks_text(item.blocks)}{branch}{words}", ACTION_COLOURS[item.action]
-
-
-def _window(item: BlockControl) -> str:
-    fade = "" if item.window.fade == "constant" else f", fading {item.window.fade}"
-    return _from_to(item.window.start, item.window.end) + fade
+def _window(control: BlockControl) -> str:
+    window = control.window
+    return _from_to(window.start, window.end) + ("" if window.fade == "constant" else f", fading {window.fade}")
 
 
 def _from_to(start: float, end: float) -> str:
@@ -245,7 +261,7 @@ def _from_to(start: float, end: float) -> str:
 
 
 def blocks_text(blocks: Sequence[int]) -> str:
-    """Blocks as one would write them for a node: (3, 4, 5, 9) is "3-5, 9"."""
+    """Blocks as a node's text: (3, 4, 5, 9) is "3-5, 9"."""
     spans: list[list[int]] = []
     for block in sorted(blocks):
         if spans and block == spans[-1][1] + 1:

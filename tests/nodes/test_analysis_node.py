@@ -98,7 +98,7 @@ def test_distances_equal_those_of_images_made_with_the_control_nodes(node_class,
     sampler = pack.NODE_CLASS_MAPPINGS["FlowMatchingSampler"]()
 
     def sample(patched):
-        return sampler.sample(patched, *texts(), empty(), 7, 3, 3.0, "euler", "linear", 0.0, 1.0)[0]["samples"]
+        return sampler.sample(patched, *texts(), empty(), seed=7, steps=3, cfg=3.0)[0]["samples"]
 
     baseline = sample(model)
     made = {

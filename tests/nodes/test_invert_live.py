@@ -35,9 +35,7 @@ def test_the_picture_comes_back_at_50_steps(pack, dtype):
         text = clip.encode_from_tokens_scheduled(clip.tokenize(CAPTION))
         latent = {"samples": vae.encode(drawn())}
         (noise,) = invert.FlowInvert().invert(model, text, latent, 50, "leapfrog", 0.0)
-        back, *_ = sampling.FlowMatchingSampler().sample(
-            model, text, text, noise, 0, 50, 1.0, "leapfrog", "linear", 0.0, 1.0
-        )
+        back, *_ = sampling.FlowMatchingSampler().sample(model, text, text, noise, steps=50, cfg=1.0, solver="leapfrog")
         reconstructed, returned = (vae.decode(each["samples"]).clamp(0, 1) for each in (latent, back))
         dissolved = vae.decode(noise["samples"]).clamp(0, 1)
 

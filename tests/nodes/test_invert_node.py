@@ -123,8 +123,8 @@ def other_flows(bench):
 def test_through_another_flow_the_sampler_begins_afresh(inversion, change):
     """leapfrog's own velocity belongs to the flow of the inversion: elsewhere it would only swing."""
     up, changed = inversion.up(), other_flows(inversion.bench)[change]
-    handover = inversion.bench.module("comfyui.run.resume")
-    forgetful = {**up, handover.KEY: handover.without_history(up[handover.KEY])}
+    resume = inversion.bench.module("comfyui.run.resume")
+    forgetful = {**up, resume.KEY: resume.without_history(up[resume.KEY])}
     edited = inversion.down(up, **changed)
     assert torch.equal(edited, inversion.down(forgetful, **changed))
     assert not torch.equal(inversion.down(up), inversion.down(forgetful))
@@ -205,7 +205,7 @@ def test_each_step_is_told_and_a_cancel_stops_it(inversion):
     bench, told = inversion.bench, []
     sampling, host = bench.module("comfyui.run.sampling"), bench.module("comfyui.run.inversion")
     prepared = sampling.prepare(bench.model, inversion.picture, 0)
-    given = dict(solver="leapfrog", levels=sigmas(5, "linear", 3.0).flip(0), guarded_by="FlowInvert")
+    given = dict(solver="leapfrog", sigmas=sigmas(5, "linear", 3.0).flip(0), node="FlowInvert")
 
     def watch(step, picture, x, steps):
         told.append((step, steps, picture.std().item()))
@@ -241,8 +241,8 @@ def another_kind(bench):
         (lambda b: {"model": another_kind(b)}, "model: .* is not a flow-matching model. Connect SD3"),
         (lambda b: {"latent": {"samples": torch.ones(1, 4, 8, 8)}}, "latent has 4 channels, the model takes 16"),
         (lambda b: {"latent": {"samples": torch.ones(1, 16, 2, 8, 8)}}, "latent has 5 dimensions"),
-        (lambda b: {"latent": {"samples": torch.ones(1, 16, 128, 128)}}, "picture is 1024 x 1024 .* most 384 x 384"),
-        (lambda b: {"latent": b.empty()}, "latent_image: it is empty. Connect a picture's latent"),
+        (lambda b: {"latent": {"samples": torch.ones(1, 16, 128, 128)}}, "image is 1024 x 1024 .* most 384 x 384"),
+        (lambda b: {"latent": b.empty()}, "latent_image: it is empty. Connect an image's latent"),
         (lambda b: {"latent": {"samples": b.picture / 0}}, "latent_image: it holds values that are not finite"),
         (lambda b: {"latent": unfinished(b)}, "latent_image: it comes from a run that ended early"),
         (lambda b: {"positive": [[torch.randn(1, 20, 768), {}]]}, "positive: the text is 768 channels wide"),

@@ -1,4 +1,4 @@
-"""A picture's latent integrated up to noise along the model's own velocity, inside the host's guider."""
+"""Inversion: an image's latent is integrated up to noise along the model's own velocity, inside ComfyUI's guider."""
 
 from __future__ import annotations
 
@@ -8,62 +8,55 @@ from typing import Any
 
 import comfy.model_management
 import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
 from torch import Tensor
 
 from ....mmdit_core.editing.inversion import masked_velocity
 from ....mmdit_core.solvers import History, Point, solve_with_history
-from . import nan_check as guard
-from .guider import FlowGuider, Guidance
-from .resume import Unfinished
-from .sampling import Prepared
+from .. import patching
+from . import nan_check
+from .guidance import Guidance, make_guider
+from .resume import Flow, ResumeState
+from .sampling import Callback, PreparedLatent, call
+from .solver import RunSteps
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def invert_flow(
     model,
     positive,
-    prepared: Prepared,
+    prepared: PreparedLatent,
     *,
     solver: str,
-    levels: Tensor,
-    guarded_by: str,
-    flow: Any = None,
-    callback: Callable[..., None] | None = None,
-) -> tuple[Unfinished, int]:
-    """Follow the velocity of the prompt alone (cfg 1) from a picture to noise.
+    sigmas: Tensor,
+    node: str,
+    flow: Flow | None = None,
+    callback: Callback | None = None,
+) -> tuple[ResumeState, int]:
+    """Follow the velocity of the prompt alone (cfg 1) from an image to noise.
 
-    Under a noise mask only what it shows is inverted. What it hides goes straight from the picture to the noise, as the
-    model is shown it when the masked picture is sampled.
+    Under a noise mask only the part inside it is inverted. Outside, x goes straight from the image to the noise, as the
+    model gets it when the masked image is sampled.
 
-    Args: prepared, its noise for what a mask hides; levels [steps + 1] on the CPU, rising from 0 to 1; guarded_by, the
-        node in whose name the first value that is not finite ends the run; flow, as handover.flow_of gives it;
-        callback(step, x, x, steps), in place of the host's progress bar and preview.
-    Returns: the state at the last level, at which a sampler begins in place of noise; the number of model calls.
+    Args: prepared, its noise for the part outside a mask; sigmas [steps + 1] on the CPU, rising from 0 to 1; node,
+        whose name the error has when a value is not finite; flow, as resume.flow_of gives it.
+    Returns: the state at the last sigma, from which a sampler starts instead of from noise; the number of predictions.
     """
-    guider = FlowGuider(_with_velocity_at_zero(model), positive, positive, Guidance(1.0))
-    climb = _Climb(solver, levels, guarded_by)
-    samples = guider.sample(
-        prepared.noise,
-        prepared.samples,
-        climb,
-        levels.float(),
-        denoise_mask=prepared.mask,
-        callback=callback or latent_preview.prepare_callback(model, len(levels) - 1),
-        disable_pbar=callback is not None or not comfy.utils.PROGRESS_BAR_ENABLED,
-    )
-    end = Unfinished(
+    guider = make_guider(_with_velocity_at_zero(model), positive, positive, Guidance(1.0))
+    run = InversionRun(solver, sigmas, node)
+    samples = guider.sample(**call(prepared, model, run, sigmas, callback))
+    end = ResumeState(
         samples=samples.cpu(),
-        sigma=float(levels[-1]),
-        x=climb.x.cpu(),
-        noise=(climb.x if prepared.mask is None else prepared.noise).cpu(),
+        sigma=float(sigmas[-1]),
+        x=run.x.cpu(),
+        noise=(run.x if prepared.mask is None else prepared.noise).cpu(),
         image=prepared.samples.cpu(),
         solver=solver,
-        history=tuple(Point(point.sigma, point.x.cpu(), point.velocity.cpu()) for point in climb.history),
+        history=tuple(Point(point.sigma, point.x.cpu(), point.velocity.cpu()) for point in run.history),
         flow=flow,
     )
-    return end, guider.alone
+    return end, run.predictions
 
 
 def _divisor(sigma: Tensor) -> Tensor:
@@ -72,10 +65,10 @@ def _divisor(sigma: Tensor) -> Tensor:
 
 
 def _with_velocity_at_zero(model):
-    """A clone of the MODEL that at sigma 0, where an inversion begins, gives x - velocity for the denoised latent.
+    """A clone of the MODEL whose denoised latent at sigma 0, where an inversion begins, is x - velocity.
 
-    That one is x there, and tells nothing of the velocity. All other levels are left to the host: areas, other nodes'
-    patches and its rounding are then those of the way back.
+    ComfyUI's is x there, from which no velocity can be computed. At all other sigmas ComfyUI's arithmetic stays: areas,
+    other nodes' patches and rounding are those of the way back.
     """
     original = model.get_model_object("model_sampling")
     sampling = copy.copy(original)
@@ -85,81 +78,91 @@ def _with_velocity_at_zero(model):
     return clone
 
 
-class _Climb(comfy.samplers.Sampler):
-    """A sampler as the host's guider calls them, without the host's division by 1 - sigma, which is 0 at the end.
+class InversionRun(comfy.samplers.Sampler):
+    """A sampler for ComfyUI's guider. KSAMPLER would divide by 1 - sigma, which is 0 at the end.
 
-    x, history: where it ended, in the model's own scale.
+    Attributes: x and history at the end, in the model's own scale; predictions, how many were made.
     """
 
-    def __init__(self, solver: str, levels: Tensor, guarded_by: str):
-        self.solver, self.levels, self.guarded_by = solver, levels, guarded_by
+    def __init__(self, solver: str, sigmas: Tensor, node: str):
+        """Args: as `invert_flow`'s."""
+        self.steps, self.node = RunSteps(solver, sigmas, Guidance(1.0), ()), node
+        self.predictions = 0
         self.x: Tensor
         self.history: History = ()
+
+    @property
+    def evaluated(self) -> tuple[float, ...] | None:
+        """The sigmas at which the model is called, in order, for `patching.Run`."""
+        return self.steps.all_evaluated
 
     def sample(
         self, model, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
+        """Run the inversion. Args: as ComfyUI's guider calls a sampler. Returns: x at the last sigma."""
+        options: dict[str, Any] = extra_args.get("model_options", {})
+        run = patching.run_of(options.get("transformer_options", {}))
+
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            _turn_keyframes(model, float(sigma))
-            return self._finite(model, x, sigma, extra_args)
+            _set_keyframes(model, float(sigma))
+            if run is not None:
+                run.sigma = float(sigma)
+            self.predictions += 1
+            return self._checked(model, x, sigma, extra_args)
 
         def report(step: int, steps: int, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
             if callback is not None:
-                callback(step, x, x, steps)  # the picture as it dissolves: the denoised one would hardly change
+                callback(step, x, x, steps)  # x itself as the preview: the denoised image hardly changes
 
         if denoise_mask is not None:
-            options = extra_args.get("model_options", {})
-            velocity = masked_velocity(velocity, _mask_at(model, denoise_mask, options, sigmas), latent_image, noise)
-        self.x, self.history = solve_with_history(velocity, latent_image, self.levels, self.solver, callback=report)
+            mask_at = _mask_at(model, denoise_mask, options, sigmas)
+            velocity = masked_velocity(velocity, mask_at, latent_image, noise)
+        steps = self.steps
+        self.x, self.history = solve_with_history(velocity, latent_image, steps.sigmas, steps.solver, callback=report)
         return self.x
 
-    def _finite(self, model, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+    def _checked(self, model, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
         def predict(x: Tensor, sigma: Tensor, **changed: Any) -> Tensor:
             return (x - model(x, sigma.expand(len(x)), **{**extra_args, **changed})) / _divisor(sigma)
 
         velocity = predict(x, sigma)
-        if guard.is_finite(velocity):
+        if nan_check.is_finite(velocity):
             return velocity
-        said = guard.explain(
-            [guard.Call(x, sigma, velocity)],
+        raise nan_check.error(
+            f"{self.node}: sigma {float(sigma):.4g}",
+            [nan_check.Call(x, sigma, velocity)],
             lambda call, options: predict(call.x, call.sigma, model_options=options),
             extra_args.get("model_options", {}),
             model.inner_model,
         )
-        raise guard.NotFiniteError(
-            f"{self.guarded_by}: sigma {float(sigma):.4g} gives a value that is not finite: {said}. {guard.REMEDY}"
-        )
 
 
-def _turn_keyframes(guider, sigma: float) -> None:
-    """Set the hooks in a guider's conditioning to their keyframes of a noise level.
+def _set_keyframes(guider, sigma: float) -> None:
+    """Set the hooks in a guider's conditioning to their keyframes of a sigma.
 
-    The host only ever turns them forward, from noise to data, where it meets a level that it did not see last.
+    ComfyUI only moves them forward, from noise to data, when it meets a sigma that differs from the last one.
     """
     conds = [cond for part in guider.conds.values() for cond in part if "hooks" in cond]
     groups = [hook.hook_keyframe for cond in conds for hook in cond["hooks"].hooks]
-    turned = False
+    changed = False
     for group in groups:
         if group.is_empty():
             continue
-        begun = [index for index, frame in enumerate(group.keyframes) if frame.start_t >= sigma]
-        index = max(begun, default=0)
-        turned = turned or index != group._current_index
+        started = [index for index, frame in enumerate(group.keyframes) if frame.start_t >= sigma]
+        index = max(started, default=0)
+        changed = changed or index != group._current_index
         group._current_index, group._current_keyframe = index, group.keyframes[index]
         group._current_strength, group._curr_t = group.keyframes[index].strength, sigma
-    if turned:  # the weights with these hooks are to be made anew
+    if changed:  # drop the weights that were made with the hooks of the last keyframe
         guider.model_patcher.patch_hooks(None)
         guider.model_patcher.cached_hook_patches.clear()
 
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-
-
 def _mask_at(model, mask: Tensor, options: dict[str, Any], sigmas: Tensor) -> Velocity:
-    """The mask at a noise level, of which another node may make a function, as differential diffusion does."""
+    """The mask at a sigma; another node may make it a function of sigma, as differential diffusion does."""
     changed = options.get("denoise_mask_function")
     if changed is None:
         return lambda x, sigma: mask
-    falling = sigmas.flip(0)  # how such a function knows them
+    falling = sigmas.flip(0)  # the order in which such a function expects them
     return lambda x, sigma: changed(sigma.expand(len(x)), mask, extra_options={"model": model, "sigmas": falling})

@@ -1,4 +1,4 @@
-"""Where a value that is not finite came from: the model call that gave it is made once more, watched at every block."""
+"""Finds where a value that is not finite comes from: its model call is repeated with every block checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..families import family_of
 
-KEY = "mmdit_watch"
+KEY = "mmdit_nan_check"
 BRANCHES = {0: "positive", 1: "negative"}
 REMEDY = (
     "Load the model with weight_dtype bf16, which has the range that fp16 lacks, and lower what is set high: cfg, the "
@@ -27,7 +27,7 @@ class NotFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class Call:
-    """One prediction: x [B, ...] at noise level sigma and the velocity that was made of it."""
+    """One prediction: x [B, ...] at sigma, and the velocity computed from it."""
 
     x: Tensor
     sigma: Tensor
@@ -35,88 +35,97 @@ class Call:
 
 
 def is_finite(values: Tensor) -> bool:
+    """True if no value is NaN or infinite; waits for the device."""
     return bool(torch.isfinite(values).all())
 
 
+def error(
+    where: str, calls: list[Call], again: Callable[[Call, dict[str, Any]], Any], model_options: dict[str, Any], base
+) -> NotFiniteError:
+    """The error for a step.
+
+    Args: where, the node, step and sigma in words; calls of the step, in order; again(call, model_options) repeats one;
+        base, ComfyUI's model.
+    """
+    source = _source(calls, again, model_options, base)
+    return NotFiniteError(f"{where} gives a value that is not finite: {source}. {REMEDY}")
+
+
 @dataclass
-class _Seen:
-    """What a watched call showed first. block: what a block did, in words; branches: whose rows those were."""
+class _Found:
+    """The first bad value of a checked call. block: in words what the block did; branches: whose rows they are."""
 
     block: str = ""
     branches: set[int] = field(default_factory=set)
 
 
-def explain(
-    calls: list[Call], again: Callable[[Call, dict[str, Any]], Any], model_options: dict[str, Any], base
-) -> str:
-    """Which branch and block gave the first value that is not finite, in words.
-
-    Args: calls, those of the step, in order; again(call, model_options) makes one once more; base, the host's model.
-    """
+def _source(calls: list[Call], again, model_options: dict[str, Any], base) -> str:
+    """The branch and block of the first value that is not finite, in words."""
     call = next((call for call in calls if not is_finite(call.velocity)), None)
     if call is None:
         return "the solver's own arithmetic left the range of numbers, the predictions were finite"
     family = family_of(base.diffusion_model)
     counts = None if family is None else family.counts(base.diffusion_model)
-    seen = _Seen()
-    again(call, _watched(model_options, counts, seen))
-    if not seen.branches:
+    found = _Found()
+    again(call, _checked(model_options, counts, found))
+    if not found.branches:
         return "the predictions were finite: guidance, or another node's patch after the model, made it"
-    names = " and the ".join(BRANCHES.get(branch, "extra") for branch in sorted(seen.branches))
+    names = " and the ".join(BRANCHES.get(branch, "extra") for branch in sorted(found.branches))
     who = f"the {names} prediction"
     if counts is None:
-        return f"{who}; this model's blocks cannot be watched"
-    return f"{who}: {seen.block or 'after the last block'}"
+        return f"{who}; this model's blocks cannot be checked"
+    return f"{who}: {found.block or 'after the last block'}"
 
 
-def _watched(model_options: dict[str, Any], counts: tuple[int, int] | None, seen: _Seen) -> dict[str, Any]:
-    """A copy of a run's options in which every block and both predictions are looked at."""
+def _checked(model_options: dict[str, Any], counts: tuple[int, int] | None, found: _Found) -> dict[str, Any]:
+    """A copy of a run's options in which every block and both predictions are checked."""
     options = comfy.model_patcher.create_model_options_clone(model_options)
-    inner = options.setdefault("transformer_options", {})
-    replaced = inner.setdefault("patches_replace", {})
+    replaced = options.setdefault("transformer_options", {}).setdefault("patches_replace", {})
     hooks = replaced["dit"] = dict(replaced.get("dit", {}))
     double, single = counts or (0, 0)
     keys = [("double_block", index) for index in range(double)] + [("single_block", index) for index in range(single)]
     for number, key in enumerate(keys):
-        hooks[key] = _hook(seen, f"block {number}", hooks.get(key))
+        hooks[key] = _hook(found, f"block {number}", hooks.get(key))
 
-    def around_conditions(executor, model, conds, *args):
+    def check_predictions(executor, model, conds, *args):
         out = executor(model, conds, *args)
-        if not seen.branches:
-            asked = [branch for branch, cond in enumerate(conds) if cond is not None]
-            seen.branches.update(branch for branch in asked if not is_finite(out[branch]))
+        if not found.branches:
+            computed = [branch for branch, cond in enumerate(conds) if cond is not None]
+            found.branches.update(branch for branch in computed if not is_finite(out[branch]))
         return out
 
     comfy.patcher_extension.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, KEY, around_conditions, options, is_model_options=True
+        comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, KEY, check_predictions, options, is_model_options=True
     )
     return options
 
 
-def _hook(seen: _Seen, name: str, previous):
+def _hook(found: _Found, name: str, previous):
     """A block hook that notes the first block whose streams are not finite, and whose rows they are."""
 
-    def note(branches: set[int], words: str) -> None:
-        if branches and not seen.block:
-            seen.block, seen.branches = words, branches
+    def note(streams: dict[str, Any], names: tuple[str, ...], args: dict[str, Any], words: str) -> None:
+        branches = _bad_branches(streams, names, args)
+        if branches and not found.block:
+            found.block, found.branches = words, branches
 
     def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        # Its text, its latent, or a control that scales them; some of the host's blocks write into what they are given.
-        note(_ill(args, ("img", "txt", "vec"), args), f"what enters {name} already holds it")
+        # Before the block: some of ComfyUI's blocks write into their inputs. The cause is then the text, the latent, or
+        # a control that scales them.
+        note(args, ("img", "txt", "vec"), args, f"what enters {name} already holds it")
         out = extra["original_block"](args) if previous is None else previous(args, extra)
-        note(_ill(out, ("img", "txt"), args), f"{name} gives it")
+        note(out, ("img", "txt"), args, f"{name} gives it")
         return out
 
     return hook
 
 
-def _ill(streams: dict[str, Any], names: tuple[str, ...], args: dict[str, Any]) -> set[int]:
+def _bad_branches(streams: dict[str, Any], names: tuple[str, ...], args: dict[str, Any]) -> set[int]:
     """The branches of the rows that are not finite."""
     branches = args["transformer_options"].get("cond_or_uncond") or [0]
-    ill: set[int] = set()
+    bad: set[int] = set()
     for name in names:
         stream = streams.get(name)
         if isinstance(stream, Tensor) and not is_finite(stream):
             rows = stream.chunk(len(branches)) if stream.shape[0] % len(branches) == 0 else [stream] * len(branches)
-            ill.update(branch for branch, part in zip(branches, rows, strict=True) if not is_finite(part))
-    return ill
+            bad.update(branch for branch, part in zip(branches, rows, strict=True) if not is_finite(part))
+    return bad

@@ -1,4 +1,4 @@
-"""What a run that ends early hands on in its LATENT, so that the next sampler goes on as if it had never stopped."""
+"""The resume state: what a run that ends early puts in its LATENT, so that another sampler can continue the run."""
 
 from __future__ import annotations
 
@@ -8,23 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....mmdit_core.solvers import History
+from ....mmdit_core.flow.sigma import same_sigma
+from ....mmdit_core.solvers import SOLVERS, History
 from ..fingerprint import fingerprint, of_model
 
-KEY = "mmdit_unfinished"
-LEVEL_DIGITS = 6  # of noise levels that are the same; the host's SIGMAS are float32
+KEY = "mmdit_resume"
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """Where a run stands; all tensors on the CPU.
+class Flow:
+    """What decides where a run at cfg 1 leads, in either direction.
 
-    samples: the LATENT's, as the run left them. Host nodes copy a LATENT's other keys along with samples that they
-    changed, so what is said here holds for these very values alone.
-    sigma: the noise level; x [B, C, H, W] there, float32, in the model's own scale; noise and image: the noise and the
-    LATENT's samples [B, C, H, W] that the run began with, which the part outside a noise mask is made of.
-    history: what the solver of that name remembers; seeds and states: of the generators of stochastic steps; flow: of
-    an inversion, what it followed (`flow_of`): elsewhere its history means nothing.
+    Fields: decided_by, compared with ==; sigmas of the schedule, rising.
+    """
+
+    decided_by: Any
+    sigmas: tuple[float, ...]
+
+    def is_same(self, other: Flow) -> bool:
+        """True if both runs follow the same velocities through the same sigmas."""
+        same_steps = len(self.sigmas) == len(other.sigmas) and all(map(same_sigma, self.sigmas, other.sigmas))
+        return same_steps and self.decided_by == other.decided_by
+
+
+def flow_of(model, positive, sigmas: Tensor, mask: Tensor | None = None) -> Flow:
+    """Args: model, positive and the noise mask as they came into the node; sigmas [steps + 1], rising or falling."""
+    return Flow((of_model(model), fingerprint(positive), fingerprint(mask)), tuple(sorted(sigmas.tolist())))
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """The state of a run between two steps; all tensors on the CPU.
+
+    Fields: samples, the LATENT's as the run returned them. ComfyUI's nodes copy a LATENT's other keys along with
+    samples that they changed, so the state is valid for exactly these samples. sigma; x [B, C, H, W] there, float32, in
+    the model's own scale; noise and image, the noise and the LATENT's samples [B, C, H, W] at the run's start, from
+    which the part outside a noise mask is made; solver, and the history that it needs; seeds and states of the
+    generators of stochastic steps; flow of an inversion: with another flow its history has no meaning.
     """
 
     samples: Tensor
@@ -32,29 +52,30 @@ class Unfinished:
     x: Tensor
     noise: Tensor
     image: Tensor
+    solver: str = ""
     history: History = ()
     seeds: tuple[int, ...] = ()
     states: tuple[Tensor, ...] = ()
-    flow: Any = None
-    solver: str = ""
+    flow: Flow | None = None
+
+    def for_flow(self, solver: str, flow: Flow | None) -> ResumeState:
+        """The state for a run along a flow; without the history if it is from an inversion along another one.
+
+        Args: flow, None for a run whose flow is no prompt's alone, because its cfg is not 1.
+        """
+        if self.flow is None or (flow and SOLVERS[solver].reversible and self.flow.is_same(flow)):
+            return self
+        return without_history(self)
 
 
-def unfinished(latent: dict[str, Any]) -> Unfinished | None:
-    """The run that a LATENT comes from, where it is unfinished and nobody changed the LATENT since."""
+def resume_state(latent: dict[str, Any]) -> ResumeState | None:
+    """The resume state in a LATENT; None if there is none, or if the samples were changed since."""
     found, samples = latent.get(KEY), latent["samples"]
     if found is None or samples.is_nested or samples.shape != found.samples.shape:
         return None
     return found if torch.equal(samples.cpu(), found.samples) else None
 
 
-def without_history(start: Unfinished) -> Unfinished:
-    return replace(start, history=())
-
-
-def flow_of(model, positive, levels: Tensor, mask: Tensor | None = None) -> Any:
-    """What decides where a run at cfg 1 leads, whichever way it goes, compared with ==.
-
-    Args: model, positive and the noise mask as they came into the node; levels [steps + 1], rising or falling.
-    """
-    rounded = tuple(sorted(round(level, LEVEL_DIGITS) for level in levels.tolist()))
-    return of_model(model), fingerprint(positive), fingerprint(mask), rounded
+def without_history(state: ResumeState) -> ResumeState:
+    """The state for a solver that starts anew from x."""
+    return replace(state, history=())

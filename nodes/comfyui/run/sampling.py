@@ -1,4 +1,4 @@
-"""Sampling through the host's guider, so that areas, masks, hooks, LoRA schedules and inpainting keep working."""
+"""Sampling through ComfyUI's guider, so that areas, masks, hooks, LoRA schedules and inpainting keep working."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from ..loading.model import core_config
-from . import resume as handover
-from .guider import FlowGuider, Guidance
+from . import resume
+from .guidance import Guidance, make_guider
 from .noise import Seeds
-from .resume import Unfinished
-from .solver import Route, Walk
+from .solver import RunSteps, SolverRun
 
 Latent = dict[str, Any]
+Callback = Callable[..., None]  # (step, denoised, x, steps), instead of ComfyUI's progress bar and preview
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A LATENT made ready: samples and noise [B, C, H, W] and the noise mask, if there is one."""
+class PreparedLatent:
+    """A LATENT as it fits the model: samples and noise [B, C, H, W], and the noise mask, if there is one."""
 
     samples: Tensor
     noise: Tensor
@@ -36,26 +36,26 @@ class Prepared:
 
 
 def is_flow(model) -> bool:
-    """Whether the MODEL predicts a rectified flow's velocity (SD3, FLUX, Qwen-Image, ...)."""
+    """True if the MODEL predicts a rectified flow's velocity (SD3, FLUX, Qwen-Image, ...)."""
     return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
 
 
 def shift_of(model) -> float:
-    """The MODEL's own schedule shift, after any ModelSamplingSD3 or ModelSamplingFlux node."""
+    """The MODEL's own shift, after any ModelSamplingSD3 or ModelSamplingFlux node."""
     return shift_in(model.get_model_object("model_sampling"))
 
 
 def shift_in(sampling) -> float:
-    """The shift of a host model_sampling."""
+    """The shift of ComfyUI's model_sampling."""
     shift = float(getattr(sampling, "shift", 1.0))
-    # FLUX states its shift as mu, the logarithm of the factor.
+    # FLUX's shift attribute is mu, the logarithm of the factor.
     return math.exp(shift) if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux) else shift
 
 
 def with_shift(model, shift: float):
     """A clone of the MODEL with another shift.
 
-    The shift is set on model_sampling, not only on the schedule: every window given in percent is read from there.
+    The shift is set on model_sampling, not on the schedule alone: percent windows are resolved with it.
     """
     clone = model.clone()
     original = model.get_model_object("model_sampling")
@@ -64,7 +64,7 @@ def with_shift(model, shift: float):
 
 
 def shifted(original, model_config, shift: float):
-    """A host model_sampling with another shift."""
+    """ComfyUI's model_sampling with another shift."""
     patched = type(original)(model_config)
     if isinstance(original, comfy.model_sampling.ModelSamplingFlux):
         patched.set_parameters(shift=math.log(shift))
@@ -76,113 +76,92 @@ def shifted(original, model_config, shift: float):
 
 
 def tokens_of(model, samples: Tensor) -> int:
-    """Image tokens of a latent [B, C, ..., H, W]."""
+    """The number of image tokens of a latent [B, C, ..., H, W]."""
     patch = getattr(model.model.diffusion_model, "patch_size", None) or getattr(core_config(model), "patch_size", 2)
     patch = patch if isinstance(patch, int) else patch[-1]
     return -(-samples.shape[-2] // patch) * -(-samples.shape[-1] // patch)
 
 
 def pixels_of(model, samples: Tensor) -> int:
-    """Pixels of the picture that a latent [B, C, ..., H, W] stands for."""
+    """The number of pixels of the image that a latent [B, C, ..., H, W] encodes."""
     return samples.shape[-2] * samples.shape[-1] * model.get_model_object("latent_format").spacial_downscale_ratio ** 2
 
 
 def fitted(model, latent: Latent) -> Tensor:
-    """A LATENT's samples in the model's channels and, for empty ones, its scale."""
-    return comfy.sample.fix_empty_latent_channels(
-        model,
-        latent["samples"],
-        latent.get("downscale_ratio_spacial"),
-        latent.get("downscale_ratio_temporal"),
-    )
+    """A LATENT's samples in the model's channels and, if they are empty, its scale."""
+    ratios = (latent.get(f"downscale_ratio_{kind}") for kind in ("spacial", "temporal"))
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)
 
 
-def prepare(model, latent: Latent, seed: int | Seeds, *, add_noise: bool = True) -> Prepared:
-    """The latent as it fits the model, and its noise, made on the CPU from the seed; zeros where none is added."""
+def prepare(model, latent: Latent, seed: int | Seeds, *, add_noise: bool = True) -> PreparedLatent:
+    """The latent as it fits the model, and its noise, made on the CPU from the seed; zeros if none is to be added."""
     samples = fitted(model, latent)
     seeds = seed if isinstance(seed, Seeds) else Seeds(seed)
-    noise = seeds.of_start(samples, latent.get("batch_index")) if add_noise else torch.zeros_like(samples)
-    return Prepared(samples, noise, latent.get("noise_mask"))
+    noise = seeds.start_noise(samples, latent.get("batch_index")) if add_noise else torch.zeros_like(samples)
+    return PreparedLatent(samples, noise, latent.get("noise_mask"))
 
 
-def finish(latent: Latent, samples: Tensor, left: Unfinished | None = None) -> Latent:
-    """The LATENT that goes out: what came in with other samples; marks of an empty or unfinished latent are gone.
+def resumed(prepared: PreparedLatent, start: resume.ResumeState) -> PreparedLatent:
+    """The noise and image that the earlier run began with, under the mask that came in."""
+    return replace(prepared, samples=start.image, noise=start.noise)
 
-    Args: left, where the run stands, if it is not at its end.
+
+def finish(latent: Latent, samples: Tensor, state: resume.ResumeState | None = None) -> Latent:
+    """The LATENT that goes out: the one that came in with other samples, without marks of an empty latent or a resume
+    state that are no longer true. Args: state, if the run is not at its end.
     """
-    marks = ("downscale_ratio_spacial", "downscale_ratio_temporal", handover.KEY)
+    marks = ("downscale_ratio_spacial", "downscale_ratio_temporal", resume.KEY)
     rest = {key: value for key, value in latent.items() if key not in marks}
-    return {**rest, "samples": samples, **({handover.KEY: left} if left is not None else {})}
+    return {**rest, "samples": samples, **({resume.KEY: state} if state is not None else {})}
+
+
+def call(prepared: PreparedLatent, model, sampler, sigmas: Tensor, callback: Callback | None = None) -> dict[str, Any]:
+    """The arguments of `guider.sample`, but for the seed.
+
+    Args: sampler, a `SolverRun` or a Sampler of ComfyUI's; sigmas [steps + 1].
+    """
+    return {
+        "noise": prepared.noise,
+        "latent_image": prepared.samples,
+        "sampler": comfy.samplers.KSAMPLER(sampler) if isinstance(sampler, SolverRun) else sampler,
+        "sigmas": sigmas.float(),
+        "denoise_mask": prepared.mask,
+        "callback": callback or latent_preview.prepare_callback(model, len(sigmas) - 1),
+        "disable_pbar": callback is not None or not comfy.utils.PROGRESS_BAR_ENABLED,
+    }
 
 
 def sample_flow(
     model,
     positive,
     negative,
-    prepared: Prepared,
+    prepared: PreparedLatent,
     *,
     seed: int,
     cfg: float,
     solver: str,
     sigmas: Tensor,
-    callback: Callable[..., None] | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
-    """Run one of the core's solvers inside the host's guider, with the solver's defaults.
+    """Run one of the core's solvers inside ComfyUI's guider, with the solver's default options.
 
-    Args: sigmas [steps + 1] on the CPU; callback(step, denoised, x, steps), in place of the host's progress bar and
-        preview, for a node that samples many times and shows its own.
-    Returns: [B, C, H, W] on the host's intermediate device.
+    Args: sigmas [steps + 1], on the CPU.
+    Returns: [B, C, H, W] on ComfyUI's intermediate device.
     """
-    route = Route(solver, sigmas, Seeds(seed).of_steps(1, None))
-    guider = FlowGuider(model, positive, negative, Guidance(cfg))
-    return follow(guider, prepared, Walk(route), seed=seed, callback=callback)
+    steps = RunSteps(solver, sigmas, Guidance(cfg), Seeds(seed).step_seeds(1, None))
+    guider = make_guider(model, positive, negative, steps.guidance)
+    return to_output(guider.sample(**call(prepared, model, SolverRun(steps), sigmas, callback), seed=seed))
 
 
-def follow(
-    guider: FlowGuider, prepared: Prepared, walk: Walk, *, seed: int, callback: Callable[..., None] | None = None
-) -> Tensor:
-    """Walk a route with a guider. Args and return value as `sample_flow`'s."""
-    levels, model = walk.route.levels, guider.model_patcher
-    samples = guider.sample(
-        prepared.noise,
-        prepared.samples,
-        comfy.samplers.KSAMPLER(walk),
-        levels.float(),
-        denoise_mask=prepared.mask,
-        callback=callback or latent_preview.prepare_callback(model, len(levels) - 1),
-        disable_pbar=callback is not None or not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
+def to_output(samples: Tensor) -> Tensor:
+    """Samples on ComfyUI's intermediate device."""
     return samples.to(comfy.model_management.intermediate_device())
 
 
-def resumed(prepared: Prepared, start: Unfinished) -> Prepared:
-    """The noise and picture that an unfinished run began with, under the mask that came in."""
-    return replace(prepared, samples=start.image, noise=start.noise)
-
-
-def left_at(walk: Walk, prepared: Prepared, samples: Tensor) -> Unfinished | None:
-    """What a run hands on where it ended before sigma 0. Args: samples, as they go out."""
-    level, end = float(walk.route.levels[-1]), walk.end
-    if level == 0 or end is None:
-        return None
-    return Unfinished(
-        samples=samples.cpu(),
-        sigma=level,
-        x=end.x,
-        noise=prepared.noise,
-        image=prepared.samples,
-        solver=walk.route.solver,
-        history=end.history,
-        seeds=walk.route.seeds,
-        states=end.generators,
-    )
-
-
-def sample_host(
-    model, positive, negative, prepared: Prepared, *, seed, steps, cfg, sampler_name, scheduler, denoise
+def sample_comfyui(
+    model, positive, negative, prepared: PreparedLatent, *, seed, steps, cfg, sampler_name, scheduler, denoise
 ) -> Tensor:
-    """The host's own samplers and schedulers."""
+    """Run one of ComfyUI's own samplers and schedulers."""
     return comfy.sample.sample(
         model,
         prepared.noise,
@@ -202,8 +181,10 @@ def sample_host(
 
 
 def sampler_names() -> list[str]:
+    """Names of ComfyUI's samplers."""
     return list(comfy.samplers.KSampler.SAMPLERS)
 
 
 def scheduler_names() -> list[str]:
+    """Names of ComfyUI's schedulers."""
     return list(comfy.samplers.KSampler.SCHEDULERS)

@@ -1,196 +1,258 @@
-"""A solver of the core run step by step inside the host's sampler: watched, kept, split and taken up again."""
+"""A solver of the core as a sampler of ComfyUI's: step by step, with NaN checks, a run cache and resume states."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
-from ....mmdit_core.solvers import SOLVERS, CallLimitError, History, solve_with_history
-from . import nan_check as guard
-from .resume import Unfinished
-from .run_cache import Kept
+from ....mmdit_core.solvers import SOLVERS, CallLimitError, History, Point, solve_with_history
+from .. import patching
+from . import nan_check
+from .guidance import Guidance
+from .resume import ResumeState
+from .run_cache import RunCache
 
 
 @dataclass(frozen=True)
-class Route:
-    """What a run follows.
+class RunSteps:
+    """The steps of a run.
 
-    levels [steps + 1], float64 on the CPU, falling; options: the solver's; resting: in how many of the first steps the
-    velocity is zero; seeds: of the noise of stochastic steps, one for all pictures or one for each; start: the earlier
-    run that this one goes on from.
+    Fields: solver; sigmas [steps + 1], float64 on the CPU, falling; guidance; seeds of the noise of stochastic steps,
+    one for all images or one for each; options of the solver; zero_steps, in how many of the first steps the velocity
+    is zero; start, the earlier run that this one continues.
     """
 
     solver: str
-    levels: Tensor
+    sigmas: Tensor
+    guidance: Guidance
     seeds: tuple[int, ...]
     options: Mapping[str, float] = field(default_factory=dict)
-    resting: int = 0
-    start: Unfinished | None = None
+    zero_steps: int = 0
+    start: ResumeState | None = None
 
     @property
-    def steps(self) -> int:
-        return len(self.levels) - 1
+    def count(self) -> int:
+        """The number of steps."""
+        return len(self.sigmas) - 1
 
     @property
     def is_adaptive(self) -> bool:
+        """True if the solver chooses its own steps."""
         return SOLVERS[self.solver].adaptive
 
+    @property
+    def history(self) -> History:
+        """What the solver continues from; the history of another solver has no meaning for it."""
+        return self.start.history if self.start is not None and self.start.solver == self.solver else ()
+
     @cached_property
-    def pieces(self) -> tuple[tuple[int, int], ...]:
-        """The steps, as indices of levels; of a solver that chooses its own steps, all that it does at one go."""
-        cuts = sorted({0, min(self.resting, self.steps), self.steps}) if self.is_adaptive else range(self.steps + 1)
+    def segments(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of steps that are solved in one call: single steps, but all steps of an adaptive solver."""
+        cuts = sorted({0, min(self.zero_steps, self.count), self.count})
+        cuts = cuts if self.is_adaptive else list(range(self.count + 1))
         return tuple(zip(cuts, cuts[1:], strict=False))
 
-    def asked(self, a: int, b: int) -> list[float]:
-        """The noise levels at which a solver that is not adaptive asks the model between two of its levels."""
-        if b <= self.resting:
-            return []
-        seen: list[float] = []
+    @property
+    def all_evaluated(self) -> tuple[float, ...] | None:
+        """The sigmas at which the model is called, in order; None if the solver is adaptive."""
+        return None if self.evaluated is None else tuple(sigma for sigmas in self.evaluated for sigma in sigmas)
 
-        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            seen.append(float(sigma))
-            return torch.zeros_like(x)
+    @cached_property
+    def evaluated(self) -> tuple[tuple[float, ...], ...] | None:
+        """The same for each segment."""
+        if self.is_adaptive:
+            return None
+        found: list[tuple[float, ...]] = []
+        history = tuple(Point(point.sigma, torch.zeros(1, 1), torch.zeros(1, 1)) for point in self.history)
+        for a, b in self.segments:
+            sigmas: list[float] = []
 
-        levels, source = self.levels[a : b + 1], torch.Generator()
-        solve_with_history(velocity, torch.zeros(1, 1), levels, self.solver, generator=source, **self.options)
-        return seen
+            def velocity(x: Tensor, sigma: Tensor, sigmas: list[float] = sigmas) -> Tensor:
+                sigmas.append(float(sigma))
+                return torch.zeros_like(x)
+
+            grid, source = self.sigmas[a : b + 1], torch.Generator()
+            _, history = solve_with_history(
+                velocity, torch.zeros(1, 1), grid, self.solver, None, source, history, **self.options
+            )
+            found.append(() if b <= self.zero_steps else tuple(sigmas))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
-class State:
-    """Where a run stands between two pieces; generators: their states."""
+class RunState:
+    """A run between two segments; generators: their states."""
 
     x: Tensor
     history: History = ()
     generators: tuple[Tensor, ...] = ()
 
-    def on(self, device: torch.device | str) -> State:
-        """The same, bit for bit, on another device."""
+    def to(self, device: torch.device | str) -> RunState:
+        """The same state, bit for bit, on another device."""
         points = (replace(p, x=p.x.to(device), velocity=p.velocity.to(device)) for p in self.history)
         return replace(self, x=self.x.to(device), history=tuple(points))
 
     @property
     def bytes(self) -> int:
+        """Memory of the tensors."""
         return self.x.nbytes + sum(p.x.nbytes + p.velocity.nbytes for p in self.history)
 
 
-class Walk:
-    """One run along a route: a sampler function as the host calls them, which remembers how it went.
+class SolverRun:
+    """One run of a solver, as a sampler function that ComfyUI calls; afterwards it holds what was done.
 
-    seconds: of each piece that ran; reused: steps that an earlier run had made; end: where the run stands, on the CPU.
+    Attributes: seconds of each segment that ran; reused, the number of steps taken from the run cache; predictions,
+    made in this run, and unguided, those of them without the uncond prediction; counts, the `patching.Run` of the
+    MODEL; end, the state after the last step, on the CPU.
     """
 
-    def __init__(self, route: Route, kept: Kept | None = None, guarded_by: str = ""):
-        """Args: kept, opened for this run: what it holds is not run again; guarded_by, a node's name: where it is
-        given, the first value that is not finite ends the run, with an error in that node's name."""
-        self.route, self.kept, self.guarded_by = route, kept, guarded_by
+    def __init__(self, steps: RunSteps, cache: RunCache | None = None, node: str = ""):
+        """Args: cache, opened for this run; node, whose name an error has if a value is not finite; "": not checked."""
+        self.steps, self.cache, self.node = steps, cache, node
         self.seconds: list[float] = []
-        self.reused = 0
-        self.end: State | None = None
+        self.reused = self.predictions = self.unguided = 0
+        self.counts: patching.Run | None = None
+        self.end: RunState | None = None
+
+    @property
+    def evaluated(self) -> tuple[float, ...] | None:
+        """The sigmas at which the model is called, in order, for `patching.Run`; None if the solver is adaptive."""
+        return self.steps.all_evaluated
 
     def __call__(self, model, x: Tensor, sigmas, extra_args=None, callback=None, disable=None) -> Tensor:
-        route, pieces = self.route, self.route.pieces
-        predictions = _Predictions(model, extra_args or {}, x, check=bool(self.guarded_by) and route.is_adaptive)
+        """Run the steps. Args: as ComfyUI calls a sampler; x [B, ...], noise and image mixed. Returns: x at the end."""
+        steps, segments, velocity = self.steps, self.steps.segments, _Velocity(self, model, extra_args or {}, x)
         first, state = self._start(x)
-        self.reused = pieces[first - 1][1] if first else 0
-        generators = _generators(route.seeds, state.generators)
-        for number, (a, b) in enumerate(pieces[first:], first):
-            self._keep(number, state)
+        self.reused = segments[first - 1][1] if first else 0
+        generators = _generators(steps.seeds, state.generators)
+        for index, (a, b) in enumerate(segments[first:], first):
+            self._keep(index, state)
             began = time.perf_counter()
-            predictions.begin(resting=b <= route.resting)
+            velocity.begin(index)
             try:
                 end, history = solve_with_history(
-                    predictions.velocity,
+                    velocity,
                     state.x,
-                    route.levels[a : b + 1],
-                    route.solver,
+                    steps.sigmas[a : b + 1],
+                    steps.solver,
                     _report(callback, a),
                     generators[0] if len(generators) == 1 else generators,
                     state.history,
-                    **route.options,
+                    **steps.options,
                 )
-                if self.guarded_by and not guard.is_finite(end):
+                if self.node and not nan_check.is_finite(end):
                     raise _NotFinite
             except CallLimitError as error:
-                raise ValueError(f"{self.guarded_by}: tolerance: set it higher: {error}") from error
+                raise ValueError(f"{self.node}: tolerance: set it higher: {error}") from error
             except _NotFinite:
-                raise guard.NotFiniteError(self._what_went_wrong(predictions, a, b)) from None
-            state = State(end, history, tuple(generator.get_state() for generator in generators))
+                where = f"step {b}" if b == a + 1 else f"a step after step {a}"
+                where = f"{self.node}: {where} of {steps.count} (sigma {float(steps.sigmas[a]):.4g})"
+                raise velocity.not_finite(where) from None
+            state = RunState(end, history, tuple(generator.get_state() for generator in generators))
             self.seconds.append(time.perf_counter() - began)
-        self._keep(len(pieces), state)
-        self.end = state.on("cpu")
+        self._keep(len(segments), state)
+        self.end = state.to("cpu")
         return state.x
 
-    def _start(self, x: Tensor) -> tuple[int, State]:
-        """The first piece to run, and where it begins. x: the noise and the picture, mixed by the host."""
-        if self.kept is not None and (found := self.kept.latest()) is not None:
-            return found[0], found[1].on(x.device)
-        start = self.route.start
-        if start is None:
-            return 0, State(x)
-        history = start.history if start.solver == self.route.solver else ()
-        states = start.states if start.seeds == self.route.seeds else ()
-        return 0, State(start.x, history, states).on(x.device)
+    def resume_state(self, samples: Tensor, noise: Tensor, image: Tensor) -> ResumeState | None:
+        """What another sampler needs to continue this run; None if it ended at sigma 0.
 
-    def _keep(self, number: int, state: State) -> None:
-        if self.kept is not None:
-            self.kept.keep(number, lambda: state.on("cpu"), state.bytes)
-
-    def _what_went_wrong(self, predictions: _Predictions, a: int, b: int) -> str:
-        steps = f"step {b}" if b == a + 1 else f"a step after step {a}"
-        level = f"sigma {float(self.route.levels[a]):.4g}"
-        return (
-            f"{self.guarded_by}: {steps} of {self.route.steps} ({level}) gives a value that is not finite: "
-            f"{predictions.explain()}. {guard.REMEDY}"
+        Args: samples, as they go out; noise and image that the run began with.
+        """
+        steps, sigma, end = self.steps, float(self.steps.sigmas[-1]), self.end
+        if sigma == 0 or end is None:
+            return None
+        return ResumeState(
+            samples.cpu(), sigma, end.x, noise, image, steps.solver, end.history, steps.seeds, end.generators
         )
+
+    def _start(self, x: Tensor) -> tuple[int, RunState]:
+        """The first segment to run, and the state before it. x: noise and image, mixed by ComfyUI."""
+        if self.cache is not None and (found := self.cache.latest()) is not None:
+            return found[0], found[1].to(x.device)
+        start = self.steps.start
+        if start is None:
+            return 0, RunState(x)
+        states = start.states if start.seeds == self.steps.seeds else ()
+        return 0, RunState(start.x, self.steps.history, states).to(x.device)
+
+    def _keep(self, index: int, state: RunState) -> None:
+        if self.cache is not None:
+            self.cache.keep(index, lambda: state.to("cpu"), state.bytes)
 
 
 class _NotFinite(Exception):
-    """Seen at once; explained where it is known which step it was."""
+    """A value is NaN or infinite; the message is made where the step is known."""
 
 
-class _Predictions:
-    """The host's model, which predicts denoised latents, as the velocity that solvers take; the calls of one piece."""
+class _Velocity:
+    """ComfyUI's model, which predicts denoised latents, as the velocity that solvers take.
 
-    def __init__(self, model, extra_args: dict[str, Any], like: Tensor, check: bool):
-        self.model, self.extra_args, self.check = model, extra_args, check
+    model is ComfyUI's inpainting model around its guider.
+    """
+
+    def __init__(self, run: SolverRun, model, extra_args: dict[str, Any], like: Tensor):
+        self.run, self.model, self.extra_args = run, model, extra_args
+        self.guider = model.inner_model
+        self.options: dict[str, Any] = extra_args.get("model_options", {})
+        to_sigma = self.guider.inner_model.model_sampling.percent_to_sigma
+        self.scale = partial(run.steps.guidance.scale, percent_to_sigma=to_sigma)
         self.rows = like.new_ones(like.shape[0])
-        self.calls: list[guard.Call] = []
-        self.resting = False
+        self.check = bool(run.node) and run.steps.is_adaptive
+        self.calls: list[nan_check.Call] = []
+        self.sigmas: Sequence[float] | None = None  # of the segment, where they are known before
+        self.is_zero = False
+        run.counts = patching.run_of(self.options.get("transformer_options", {}))
 
-    def begin(self, resting: bool) -> None:
-        self.calls, self.resting = [], resting
+    def begin(self, segment: int) -> None:
+        steps = self.run.steps
+        self.calls, self.is_zero = [], steps.segments[segment][1] <= steps.zero_steps
+        self.sigmas = None if steps.evaluated is None else steps.evaluated[segment]
 
-    def velocity(self, x: Tensor, sigma: Tensor) -> Tensor:
-        # A model whose layers are not the host's would never look at the cancel button.
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        # ComfyUI checks for a cancel in its own layers only.
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if self.resting:
+        if self.is_zero:
             return torch.zeros_like(x)
+        # Read from the schedule where that is possible: reading `sigma` would wait for the device.
+        level = float(sigma) if self.sigmas is None else self.sigmas[len(self.calls)]
+        run = self.run
+        self._set_sigma(level)
+        run.predictions += 1
+        run.unguided += math.isclose(self.guider.cfg, 1) and not self.options.get("disable_cfg1_optimization", False)
         velocity = (x - self.model(x, sigma * self.rows, **self.extra_args)) / sigma
-        if self.check:  # one run of many calls, which waits for the device after each of them anyway
+        if self.check:  # one segment of many calls; it waits for the device after each of them anyway
             self.calls.clear()
-        self.calls.append(guard.Call(x, sigma, velocity))
-        if self.check and not guard.is_finite(velocity):
+        self.calls.append(nan_check.Call(x, sigma, velocity))
+        if self.check and not nan_check.is_finite(velocity):
             raise _NotFinite
         return velocity
 
-    def explain(self) -> str:
-        def again(call: guard.Call, model_options: dict[str, Any]) -> None:
+    def _set_sigma(self, sigma: float) -> None:
+        self.guider.set_cfg(self.scale(sigma))
+        if self.run.counts is not None:
+            self.run.counts.sigma = sigma
+
+    def not_finite(self, where: str) -> nan_check.NotFiniteError:
+        """The error of the current segment. The model call with the first bad value is made again to find its block."""
+
+        def again(call: nan_check.Call, model_options: dict[str, Any]) -> None:
+            self._set_sigma(float(call.sigma))
             self.model(call.x, call.sigma * self.rows, **{**self.extra_args, "model_options": model_options})
 
-        base = self.model.inner_model.inner_model  # the host's model, in its guider, in its inpainting
-        return guard.explain(self.calls, again, self.extra_args.get("model_options", {}), base)
+        return nan_check.error(where, self.calls, again, self.options, self.guider.inner_model)
 
 
 def _generators(seeds: Sequence[int], states: Sequence[Tensor]) -> list[torch.Generator]:
-    """On the CPU, for the same picture on every machine."""
+    """On the CPU, for the same image on every machine."""
     made = [torch.Generator().manual_seed(seed) for seed in seeds]
     for generator, state in zip(made, states, strict=False):
         generator.set_state(state)
@@ -198,7 +260,7 @@ def _generators(seeds: Sequence[int], states: Sequence[Tensor]) -> list[torch.Ge
 
 
 def _report(callback, first: int):
-    """The host's callback, told the step of the whole run."""
+    """ComfyUI's callback, called with the step of the whole run."""
     if callback is None:
         return None
 

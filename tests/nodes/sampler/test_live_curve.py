@@ -77,15 +77,15 @@ def test_the_curve_is_what_the_sampler_then_runs(bench, ask, case):
     made = [BlockControl("boost", (0,), 2.0, window=Window(*window)) for window in WINDOWS]
     model = bench.attach(bench.model, made)
     latent = bench.empty()
-    dials = bench.module("sampler.node")._read(seed=1, **DIALS | CASES[case])
-    plan = plans.make_plan(model, bench.positive, latent, latent["samples"], dials)
+    inputs = bench.module("sampler.inputs").SamplerInputs(seed=1, **DIALS | CASES[case])
+    plan = plans.make_plan(model, bench.positive, latent, latent["samples"], inputs)
     bands = [band.strengths for band in summary.bands_of(plan)]
 
     told = ask(size=(64, 64), windows=WINDOWS, **CASES[case])
-    assert [level for _, level in told["points"]] == pytest.approx(plan.levels.tolist(), abs=1e-5)
-    assert (told["first"], told["last"], told["steps"]) == (plan.first, plan.last, len(plan.levels) - 1)
+    assert [level for _, level in told["points"]] == pytest.approx(plan.sigmas.tolist(), abs=1e-5)
+    assert (told["first"], told["last"], told["steps"]) == (plan.first, plan.last, len(plan.sigmas) - 1)
     assert told["shift"] == pytest.approx(plan.shift, abs=1e-4)
-    if plan.guidance.cfg == 1:
+    if inputs.cfg == 1:
         assert told["cfg"] is None
         bands.insert(0, None)
     else:
@@ -147,7 +147,7 @@ def test_what_is_not_known_is_said(ask, tmp_path):
 
 
 def test_dials_that_the_node_refuses_are_refused_in_its_words(ask):
-    assert ask(cfg_start=0.6, cfg_end=0.5)["error"].startswith("cfg_end: 0.5 lies before cfg_start, 0.6")
+    assert ask(cfg_start=0.6, cfg_end=0.5)["error"].startswith("cfg_end: 0.5 is before cfg_start, 0.6")
     assert ask(custom_sigmas="1, 2")["error"].startswith("custom_sigmas: sigma 1 is 2")
     assert ask(steps=0)["error"].startswith("steps: 0")
     assert ask(shift=float("nan"))["error"].startswith("shift: nan")

@@ -120,7 +120,9 @@ def test_the_guard_asks_the_device_once_a_step(bench, monkeypatch):
 
 
 def test_a_tolerance_that_takes_too_many_calls_is_named(bench):
-    with pytest.raises(ValueError, match="FlowMatchingSampler: tolerance: set it higher: .* is not reached"):
+    with pytest.raises(
+        ValueError, match="FlowMatchingSampler: tolerance: set it higher: .* model calls lead from sigma 1 to"
+    ):
         bench.run(solver="bosh3", tolerance=1e-6, shift=100.0, cfg=1.0, positive=bench.negative)
 
 
@@ -160,7 +162,7 @@ def test_numbers_that_are_none_are_named(bench, name, value):
         ({"guidance": "pag"}, "guidance: 'pag' is unknown. Choose one of cfg, rescale, cfg_zero_star, apg"),
         ({"custom_sigmas": "1, x"}, "custom_sigmas: 'x' is not a number"),
         ({"custom_sigmas": "0, 1"}, "custom_sigmas: sigma 0 is 0 and sigma 1 is 1; sigmas must fall"),
-        ({"sigmas": torch.tensor([14.6, 1.0, 0.0])}, "sigmas: level 0 is 14.6"),
+        ({"sigmas": torch.tensor([14.6, 1.0, 0.0])}, "sigmas: sigma 0 is 14.6"),
         ({"sigmas": torch.tensor([1.0, 0.0]), "custom_sigmas": "1, 0"}, "custom_sigmas: the input sigmas is connected"),
     ],
 )
@@ -178,13 +180,66 @@ def test_an_input_that_is_not_finite_is_named_before_anything_runs(bench, where)
     assert not rows
 
 
-def test_mmdit_sampler_names_its_numbers_too(bench):
-    node = bench.module("sampler.node").MMDiTSampler()
-    given = (bench.model, bench.positive, bench.negative, bench.empty(), 5, 2)
-    with pytest.raises(ValueError, match="MMDiTSampler: cfg: nan. Set a number from 0 to 100"):
-        node.sample(*given, math.nan, "euler", "simple", 1.0)
+SAMPLERS = {
+    "FlowMatchingSampler": dict(steps=2, cfg=3.0),
+    "MMDiTSampler": dict(seed=5, steps=2, cfg=3.0, sampler_name="euler", scheduler="simple", denoise=1.0),
+}
+
+
+def sampled(bench, node, **changed):
+    """A sampler's latent, with links and values changed by name."""
+    links = dict(model=bench.model, positive=bench.positive, negative=bench.negative, latent_image=bench.empty())
+    return getattr(bench.module("sampler.node"), node)().sample(**{**links, **SAMPLERS[node], **changed})[0]
+
+
+@pytest.mark.parametrize("node", SAMPLERS)
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (lambda b: {"positive": [[b.positive[0][0] * math.nan, b.positive[0][1]]]}, "positive: the text holds values"),
+        (
+            lambda b: {"negative": [[b.negative[0][0] / 0, b.negative[0][1]]]},
+            "negative: the text holds values that are",
+        ),
+        (
+            lambda b: {"positive": [[b.positive[0][0], {"pooled_output": torch.full((1, 2048), math.nan)}]]},
+            "positive: the text holds values that are not finite",
+        ),
+        (lambda b: {"positive": [[b.positive[0][0], {}]]}, "positive: it has no pooled text"),
+        (
+            lambda b: {"latent_image": {"samples": b.picture * math.nan}},
+            "latent_image: it holds values that are not fin",
+        ),
+        (lambda b: {"latent_image": {"samples": torch.zeros(1, 16, 0, 8)}}, "latent_image: its size is 1 x 16 x 0 x 8"),
+        (lambda b: {"latent_image": {"samples": torch.zeros(0, 16, 8, 8)}}, "latent_image: its size is 0 x 16 x 8 x 8"),
+        (lambda b: {"latent_image": {**b.empty(), "batch_index": []}}, r"latent_image: its batch_index is \[\]"),
+        (lambda b: {"latent_image": {**b.empty(), "batch_index": [-1]}}, r"latent_image: its batch_index is \[-1\]"),
+        (
+            lambda b: {"latent_image": {**b.empty(), "noise_mask": torch.zeros(0, 64, 64)}},
+            "latent_image: its noise mask is empty",
+        ),
+        (
+            lambda b: {"latent_image": {**b.empty(), "noise_mask": torch.full((1, 64, 64), math.nan)}},
+            "latent_image: its noise mask is empty or not finite",
+        ),
+        (
+            lambda b: {"latent_image": {**b.empty(), "downscale_ratio_spacial": math.nan}},
+            "latent_image: its downscale_ratio_spacial is nan",
+        ),
+        (lambda b: {"cfg": math.nan}, "cfg: nan. Set a number from 0 to 100"),
+        (lambda b: {"cfg": 10**400}, "cfg: a number too large. Set a number from 0 to 100"),
+        (lambda b: {"cfg": "4"}, "cfg: '4' is not a number. Set a number from 0 to 100"),
+        (lambda b: {"steps": 2.5}, "steps: 2.5 is not whole. Set a number from 1 to 10000"),
+        (lambda b: {"denoise": None}, "denoise: None is not a number. Set a number from 0 to 1"),
+    ],
+)
+def test_what_a_link_may_bring_is_refused_by_node_and_input(bench, node, changed, words):
+    with bench.rows() as rows, pytest.raises(ValueError, match=f"^{node}: {words}"):
+        sampled(bench, node, **changed(bench))
+    assert not rows
+    assert torch.isfinite(sampled(bench, node)["samples"]).all()  # the graph runs after the fix
 
 
 def test_an_unknown_input_is_refused(bench):
-    with pytest.raises(TypeError, match="FlowMatchingSampler has no input start_percent"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'start_percent'"):
         bench.run(start_percent=0.5)

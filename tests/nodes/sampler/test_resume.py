@@ -20,11 +20,11 @@ def error(a, b) -> float:
     return ((a - b).abs().max() / b.std()).item()
 
 
-def in_parts(bench, latent, cuts, second=None, **dials):
+def in_parts(bench, latent, cuts, second=None, **inputs):
     """The run over one sampler for each part; `second` are inputs of all but the first."""
     ends = [0, *cuts, 10_000]
     for number, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
-        changed = {**dials, **(second or {})} if number else dials
+        changed = {**inputs, **(second or {})} if number else inputs
         latent = bench.all(latent, start_step=start, end_step=end, **changed)[0]
     return latent
 
@@ -49,7 +49,7 @@ def test_two_halves_are_the_whole_for_every_solver(bench, solver):
     schedule=st.sampled_from(sorted(SCHEDULES)),
     steps=st.integers(3, 6),
     kind=st.sampled_from(["empty", "picture", "mask", "batch"]),
-    dials=st.sampled_from(
+    inputs=st.sampled_from(
         [
             {},
             {"cfg": 1.0},
@@ -62,7 +62,7 @@ def test_two_halves_are_the_whole_for_every_solver(bench, solver):
     ),
     data=st.data(),
 )
-def test_parts_are_the_whole(bench, solver, schedule, steps, kind, dials, data):
+def test_parts_are_the_whole(bench, solver, schedule, steps, kind, inputs, data):
     latent = {
         "empty": bench.empty(),
         "picture": {"samples": bench.picture},
@@ -70,7 +70,7 @@ def test_parts_are_the_whole(bench, solver, schedule, steps, kind, dials, data):
         "batch": bench.empty(2),
     }[kind]
     cuts = sorted(data.draw(st.sets(st.integers(0, steps), min_size=1, max_size=2)))
-    given = dict(solver=solver, schedule=schedule, steps=steps, **dials)
+    given = dict(solver=solver, schedule=schedule, steps=steps, **inputs)
     assert error(in_parts(bench, latent, cuts, **given)["samples"], bench.run(latent, **given)) <= 1e-5
 
 
@@ -138,14 +138,14 @@ def test_a_start_step_on_a_finished_picture_adds_the_noise_of_that_step(bench):
 def test_a_mark_counts_only_with_the_samples_that_it_came_with(bench):
     """The host's nodes carry a LATENT's other keys along; what they changed is a picture like any other."""
     half = bench.all(end_step=3)[0]
-    handover = bench.module("comfyui.run.resume")
-    assert handover.unfinished(half) is not None
+    resume = bench.module("comfyui.run.resume")
+    assert resume.resume_state(half) is not None
     done = host_advanced(bench, half, add_noise="disable", start_at_step=3)
     (upscaled,) = host_nodes.LatentUpscale().upscale(half, "nearest-exact", 96, 96, "disabled")
     (taken,) = host_nodes.LatentFromBatch().frombatch(bench.all(bench.empty(2), end_step=3)[0], 1, 1)
     for changed in (done, upscaled, taken):
-        assert handover.KEY in changed and handover.unfinished(changed) is None
-        plain = {key: value for key, value in changed.items() if key != handover.KEY}
+        assert resume.KEY in changed and resume.resume_state(changed) is None
+        plain = {key: value for key, value in changed.items() if key != resume.KEY}
         assert torch.equal(bench.run(changed, start_step=2), bench.run(plain, start_step=2))
 
 
@@ -157,10 +157,10 @@ def test_noise_may_be_added_to_what_a_run_left(bench):
 
 def test_a_latent_that_stands_at_noise_level_one_is_the_noise(bench):
     """As FlowInvert hands it on: no noise is added, whatever the seed."""
-    handover = bench.module("comfyui.run.resume")
+    resume = bench.module("comfyui.run.resume")
     noise = comfy.sample.prepare_noise(bench.empty()["samples"], 5)
-    start = handover.Unfinished(samples=noise, sigma=1.0, x=noise, noise=noise, image=bench.empty()["samples"])
-    latent = {"samples": noise, handover.KEY: start}
+    start = resume.ResumeState(samples=noise, sigma=1.0, x=noise, noise=noise, image=bench.empty()["samples"])
+    latent = {"samples": noise, resume.KEY: start}
     assert torch.equal(bench.run(latent, seed=123), bench.run(seed=5))
 
 
@@ -174,10 +174,10 @@ def test_no_steps_leave_the_latent_as_it_is(bench, start, end):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"start_step": 2}, "start_step: the latent comes from a run that ended at noise level .* and step 2 is at"),
+        ({"start_step": 2}, "start_step: the latent comes from a run that ended at sigma .* and step 2 is at"),
         ({"start_step": 3, "steps": 9}, "start_step: the latent comes from a run .* Give both samplers the same"),
-        ({}, "start_step: the latent comes from a run that ended at noise level 0.75, and step 0 is at 1"),
-        ({"add_noise": "disable"}, "add_noise: without noise there is nothing to begin with at step 0, noise level 1"),
+        ({}, "start_step: the latent comes from a run that ended at sigma 0.75, and step 0 is at 1"),
+        ({"add_noise": "disable"}, "add_noise: without noise there is nothing to start from at step 0, sigma 1"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(bench, changed, words):
@@ -189,5 +189,5 @@ def test_parts_that_do_not_fit_are_named(bench, changed, words):
 def test_the_summary_says_what_is_left_and_what_is_taken_up(bench):
     half, _, first = bench.all(end_step=3)
     second = bench.all(half, start_step=3)[2]
-    assert "Steps: 0 to 3 of 6" in first and "what is left stays in the latent" in first
-    assert "Steps: 3 to 6 of 6" in second and "goes on where an earlier run ended" in second
+    assert "Steps: 0 to 3 of 6" in first and "the rest of it stays in the latent" in first
+    assert "Steps: 3 to 6 of 6" in second and "continues an earlier run" in second

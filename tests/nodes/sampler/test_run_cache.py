@@ -20,12 +20,12 @@ from mmdit_core.solvers import SOLVERS
 
 @pytest.fixture
 def reusing(bench):
-    """A sampler that keeps its last run, and what each of its runs cost: `again(**dials)` -> samples, steps run."""
+    """A sampler that keeps its last run, and what each of its runs cost: `again(**inputs)` -> samples, steps run."""
     node = bench.module("sampler.node").FlowMatchingSampler()
 
-    def again(latent=None, **dials):
+    def again(latent=None, **inputs):
         written = {}
-        out = bench.all(latent, node=node, reuse=True, unique_id="1", extra_pnginfo=written, **dials)[0]
+        out = bench.all(latent, node=node, reuse=True, unique_id="1", extra_pnginfo=written, **inputs)[0]
         steps = written["mmdit_sampler"]["1"]["steps"]
         return out["samples"], steps["last"] - steps["first"] - steps["reused"]
 
@@ -102,7 +102,7 @@ CONTROLS = st.builds(
         ]
     ),
 )
-DIALS = st.fixed_dictionaries(
+INPUTS = st.fixed_dictionaries(
     {
         "cfg": st.sampled_from([1.0, 3.0]),
         "cfg_end": st.sampled_from([0.3, 0.6, 1.0]),
@@ -116,12 +116,12 @@ DIALS = st.fixed_dictionaries(
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     solver=st.sampled_from(sorted(SOLVERS)),
-    runs=st.lists(st.tuples(st.lists(CONTROLS, max_size=2), DIALS), min_size=2, max_size=3),
+    runs=st.lists(st.tuples(st.lists(CONTROLS, max_size=2), INPUTS), min_size=2, max_size=3),
 )
 def test_reuse_is_a_full_run_bit_for_bit(bench, solver, runs):
     node = bench.module("sampler.node").FlowMatchingSampler()
-    for controls, dials in runs:
-        given = dict(solver=solver, steps=5, tolerance=0.1, model=controlled(bench, *controls), **dials)
+    for controls, inputs in runs:
+        given = dict(solver=solver, steps=5, tolerance=0.1, model=controlled(bench, *controls), **inputs)
         assert torch.equal(bench.run(node=node, reuse=True, **given), bench.run(**given))
 
 
@@ -186,24 +186,24 @@ def test_a_second_sampler_of_a_run_may_reuse_its_own(bench, reusing):
 def test_nothing_is_kept_without_reuse_and_nothing_after_the_model_is_gone(bench, tiny_file):
     node = bench.module("sampler.node").FlowMatchingSampler()
     bench.run(node=node)
-    assert node._kept.latest() is None
+    assert node._cache.latest() is None
     model = bench.module("comfyui.loading.model").load_model(str(tiny_file))
     bench.run(node=node, reuse=True, model=model)
-    assert node._kept.latest() is not None
+    assert node._cache.latest() is not None
     management.unload_all_models()
     del model
     gc.collect()
-    assert node._kept.latest() is None
+    assert node._cache.latest() is None
     bench.run(node=node, reuse=True)
     bench.run(node=node)
-    assert node._kept.latest() is None
+    assert node._cache.latest() is None
 
 
 def test_where_there_is_no_room_for_every_step_fewer_are_kept(bench, reusing, monkeypatch):
     state = bench.picture.nbytes
     monkeypatch.setattr(bench.module("comfyui.run.run_cache"), "LIMIT", 3 * state)
     reusing(steps=10)
-    assert 2 <= len(reusing.node._kept._states) <= 4
+    assert 2 <= len(reusing.node._cache._states) <= 4
     made, cost = reusing(steps=10, cfg_end=0.5)
     assert 5 <= cost < 10 and torch.equal(made, bench.run(steps=10, cfg_end=0.5))
 

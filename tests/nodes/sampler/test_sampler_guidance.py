@@ -41,7 +41,7 @@ def test_outside_its_window_the_negative_is_not_computed(bench, start, end, rows
 def test_the_saving_is_said(bench):
     summary = bench.all(steps=4, cfg_end=0.5)[2]
     assert "Skipped: the negative prompt in 2 of 4 predictions, which saves 25% of the model's work" in summary
-    assert "Model calls: 4; pictures in them: 4 positive, 2 negative" in summary
+    assert "Model calls: 4; images in them: 4 positive, 2 negative" in summary
     assert "Skipped" not in bench.all(steps=4)[2]
 
 
@@ -157,10 +157,10 @@ def test_what_a_cache_answers_is_not_counted_as_computed(bench):
 def test_another_nodes_cfg_function_is_used_and_never_replaced_in_silence(bench):
     (theirs,) = comfy_extras.nodes_model_advanced.RescaleCFG().patch(bench.model, 0.7)
     assert error(bench.run(model=theirs), bench.run()) > 1e-3
-    with pytest.raises(ValueError, match="FlowMatchingSampler: guidance: 'apg' would take the place of another node's"):
+    with pytest.raises(ValueError, match="FlowMatchingSampler: guidance: 'apg' would replace another node's"):
         bench.run(model=theirs, guidance="apg")
 
 
 def test_a_window_that_ends_before_it_starts_is_named(bench):
-    with pytest.raises(ValueError, match="FlowMatchingSampler: cfg_end: 0.2 lies before cfg_start, 0.5"):
+    with pytest.raises(ValueError, match="FlowMatchingSampler: cfg_end: 0.2 is before cfg_start, 0.5"):
         bench.run(cfg_start=0.5, cfg_end=0.2)

@@ -117,7 +117,7 @@ def test_the_summary_tells_what_ran(bench):
         "Control: skip, blocks 1, negative, from 0% to 50% of the sampling",
         "Control: boost x1.5 (residual), blocks 0\n",
         "Solver: heun, 2 model calls a step",
-        "Noise levels: linear, shift 2 (as set)",
+        "Schedule: linear, shift 2 (as set)",
         "Sigmas: 1, 0.8571, 0.6667, 0.4, 0",
         "Steps: 4",
         "Guidance: cfg 3 as rescale 0.7, from 0% to 75% of the sampling",

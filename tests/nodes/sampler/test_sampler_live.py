@@ -60,7 +60,7 @@ def test_the_png_says_what_ran_and_so_does_the_summary(comfyui, graph):
     assert found["noise"]["seed"] == 11 and len(found["sigmas"]) == 5
     assert found["calls"]["positive_rows"] == 4 and found["calls"]["negative_rows"] == 2
     (text,) = record["outputs"]["91"]["text"]
-    assert "Model calls: 4; pictures in them: 4 positive, 2 negative" in text
+    assert "Model calls: 4; images in them: 4 positive, 2 negative" in text
     assert any(image.size[0] == 720 for image in pictures(comfyui, record))  # the curve
     assert all(json.loads(image.text["workflow"]) == QUICKSTART for image in pictures(comfyui, record))
     assert sum(event.kind == "preview" for event in told) == 4  # from the first step on

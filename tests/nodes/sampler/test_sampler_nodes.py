@@ -106,7 +106,7 @@ def test_a_stochastic_solver_draws_its_noise_from_the_seed(sampling, model, text
 
 def test_a_shift_is_set_on_a_clone_and_moves_every_percent_window(sampling, model, texts):
     before = model.get_model_object("model_sampling")
-    shifted = sampling.host.with_shift(model, 1.6)
+    shifted = sampling.sampling.with_shift(model, 1.6)
     assert model.get_model_object("model_sampling") is before and before.shift == 3.0
     window = shifted.get_model_object("model_sampling").percent_to_sigma(0.5)
     assert window == pytest.approx(1.6 * 0.5 / (1 + 0.6 * 0.5))
@@ -120,7 +120,7 @@ def test_denoise_keeps_the_picture_that_came_in(sampling, model, texts):
     ours = flow(sampling, model, texts, latent, denoise=0.5)
     assert error(ours, host_euler(model, texts, levels, latent)) <= 1e-5
     assert torch.equal(flow(sampling, model, texts, latent, denoise=0.0), latent["samples"])
-    out = sampling.FlowMatchingSampler().sample(model, *texts, latent, 5, 2, 3.0, "euler", "linear", 0.0, 0.5)[0]
+    out = sampling.FlowMatchingSampler().sample(model, *texts, latent, steps=2, denoise=0.5)[0]
     assert out["batch_index"] == [0]  # what else a LATENT carries stays in it
 
 
@@ -186,16 +186,15 @@ def wrong_pooled():
         (lambda p, n, x: (p, n, {"samples": torch.ones(1, 4, 8, 8)}), "latent has 4 channels, the model takes 16"),
         (lambda p, n, x: (p, n, {"samples": torch.ones(1, 16, 2, 8, 8)}), "latent has 5 dimensions"),
         (lambda p, n, x: ([], n, x), "positive: it holds no prompt"),
-        (lambda p, n, x: (p, n, empty((128, 128))), "the picture is 1024 x 1024 pixels.*at most 384 x 384"),
+        (lambda p, n, x: (p, n, empty((128, 128))), "the image is 1024 x 1024 pixels.*at most 384 x 384"),
     ],
 )  # fmt: skip
 def test_inputs_that_do_not_fit_are_named(sampling, model, texts, node, change, words):
-    arguments = {
-        "FlowMatchingSampler": (5, 2, 3.0, "euler", "linear", 0.0, 1.0),
-        "MMDiTSampler": (5, 2, 3.0, "euler", "simple", 1.0),
-    }[node]
+    arguments = dict(seed=5, steps=2, cfg=3.0, denoise=1.0)
+    if node == "MMDiTSampler":
+        arguments |= dict(sampler_name="euler", scheduler="simple")
     with pytest.raises(ValueError, match=f"{node}: .*{words}"):
-        getattr(sampling, node)().sample(model, *change(*texts, empty()), *arguments)
+        getattr(sampling, node)().sample(model, *change(*texts, empty()), **arguments)
     assert torch.isfinite(flow(sampling, model, texts)).all()  # the graph runs after the fix
 
 

@@ -97,5 +97,5 @@ def test_the_noise_is_made_on_the_cpu_from_the_seed_alone(bench):
 
 def test_a_batch_index_that_does_not_fit_is_named(bench):
     latent = {**bench.empty(2), "batch_index": [0]}
-    with pytest.raises(ValueError, match="latent_image: its batch_index names 1 pictures and it holds 2"):
+    with pytest.raises(ValueError, match="latent_image: its batch_index names 1 images and it holds 2"):
         bench.run(latent, batch_noise="per image")
