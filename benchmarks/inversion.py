@@ -1,10 +1,10 @@
-"""How well a picture comes back after FlowInvert and FlowMatchingSampler with the same prompt at cfg 1.
+"""How exactly an image comes back after FlowInvert and FlowMatchingSampler with the same prompt at cfg 1.
 
-    python -m benchmarks.inversion [--model FILE] [--pictures 8] [--steps 8 28 50] [--markdown FILE]
+    python -m benchmarks.inversion [--model FILE] [--images 8] [--steps 8 28 50] [--markdown FILE]
 
-Scenes of the small model's world with their captions; PSNR in dB over pixels in [0, 1] against the VAE's own
-reconstruction, mean and lowest over the pictures. "leapfrog, anew" is sampled without the velocity that FlowInvert
-hands on, as after a change of prompt. Calls are the model's, up and down together.
+The images are scenes of the small model's world with their captions. PSNR is in dB over pixels in [0, 1] against the
+VAE's own reconstruction, mean and lowest over the images. "leapfrog, fresh" is sampled without the velocity in
+FlowInvert's resume state, as after a change of prompt. Calls are those of the model, in both directions together.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from benchmarks.attributes.prompts import read_prompts  # noqa: E402
 from scripts import in_process  # noqa: E402
 
 SMALL = ROOT / "models" / "mmdit-small.safetensors"
-ANEW = "leapfrog, anew"
-ROWS = ("euler", "midpoint", ANEW, "leapfrog")
+NO_HISTORY = "leapfrog, fresh"
+ROWS = ("euler", "midpoint", NO_HISTORY, "leapfrog")
 
 
 def psnr(found: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB. Args: two images, one shape, in [0, 1]."""
     error = (found - reference).square().mean().item()
     return -10 * math.log10(error) if error else math.inf
 
@@ -50,19 +51,21 @@ class Bench:
         self.sample = self.module("sampler.node").FlowMatchingSampler().sample
 
     def module(self, name: str) -> ModuleType:
+        """A module of the pack's nodes."""
         return importlib.import_module(f"{self.pack.__name__}.nodes.{name}")
 
     def score(self, row: str, latent: Tensor, text, steps: int) -> float:
-        solver = "leapfrog" if row == ANEW else row
+        """PSNR after both directions. Args: row, of ROWS; latent [1, C, H, W]; text, a conditioning."""
+        solver = "leapfrog" if row == NO_HISTORY else row
         (noise,) = self.invert(self.model, text, {"samples": latent}, steps, solver, 0.0)
-        if row == ANEW:
-            handover = self.module("comfyui.run.resume")
-            noise = {**noise, handover.KEY: handover.without_history(noise[handover.KEY])}
-        back, *_ = self.sample(self.model, text, text, noise, 0, steps, 1.0, solver, "linear", 0.0, 1.0)
+        if row == NO_HISTORY:
+            resume = self.module("comfyui.run.resume")
+            noise = {**noise, resume.KEY: resume.without_history(noise[resume.KEY])}
+        back, *_ = self.sample(self.model, text, text, noise, steps=steps, cfg=1.0, solver=solver)
         return psnr(self.vae.decode(back["samples"]).clamp(0, 1), self.vae.decode(latent).clamp(0, 1))
 
     def calls(self, row: str, latent: Tensor, text, steps: int) -> int:
-        """Of the way up and the way down."""
+        """Model calls of both directions together."""
         seen: list[int] = []
         core = self.model.model.diffusion_model
         handle = core.x_embedder.register_forward_hook(lambda module, given, out: seen.append(1))
@@ -77,18 +80,18 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=SMALL)
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 28, 50])
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     given = parser.parse_args()
     in_process.prepare("--cpu")
     bench, rng, pairs = Bench(in_process.load_pack(), given.model), random.Random(0), []
-    for prompt in read_prompts("held_out", given.pictures):
-        picture = torch.from_numpy(draw_image(prompt.scene, arrange(prompt.scene, rng)))[None]
+    for prompt in read_prompts("held_out", given.images):
+        image = torch.from_numpy(draw_image(prompt.scene, arrange(prompt.scene, rng)))[None]
         text = bench.clip.encode_from_tokens_scheduled(bench.clip.tokenize(prompt.text))
-        pairs.append((bench.vae.encode(picture), text))
+        pairs.append((bench.vae.encode(image), text))
     lines = [
-        f"{given.model.name}, {given.pictures} pictures, cfg 1",
+        f"{given.model.name}, {given.images} images, cfg 1",
         "",
         "| solver | steps | calls | PSNR, mean | PSNR, lowest |",
         "| --- | --- | --- | --- | --- |",

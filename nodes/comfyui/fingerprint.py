@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ def fingerprint(value: Any) -> Any:
         return type(value), value
     if isinstance(value, torch.Tensor):
         content = value.detach().reshape(-1).cpu().contiguous().view(torch.uint8)
-        return value.dtype, tuple(value.shape), hashlib.sha256(content.numpy()).hexdigest()
+        return value.dtype, tuple(value.shape), hashlib.sha256(content.numpy().data).hexdigest()
     if isinstance(value, Mapping):
         return type(value), tuple((fingerprint(key), fingerprint(item)) for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -44,6 +44,7 @@ class _Same:
     """Equal for the same object alone. Identity by weak reference: an id() may be reused after the object is freed."""
 
     def __init__(self, value: Any):
+        self.get: Callable[[], Any]
         try:
             # A bound method is a new object at each look-up; the object that it is bound to stays.
             self.get = weakref.WeakMethod(value) if inspect.ismethod(value) else weakref.ref(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import comfy.model_patcher
@@ -81,5 +80,5 @@ def make_guider(model, positive, negative, guidance: Guidance) -> comfy.samplers
     form = FORMS[guidance.form]
     if form is not None:
         guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
-        guider.model_options[CFG_FUNCTION] = partial(form, guidance=guidance)
+        guider.model_options[CFG_FUNCTION] = lambda args: form(args, guidance)
     return guider

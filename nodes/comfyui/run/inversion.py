@@ -115,11 +115,12 @@ class InversionRun(comfy.samplers.Sampler):
             if callback is not None:
                 callback(step, x, x, steps)  # x itself as the preview: the denoised image hardly changes
 
+        followed: Velocity = velocity
         if denoise_mask is not None:
             mask_at = _mask_at(model, denoise_mask, options, sigmas)
-            velocity = masked_velocity(velocity, mask_at, latent_image, noise)
+            followed = masked_velocity(velocity, mask_at, latent_image, noise)
         steps = self.steps
-        self.x, self.history = solve_with_history(velocity, latent_image, steps.sigmas, steps.solver, callback=report)
+        self.x, self.history = solve_with_history(followed, latent_image, steps.sigmas, steps.solver, callback=report)
         return self.x
 
     def _checked(self, model, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:

@@ -77,7 +77,8 @@ def shifted(original, model_config, shift: float):
 
 def tokens_of(model, samples: Tensor) -> int:
     """The number of image tokens of a latent [B, C, ..., H, W]."""
-    patch = getattr(model.model.diffusion_model, "patch_size", None) or getattr(core_config(model), "patch_size", 2)
+    core, config = model.model.diffusion_model, core_config(model)
+    patch: Any = getattr(core, "patch_size", None) or getattr(config, "patch_size", 2)
     patch = patch if isinstance(patch, int) else patch[-1]
     return -(-samples.shape[-2] // patch) * -(-samples.shape[-1] // patch)
 
