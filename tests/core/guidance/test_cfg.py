@@ -59,6 +59,13 @@ def test_constant_predictions_give_no_nan(name):
     assert COMBINE[name](zero, zero + 1, 4.0).isfinite().all()
 
 
+@pytest.mark.parametrize("name", COMBINE)
+def test_small_predictions_are_combined_like_large_ones(name):
+    cond, uncond = pair()
+    whole = COMBINE[name](cond, uncond, 4.0)
+    close(COMBINE[name](1e-6 * cond, 1e-6 * uncond, 4.0), 1e-6 * whole, atol=1e-17)
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_scale_one_returns_cond_itself_and_needs_no_uncond(name):
     cond, uncond = pair()
