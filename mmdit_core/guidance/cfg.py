@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+TINY = torch.finfo(torch.float32).tiny  # instead of division by the 0 of a zero vector, whose products are 0
+
 # Guidance at a position u in [0, 1] of its window, as a fraction of scale - 1.
 CURVES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
@@ -67,8 +69,7 @@ def cfg_zero_star(cond: Tensor, uncond: Tensor | None, scale: float) -> Tensor:
     if uncond is None:
         return cond
     cond_rows, uncond_rows = _rows(cond), _rows(uncond)
-    square = uncond_rows.square().sum(1)
-    factor = torch.where(square > 0, (cond_rows * uncond_rows).sum(1) / square, 0.0)
+    factor = (cond_rows * uncond_rows).sum(1) / uncond_rows.square().sum(1).clamp(min=TINY)
     scaled = uncond * _per_sample(factor, uncond)
     return (scaled + scale * (cond - scaled)).to(cond.dtype)
 
@@ -89,8 +90,8 @@ def apg(cond: Tensor, uncond: Tensor | None, scale: float) -> Tensor:
     if uncond is None:
         return cond
     cond_rows, difference = _rows(cond), _rows(cond - uncond)
-    square = cond_rows.square().sum(1, keepdim=True)
-    parallel = torch.where(square > 0, (difference * cond_rows).sum(1, keepdim=True) / square, 0.0) * cond_rows
+    product, square = ((side * cond_rows).sum(1, keepdim=True) for side in (difference, cond_rows))
+    parallel = product / square.clamp(min=TINY) * cond_rows
     return (cond + (scale - 1) * (difference - parallel).reshape(cond.shape)).to(cond.dtype)
 
 
