@@ -37,7 +37,7 @@ ABSENT: dict[type[ComponentError], str] = {
     "connect its VAE in place of this one",
 }
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class MMDiTLoader:
@@ -89,7 +89,7 @@ class MMDiTLoader:
         except CheckpointError as error:
             raise ValueError(f"{NODE}: checkpoint: {error}") from error
         layout = found["transformer"].layout
-        _log.info("Loaded %s: %s layout, %s, with %s", checkpoint, layout, model.model_dtype(), ", ".join(found))
+        log.info("Loaded %s: %s layout, %s, with %s", checkpoint, layout, model.model_dtype(), ", ".join(found))
         return model, clip, vae
 
 

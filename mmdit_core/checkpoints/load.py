@@ -31,7 +31,7 @@ from .errors import DamagedError, TensorsError, UnknownModelError, UnreadableErr
 from .header import Header, TensorInfo, read_header
 from .keymaps import Rule, diffusers_shapes, expected_shapes, join, key_map
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # The dtypes of weights by safetensors' names.
 DTYPES: dict[str, torch.dtype] = {
@@ -71,7 +71,7 @@ def load_checkpoint(
     if part.layout != DIFFUSERS:
         rules = {name: Rule(name, (part.prefix + name,)) for name in rules}
     stored = "/".join(part.dtypes)
-    _log.info("%s: %s layout, %d blocks of width %d, %s", path, part.layout, config.depth, config.hidden_size, stored)
+    log.info("%s: %s layout, %d blocks of width %d, %s", path, part.layout, config.depth, config.hidden_size, stored)
     return config, _read(header, rules, torch.device(device), dtype)
 
 

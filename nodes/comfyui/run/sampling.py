@@ -108,8 +108,10 @@ def resumed(prepared: PreparedLatent, start: resume.ResumeState) -> PreparedLate
 
 
 def finish(latent: Latent, samples: Tensor, state: resume.ResumeState | None = None) -> Latent:
-    """The LATENT that goes out: the one that came in with other samples, without marks of an empty latent or a resume
-    state that are no longer true. Args: state, if the run is not at its end.
+    """The output LATENT: the input LATENT with other samples.
+
+    The input's marks of an empty latent and its resume state are no longer true and are removed.
+    Args: state, if the run is not at its end.
     """
     marks = ("downscale_ratio_spacial", "downscale_ratio_temporal", resume.KEY)
     rest = {key: value for key, value in latent.items() if key not in marks}
