@@ -202,3 +202,9 @@ def test_the_lowest_and_the_highest_draw_are_one_float32_step_inside():
     assert drawn.max().item() == 1 - edge
     drawn = flow.sample_timesteps(200, "uniform", shift=1e-9, generator=torch.Generator().manual_seed(0))
     assert drawn.min().item() == edge
+
+
+def test_draws_are_on_the_requested_device_whatever_the_generators():
+    generator = torch.Generator().manual_seed(0)
+    assert flow.sample_timesteps(4, generator=generator, device="meta").device.type == "meta"
+    assert flow.sample_timesteps(4, generator=generator).device.type == "cpu"
