@@ -1,4 +1,4 @@
-"""The hand-set encoder: the one matrix product of training and the shipped convolutions must agree."""
+"""The VAE's encoder: the matmul of the training and the exported convolutions give equal latents."""
 
 from __future__ import annotations
 

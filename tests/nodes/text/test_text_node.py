@@ -181,10 +181,10 @@ def test_values_outside_the_widgets_are_refused_by_name(node, clip, name, value,
 
 
 def test_an_empty_prompt_is_tokenized_once(node, clip, monkeypatch):
-    asked, tokenize = [], clip.tokenize
-    monkeypatch.setattr(clip, "tokenize", lambda text: (asked.append(text), tokenize(text))[1])
+    texts, tokenize = [], clip.tokenize
+    monkeypatch.setattr(clip, "tokenize", lambda text: (texts.append(text), tokenize(text))[1])
     encode(node, clip, negative="", clip_g="red")
-    assert sorted(asked) == sorted(["", PROMPT, "red"])
+    assert sorted(texts) == sorted(["", PROMPT, "red"])
 
 
 def test_small_encoders_without_their_metadata_say_which_clip_to_connect(pack, tmp_path, monkeypatch):
