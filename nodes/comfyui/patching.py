@@ -206,6 +206,8 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if run.adaln is not None:
         options = {**options, CALL: run.adaln.identify(options, run.sigma)}
     options = _counting(options, run.computed, branches)
+    if _is_compiled(executor.class_obj.diffusion_model, options):
+        kwargs["options"] = options
     try:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     except ControlError as error:  # found while sampling, but the input is another node's
@@ -215,6 +217,16 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         if word_error is None:
             raise
         raise word_error(error) from error
+
+
+def _is_compiled(core, options: Mapping[str, Any]) -> bool:
+    """True if the call runs under torch.compile, and the model takes its options under a name of their own.
+
+    ComfyUI's TorchCompileModel makes torch assume that transformer_options never change. Hooks come and go within a
+    run, so they need another name, on which torch guards.
+    """
+    wrapped = "torch.compile" in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, ())
+    return getattr(core, "takes_options", False) and (wrapped or hasattr(core, "_orig_mod"))
 
 
 def _counting(options: dict[str, Any], count: CallCount, branches: Sequence[int]) -> dict[str, Any]:

@@ -46,6 +46,8 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
 class ComfyMMDiT(MMDiT):
     """The core's model with ComfyUI's DIFFUSION_MODEL wrappers around each call, which its own SD3 model lacks."""
 
+    takes_options = True  # an input `options`, see patching
+
     def forward(
         self,
         x,
@@ -84,14 +86,6 @@ class MMDiTBase(comfy.model_base.SD3):
         """As ComfyUI's SD3, and the AdaLN cache."""
         cache = adaln_cache.bytes_of(self._row_width, self.get_dtype_inference())
         return super().memory_required(*args, **kwargs) + cache
-
-    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        given = {} if transformer_options is None else transformer_options
-        # ComfyUI's TorchCompileModel makes torch assume that transformer_options never change. Hooks come and go within
-        # a run, so here they have another name, and torch guards on them.
-        if isinstance(getattr(self.diffusion_model, "_orig_mod", None), ComfyMMDiT):
-            given, kwargs["options"] = {}, given
-        return super()._apply_model(x, t, c_concat, c_crossattn, control, given, **kwargs)
 
 
 def _build(config: MMDiTConfig, *, operations, dtype=None, **_: Any) -> ComfyMMDiT:
