@@ -27,7 +27,7 @@ MAX_WINDOWS = 64
 def live_curve(given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     """The data of the curve on the node.
 
-    Args: given, as the frontend sends it: dials, the node's values by name; model_shift of a shift node before the
+    Args: given, as the frontend sends it: inputs, the node's values by name; model_shift of a shift node before the
     sampler, or null; width and height of the image, or null; windows, a list of {"start", "end", "fade"} of block
     controls; own_loader, whether MMDiTLoader loads the file; path of the model's file, where it is known.
     Returns: {"points": [[step, sigma], ...], "steps", "first", "last", "shift", "own", "adaptive", "cfg": strength in
@@ -41,7 +41,7 @@ def live_curve(given: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     ]
     size = _size(given)
     try:
-        inputs = _inputs(given["dials"])
+        inputs = _inputs(given["inputs"])
         if inputs.steps / max(inputs.denoise, MIN_DENOISE) > MAX_STEPS:
             return {"missing": "room"}
         sampling = read_sampling(path, own_loader=bool(given.get("own_loader"))) if path else None

@@ -171,14 +171,14 @@ INPUTS = {
 def test_the_curve_uses_the_connected_models_shift(comfyui):
     window = {"start": 0.5, "end": 1.0, "fade": "constant"}
     model = {"name": "mmdit-small.safetensors", "folder": ""}
-    found = comfyui.post("/mmdit/curve", {"dials": INPUTS, "model": model, "windows": [window]})
+    found = comfyui.post("/mmdit/curve", {"inputs": INPUTS, "model": model, "windows": [window]})
     assert [step for step, _ in found["points"]] == [0, 1, 2, 3, 4, 5] and found["own"] and not found["adaptive"]
     levels = sigmas(5, "linear", found["shift"]).tolist()
     assert [level for _, level in found["points"]] == pytest.approx(levels, abs=1e-5)
     assert found["cfg"] == [1, 1, 1, 0, 0] and found["windows"] == [[0, 0, 0, 1, 1]]
-    assert comfyui.post("/mmdit/curve", {"dials": INPUTS, "model": None}) == {"missing": "shift"}
+    assert comfyui.post("/mmdit/curve", {"inputs": INPUTS, "model": None}) == {"missing": "shift"}
     outside = {"name": "../../outside.safetensors", "folder": "diffusion_models"}
-    assert comfyui.post("/mmdit/curve", {"dials": INPUTS, "model": outside}) == {"missing": "shift"}
+    assert comfyui.post("/mmdit/curve", {"inputs": INPUTS, "model": outside}) == {"missing": "shift"}
 
 
 def test_an_invalid_request_for_a_curve_is_refused(comfyui):
@@ -186,16 +186,16 @@ def test_an_invalid_request_for_a_curve_is_refused(comfyui):
         {},
         [],
         None,
-        {"dials": {}},
-        {"dials": {**INPUTS, "steps": "5"}},
-        {"dials": {**INPUTS, "steps": True}},
-        {"dials": {**INPUTS, "solver": 3}},
-        {"dials": INPUTS, "model": "file"},
-        {"dials": INPUTS, "windows": [{"start": 0.5}]},
-        {"dials": INPUTS, "windows": [{"start": -1, "end": 2}]},
-        {"dials": INPUTS, "model_shift": "high"},
-        {"dials": INPUTS, "model_shift": -3},
-        {"dials": INPUTS, "width": 0, "height": 64},
+        {"inputs": {}},
+        {"inputs": {**INPUTS, "steps": "5"}},
+        {"inputs": {**INPUTS, "steps": True}},
+        {"inputs": {**INPUTS, "solver": 3}},
+        {"inputs": INPUTS, "model": "file"},
+        {"inputs": INPUTS, "windows": [{"start": 0.5}]},
+        {"inputs": INPUTS, "windows": [{"start": -1, "end": 2}]},
+        {"inputs": INPUTS, "model_shift": "high"},
+        {"inputs": INPUTS, "model_shift": -3},
+        {"inputs": INPUTS, "width": 0, "height": 64},
     ):
         with pytest.raises(ComfyUIError, match="400"):
             comfyui.post("/mmdit/curve", body)

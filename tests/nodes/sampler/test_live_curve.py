@@ -49,7 +49,7 @@ def ask(bench, tiny_file):
     live = bench.module("sampler.live_curve").live_curve
 
     def asked(path=tiny_file, own_loader=True, model_shift=None, size=(None, None), windows=(), **changed):
-        given = {"dials": {**DIALS, **changed}, "model_shift": model_shift, "own_loader": own_loader}
+        given = {"inputs": {**DIALS, **changed}, "model_shift": model_shift, "own_loader": own_loader}
         given |= {"width": size[0], "height": size[1]}
         given["windows"] = [dict(zip(("start", "end", "fade"), window, strict=True)) for window in windows]
         return live(given, path)

@@ -162,7 +162,7 @@ function stateOf(node) {
     linked,
     bands: [{ action: "cfg", label: words(TEXTS).cfg(inputs.cfg) }, ...bands.filter(Boolean)],
     body: {
-      dials: inputs,
+      inputs,
       model: known ? file : null,
       model_shift: shift ?? null,
       ...(inputs.size_shift === "off" ? {} : sizeOf(node)),
