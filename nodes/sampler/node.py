@@ -133,5 +133,5 @@ class MMDiTSampler:
 
 NODES = {
     "FlowMatchingSampler": (FlowMatchingSampler, "Flow Matching Sampler"),
-    "MMDiTSampler": (MMDiTSampler, "MMDiT Sampler (host samplers)"),
+    "MMDiTSampler": (MMDiTSampler, "MMDiT Sampler (ComfyUI samplers)"),
 }

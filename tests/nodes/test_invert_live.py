@@ -1,4 +1,4 @@
-"""FlowInvert on the model that ships: a picture given back, and an edit as a graph in a live ComfyUI."""
+"""FlowInvert on the model that ships: an image given back, and an edit as a graph in a live ComfyUI."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def drawn(side: int = 128) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["default", "bf16"])
-def test_the_picture_comes_back_at_50_steps(pack, dtype):
+def test_the_image_comes_back_at_50_steps(pack, dtype):
     parts, models, invert, sampling = (
         sys.modules[f"{pack.__name__}.nodes.{name}"]
         for name in ("comfyui.loading.clip_vae", "comfyui.loading.model", "invert", "sampler.node")
@@ -48,7 +48,7 @@ def test_the_picture_comes_back_at_50_steps(pack, dtype):
 
 @pytest.fixture(scope="module")
 def live(comfyui):
-    """The server, with `drawn` as the picture that graphs load."""
+    """The server, with `drawn` as the image that graphs load."""
     pixels = (drawn()[0].numpy() * 255).round().astype(np.uint8)
     Image.fromarray(pixels).save(comfyui.base / "input" / "drawn.png")
     return comfyui
@@ -97,13 +97,13 @@ def picture(comfyui, prompt) -> np.ndarray:
 
 
 def source(comfyui) -> np.ndarray:
-    """The drawn picture through the VAE."""
+    """The drawn image through the VAE."""
     prompt = graph()
     prompt["8"]["inputs"]["samples"] = ["5", 0]
     return picture(comfyui, prompt)
 
 
-def test_the_same_prompt_gives_the_picture_back_and_its_seed_does_nothing(live):
+def test_the_same_prompt_gives_the_image_back_with_any_seed(live):
     assert np.abs(picture(live, graph(seed=77)) - source(live)).max() <= 1
 
 
@@ -126,7 +126,7 @@ def test_another_prompt_with_a_block_control_edits_it(live, control):
     prompt["10"] = control
     edited = picture(live, prompt)
     assert edited.shape == (128, 128, 3)  # a value that is not finite would have ended the run
-    assert np.abs(edited - source(live)).max() > 30  # somewhere in the picture it shows
+    assert np.abs(edited - source(live)).max() > 30  # somewhere in the image it shows
 
 
 def test_progress_and_previews_come_step_by_step(live):

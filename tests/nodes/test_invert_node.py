@@ -1,4 +1,4 @@
-"""FlowInvert, in process: a picture up to noise along the model's own velocity, and back with Flow Matching Sampler."""
+"""FlowInvert, in process: an image up to noise along the model's own velocity, and back with Flow Matching Sampler."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def inversion(bench):
 
 
 @pytest.mark.parametrize("both", [{}, {"steps": 1}, {"steps": 3, "shift": 1.5}, {"steps": 28}])
-def test_leapfrog_finds_back_to_the_picture(inversion, both):
+def test_leapfrog_returns_to_the_image(inversion, both):
     assert inversion.there_and_back(**both) <= BACK
     assert error(inversion.up(**both)["samples"], inversion.bench.picture) > 0.1  # and it was away
 
 
-def test_the_solvers_find_back_in_the_order_of_their_cost_and_kind(inversion):
+def test_the_solvers_return_in_the_order_of_their_cost(inversion):
     leapfrog, midpoint, euler = (inversion.there_and_back(solver=name) for name in SOLVER_NAMES)
     assert leapfrog < midpoint < euler and leapfrog < euler / 1000
 
 
 @pytest.mark.parametrize("size", [(7, 11), (4, 16)])
-def test_batches_and_odd_sizes_find_back_and_a_picture_does_not_depend_on_the_others(inversion, size):
+def test_batches_and_odd_sizes_return_and_an_image_does_not_depend_on_the_others(inversion, size):
     latent = {
         "samples": torch.randn(3, 16, *size, generator=torch.Generator().manual_seed(4)),
         "batch_index": [4, 2, 7],
@@ -84,7 +84,7 @@ def velocity_of(bench, model=None):
 @pytest.mark.parametrize("solver", SOLVER_NAMES)
 @pytest.mark.parametrize("shift", [0.0, 1.6])
 def test_the_velocity_is_the_models_own(inversion, solver, shift):
-    """The core's model called by itself, from sigma 0, where the host's denoised prediction tells no velocity."""
+    """The core's model called by itself, from sigma 0, where ComfyUI's denoised prediction gives no velocity."""
     bench, scale = inversion.bench, inversion.bench.model.model.latent_format
     levels = sigmas(4, "linear", shift or 3.0).flip(0)
     expected = solve(velocity_of(bench), scale.process_in(bench.picture), levels, solver)
@@ -93,7 +93,7 @@ def test_the_velocity_is_the_models_own(inversion, solver, shift):
 
 
 @pytest.mark.parametrize("solver", SOLVER_NAMES)
-def test_the_sampler_begins_with_it_and_adds_no_noise_of_its_own(inversion, solver):
+def test_the_sampler_starts_from_the_inversion_and_adds_no_noise(inversion, solver):
     up = inversion.up(solver=solver)
     assert torch.equal(inversion.down(up, solver=solver, seed=1), inversion.down(up, solver=solver, seed=2))
     facts = inversion.bench.facts(up, solver=solver, cfg=1.0, steps=10)
@@ -102,7 +102,7 @@ def test_the_sampler_begins_with_it_and_adds_no_noise_of_its_own(inversion, solv
     assert error(anew, inversion.bench.picture) > 0.1
 
 
-def test_stopped_on_the_way_back_and_gone_on_it_still_finds_back(inversion):
+def test_a_way_back_in_two_parts_returns_too(inversion):
     half, *_ = inversion.bench.all(inversion.up(), steps=10, solver="leapfrog", cfg=1.0, end_step=4)
     assert error(inversion.down(half, start_step=4), inversion.bench.picture) <= BACK
 
@@ -120,7 +120,7 @@ def other_flows(bench):
 
 
 @pytest.mark.parametrize("change", ["another prompt", "a boost from 40% on", "cfg", "more steps", "another shift"])
-def test_through_another_flow_the_sampler_begins_afresh(inversion, change):
+def test_along_another_flow_the_sampler_starts_without_history(inversion, change):
     """leapfrog's own velocity belongs to the flow of the inversion: elsewhere it would only swing."""
     up, changed = inversion.up(), other_flows(inversion.bench)[change]
     resume = inversion.bench.module("comfyui.run.resume")
@@ -130,7 +130,7 @@ def test_through_another_flow_the_sampler_begins_afresh(inversion, change):
     assert not torch.equal(inversion.down(up), inversion.down(forgetful))
 
 
-def test_sigmas_given_as_the_hosts_are_the_same_way_back(inversion):
+def test_comfyuis_sigmas_are_the_same_way_back(inversion):
     levels = sigmas(10, "linear", 3.0).float()
     assert error(inversion.down(inversion.up(), sigmas=levels), inversion.bench.picture) <= BACK
 
@@ -142,7 +142,7 @@ def masked(soft: bool):
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_under_a_noise_mask_only_what_it_shows_is_inverted(inversion, soft):
+def test_with_a_noise_mask_only_its_inside_is_inverted(inversion, soft):
     latent = {**inversion.picture, "noise_mask": masked(soft)}
     up = inversion.up(latent)
     assert torch.equal(up["noise_mask"], latent["noise_mask"])
@@ -152,7 +152,7 @@ def test_under_a_noise_mask_only_what_it_shows_is_inverted(inversion, soft):
     assert error(edited[kept], latent["samples"][kept]) <= 1e-4 < error(edited[changed], latent["samples"][changed])
 
 
-def test_a_mask_that_another_node_moves_with_the_noise_level_is_followed(inversion):
+def test_a_mask_that_depends_on_sigma_is_followed(inversion):
     model = DifferentialDiffusion.execute(inversion.bench.model, 0.8).result[0]
     latent = {**inversion.picture, "noise_mask": masked(True)}
     plain = inversion.up(latent)["samples"]
@@ -161,7 +161,7 @@ def test_a_mask_that_another_node_moves_with_the_noise_level_is_followed(inversi
     assert error(inversion.down(up, model=model), latent["samples"]) <= BACK
 
 
-def test_a_mask_put_on_afterwards_is_one_too(inversion):
+def test_a_mask_set_after_the_inversion_is_respected(inversion):
     up = {**inversion.up(), "noise_mask": masked(False)}
     edited = inversion.down(up, positive=inversion.bench.negative)
     assert error(edited[..., :3], inversion.bench.picture[..., :3]) <= 1e-4
@@ -194,14 +194,14 @@ def with_area(bench):
     [with_area, lambda bench: comfy.hooks.set_hooks_for_conditioning(bench.positive, lora_hooks()), with_timed_lora],
     ids=["areas and times", "a LoRA as a hook", "a LoRA that changes over time"],
 )
-def test_what_conditioning_carries_acts_on_both_ways(inversion, conditioning):
+def test_areas_and_hooks_act_in_both_directions(inversion, conditioning):
     positive = conditioning(inversion.bench)
     up = inversion.up(positive=positive)
     assert error(up["samples"], inversion.up()["samples"]) > 1e-3
     assert error(inversion.down(up, positive=positive), inversion.bench.picture) <= BACK
 
 
-def test_each_step_is_told_and_a_cancel_stops_it(inversion):
+def test_each_step_is_reported_and_a_cancel_stops_it(inversion):
     bench, told = inversion.bench, []
     sampling, host = bench.module("comfyui.run.sampling"), bench.module("comfyui.run.inversion")
     prepared = sampling.prepare(bench.model, inversion.picture, 0)
@@ -219,7 +219,7 @@ def test_each_step_is_told_and_a_cancel_stops_it(inversion):
     assert len(told) == 8 and inversion.there_and_back() <= BACK
 
 
-def test_the_model_that_came_in_is_not_changed(inversion):
+def test_the_input_model_is_not_changed(inversion):
     model = inversion.bench.model
     before, options = model.get_model_object("model_sampling"), repr(model.model_options)
     inversion.up(shift=1.7)
@@ -262,7 +262,7 @@ def test_an_empty_prompt_list_is_named(inversion):
         inversion.node.invert(inversion.bench.model, [], inversion.picture, 4, "euler", 0.0)
 
 
-def test_a_value_that_is_not_finite_ends_it_with_where_it_arose(inversion, tiny_file):
+def test_a_value_that_is_not_finite_is_refused_with_its_block(inversion, tiny_file):
     model = inversion.bench.module("comfyui.loading.model").load_model(str(tiny_file))
     with torch.no_grad():
         model.model.diffusion_model.joint_blocks[1].x_block.mlp.fc2.weight.fill_(1e38)
@@ -284,7 +284,7 @@ QWEN = dict(
 @pytest.mark.parametrize(
     ("kind", "sizes"), [(comfy.supported_models.Flux, FLUX), (comfy.supported_models.QwenImage, QWEN)]
 )
-def test_the_hosts_own_models_find_back_too(inversion, kind, sizes):
+def test_comfyuis_own_models_return_too(inversion, kind, sizes):
     described = kind(sizes)
     described.set_inference_dtype(torch.float32, None)
     made = described.get_model({}, device="cpu")

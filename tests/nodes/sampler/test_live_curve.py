@@ -1,4 +1,4 @@
-"""The curve that is drawn while dials are turned: the levels and windows that the sampler then runs, to the digit."""
+"""The curve on the node while inputs change: exactly the sigmas and windows that the sampler then runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLUX_SIZES = dict(
     mlp_ratio=4.0, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, qkv_bias=True, txt_ids_dims=[],
     operations=OPERATIONS,
 )  # fmt: skip
-# The host's models -> the shift that they have when nothing else is set.
+# ComfyUI's models -> the shift that they have when nothing else is set.
 OTHERS = {
     "FLUX.1-dev": (lambda: Flux(guidance_embed=True, **FLUX_SIZES), 3.1582),
     "FLUX.1-schnell": (lambda: Flux(guidance_embed=False, **FLUX_SIZES), 1.0),
@@ -45,7 +45,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def ask(bench, tiny_file):
-    """The curve for changed dials, of the tiny model's file."""
+    """The curve for changed inputs, of the tiny model's file."""
     live = bench.module("sampler.live_curve").live_curve
 
     def asked(path=tiny_file, own_loader=True, model_shift=None, size=(None, None), windows=(), **changed):
@@ -96,13 +96,13 @@ def test_the_curve_is_what_the_sampler_then_runs(bench, ask, case):
         assert shares[plan.first : plan.last] == pytest.approx(band, abs=1e-3)
 
 
-def test_one_step_more_than_can_be_drawn_keeps_both_ends(ask):
+def test_a_schedule_longer_than_the_plot_keeps_both_ends(ask):
     told = ask(steps=1001)
     assert len(told["points"]) <= 201 and len(told["cfg"]) == len(told["points"]) - 1
     assert told["points"][0] == [0, 1.0] and told["points"][-1] == [1001, 0.0]
 
 
-def test_the_hosts_loader_gives_the_same_shift(bench, ask, tiny_file):
+def test_comfyuis_loader_gives_the_same_shift(bench, ask, tiny_file):
     import comfy.sd
 
     model = comfy.sd.load_diffusion_model(str(tiny_file))
@@ -137,7 +137,7 @@ def save_header(path, shapes) -> None:
         file.truncate(8 + len(text) + end)
 
 
-def test_what_is_not_known_is_said(ask, tmp_path):
+def test_what_is_not_known_is_reported_as_missing(ask, tmp_path):
     save_file({"weight": torch.zeros(1)}, tmp_path / "no-model.safetensors")
     for path in (None, tmp_path / "no-model.safetensors"):
         assert ask(path) == ask(path, own_loader=False) == {"missing": "shift"}
@@ -146,7 +146,7 @@ def test_what_is_not_known_is_said(ask, tmp_path):
     assert ask(steps=10_000, denoise=0.001) == {"missing": "room"}
 
 
-def test_dials_that_the_node_refuses_are_refused_in_its_words(ask):
+def test_inputs_that_the_node_refuses_are_refused_with_its_message(ask):
     assert ask(cfg_start=0.6, cfg_end=0.5)["error"].startswith("cfg_end: 0.5 is before cfg_start, 0.6")
     assert ask(custom_sigmas="1, 2")["error"].startswith("custom_sigmas: sigma 1 is 2")
     assert ask(steps=0)["error"].startswith("steps: 0")

@@ -1,4 +1,4 @@
-"""The first value that is not finite ends a run, and the error says in which step, prompt and block it arose."""
+"""The first value that is not finite ends a run, and the error names its step, prompt and block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBERS = ("cfg", "shift", "denoise", "cfg_start", "cfg_end", "eta", "variation_
 
 @pytest.fixture
 def broken(bench, tiny_file):
-    """A model of its own with one weight too large for float32, and what happens with it: `broken(name, **dials)`."""
+    """A model of its own with one weight too large for float32, and what happens with it: `broken(name, **inputs)`."""
     model = bench.module("comfyui.loading.model").load_model(str(tiny_file))
 
     def run(name: str, **dials) -> str:
@@ -66,7 +66,7 @@ def test_the_branch_is_the_one_that_breaks(bench, broken):
 
 
 @pytest.mark.parametrize("solver", ["heun", "rk4", "res_2s", "unipc", "ab4", "dopri5", "euler_ancestral"])
-def test_every_kind_of_solver_is_watched(bench, broken, solver):
+def test_every_kind_of_solver_is_checked(bench, broken, solver):
     message = broken("joint_blocks.1.x_block.mlp.fc2.weight", solver=solver)
     assert "the positive and the negative prediction: block 1 gives it" in message
     assert "step 1 of 6" in message or "a step after step 0 of 6" in message
@@ -97,7 +97,7 @@ def test_guidance_that_overflows_is_not_blamed_on_the_model(bench):
         bench.run(model=patched)
 
 
-def test_the_hosts_own_model_is_watched_too(bench, tiny_file):
+def test_comfyuis_own_model_is_checked_too(bench, tiny_file):
     import comfy.sd
 
     model = comfy.sd.load_diffusion_model(str(tiny_file))
@@ -109,7 +109,7 @@ def test_the_hosts_own_model_is_watched_too(bench, tiny_file):
         bench.run(model=model)
 
 
-def test_the_guard_asks_the_device_once_a_step(bench, monkeypatch):
+def test_the_check_waits_for_the_device_once_a_step(bench, monkeypatch):
     guard = bench.module("comfyui.run.nan_check")
     asked = []
     original = guard.is_finite
@@ -126,7 +126,7 @@ def test_a_tolerance_that_takes_too_many_calls_is_named(bench):
         bench.run(solver="bosh3", tolerance=1e-6, shift=100.0, cfg=1.0, positive=bench.negative)
 
 
-def test_a_sweep_may_go_on_past_a_broken_picture(bench, broken):
+def test_a_sweep_continues_after_an_image_that_is_not_finite(bench, broken):
     """BlockAnalysis shows what breaks: its runs are not guarded."""
     host = bench.module("comfyui.run.sampling")
     weights = dict(broken.model.model.diffusion_model.named_parameters())
@@ -147,7 +147,7 @@ def test_a_sweep_may_go_on_past_a_broken_picture(bench, broken):
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_none_are_named(bench, name, value):
+def test_nan_and_infinity_are_refused_by_name(bench, name, value):
     with pytest.raises(ValueError, match=f"FlowMatchingSampler: {name}: .*(nan|inf). Set a number from"):
         bench.run(**{name: value})
 
@@ -166,7 +166,7 @@ def test_numbers_that_are_none_are_named(bench, name, value):
         ({"sigmas": torch.tensor([1.0, 0.0]), "custom_sigmas": "1, 0"}, "custom_sigmas: the input sigmas is connected"),
     ],
 )
-def test_other_values_that_cannot_be_are_named(bench, changed, words):
+def test_values_out_of_range_are_refused_by_name(bench, changed, words):
     with pytest.raises(ValueError, match=f"FlowMatchingSampler: {words}"):
         bench.run(**changed)
 

@@ -1,4 +1,4 @@
-"""A run split over several samplers is the whole run: start_step, end_step, and what travels in the LATENT."""
+"""A run split over several samplers is the whole run: start_step, end_step, and the resume state in the LATENT."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_parts_are_the_whole(bench, solver, schedule, steps, kind, inputs, data)
     assert error(in_parts(bench, latent, cuts, **given)["samples"], bench.run(latent, **given)) <= 1e-5
 
 
-def test_a_multistep_solver_hands_its_history_on(bench):
-    """Without it the second half would begin anew at first order: that is another picture."""
+def test_a_multistep_solver_continues_with_its_history(bench):
+    """Without it the second half would begin again at first order: that is another image."""
     whole = bench.run(solver="dpmpp_2m")
     half = bench.all(solver="dpmpp_2m", end_step=3)[0]
     forgetful = {"samples": half["samples"]}
@@ -84,13 +84,13 @@ def test_a_multistep_solver_hands_its_history_on(bench):
     assert error(bench.run(forgetful, add_noise="disable", **second), whole) > 1e-4
 
 
-def test_what_is_outside_a_mask_is_the_first_picture_in_both_halves(bench):
+def test_outside_a_mask_both_halves_keep_the_first_image(bench):
     latent = masked(bench)
     made = in_parts(bench, latent, [3])["samples"]
     assert torch.allclose(made[..., :3], bench.picture[..., :3], atol=1e-4)
 
 
-def test_the_second_seed_is_the_first_ones_business(bench):
+def test_the_second_samplers_seed_changes_no_deterministic_run(bench):
     """The noise is already there: another seed in the second sampler changes a deterministic run in nothing."""
     whole = bench.run()
     assert error(in_parts(bench, bench.empty(), [3], {"seed": 77})["samples"], whole) <= 1e-5
@@ -99,7 +99,7 @@ def test_the_second_seed_is_the_first_ones_business(bench):
     assert error(other, bench.run(**stochastic)) > 0.1
 
 
-def test_another_solver_may_go_on(bench):
+def test_another_solver_may_continue_a_run(bench):
     mixed = in_parts(bench, bench.empty(), [3], {"solver": "heun"}, solver="ab4")["samples"]
     assert error(mixed, bench.run()) < 0.2
 
@@ -120,7 +120,7 @@ def host_advanced(bench, latent, **changed):
     return host_nodes.KSamplerAdvanced().sample(bench.model, **texts, **{**given, **changed})[0]
 
 
-def test_the_hosts_sampler_takes_our_first_half_and_we_take_its(bench):
+def test_ksampler_advanced_continues_our_first_half_and_we_continue_its(bench):
     whole = bench.run(schedule="sd3")
     ours = bench.all(schedule="sd3", end_step=3)[0]
     after = host_advanced(bench, ours, add_noise="disable", start_at_step=3)
@@ -129,14 +129,14 @@ def test_the_hosts_sampler_takes_our_first_half_and_we_take_its(bench):
     assert error(bench.run(theirs, schedule="sd3", start_step=3, add_noise="disable"), whole) <= 1e-5
 
 
-def test_a_start_step_on_a_finished_picture_adds_the_noise_of_that_step(bench):
+def test_a_start_step_on_a_finished_image_adds_the_noise_of_that_step(bench):
     latent = {"samples": bench.picture}
     theirs = host_advanced(bench, latent, start_at_step=2)["samples"]
     assert error(bench.run(latent, schedule="sd3", start_step=2), theirs) <= 1e-5
 
 
-def test_a_mark_counts_only_with_the_samples_that_it_came_with(bench):
-    """The host's nodes carry a LATENT's other keys along; what they changed is a picture like any other."""
+def test_a_resume_state_is_valid_for_its_own_samples_only(bench):
+    """ComfyUI's nodes carry a LATENT's other keys along; what they changed is an image like any other."""
     half = bench.all(end_step=3)[0]
     resume = bench.module("comfyui.run.resume")
     assert resume.resume_state(half) is not None
@@ -149,13 +149,13 @@ def test_a_mark_counts_only_with_the_samples_that_it_came_with(bench):
         assert torch.equal(bench.run(changed, start_step=2), bench.run(plain, start_step=2))
 
 
-def test_noise_may_be_added_to_what_a_run_left(bench):
+def test_noise_may_be_added_to_an_unfinished_latent(bench):
     half = bench.all(end_step=3)[0]
     plain = {"samples": half["samples"]}
     assert torch.equal(bench.run(half, start_step=3, add_noise="enable"), bench.run(plain, start_step=3))
 
 
-def test_a_latent_that_stands_at_noise_level_one_is_the_noise(bench):
+def test_a_resume_state_at_sigma_1_replaces_the_noise(bench):
     """As FlowInvert hands it on: no noise is added, whatever the seed."""
     resume = bench.module("comfyui.run.resume")
     noise = comfy.sample.prepare_noise(bench.empty()["samples"], 5)
@@ -186,7 +186,7 @@ def test_parts_that_do_not_fit_are_named(bench, changed, words):
         bench.run(half, **changed)
 
 
-def test_the_summary_says_what_is_left_and_what_is_taken_up(bench):
+def test_the_summary_reports_remaining_noise_and_a_continued_run(bench):
     half, _, first = bench.all(end_step=3)
     second = bench.all(half, start_step=3)[2]
     assert "Steps: 0 to 3 of 6" in first and "the rest of it stays in the latent" in first

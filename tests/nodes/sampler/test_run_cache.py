@@ -1,4 +1,4 @@
-"""Reuse: the steps that a change cannot reach are not run again, and the picture is a full run's, bit for bit."""
+"""The run cache: steps that a change does not affect are not run again; the image equals a full run, bit for bit."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_boost_from_40_percent_on_runs_60_percent_of_the_steps(bench, reusing)
         ({"guidance": "cfg_zero_star", "zero_steps": 2}, {"guidance": "cfg_zero_star", "zero_steps": 1}, 9),
     ],
 )
-def test_a_change_re_runs_what_it_can_reach(bench, reusing, first, then, cost):
+def test_a_change_runs_the_steps_that_it_affects_again(bench, reusing, first, then, cost):
     usual = {"steps": 10}
     reusing(**{**usual, **first})
     made, ran = reusing(**{**usual, **then})
@@ -125,7 +125,7 @@ def test_reuse_is_a_full_run_bit_for_bit(bench, solver, runs):
         assert torch.equal(bench.run(node=node, reuse=True, **given), bench.run(**given))
 
 
-def test_another_text_latent_mask_or_model_runs_anew(bench, reusing, tiny_file):
+def test_another_text_latent_mask_or_model_runs_every_step(bench, reusing, tiny_file):
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 32:] = 1
     other = bench.module("comfyui.loading.model").load_model(str(tiny_file))
@@ -144,8 +144,8 @@ def test_another_text_latent_mask_or_model_runs_anew(bench, reusing, tiny_file):
         assert reusing(**change)[1] == 0
 
 
-def test_a_lora_runs_anew(bench, reusing):
-    """Its weights are another model's, though the host keeps the model object."""
+def test_a_lora_runs_every_step(bench, reusing):
+    """Its weights are another model's, though ComfyUI keeps the model object."""
     core = bench.model.model.diffusion_model
     name = "joint_blocks.0.x_block.attn.proj"
     width = core.config.hidden_size
@@ -163,7 +163,7 @@ def test_a_lora_runs_anew(bench, reusing):
     assert torch.equal(reusing()[0], plain)
 
 
-def test_what_may_remember_earlier_steps_is_run_in_full_and_said(bench, reusing):
+def test_a_patch_that_may_have_a_memory_runs_every_step_and_is_reported(bench, reusing):
     (skipping,) = comfy_extras.nodes_slg.SkipLayerGuidanceDiT.execute(
         bench.model, 3.0, 0.0, 1.0, double_layers="1"
     ).result
@@ -199,7 +199,7 @@ def test_nothing_is_kept_without_reuse_and_nothing_after_the_model_is_gone(bench
     assert node._cache.latest() is None
 
 
-def test_where_there_is_no_room_for_every_step_fewer_are_kept(bench, reusing, monkeypatch):
+def test_beyond_the_memory_limit_fewer_states_are_kept(bench, reusing, monkeypatch):
     state = bench.picture.nbytes
     monkeypatch.setattr(bench.module("comfyui.run.run_cache"), "LIMIT", 3 * state)
     reusing(steps=10)
@@ -208,7 +208,7 @@ def test_where_there_is_no_room_for_every_step_fewer_are_kept(bench, reusing, mo
     assert 5 <= cost < 10 and torch.equal(made, bench.run(steps=10, cfg_end=0.5))
 
 
-def test_a_run_that_was_stopped_leaves_what_it_had(bench, reusing):
+def test_a_cancelled_run_leaves_its_states(bench, reusing):
     calls = []
 
     def stop(*_):

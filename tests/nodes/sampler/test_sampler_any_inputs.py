@@ -100,7 +100,7 @@ def test_any_valid_inputs_give_a_finite_latent_or_a_named_error(bench, changed, 
     name=st.sampled_from(["cfg", "shift", "denoise", "eta", "rescale", "tolerance", "steps", "seed", "zero_steps"]),
     value=st.one_of(st.floats(), st.integers(-(2**70), 2**70)),
 )
-def test_any_number_is_taken_or_named(bench, name, value):
+def test_any_number_is_accepted_or_refused_by_name(bench, name, value):
     options = bench.module("sampler.node").FlowMatchingSampler.INPUT_TYPES()
     spec = {**options["required"], **options["optional"]}[name][1]
     if spec["min"] <= value <= spec["max"]:
@@ -109,7 +109,7 @@ def test_any_number_is_taken_or_named(bench, name, value):
         bench.run(**{name: value})
 
 
-def test_the_first_inputs_keep_their_places(bench):
+def test_the_first_inputs_keep_their_positions(bench):
     """Shared workflows store values by position: required ones first, then those that were appended, in order."""
     inputs = bench.module("sampler.node").FlowMatchingSampler.INPUT_TYPES()
     assert [*inputs["required"], *inputs["optional"]][:21] == [

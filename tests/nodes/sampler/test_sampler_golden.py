@@ -1,4 +1,4 @@
-"""FlowMatchingSampler's first eleven inputs make the pictures that they always made: frozen numbers of a tiny model.
+"""FlowMatchingSampler's first eleven inputs make the images that they always made: frozen numbers of a tiny model.
 
 The numbers are of the node as it was when it had these inputs alone. They change for no reason but a mistake.
 """
@@ -19,7 +19,7 @@ NUMBERS = Path(__file__).with_name("golden_latents.json")
 TOLERANCE = 1e-4  # of latents with a spread of 1: processors differ by 1e-6, another setting by far more
 
 USUAL = dict(seed=5, steps=4, cfg=3.0, solver="euler", schedule="linear", shift=0.0, denoise=1.0)
-# By name: solvers and schedules that came later have no old pictures.
+# By name: solvers and schedules that came later have no old images.
 SOLVERS = (
     *("euler", "heun", "midpoint", "ralston", "rk4", "dpmpp_2m", "dpmpp_2m_logsnr", "res_2m", "res_2m_logsnr"),
     *("res_2s", "unipc", "ab2", "ab3", "ab4", "bosh3", "dopri5", "euler_ancestral", "dpmpp_2m_sde"),
@@ -80,12 +80,12 @@ def made_of(model, pack, latent="empty", **changed) -> list[float]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_old_settings_give_the_old_picture(pack, model, case):
+def test_old_settings_give_the_old_image(pack, model, case):
     frozen = json.loads(NUMBERS.read_text(encoding="utf-8"))[case]
     assert made_of(model, pack, **CASES[case]) == pytest.approx(frozen, abs=TOLERANCE)
 
 
-def test_every_case_is_frozen_and_no_two_are_the_same_picture():
+def test_every_case_is_frozen_and_no_two_are_the_same_image():
     frozen = json.loads(NUMBERS.read_text(encoding="utf-8"))
     assert list(frozen) == list(CASES)
     assert len({tuple(numbers) for numbers in frozen.values()}) == len(CASES)

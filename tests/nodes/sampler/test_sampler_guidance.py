@@ -38,21 +38,21 @@ def test_outside_its_window_the_negative_is_not_computed(bench, start, end, rows
     assert facts["calls"]["without_negative"] == rows.count(1)
 
 
-def test_the_saving_is_said(bench):
+def test_the_saved_work_is_reported(bench):
     summary = bench.all(steps=4, cfg_end=0.5)[2]
     assert "Skipped: the negative prompt in 2 of 4 predictions, which saves 25% of the model's work" in summary
     assert "Model calls: 4; images in them: 4 positive, 2 negative" in summary
     assert "Skipped" not in bench.all(steps=4)[2]
 
 
-def test_at_cfg_1_the_negative_is_skipped_and_said(bench):
+def test_at_cfg_1_the_negative_is_skipped_and_reported(bench):
     summary = bench.all(steps=4, cfg=1.0)[2]
     assert "Guidance: none: at cfg 1 the negative prompt is not computed" in summary
     assert "4 positive, 0 negative" in summary and "saves 50% of the model's work" in summary
 
 
-def test_two_windows_of_one_run_are_the_hosts_guider_with_two_scales(bench):
-    """Steps with cfg, then steps at cfg 1: the same as the host's euler with its scale changed by hand."""
+def test_two_windows_of_one_run_equal_comfyuis_guider_with_two_scales(bench):
+    """Steps with cfg, then steps at cfg 1: the same as ComfyUI's euler with its scale changed by hand."""
     guider = comfy.samplers.CFGGuider(bench.model)
     guider.set_conds(bench.positive, bench.negative)
 
@@ -71,7 +71,7 @@ def test_two_windows_of_one_run_are_the_hosts_guider_with_two_scales(bench):
     assert error(bench.run(steps=4, cfg_end=0.5), theirs) <= 1e-5
 
 
-def test_every_form_is_its_own_and_none_reaches_the_model_that_came_in(bench):
+def test_every_form_differs_and_none_changes_the_input_model(bench):
     pictures = {form: bench.run(guidance=form) for form in FORMS}
     for form, picture in pictures.items():
         assert torch.isfinite(picture).all()
@@ -79,20 +79,20 @@ def test_every_form_is_its_own_and_none_reaches_the_model_that_came_in(bench):
     assert bench.model.model_options == {"transformer_options": {}}
 
 
-def test_at_cfg_1_every_form_gives_the_same_picture(bench):
+def test_at_cfg_1_every_form_gives_the_same_image(bench):
     plain = bench.run(cfg=1.0)
     for form in FORMS[1:]:
         assert error(bench.run(cfg=1.0, guidance=form), plain) <= 1e-5
 
 
-def test_rescale_is_nothing_at_0_and_holds_the_spread_down_at_1(bench):
+def test_rescale_is_off_at_0_and_reduces_the_spread_at_1(bench):
     plain, flat = bench.run(cfg=8.0), bench.run(cfg=8.0, guidance="rescale", rescale=1.0)
     assert error(bench.run(cfg=8.0, guidance="rescale", rescale=0.0), plain) <= 1e-5
     assert flat.std() < 0.9 * plain.std()
 
 
 def by_hand(form):
-    """The papers' formulas on the host's arguments: "cond" and "uncond" are sigma * velocity there."""
+    """The papers' formulas on ComfyUI's arguments: "cond" and "uncond" are sigma * velocity there."""
 
     def cfg_function(args):
         ahead, back, scale = args["cond"], args["uncond"], args["cond_scale"]
@@ -111,13 +111,13 @@ def by_hand(form):
 
 
 @pytest.mark.parametrize("form", FORMS[1:])
-def test_a_form_is_its_papers_formula(bench, form):
+def test_a_form_equals_its_papers_formula(bench, form):
     patched = bench.model.clone()
     patched.set_model_sampler_cfg_function(by_hand(form))
     assert error(bench.run(guidance=form), bench.run(model=patched)) <= 1e-4
 
 
-def test_zero_steps_leave_the_picture_and_do_not_ask_the_model(bench):
+def test_zero_steps_keep_x_and_do_not_call_the_model(bench):
     with bench.rows() as seen:
         rested = bench.run(steps=6, guidance="cfg_zero_star", zero_steps=2)
     assert len(seen) == 4
@@ -146,7 +146,7 @@ def test_guidance_of_other_nodes_still_acts(bench):
     assert facts["calls"]["positive_rows"] == 8 and facts["calls"]["negative_rows"] == 4
 
 
-def test_what_a_cache_answers_is_not_counted_as_computed(bench):
+def test_calls_that_another_nodes_cache_answers_are_not_counted(bench):
     (cached,) = comfy_extras.nodes_easycache.EasyCacheNode.execute(bench.model, 3.0, 0.0, 1.0, False).result
     with bench.rows() as rows:
         calls = bench.facts(model=cached, steps=12)["calls"]
@@ -154,7 +154,7 @@ def test_what_a_cache_answers_is_not_counted_as_computed(bench):
     assert calls["positive_rows"] + calls["negative_rows"] == sum(rows)
 
 
-def test_another_nodes_cfg_function_is_used_and_never_replaced_in_silence(bench):
+def test_another_nodes_cfg_function_is_used_and_never_replaced_silently(bench):
     (theirs,) = comfy_extras.nodes_model_advanced.RescaleCFG().patch(bench.model, 0.7)
     assert error(bench.run(model=theirs), bench.run()) > 1e-3
     with pytest.raises(ValueError, match="FlowMatchingSampler: guidance: 'apg' would replace another node's"):

@@ -1,4 +1,4 @@
-"""FlowMatchingSampler's noise levels, in lists of one's own and by size; what it tells of a run, in words and drawn."""
+"""FlowMatchingSampler's sigmas, custom ones and those by image size; its summary and its curve."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def hosts_euler(bench, levels, latent=None, cfg=3.0):
     )  # fmt: skip
 
 
-def test_a_list_of_levels_is_followed_however_it_is_given(bench):
+def test_custom_sigmas_are_used_as_text_and_as_a_link(bench):
     theirs = hosts_euler(bench, LEVELS)
     written = bench.run(custom_sigmas="1, 0.93, 0.71, 0.3, 0")
     linked = bench.run(sigmas=torch.tensor(LEVELS))
@@ -43,19 +43,19 @@ def test_a_list_of_levels_is_followed_however_it_is_given(bench):
 
 
 @pytest.mark.parametrize("name", comfy.samplers.SCHEDULER_NAMES)
-def test_the_hosts_schedulers_can_be_linked(bench, name):
+def test_comfyuis_schedulers_can_be_linked(bench, name):
     levels = custom_sampler.BasicScheduler.execute(bench.model, name, 6, 1.0).result[0]
     assert torch.isfinite(bench.run(sigmas=levels)).all()
 
 
-def test_levels_that_are_split_by_the_host_are_the_whole(bench):
+def test_sigmas_split_by_splitsigmas_give_the_whole_run(bench):
     levels = torch.tensor(LEVELS)
     high, low = custom_sampler.SplitSigmas.execute(levels, 2).result
     half = bench.all(sigmas=high, solver="dpmpp_2m")[0]
     assert error(bench.run(half, sigmas=low, solver="dpmpp_2m"), bench.run(sigmas=levels, solver="dpmpp_2m")) <= 1e-5
 
 
-def test_no_levels_mean_nothing_to_do(bench):
+def test_no_sigmas_mean_that_nothing_is_run(bench):
     latent = {"samples": bench.picture}
     for levels in (torch.zeros(0), torch.tensor([0.5])):
         assert bench.all(latent, sigmas=levels)[0] is latent
@@ -81,7 +81,7 @@ def test_fluxs_rule_shifts_by_the_number_of_tokens(bench):
     assert error(bench.run(latent, size_shift="flux"), bench.run(latent, shift=shift)) <= 1e-6
 
 
-def test_sd3s_rule_goes_with_the_root_of_the_pixels(bench):
+def test_sd3s_rule_scales_with_the_square_root_of_the_pixels(bench):
     facts = bench.facts(size_shift="sd3", steps=4)  # 64 x 64 pixels, a sixteenth of 1024 a side
     assert facts["shift"] == pytest.approx(3 / 16)
     assert bench.facts(size_shift="sd3", shift=2.0, steps=4)["shift"] == pytest.approx(2 / 16)
@@ -89,7 +89,7 @@ def test_sd3s_rule_goes_with_the_root_of_the_pixels(bench):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_calls_that_are_told_are_the_calls_that_were(bench, solver):
+def test_the_reported_calls_are_those_of_the_model(bench, solver):
     with bench.rows() as rows:
         facts = bench.facts(solver=solver, steps=5, cfg_end=0.6, tolerance=0.1)
     calls = facts["calls"]
@@ -100,12 +100,12 @@ def test_the_calls_that_are_told_are_the_calls_that_were(bench, solver):
         assert each * 4 + 1 <= calls["model"] <= each * 5 + 1
 
 
-def test_a_batch_counts_its_pictures(bench):
+def test_a_batch_counts_its_images(bench):
     calls = bench.facts(bench.empty(3), steps=4)["calls"]
     assert (calls["model"], calls["positive_rows"], calls["negative_rows"]) == (4, 12, 12)
 
 
-def test_the_summary_tells_what_ran(bench):
+def test_the_summary_reports_what_ran(bench):
     controls = [
         BlockControl("skip", (1,), branch="negative", window=Window(end=0.5)),
         BlockControl("boost", (0,), strength=1.5),
@@ -166,7 +166,7 @@ def test_the_curve_shows_when_guidance_and_controls_act(bench):
     assert not dark(plain, canvas.ACTION_COLOURS["skip"]).any()
 
 
-def test_blocks_are_written_as_one_would_write_them(bench):
+def test_blocks_are_written_as_the_grammar_reads_them(bench):
     from mmdit_core.control.grammar import parse_blocks
 
     text = bench.module("sampler.report").blocks_text

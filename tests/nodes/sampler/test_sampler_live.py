@@ -35,12 +35,12 @@ def graph(comfyui):
 
 
 def ran(comfyui, prompt):
-    """The record of a prompt queued as the page does it: with its workflow, to be written into pictures."""
+    """The record of a prompt queued as the frontend does: with its workflow, to be written into images."""
     extra = {"extra_data": {"extra_pnginfo": {"workflow": QUICKSTART}, "preview_method": "latent2rgb"}}
-    with comfyui.events() as events:
-        prompt_id = comfyui.queue(prompt, client_id=events.client_id, extra=extra)
-        told = list(events.until_done(prompt_id))
-    return comfyui.finished(prompt_id), told
+    with comfyui.events() as stream:
+        prompt_id = comfyui.queue(prompt, client_id=stream.client_id, extra=extra)
+        events = list(stream.until_done(prompt_id))
+    return comfyui.finished(prompt_id), events
 
 
 def pictures(comfyui, record) -> list[Image.Image]:
@@ -54,8 +54,8 @@ def facts(comfyui, record, sampler):
     return written[0][sampler]
 
 
-def test_the_png_says_what_ran_and_so_does_the_summary(comfyui, graph):
-    record, told = ran(comfyui, graph(seed=11, cfg_end=0.5))
+def test_the_png_and_the_summary_report_what_ran(comfyui, graph):
+    record, events = ran(comfyui, graph(seed=11, cfg_end=0.5))
     found = facts(comfyui, record, graph.sampler)
     assert found["noise"]["seed"] == 11 and len(found["sigmas"]) == 5
     assert found["calls"]["positive_rows"] == 4 and found["calls"]["negative_rows"] == 2
@@ -63,10 +63,10 @@ def test_the_png_says_what_ran_and_so_does_the_summary(comfyui, graph):
     assert "Model calls: 4; images in them: 4 positive, 2 negative" in text
     assert any(image.size[0] == 720 for image in pictures(comfyui, record))  # the curve
     assert all(json.loads(image.text["workflow"]) == QUICKSTART for image in pictures(comfyui, record))
-    assert sum(event.kind == "preview" for event in told) == 4  # from the first step on
+    assert sum(event.kind == "preview" for event in events) == 4  # from the first step on
 
 
-def test_the_host_keeps_the_last_run_between_two_queues(comfyui, graph):
+def test_comfyui_keeps_the_run_cache_between_two_queues(comfyui, graph):
     first, _ = ran(comfyui, graph(seed=12, reuse=True, cfg_end=0.5))
     assert facts(comfyui, first, graph.sampler)["steps"]["reused"] == 0
     second, _ = ran(comfyui, graph(seed=12, reuse=True, cfg_end=0.75))
@@ -84,6 +84,6 @@ def test_the_host_keeps_the_last_run_between_two_queues(comfyui, graph):
         ({"custom_sigmas": "1, 0.2, 0.4"}, "FlowMatchingSampler: custom_sigmas: sigma 1 is 0.2 and sigma 2 is 0.4"),
     ],
 )
-def test_what_the_host_lets_through_is_named_by_the_node(comfyui, graph, inputs, words):
+def test_values_that_comfyui_does_not_check_are_refused_by_the_node(comfyui, graph, inputs, words):
     with pytest.raises(ComfyUIError, match=words):
         comfyui.run(graph(**inputs))

@@ -1,4 +1,4 @@
-"""FlowMatchingSampler and MMDiTSampler against the host's KSampler, in process, on a tiny random model."""
+"""FlowMatchingSampler and MMDiTSampler against ComfyUI's KSampler, in process, on a tiny random model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def flow(sampling, model, texts, latent=None, **changed):
 
 
 def host_euler(model, texts, levels, latent=None, cfg=3.0, seed=5, **kwargs):
-    """The host's own euler on given sigmas."""
+    """ComfyUI's own euler on given sigmas."""
     latent = latent if latent is not None else empty()
     noise = comfy.sample.prepare_noise(latent["samples"], seed)
     return comfy.sample.sample_custom(
@@ -57,18 +57,18 @@ def error(a, b) -> float:
 
 @pytest.mark.parametrize("schedule", ["linear", "sd3"])
 @pytest.mark.parametrize("shift", [0.0, 1.6])
-def test_euler_is_the_hosts_euler_on_the_same_sigmas(sampling, model, texts, schedule, shift):
+def test_euler_equals_comfyuis_euler_on_the_same_sigmas(sampling, model, texts, schedule, shift):
     levels = sigmas(4, schedule, shift or 3.0)
     assert error(flow(sampling, model, texts, schedule=schedule, shift=shift), host_euler(model, texts, levels)) <= 1e-5
 
 
-def test_the_sd3_schedule_is_the_hosts_normal(sampling, model, texts):
+def test_the_sd3_schedule_equals_comfyuis_normal(sampling, model, texts):
     latent = empty()
     (theirs,) = host_nodes.KSampler().sample(model, 5, 4, 3.0, "euler", "normal", *texts, latent)
     assert error(flow(sampling, model, texts, schedule="sd3"), theirs["samples"]) <= 1e-5
 
 
-def test_mmdit_sampler_is_ksampler(sampling, model, texts):
+def test_mmdit_sampler_equals_ksampler(sampling, model, texts):
     arguments = dict(seed=5, steps=4, cfg=3.0, sampler_name="dpmpp_2m", scheduler="simple", denoise=0.7)
     torch.manual_seed(2)
     latent = {"samples": torch.randn(2, 16, 8, 8)}
@@ -79,7 +79,7 @@ def test_mmdit_sampler_is_ksampler(sampling, model, texts):
 
 @pytest.fixture(scope="module")
 def fine(sampling, model, texts):
-    """A picture that every deterministic solver should come near."""
+    """An image that every deterministic solver should come near."""
     return flow(sampling, model, texts, steps=60)
 
 
@@ -87,7 +87,7 @@ STOCHASTIC = [name for name, method in SOLVERS.items() if method.stochastic]
 
 
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in STOCHASTIC])
-def test_every_deterministic_solver_runs_and_comes_near_the_same_picture(sampling, model, texts, fine, solver):
+def test_every_deterministic_solver_comes_near_the_same_image(sampling, model, texts, fine, solver):
     coarse = flow(sampling, model, texts, steps=12, solver=solver)
     assert coarse.shape == fine.shape
     assert error(coarse, fine) < 0.1
@@ -95,7 +95,7 @@ def test_every_deterministic_solver_runs_and_comes_near_the_same_picture(samplin
 
 @pytest.mark.parametrize("solver", STOCHASTIC)
 def test_a_stochastic_solver_draws_its_noise_from_the_seed(sampling, model, texts, solver):
-    # Another sample of the same distribution: near to no other picture, so its size and spread are what can be told.
+    # Another sample of the same distribution: near to no other image, so its size and spread are what can be told.
     first = flow(sampling, model, texts, steps=12, solver=solver)
     assert torch.isfinite(first).all()
     assert torch.equal(first, flow(sampling, model, texts, steps=12, solver=solver))
@@ -113,7 +113,7 @@ def test_a_shift_is_set_on_a_clone_and_moves_every_percent_window(sampling, mode
     assert error(flow(sampling, model, texts, shift=1.6), flow(sampling, model, texts)) > 1e-3
 
 
-def test_denoise_keeps_the_picture_that_came_in(sampling, model, texts):
+def test_denoise_keeps_the_input_image(sampling, model, texts):
     torch.manual_seed(2)
     latent = {"samples": torch.randn(1, 16, 8, 8), "batch_index": [0]}
     levels = sigmas(4, "linear", 3.0, denoise=0.5)
@@ -198,7 +198,7 @@ def test_inputs_that_do_not_fit_are_named(sampling, model, texts, node, change, 
     assert torch.isfinite(flow(sampling, model, texts)).all()  # the graph runs after the fix
 
 
-def test_the_model_that_came_in_is_not_changed(sampling, model, texts):
+def test_the_input_model_is_not_changed(sampling, model, texts):
     weights = model.model.diffusion_model.state_dict()
     before = {name: value.clone() for name, value in weights.items()}
     options, picture = repr(model.model_options), flow(sampling, model, texts)

@@ -1,4 +1,4 @@
-"""FlowMatchingSampler's noise: a batch against its pictures alone, variations, and the noise of stochastic steps."""
+"""FlowMatchingSampler's noise: a batch against its images alone, variations, and the noise of stochastic steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def error(a, b) -> float:
 
 @pytest.mark.parametrize("solver", ["euler", "unipc", *STOCHASTIC])
 @pytest.mark.parametrize("variation", [0.0, 0.3])
-def test_picture_k_of_a_batch_is_the_one_that_its_own_seed_gives_alone(bench, solver, variation):
+def test_image_k_of_a_batch_is_the_one_that_its_own_seed_gives_alone(bench, solver, variation):
     given = dict(solver=solver, variation_strength=variation, variation_seed=40)
     batch = bench.run(bench.empty(3), batch_noise="per image", seed=2**64 - 2, **given)
     for k in range(3):
@@ -29,8 +29,8 @@ def test_picture_k_of_a_batch_is_the_one_that_its_own_seed_gives_alone(bench, so
 
 
 @pytest.mark.parametrize("noise", ["shared", "per image"])
-def test_a_picture_taken_out_of_a_batch_is_made_again(bench, noise):
-    """The host's Latent From Batch notes which one it took; stochastic steps go with it where each has its own seed."""
+def test_an_image_taken_out_of_a_batch_is_made_again(bench, noise):
+    """ComfyUI's Latent From Batch notes which one it took; stochastic steps go with it where each has its own seed."""
     latent = bench.empty(4)
     (taken,) = host_nodes.LatentFromBatch().frombatch(latent, 2, 2)
     solver = "euler_ancestral" if noise == "per image" else "euler"
@@ -63,7 +63,7 @@ def test_a_batch_of_one_is_the_same_either_way(bench):
         assert torch.equal(bench.run(solver=solver, batch_noise="per image"), bench.run(solver=solver))
 
 
-def test_a_variation_leads_from_one_picture_to_the_other(bench):
+def test_a_variation_leads_from_one_image_to_the_other(bench):
     start, end = bench.run(seed=5), bench.run(seed=9)
     assert torch.equal(bench.run(seed=5, variation_seed=9, variation_strength=0.0), start)
     assert torch.equal(bench.run(seed=5, variation_seed=9, variation_strength=1.0), end)

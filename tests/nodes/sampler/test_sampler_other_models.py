@@ -1,4 +1,4 @@
-"""FlowMatchingSampler on the host's own SD3, FLUX and Qwen-Image models: what it promises, it promises there too."""
+"""FlowMatchingSampler on ComfyUI's own SD3, FLUX and Qwen-Image models: the same guarantees as on our core."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QWEN = dict(
 
 
 def as_host_model(description):
-    """A MODEL of random weights, as the host's loaders make it of a file."""
+    """A MODEL of random weights, as ComfyUI's loaders make it of a file."""
     description.set_inference_dtype(torch.float32, None)
     base = description.get_model({}, "", device=torch.device("cpu"))
     source = torch.Generator().manual_seed(7)
@@ -55,13 +55,13 @@ def error(a, b) -> float:
     return ((a - b).abs().max() / b.std()).item()
 
 
-def test_the_hosts_sd3_and_ours_draw_one_picture(bench, tiny_file):
+def test_comfyuis_sd3_and_ours_give_one_image(bench, tiny_file):
     theirs = comfy.sd.load_diffusion_model(str(tiny_file))
     for dials in ({}, {"guidance": "apg", "cfg_end": 0.5, "solver": "unipc"}):
         assert error(bench.run(model=theirs, **dials), bench.run(**dials)) <= 1e-3
 
 
-def test_windows_save_the_negative_and_the_calls_are_told(bench, other):
+def test_windows_save_the_negative_and_the_calls_are_reported(bench, other):
     calls = bench.facts(steps=4, cfg_end=0.5, shift=1.0, **other)["calls"]
     assert (calls["model"], calls["positive_rows"], calls["negative_rows"]) == (4, 4, 2)
 
@@ -85,7 +85,7 @@ def test_reuse_is_a_full_run(bench, other):
     assert torch.equal(made["samples"], bench.run(solver="ab3", **changed))
 
 
-def test_a_batch_is_its_pictures(bench, other):
+def test_a_batch_is_its_images(bench, other):
     batch = bench.run(bench.empty(2), batch_noise="per image", **other)
     for k in range(2):
         assert error(batch[k : k + 1], bench.run(seed=5 + k, **other)) <= 1e-4
