@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from . import nan_check
 from .guidance import Guidance
 from .resume import ResumeState
 from .run_cache import RunCache
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class SolverRun:
         steps, segments, velocity = self.steps, self.steps.segments, _Velocity(self, model, extra_args or {}, x)
         first, state = self._start(x)
         self.reused = segments[first - 1][1] if first else 0
+        log.debug("%s: %d steps, %d of them from the run cache", steps.solver, steps.count, self.reused)
         generators = _generators(steps.seeds, state.generators)
         for index, (a, b) in enumerate(segments[first:], first):
             self._keep(index, state)
