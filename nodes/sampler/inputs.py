@@ -85,7 +85,7 @@ class SamplerInputs:
     cfg_end: float = widget(fraction(1.0, "Where in the sampling cfg stops acting. After it a step costs half."))
     guidance: str = widget(choice(tuple(FORMS), "cfg",
         "How cfg is applied. cfg: the plain formula. rescale: less contrast at high cfg. cfg_zero_star: the negative "
-        "prediction is first scaled to fit the positive one. apg: leaves out what only makes colors stronger."))
+        "prediction is first scaled to fit the positive one. apg: leaves out what only makes colours stronger."))
     eta: float = advanced(fraction, 1.0,
         "How much new noise the stochastic solvers (euler_ancestral, dpmpp_2m_sde) add in each step. 0: none.")
     start_step: int = advanced(integer, 0, 0, MAX_STEPS,
