@@ -61,10 +61,11 @@ class EmbeddedPair(Integrator):
         sigmas, evaluate, options = problem.sigmas, problem.evaluate, problem.options
         begin, end = sigmas[0], sigmas[-1]
         stop = end if end > 0 else min(LOWEST_SIGMA, begin)
-        direction = 1 if end > begin else -1
+        rising = end > begin
 
         def report(point: Point) -> None:
-            problem.report(sum((point.sigma - sigma) * direction >= 0 for sigma in sigmas[1:-1]), point)
+            passed = [sigma <= point.sigma if rising else sigma >= point.sigma for sigma in sigmas[1:-1]]
+            problem.report(sum(passed), point)
 
         point, calls = Point(begin, problem.x, evaluate(problem.x, begin)), 1
         h = FIRST_STEP * (stop - begin)

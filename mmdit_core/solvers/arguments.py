@@ -49,7 +49,7 @@ def read_sigmas(sigmas: Tensor | Sequence[float]) -> list[float]:
 
 def check_history(history: History, x: Tensor, sigmas: Sequence[float], method: Method) -> None:
     """Refuse a history of another shape, or one that does not lead to sigmas[0]."""
-    direction = 1 if sigmas[1] > sigmas[0] else -1
+    rising = sigmas[1] > sigmas[0]
     following_sigmas = [*(point.sigma for point in history[1:]), sigmas[0]]
     for point, following in zip(history, following_sigmas, strict=False):
         if point.x.shape != x.shape:
@@ -60,7 +60,7 @@ def check_history(history: History, x: Tensor, sigmas: Sequence[float], method: 
                     f"solve: history ends at sigma {point.sigma:g}, and the run begins at {following:g}; "
                     "give the history of a run that ended there"
                 )
-        elif (following - point.sigma) * direction <= 0:
+        elif point.sigma >= following if rising else point.sigma <= following:
             raise ValueError(
                 f"solve: history has a point at sigma {point.sigma:g}, which does not precede {following:g}; "
                 "give the history of the part just before"

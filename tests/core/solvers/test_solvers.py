@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mmdit_core.flow.schedules import sigmas
 from mmdit_core.solvers import SOLVERS, solve, solve_with_history
-from mmdit_core.solvers.base import Point, Step
-from mmdit_core.solvers.exponential import LOG_SNR, MINUS_LOG_SIGMA
+from mmdit_core.solvers.base import Integrator, Method, Option, Point, Problem, Step
+from mmdit_core.solvers.exponential import LOG_SNR, MINUS_LOG_SIGMA, Coordinate
 from mmdit_core.solvers.runge_kutta import RungeKutta
 
 ADAPTIVE = [name for name, method in SOLVERS.items() if method.adaptive]
@@ -412,6 +412,11 @@ def test_a_velocity_of_another_shape_is_an_error():
 def test_integer_latents_are_an_error():
     with pytest.raises(ValueError, match="x is torch.int64; it must be floating point"):
         solve(curved, torch.zeros(1, 4, dtype=torch.int64), sigmas(4))
+
+
+def test_points_options_steps_and_problems_are_frozen():
+    for kind in (Point, Option, Step, Problem, Method, Integrator, Coordinate):
+        assert kind.__dataclass_params__.frozen, kind
 
 
 def test_every_solver_has_a_source_and_is_frozen():
