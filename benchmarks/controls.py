@@ -23,11 +23,8 @@ from types import ModuleType
 import torch
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from mmdit_core import MMDiT, MMDiTConfig  # noqa: E402
-from scripts import in_process  # noqa: E402
+from mmdit_core import MMDiT, MMDiTConfig
+from scripts import in_process
 
 TEXT_TOKENS, STEPS = 154, 3
 Row = tuple[str, list, float]  # name, controls, fraction of a step that an ideal skip saves

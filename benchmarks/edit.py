@@ -16,21 +16,17 @@ import argparse
 import dataclasses
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from attributes.judge import BACKGROUND_RGB, COLOUR_RGB, MIN_CONTRAST, score  # noqa: E402
-from attributes.words import BACKGROUND_WORDS  # noqa: E402
-from attributes.world import BACKGROUNDS, COLOURS, Scene, is_held_out  # noqa: E402
-from benchmarks.attributes.prompts import Prompt, read_prompts  # noqa: E402
-from benchmarks.inversion import SMALL, Bench  # noqa: E402
-from scripts import in_process  # noqa: E402
+from attributes.judge import BACKGROUND_RGB, COLOUR_RGB, MIN_CONTRAST, score
+from attributes.words import BACKGROUND_WORDS
+from attributes.world import BACKGROUNDS, COLOURS, Scene, is_held_out
+from benchmarks.attributes.prompts import Prompt, read_prompts
+from benchmarks.inversion import SMALL, Bench
+from scripts import in_process
 
 # Negative prompt, cfg and solver of the edit.
 SETTINGS = (

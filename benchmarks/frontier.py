@@ -18,7 +18,6 @@ import importlib
 import json
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,17 +27,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from attributes.judge import COLUMNS, score, summarise, wilson
+from benchmarks.attributes.prompts import SETS, Prompt, read_prompts
+from benchmarks.flops import flop_counter
+from mmdit_core.caching.plans import PLANS
+from mmdit_core.caching.step_cache import StepCache
+from mmdit_core.flow.window import Window
+from scripts import in_process
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from attributes.judge import COLUMNS, score, summarise, wilson  # noqa: E402
-from benchmarks.attributes.prompts import SETS, Prompt, read_prompts  # noqa: E402
-from benchmarks.flops import flop_counter  # noqa: E402
-from mmdit_core.caching.plans import PLANS  # noqa: E402
-from mmdit_core.caching.step_cache import StepCache  # noqa: E402
-from mmdit_core.flow.window import Window  # noqa: E402
-from scripts import in_process  # noqa: E402
-
 SMALL = ROOT / "models" / "mmdit-small.safetensors"
 MAP = ROOT / "docs" / "block-map.json"
 FULL_RUNS = ROOT / ".test-output"  # the full run's latents, for a run that continues

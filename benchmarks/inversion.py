@@ -14,20 +14,17 @@ import importlib
 import math
 import random
 import statistics
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from attributes.world import arrange, draw_image
+from benchmarks.attributes.prompts import read_prompts
+from scripts import in_process
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from attributes.world import arrange, draw_image  # noqa: E402
-from benchmarks.attributes.prompts import read_prompts  # noqa: E402
-from scripts import in_process  # noqa: E402
-
 SMALL = ROOT / "models" / "mmdit-small.safetensors"
 NO_HISTORY = "leapfrog, fresh"
 ROWS = ("euler", "midpoint", NO_HISTORY, "leapfrog")

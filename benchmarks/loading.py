@@ -19,12 +19,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.random_file import medium, write
+from scripts import in_process
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.random_file import medium, write  # noqa: E402
-from scripts import in_process  # noqa: E402
-
 CONTENDERS = ("ours", "ComfyUI")
 FIGURES = {  # of a turn -> the table's name and unit
     "loaded": ("loading, s", 1.0),

@@ -32,17 +32,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks import loading, peers
+from benchmarks.flops import flop_counter
+from benchmarks.peers import COMFYUI, CONTENDERS, OURS, PLAIN, TEXT_TOKENS
+from benchmarks.random_file import medium, random_file
+from mmdit_core import MMDiTConfig, load_checkpoint
+from mmdit_core.flow.schedules import sigmas
+from scripts import in_process
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import loading, peers  # noqa: E402
-from benchmarks.flops import flop_counter  # noqa: E402
-from benchmarks.peers import COMFYUI, CONTENDERS, OURS, PLAIN, TEXT_TOKENS  # noqa: E402
-from benchmarks.random_file import medium, random_file  # noqa: E402
-from mmdit_core import MMDiTConfig, load_checkpoint  # noqa: E402
-from mmdit_core.flow.schedules import sigmas  # noqa: E402
-from scripts import in_process  # noqa: E402
-
 PEERS = CONTENDERS[1:]
 TIMESTEPS = 1000 * sigmas(28, "linear", 3.0)[:-1].float()
 # The largest difference of velocities, relative to their spread: models that compute different things are not compared.

@@ -9,15 +9,11 @@ timestep and text. Table: the AdaLN cache that replaces them, 40 steps of two pr
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig  # noqa: E402
-from mmdit_core.checkpoints.keymaps import expected_shapes  # noqa: E402
-from mmdit_core.models.adaln import CACHED_WEIGHTS, TILE, row_width  # noqa: E402
+from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig
+from mmdit_core.checkpoints.keymaps import expected_shapes
+from mmdit_core.models.adaln import CACHED_WEIGHTS, TILE, row_width
 
 BF16, FP8 = 2, 1  # bytes of an element
 

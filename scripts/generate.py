@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).absolute().parents[1]
-sys.path.insert(0, str(ROOT))
+if str(ROOT) not in sys.path:  # it is there if this file is imported as scripts.generate
+    sys.path.insert(0, str(ROOT))
 
 from scripts import installations
 from scripts.client import ComfyUIError, Event

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).absolute().parents[1]
-sys.path.insert(0, str(ROOT))
+if str(ROOT) not in sys.path:  # it is there if this file is imported as scripts.run
+    sys.path.insert(0, str(ROOT))
 if sys.version_info < (3, 10):
     sys.exit(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
 

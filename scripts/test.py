@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
-sys.path.insert(0, str(ROOT))
+if str(ROOT) not in sys.path:  # it is there if this file is imported as scripts.test
+    sys.path.insert(0, str(ROOT))
 if sys.version_info < (3, 10):
     sys.exit(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
 
