@@ -9,7 +9,7 @@ from ..mmdit_core.solvers import SOLVERS
 from .comfyui.frontend import messages
 from .comfyui.run import inversion, resume, sampling
 from .errors import require
-from .sampler.checks import check_flow, check_inputs, check_latent
+from .sampler.checks import check_inputs, check_latent
 from .widgets import SHIFT, check_values, choice, steps_widget
 
 NODE = "FlowInvert"
@@ -58,16 +58,15 @@ class FlowInvert:
     def invert(self, model, positive, latent_image, steps, solver, shift, unique_id=None):
         """Run the inversion. Returns: LATENT with a resume state."""
         check_values(NODE, self.INPUT_TYPES()["required"], dict(steps=steps, solver=solver, shift=shift))
-        check_flow(NODE, model)
         check_latent(NODE, latent_image)
         ended = resume.resume_state(latent_image) is None
         found = "it comes from a run that ended early, so that it still holds noise"
         require(ended, NODE, "latent_image", found, "Connect a finished image's latent")
         right = "Connect an image's latent, from VAE Encode or a sampler"
         require(latent_image["samples"].any(), NODE, "latent_image", "it is empty", right)
-        prepared = sampling.prepare(model, latent_image, SEED)
-        check_inputs(NODE, model, positive, positive, prepared.samples)
-        rising = sigmas(steps, "linear", shift or sampling.shift_of(model)).flip(0)
+        facts, prepared = sampling.read_model(model), sampling.prepare(model, latent_image, SEED)
+        check_inputs(NODE, facts, positive, positive, prepared.samples)
+        rising = sigmas(steps, "linear", shift or facts.shift).flip(0)
         end, calls = inversion.invert_flow(
             sampling.with_shift(model, shift) if shift else model,
             positive,

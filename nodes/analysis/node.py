@@ -116,10 +116,11 @@ class BlockAnalysis:
         """Run the sweep. Returns: contact sheet and plot as IMAGE, report as JSON. Raises: InputError."""
         widgets.check_values(NODE, self.INPUT_TYPES()["required"], values)
         inputs = AnalysisInputs(**values)
-        blocks = _check(model, inputs)
+        facts = sampling.read_model(model)
+        blocks = _check(model, facts, inputs)
         double, single = counts(NODE, model)
         latent, batch = _first(latent_image)
-        check_inputs(NODE, model, positive, negative, sampling.prepare(model, latent, inputs.seed).samples)
+        check_inputs(NODE, facts, positive, negative, sampling.fitted(model, latent))
         scores = scores_for(NODE, positive) if attributes else None
         settings = SweepSettings(
             operations=SWEEPS[inputs.operations],
@@ -128,7 +129,7 @@ class BlockAnalysis:
             seeds=tuple((inputs.seed + index) % (widgets.MAX_SEED + 1) for index in range(inputs.seeds)),
             steps=inputs.steps,
             cfg=inputs.cfg,
-            shift=sampling.shift_of(model),
+            shift=facts.shift,
             early_late=inputs.early_late,
             controls_on_the_model=tuple(control.to_dict() for control in patching.controls_of(model)),
         )
@@ -156,11 +157,11 @@ class BlockAnalysis:
         return as_image(draw_sheet(sweep)), as_image(draw_plot(sweep)), json.dumps(report, indent=1, allow_nan=False)
 
 
-def _check(model, inputs: AnalysisInputs) -> tuple[int, ...]:
+def _check(model, facts: sampling.ModelFacts, inputs: AnalysisInputs) -> tuple[int, ...]:
     """The blocks to sweep. Raises: InputError."""
-    what = f"{type(model.model).__name__} is not a flow-matching model"
+    what = f"{facts.kind} is not a flow-matching model"
     right = "Connect SD3, SD3.5, FLUX.1, Qwen-Image, Chroma or AuraFlow"
-    require(sampling.is_flow(model), NODE, "model", what, right)
+    require(facts.is_flow, NODE, "model", what, right)
     blocks = read_blocks(NODE, model, inputs.blocks)
     require(blocks, NODE, "blocks", "no block is named", 'Write "all", or numbers and ranges such as 0-5, 9')
     halves = not inputs.early_late or inputs.steps >= 2

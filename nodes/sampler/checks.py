@@ -9,15 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ...mmdit_core.models.checks import VAE_FACTOR
-from ..comfyui.loading.model import core_config
-from ..comfyui.run.sampling import is_flow
+from ..comfyui.run.sampling import ModelFacts
 from ..errors import require
-
-
-def check_flow(node: str, model, others: str = "") -> None:
-    """Refuse a MODEL that is no rectified flow. Args: others, what else the user can do. Raises: InputError."""
-    found = f"{type(model.model).__name__} is not a flow-matching model"
-    require(is_flow(model), node, "model", found, f"Connect SD3, SD3.5, FLUX or another rectified-flow model{others}")
 
 
 def check_latent(node: str, latent: dict[str, Any], *, one_kind: bool = True, each: bool = False) -> None:
@@ -45,13 +38,19 @@ def check_latent(node: str, latent: dict[str, Any], *, one_kind: bool = True, ea
         demand(not each or len(indices) == len(samples), found=found, right=f'Set batch_noise to "shared". {made}')
 
 
-def check_inputs(node: str, model, positive, negative, samples: Tensor) -> None:
+def check_inputs(
+    node: str, model: ModelFacts, positive, negative, samples: Tensor, *, flow: bool = True, others: str = ""
+) -> None:
     """Refuse prompts that are not finite, and what our core cannot run; ComfyUI's own models check the rest themselves.
 
-    Args: samples, the latent's as they fit the model.
+    Args: samples, the latent's as they fit the model; flow, refuse a model that is no rectified flow; others, what
+    else the user can do with one.
     Raises: InputError for text of another model, a latent of other channels, an image larger than the positions.
     """
-    config = core_config(model)
+    found = f"{model.kind} is not a flow-matching model"
+    right = f"Connect SD3, SD3.5, FLUX or another rectified-flow model{others}"
+    require(model.is_flow or not flow, node, "model", found, right)
+    config = model.config
     for name, conditioning in (("positive", positive), ("negative", negative)):
         demand = partial(require, node=node, name=name)
         demand(conditioning, found="it holds no prompt", right="Connect the output of TripleTextEncode")

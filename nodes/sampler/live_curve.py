@@ -11,8 +11,8 @@ from ..comfyui.loading.sampling_of_file import read_sampling, shifted_sampling
 from ..comfyui.run.sampling import shift_in
 from ..errors import InputError
 from .inputs import MIN_DENOISE, NODE, WIDGETS, SamplerInputs
-from .plan import shift_for, sigmas_for
 from .report import strengths
+from .schedule import shift_for, sigmas_for
 
 INPUTS = (
     "steps", "cfg", "solver", "schedule", "shift", "denoise", "cfg_start", "cfg_end", "start_step", "end_step",

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ..comfyui.frontend import messages
 from ..comfyui.run import sampling
 from ..comfyui.run.guidance import make_guider
 from ..comfyui.run.run_cache import RunCache
-from ..comfyui.run.run_cache_key import open_cache
 from ..comfyui.run.solver import SolverRun
-from ..plots.canvas import as_image
-from ..plots.curve import draw_curve
 from ..widgets import NEGATIVE, POSITIVE, cfg_widget, check_values, choice, steps_widget
-from .checks import check_flow, check_inputs, check_latent
+from .checks import check_inputs, check_latent
 from .inputs import DENOISE, LATENT, MODEL, NODE, REQUIRED, SEED, WIDGETS, SamplerInputs
-from .plan import SamplerPlan, make_plan
-from .report import bands_of, make_report
+from .plan import make_plan
+from .report import curve, make_report
 
 METADATA = "mmdit_sampler"  # of the report in a PNG, next to ComfyUI's own "prompt" and "workflow"
 LINKS = {"model": MODEL, "positive": POSITIVE, "negative": NEGATIVE, "latent_image": LATENT}
@@ -57,43 +52,29 @@ class FlowMatchingSampler:
     def sample(self, model, positive, negative, latent_image, *, unique_id=None, extra_pnginfo=None, **given):
         """Run the sampler. Args: given, the fields of SamplerInputs. Returns: LATENT, curve, summary."""
         inputs = SamplerInputs(**given)
-        check_flow(NODE, model, ", or use KSampler")
-        per_image = inputs.seeds.each or inputs.seeds.variation > 0
-        check_latent(NODE, latent_image, one_kind=per_image, each=inputs.seeds.each)
-        samples = sampling.fitted(model, latent_image)
-        check_inputs(NODE, model, positive, negative, samples)
-        plan = make_plan(model, positive, latent_image, samples, inputs)
+        plan = make_plan(model, positive, negative, latent_image, inputs)
         if plan.steps is None:
             nothing = f"Nothing was run: the latent is unchanged. {plan.why_nothing}"
             messages.show_text(unique_id, nothing)
-            return latent_image, _curve(plan, nothing), nothing
-        cache, notes = self._open_cache(model, positive, negative, plan)
-        guider = make_guider(plan.model, positive, negative, inputs.cfg_guidance)
+            return latent_image, curve(plan, nothing), nothing
+        cache, no_reuse = None, None
+        if not inputs.reuse or plan.extrapolates:
+            self._cache.clear()
+            no_reuse = "SpeedPlan extrapolates from the predictions of earlier steps" if inputs.reuse else None
+        else:
+            decided_by = (plan.controls, (positive, negative), plan.prepared, plan.steps, inputs.seed)
+            no_reuse = self._cache.open(model, plan.model, *decided_by)
+            cache = self._cache if no_reuse is None else None
         run = SolverRun(plan.steps, cache, node=NODE)
-        samples = guider.sample(**sampling.call(plan.prepared, model, run, plan.steps.sigmas), seed=inputs.seed)
-        samples = sampling.to_output(samples)
-        report = make_report(plan, run, notes)
+        guider = make_guider(plan.model, positive, negative, plan.steps.guidance)
+        call = sampling.call(plan.prepared, model, run, plan.steps.sigmas)
+        samples = sampling.to_output(guider.sample(**call, seed=inputs.seed))
+        report = make_report(plan, run, no_reuse)
         if extra_pnginfo is not None:
             extra_pnginfo.setdefault(METADATA, {})[str(unique_id)] = report.facts()
         messages.show_text(unique_id, report.short())
         state = run.resume_state(samples, plan.prepared.noise, plan.prepared.samples)
-        return sampling.finish(latent_image, samples, state), _curve(plan, report.model), report.summary()
-
-    def _open_cache(self, model, positive, negative, plan: SamplerPlan) -> tuple[RunCache | None, list[str]]:
-        """The run cache, if this run may use it, and what the summary says about it."""
-        if not plan.inputs.reuse or plan.steps is None:
-            self._cache.clear()
-            return None, []
-        seed, texts = plan.inputs.seed, (positive, negative)
-        reason = open_cache(self._cache, model, plan.model, texts, plan.prepared, plan.steps, seed)
-        return (self._cache, []) if reason is None else (None, [f"Reuse: not possible, {reason}"])
-
-
-def _curve(plan: SamplerPlan, subtitle: str) -> torch.Tensor:
-    """The plot of a run as ComfyUI's IMAGE: [1, H, W, 3] in [0, 1]."""
-    sigmas = plan.sigmas[plan.first : plan.last + 1].tolist()
-    title = f"{max(0, len(sigmas) - 1)} steps of {plan.sigmas_from}, shift {plan.shift:.3g}"
-    return as_image(draw_curve(title, subtitle, sigmas, plan.first, bands_of(plan)))
+        return sampling.finish(latent_image, samples, state), curve(plan, report.model), report.summary()
 
 
 class MMDiTSampler:
@@ -126,8 +107,8 @@ class MMDiTSampler:
         given = dict(seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, denoise=denoise)
         check_values("MMDiTSampler", self.INPUT_TYPES()["required"], given)
         check_latent("MMDiTSampler", latent_image, one_kind=False)
-        prepared = sampling.prepare(model, latent_image, seed)
-        check_inputs("MMDiTSampler", model, positive, negative, prepared.samples)
+        facts, prepared = sampling.read_model(model), sampling.prepare(model, latent_image, seed)
+        check_inputs("MMDiTSampler", facts, positive, negative, prepared.samples, flow=False)
         return (sampling.finish(latent_image, sampling.sample_comfyui(model, positive, negative, prepared, **given)),)
 
 

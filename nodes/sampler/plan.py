@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from ...mmdit_core.flow import schedules
-from ...mmdit_core.flow.sigma import flux_mu, mu_to_shift, resolution_shift, same_sigma
+from ...mmdit_core.control.spec import BlockControl
+from ...mmdit_core.flow.sigma import same_sigma
 from ..comfyui import patching
 from ..comfyui.run import resume, sampling
-from ..comfyui.run.guidance import CFG_FUNCTION, FORMS
+from ..comfyui.run.guidance import FORMS
 from ..comfyui.run.solver import RunSteps
 from ..errors import InputError, require
+from .checks import check_inputs, check_latent
 from .inputs import MIN_DENOISE, NODE, SamplerInputs
-
-OWN = "the model's own"
+from .schedule import OWN, shift_for, sigmas_for
 
 
 @dataclass(frozen=True)
 class SamplerPlan:
     """What is to be run.
 
-    Fields: inputs of the node; model, a clone with the shift; shift_from and sigmas_from, in words where they come
+    Fields: inputs of the node; facts of the model; model, a clone with the shift; controls, the block controls on it;
+    extrapolates, whether a step cache on it uses earlier steps; shift_from and sigmas_from, in words where they come
     from; sigmas [steps + 1] of the whole schedule, float64 on the CPU; first and last, the steps of it to run, last
     left out; prepared, the latent and its noise, with add_noise False if the noise is zero or an earlier run's; steps
     to run, None if there are none.
     """
 
     inputs: SamplerInputs
+    facts: sampling.ModelFacts
     model: Any
+    controls: tuple[BlockControl, ...]
+    extrapolates: bool
     shift: float
     shift_from: str
     sigmas: Tensor
@@ -55,17 +59,18 @@ class SamplerPlan:
         return f"start_step is {inputs.start_step}, and the schedule has {steps} steps; lower it"
 
 
-def make_plan(model, positive, latent: dict[str, Any], samples: Tensor, inputs: SamplerInputs) -> SamplerPlan:
-    """Args: samples, the latent's as they fit the model. Raises: InputError."""
+def make_plan(model, positive, negative, latent: dict[str, Any], inputs: SamplerInputs) -> SamplerPlan:
+    """Check the model, the prompts and the latent, and plan the run. Raises: InputError."""
+    per_image = inputs.seeds.each or inputs.seeds.variation > 0
+    check_latent(NODE, latent, one_kind=per_image, each=inputs.seeds.each)
+    samples = sampling.fitted(model, latent)
+    facts = sampling.read_model(model)
+    check_inputs(NODE, facts, positive, negative, samples, others=", or use KSampler")
     found = f"{inputs.guidance!r} would replace another node's guidance on this model"
-    free = FORMS[inputs.guidance] is None or CFG_FUNCTION not in model.model_options
+    free = FORMS[inputs.guidance] is None or not facts.has_guidance
     require(free, NODE, "guidance", found, "Set cfg to use that node's, or remove that node")
-    shift, shift_from = shift_for(
-        inputs,
-        sampling.shift_of(model),
-        lambda: sampling.tokens_of(model, samples),
-        lambda: sampling.pixels_of(model, samples),
-    )
+    tokens, pixels = partial(sampling.tokens_of, model, samples), partial(sampling.pixels_of, model, samples)
+    shift, shift_from = shift_for(inputs, facts.shift, tokens, pixels)
     sigmas, sigmas_from = sigmas_for(inputs, shift)
     count = max(0, len(sigmas) - 1)
     first, last = inputs.part(count)
@@ -79,8 +84,7 @@ def make_plan(model, positive, latent: dict[str, Any], samples: Tensor, inputs: 
     prepared = sampling.prepare(model, latent, inputs.seeds, add_noise=add_noise)
     if start is not None:
         prepared = sampling.resumed(prepared, start)
-        flow = resume.flow_of(model, positive, sigmas, latent.get("noise_mask")) if inputs.cfg == 1 else None
-        start = start.for_flow(inputs.solver, flow)
+        start = start.for_run(inputs.solver, inputs.cfg, model, positive, sigmas, latent.get("noise_mask"))
     sampled = model.clone() if shift_from == OWN else sampling.with_shift(model, shift)
     patching.install(sampled)  # for the counts; only a MODEL from MMDiTLoader, or with controls, has them already
     steps = RunSteps(
@@ -94,7 +98,10 @@ def make_plan(model, positive, latent: dict[str, Any], samples: Tensor, inputs: 
     )
     return SamplerPlan(
         inputs=inputs,
+        facts=facts,
         model=sampled,
+        controls=patching.controls_of(sampled),
+        extrapolates=patching.step_cache_of(sampled) is not None,
         shift=shift,
         shift_from=shift_from,
         sigmas=sigmas,
@@ -105,45 +112,6 @@ def make_plan(model, positive, latent: dict[str, Any], samples: Tensor, inputs: 
         add_noise=add_noise,
         steps=steps if runs else None,
     )
-
-
-def shift_for(
-    inputs: SamplerInputs, own: float, tokens: Callable[[], int], pixels: Callable[[], int]
-) -> tuple[float, str]:
-    """The shift to sample with, and in words where it comes from.
-
-    Args: own, the model's; tokens and pixels of the image.
-    """
-    if inputs.size_shift == "flux":
-        count = tokens()
-        return mu_to_shift(flux_mu(count)), f"FLUX's rule for {count} image tokens"
-    base, source = (inputs.shift, "as set") if inputs.shift else (own, OWN)
-    if inputs.size_shift == "off":
-        return base, source
-    scale = resolution_shift(pixels())
-    return base * scale, f"{base:g} ({source}) at 1024 x 1024, scaled with the square root of the pixels"
-
-
-def sigmas_for(inputs: SamplerInputs, shift: float) -> tuple[Tensor, str]:
-    """All sigmas [steps + 1], and in words where they come from. Raises: InputError for sigmas that do not fall."""
-    text, linked = inputs.custom_sigmas.strip(), inputs.sigmas
-    if linked is not None:
-        found = "the input sigmas is connected, too"
-        require(not text, NODE, "custom_sigmas", found, "Disconnect it, or clear this text")
-        if len(linked) < 2:  # what ComfyUI's nodes give for "nothing to do"
-            return linked.double().cpu(), "the input sigmas"
-        return _custom("sigmas", linked.tolist()), "the input sigmas"
-    if text:
-        return _custom("custom_sigmas", text), "custom_sigmas"
-    denoise = inputs.denoise if inputs.denoise >= MIN_DENOISE else 1.0  # at 0 nothing is run
-    return schedules.sigmas(inputs.steps, inputs.schedule, shift, denoise=denoise), inputs.schedule
-
-
-def _custom(name: str, sigmas: Any) -> Tensor:
-    try:
-        return schedules.parse_sigmas(sigmas)
-    except (ValueError, TypeError) as error:
-        raise InputError(NODE, name, str(error), "Give sigmas that fall from 1, such as 1, 0.9, 0.6, 0") from error
 
 
 def _start(latent: dict[str, Any], sigma: float, inputs: SamplerInputs) -> resume.ResumeState | None:

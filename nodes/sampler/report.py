@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.flow.sigma import PercentToSigma
 from ...mmdit_core.flow.window import Window
 from ...mmdit_core.solvers import SOLVERS
 from ..comfyui import patching
-from ..comfyui.families import block_counts
-from ..comfyui.frontend import progress
 from ..comfyui.run.guidance import Guidance
 from ..comfyui.run.solver import SolverRun
-from ..plots.canvas import ACTION_COLOURS
-from ..plots.curve import Band
+from ..plots.canvas import ACTION_COLOURS, as_image
+from ..plots.curve import Band, draw_curve
 from .plan import SamplerPlan
 
 MAX_SIGMAS = 40  # that a summary lists in full
@@ -145,18 +145,18 @@ class SamplerReport:
         return f"{each}{self.seconds['total']:.3g} s in all"
 
 
-def make_report(plan: SamplerPlan, run: SolverRun, notes: Sequence[str]) -> SamplerReport:
-    """The report of a run that ended. Args: notes, that the summary ends with."""
+def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) -> SamplerReport:
+    """The report of a run that ended. Args: no_reuse, in words why the run cache could not be used."""
     steps, guidance, seeds = run.steps, run.steps.guidance, plan.inputs.seeds
     counts = run.counts or patching.Run()
-    blocks, start = block_counts(plan.model), steps.start
+    blocks, start = plan.facts.blocks, steps.start
     ran, seconds = steps.count - run.reused, sum(run.seconds)
     added, drawn = plan.add_noise, bool(steps.options.get("eta"))
     cached, calls = counts.predictions, counts.calls
     return SamplerReport(
-        model=progress.model_name(plan.model),
+        model=plan.facts.name,
         blocks=None if blocks is None else {"double": blocks[0], "single": blocks[1]},
-        controls=[f"{control_label(control)}{_window(control)}" for control in patching.controls_of(plan.model)],
+        controls=[f"{control_label(control)}{_window(control)}" for control in plan.controls],
         solver=steps.solver,
         calls_per_step=None if steps.is_adaptive else SOLVERS[steps.solver].calls_per_step,
         options=dict(steps.options),
@@ -201,7 +201,7 @@ def make_report(plan: SamplerPlan, run: SolverRun, notes: Sequence[str]) -> Samp
             "a_step": round(seconds / ran, 4) if ran and not steps.is_adaptive else None,
             "a_call": round(seconds / calls.calls, 4) if calls.calls else None,
         },
-        notes=list(notes),
+        notes=[] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"],
     )
 
 
@@ -221,6 +221,14 @@ def _sigmas(sigmas: Sequence[float]) -> str:
     return ", ".join(written if len(written) <= MAX_SIGMAS else [*written[:8], "...", *written[-8:]])
 
 
+def curve(plan: SamplerPlan, subtitle: str) -> Tensor:
+    """The plot of a run as ComfyUI's IMAGE: [1, H, W, 3] in [0, 1]."""
+    sigmas = plan.sigmas[plan.first : plan.last + 1].tolist()
+    title = f"{max(0, len(sigmas) - 1)} steps of {plan.sigmas_from}, shift {plan.shift:.3g}"
+    bands = bands_of(plan)
+    return as_image(draw_curve(title, subtitle, sigmas, plan.first, bands))
+
+
 def bands_of(plan: SamplerPlan) -> list[Band]:
     """When guidance and each block control act, over the steps that a plan runs."""
     sigmas, guidance = plan.sigmas[plan.first : plan.last].tolist(), plan.inputs.cfg_guidance
@@ -229,7 +237,7 @@ def bands_of(plan: SamplerPlan) -> list[Band]:
     if guidance.cfg != 1:
         label = f"cfg {guidance.cfg:g}" + ("" if guidance.form == "cfg" else f", {guidance.form}")
         bands.append(Band(label, GREY, strengths(guidance, sigmas, to_sigma)))
-    for control in patching.controls_of(plan.model):
+    for control in plan.controls:
         shares = strengths(control.window, sigmas, to_sigma)
         bands.append(Band(control_label(control), COLOURS[control.action], shares))
     return bands

@@ -31,10 +31,11 @@ class Seeds:
 
     def start_noise(self, samples: Tensor, indices: list[int] | None) -> Tensor:
         """The starting noise, made on the CPU. Args: samples [B, ...]; indices, the LATENT's batch_index."""
-        noise = self._draw(samples, indices, self.seed, self.each and not self.variation)
         if not self.variation:
-            return noise
-        return slerp(noise, self._draw(samples, indices, self.variation_seed, self.each), self.variation)
+            return self._draw(samples, indices, self.seed, self.each)
+        start = self._draw(samples, indices, self.seed, each=False)
+        end = self._draw(samples, indices, self.variation_seed, self.each)
+        return slerp(start, end, self.variation)
 
     def step_seeds(self, batch: int, indices: list[int] | None) -> tuple[int, ...]:
         """Seeds of the noise of stochastic steps: one for all images, or one for each."""

@@ -15,7 +15,7 @@ from ..fingerprint import fingerprint, of_model
 KEY = "mmdit_resume"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Flow:
     """What decides where a run at cfg 1 leads, in either direction.
 
@@ -25,8 +25,10 @@ class Flow:
     decided_by: Any
     sigmas: tuple[float, ...]
 
-    def is_same(self, other: Flow) -> bool:
+    def __eq__(self, other: object) -> bool:
         """True if both runs follow the same velocities through the same sigmas."""
+        if not isinstance(other, Flow):
+            return NotImplemented
         same_steps = len(self.sigmas) == len(other.sigmas) and all(map(same_sigma, self.sigmas, other.sigmas))
         return same_steps and self.decided_by == other.decided_by
 
@@ -58,14 +60,15 @@ class ResumeState:
     states: tuple[Tensor, ...] = ()
     flow: Flow | None = None
 
-    def for_flow(self, solver: str, flow: Flow | None) -> ResumeState:
-        """The state for a run along a flow; without the history if it is from an inversion along another one.
+    def for_run(self, solver: str, cfg: float, model, positive, sigmas: Tensor, mask: Tensor | None) -> ResumeState:
+        """The state for a run; without the history if that is from an inversion along another flow.
 
-        Args: flow, None for a run whose flow is no prompt's alone, because its cfg is not 1.
+        Args: cfg: only at 1 the flow is that of one prompt; the others as for `flow_of`.
         """
-        if self.flow is None or (flow and SOLVERS[solver].reversible and self.flow.is_same(flow)):
+        if self.flow is None:
             return self
-        return without_history(self)
+        reversible = cfg == 1 and SOLVERS[solver].reversible
+        return self if reversible and self.flow == flow_of(model, positive, sigmas, mask) else without_history(self)
 
 
 def resume_state(latent: dict[str, Any]) -> ResumeState | None:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ....mmdit_core.control.spec import BlockControl
+from ....mmdit_core.flow.window import Window
+from .. import patching
+from ..fingerprint import fingerprint, of_model
+
+if TYPE_CHECKING:
+    from .sampling import PreparedLatent
+    from .solver import RunSteps
 
 LIMIT = 1 << 30  # bytes of states; beyond it, not every step's are kept
+
+# A node may patch these, and the model still has no memory from one step to the next.
+HARMLESS_PATCHES = {"model_sampling", "manual_cast_dtype"}
+HOOKS = ("callbacks", "injections", "attachments", "additional_models", "hook_patches")
 
 
 class RunCache:
@@ -20,16 +34,40 @@ class RunCache:
         self._segments: tuple[Any, ...] = ()
         self._states: dict[int, Any] = {}
 
-    def open(self, model, key: Any, segments: Sequence[Any]) -> None:
+    def open(
+        self,
+        model,
+        sampled,
+        controls: Sequence[BlockControl],
+        conditionings: Sequence[Any],
+        prepared: PreparedLatent,
+        steps: RunSteps,
+        seed: int,
+    ) -> str | None:
         """Keep the states of the last run that are valid for a new run, too.
 
-        Args: model, ComfyUI's MODEL; key, what decides every step; segments, for each what decides it alone.
+        Args: model, as it came into the node; sampled, the same with the shift of the run, and the controls on it.
+        Returns: in words, why the cache cannot be used; None if it can.
         """
+        reason = memory_of(model, *conditionings)
+        if reason is not None:
+            self.clear()
+            return reason
+        options, wrappers = _without_ours(model)
+        latent = (prepared.samples, prepared.noise, prepared.mask)
+        solver = (steps.solver, steps.options, steps.seeds, steps.start, float(steps.sigmas[0]))
+        shift = getattr(sampled.get_model_object("model_sampling"), "shift", None)
+        inputs = fingerprint([model.load_device, *conditionings, *latent, seed, shift, *solver])
+        key, segments = (
+            (of_model(model, model_options=options, wrappers=wrappers), inputs),
+            segments_of(sampled, controls, steps),
+        )
         same = takewhile(lambda pair: pair[0] == pair[1], zip(self._segments, segments, strict=False))
         valid = sum(1 for _ in same) if self._key is not None and self._key == key else -1
         self._states = {index: state for index, state in self._states.items() if index <= valid}
         self._model = weakref.ref(model.model, self._model_gone)
         self._key, self._segments = key, tuple(segments)
+        return None
 
     def clear(self) -> None:
         """Drop all states."""
@@ -51,3 +89,50 @@ class RunCache:
     def _model_gone(self, model: weakref.ref) -> None:
         if model is self._model:
             self.clear()
+
+
+def memory_of(model, *conditionings) -> str | None:
+    """In words, what may have a memory of earlier steps, so that no run can start in the middle; None if nothing."""
+    options, wrappers = _without_ours(model)
+    if options or wrappers:
+        return "another node's patch is on the model, and may have a memory of earlier steps"
+    if any(getattr(model, name, None) for name in HOOKS) or set(model.object_patches) - HARMLESS_PATCHES:
+        return "another node's hook is on the model, and may have a memory of earlier steps"
+    entries = [entry for conditioning in conditionings for _, entry in conditioning]
+    if any("hooks" in entry for entry in entries):
+        return "a prompt has hooks, which may have a memory of earlier steps"
+    if any(type(entry.get("control")).__module__ not in ("builtins", "comfy.controlnet") for entry in entries):
+        return "a prompt has another pack's ControlNet, which may have a memory of earlier steps"
+    return None
+
+
+def segments_of(model, controls: Sequence[BlockControl], steps: RunSteps) -> list[Any]:
+    """For each segment what decides it alone: its sigmas, and all that acts in its model calls."""
+    guidance, to_sigma = steps.guidance, model.get_model_object("model_sampling").percent_to_sigma
+    # Without its window: a control decides a step by whether it acts in it, and how strongly.
+    acting = [(control.window, fingerprint(replace(control, window=Window()))) for control in controls]
+
+    def call_at(sigma: float) -> Any:
+        scale = guidance.scale(sigma, to_sigma)
+        form = (scale, guidance.form, guidance.form == "rescale" and guidance.rescale) if scale != 1 else None
+        strengths = [(window.strength_at(sigma, to_sigma), control) for window, control in acting]
+        return form, [item for item in strengths if item[0]]
+
+    if steps.evaluated is None:  # an adaptive solver may call the model at any sigma
+        calls: list[Any] = [[guidance, acting]] * len(steps.segments)
+    else:
+        calls = [[call_at(sigma) for sigma in sigmas] for sigmas in steps.evaluated]
+    ranges = zip(steps.segments, calls, strict=True)
+    return [(steps.sigmas[a : b + 1].tolist(), b <= steps.zero_steps, made) for (a, b), made in ranges]
+
+
+def _without_ours(model) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A MODEL's options and wrappers less this pack's, and less empty ones."""
+
+    def pruned(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        kept = {key: pruned(item) for key, item in value.items() if key != patching.KEY}
+        return {key: item for key, item in kept.items() if not (isinstance(item, Mapping | list) and not item)}
+
+    return pruned(model.model_options), pruned(model.wrappers)

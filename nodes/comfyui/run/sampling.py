@@ -16,9 +16,12 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ....mmdit_core.config import MMDiTConfig
+from ..families import block_counts
+from ..frontend.progress import model_name
 from ..loading.model import core_config
 from . import resume
-from .guidance import Guidance, make_guider
+from .guidance import CFG_FUNCTION, Guidance, make_guider
 from .noise import Seeds
 from .solver import RunSteps, SolverRun
 
@@ -35,14 +38,36 @@ class PreparedLatent:
     mask: Tensor | None
 
 
-def is_flow(model) -> bool:
-    """True if the MODEL predicts a rectified flow's velocity (SD3, FLUX, Qwen-Image, ...)."""
-    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a sampler reads from a MODEL, once.
+
+    Fields: kind, its class; name, with its file; is_flow, True if it predicts a rectified flow's velocity (SD3, FLUX,
+    Qwen-Image, ...); shift, its own, after any shift node; config of our core, None for ComfyUI's models; blocks,
+    double and single, None if no block hook reaches them; has_guidance, True if another node's guidance is on it.
+    """
+
+    kind: str
+    name: str
+    is_flow: bool
+    shift: float
+    config: MMDiTConfig | None
+    blocks: tuple[int, int] | None
+    has_guidance: bool
 
 
-def shift_of(model) -> float:
-    """The MODEL's own shift, after any ModelSamplingSD3 or ModelSamplingFlux node."""
-    return shift_in(model.get_model_object("model_sampling"))
+def read_model(model) -> ModelFacts:
+    """Read a MODEL."""
+    flow = model.get_model_object("model_sampling")
+    return ModelFacts(
+        kind=type(model.model).__name__,
+        name=model_name(model),
+        is_flow=isinstance(flow, comfy.model_sampling.CONST),
+        shift=shift_in(flow),
+        config=core_config(model),
+        blocks=block_counts(model),
+        has_guidance=CFG_FUNCTION in model.model_options,
+    )
 
 
 def shift_in(sampling) -> float:

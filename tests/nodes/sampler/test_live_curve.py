@@ -78,7 +78,7 @@ def test_the_curve_is_what_the_sampler_then_runs(bench, ask, case):
     model = bench.attach(bench.model, made)
     latent = bench.empty()
     inputs = bench.module("sampler.inputs").SamplerInputs(seed=1, **DIALS | CASES[case])
-    plan = plans.make_plan(model, bench.positive, latent, latent["samples"], inputs)
+    plan = plans.make_plan(model, bench.positive, bench.negative, latent, inputs)
     bands = [band.strengths for band in summary.bands_of(plan)]
 
     told = ask(size=(64, 64), windows=WINDOWS, **CASES[case])
@@ -106,7 +106,7 @@ def test_comfyuis_loader_gives_the_same_shift(bench, ask, tiny_file):
     import comfy.sd
 
     model = comfy.sd.load_diffusion_model(str(tiny_file))
-    assert ask(own_loader=False)["shift"] == bench.module("comfyui.run.sampling").shift_of(model) == 3.0
+    assert ask(own_loader=False)["shift"] == bench.module("comfyui.run.sampling").read_model(model).shift == 3.0
 
 
 @pytest.mark.parametrize("name", OTHERS)
