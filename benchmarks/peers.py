@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from typing import Any
 
 import torch
 
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.keymaps import to_diffusers
-from scripts import in_process
 
-OURS, PLAIN, COMFYUI, DIFFUSERS = CONTENDERS = ("ours", "ours, torch's matmul", "ComfyUI", "diffusers")
+OURS, COMFYUI, DIFFUSERS = CONTENDERS = ("ours", "ComfyUI", "diffusers")
 TEXT_TOKENS = 154
 
 
@@ -36,10 +33,8 @@ def model_of(
         with torch.device("meta"):
             model = diffusers_model(config)
         state = to_diffusers(state, config)
-    elif contender == COMFYUI:
-        model = comfyui_model(config, dtype, "meta")
     else:
-        model = _ours(config, dtype, onednn=contender == OURS)
+        model = {OURS: _ours, COMFYUI: comfyui_model}[contender](config, dtype, "meta")
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -51,17 +46,13 @@ def velocity(contender: str, model: torch.nn.Module, *, x, timesteps, context, y
     return model(x=x, timesteps=timesteps, context=context, y=y, **options)
 
 
-def _ours(config: MMDiTConfig, dtype: torch.dtype, onednn: bool) -> MMDiT:
-    """As the loader node builds it: with ComfyUI's layers, the pack's choice of a matmul, and ComfyUI's attention."""
+def _ours(config: MMDiTConfig, dtype: torch.dtype, device: str):
+    """As the loader node builds it: with ComfyUI's layers and its attention."""
     import comfy.ldm.modules.attention
     import comfy.ops
 
-    operations: Any = comfy.ops.disable_weight_init
-    if onednn:
-        module = importlib.import_module(f"{in_process.load_pack().__name__}.nodes.comfyui.operations")
-        operations = module.faster(operations, torch.device("cpu"))
     attention = comfy.ldm.modules.attention.optimized_attention
-    return MMDiT(config, device="meta", dtype=dtype, operations=operations, attention=attention)
+    return MMDiT(config, device, dtype, comfy.ops.disable_weight_init, attention)
 
 
 def comfyui_model(config: MMDiTConfig, dtype: torch.dtype, device: str):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.speed`: our model, with and without oneDNN's matmul, ComfyUI's and diffusers', interleaved.
+"""`python -m benchmarks.speed`: our model, ComfyUI's and diffusers', interleaved.
 
 Stacks of a few full-width blocks of SD3.5 Medium (one block with the second attention, one without, one last) and of
 SD3.5 Large, and the whole of SD3.5 Medium; 154 text tokens. All models share the tensors of one file of random weights.
@@ -34,7 +34,7 @@ import torch
 
 from benchmarks import loading, peers
 from benchmarks.flops import flop_counter
-from benchmarks.peers import COMFYUI, CONTENDERS, OURS, PLAIN, TEXT_TOKENS
+from benchmarks.peers import COMFYUI, CONTENDERS, OURS, TEXT_TOKENS
 from benchmarks.random_file import medium, random_file
 from mmdit_core import MMDiTConfig, load_checkpoint
 from mmdit_core.flow.schedules import sigmas
@@ -89,7 +89,7 @@ class Runner:
 
     def start(self) -> None:
         """Begin a run: our model gets a new AdaLN cache."""
-        if self.contender in (OURS, PLAIN):
+        if self.contender == OURS:
             cache = self.model.adaln_cache(TIMESTEPS, self.given["y"])
             self.options = {"transformer_options": cache.__enter__()}
 
@@ -181,7 +181,7 @@ def _rounds_child(number: str, path: str, process: str, rounds: str) -> None:
     compare({name: count.pop("made") for name, count in counts.items()}, case.dtype)
     orders = tuple(itertools.permutations(CONTENDERS))
     first = int(process) * int(rounds)
-    found = [timed(runners, orders[7 * turn % len(orders)], case.figures) for turn in range(first, first + int(rounds))]
+    found = [timed(runners, orders[turn % len(orders)], case.figures) for turn in range(first, first + int(rounds))]
     print(json.dumps({"counts": counts, "rounds": found}))
 
 

@@ -103,7 +103,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, L, D]."""
-        return self.proj(x).flatten(2).transpose(1, 2)
+        # Contiguous: left transposed, the stream would be copied before every norm of every block.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 class Mlp(nn.Module):

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import comfy.latent_formats
 import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.supported_models
+import comfy.utils
 import torch
 
-from ....mmdit_core.checkpoints.detect import names_under
-from ....mmdit_core.checkpoints.header import TensorInfo, read_header
-from ....mmdit_core.checkpoints.load import DTYPES, check_transformer, load_checkpoint
+from ....mmdit_core.checkpoints.header import read_header
+from ....mmdit_core.checkpoints.load import load_checkpoint
 from ....mmdit_core.config import MMDiTConfig
 from ....mmdit_core.models.adaln import row_width
 from ....mmdit_core.models.sd3 import MMDiT
-from .. import operations as layers
 from .. import patching
 from ..run import adaln_cache
 from . import offloading
@@ -95,7 +91,7 @@ def _build(config: MMDiTConfig, *, operations, dtype=None, **_: Any) -> ComfyMMD
         config,
         device="meta",
         dtype=dtype,
-        operations=layers.faster(operations, comfy.model_management.get_torch_device()),
+        operations=operations,
         attention=comfy.ldm.modules.attention.optimized_attention,
     )
 
@@ -133,26 +129,22 @@ def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool =
     Returns: a ModelPatcher.
     Raises: CheckpointError.
     """
-    header = read_header(path)
-    config, part = check_transformer(header)
-    described = comfy_config(config, header.metadata)
+    config, state_dict = load_checkpoint(path, allow_mixed=True)
+    described = comfy_config(config, read_header(path).metadata)
     described.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
     device = comfy.model_management.get_torch_device()
-    stored = [header.tensors[name] for name in names_under(header.tensors, part.prefix)]
-    dtype = WEIGHT_DTYPES[weight_dtype]
-    if dtype is None:
-        dtype = comfy.model_management.unet_dtype(
-            model_params=sum(math.prod(info.shape) for info in stored),
-            supported_dtypes=described.supported_inference_dtypes,
-            weight_dtype=_main_dtype(stored),
-        )
+    dtype = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state_dict),
+        supported_dtypes=described.supported_inference_dtypes,
+        weight_dtype=comfy.utils.weight_dtype(state_dict),
+    )
     cast = comfy.model_management.unet_manual_cast(dtype, device, described.supported_inference_dtypes)
     described.set_inference_dtype(dtype, cast, device=device)
 
-    _, state_dict = load_checkpoint(path, dtype=dtype)
-    if dtype.itemsize == 1:
+    for name, tensor in state_dict.items():
         # No layer casts the positions, so fp8 would lose their precision.
-        state_dict["pos_embed"] = load_checkpoint(path, allow_mixed=True)[1]["pos_embed"].to(torch.bfloat16)
+        held = torch.bfloat16 if name == "pos_embed" and dtype.itemsize == 1 else dtype
+        state_dict[name] = tensor.to(held)
     model = MMDiTBase(described, config)
     model.diffusion_model.load_state_dict(state_dict, strict=True, assign=True)
     model.diffusion_model.requires_grad_(False)
@@ -163,14 +155,6 @@ def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool =
     patching.install(patcher)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype))
     return patcher
-
-
-def _main_dtype(stored: Iterable[TensorInfo]) -> torch.dtype:
-    """The dtype of most bytes of a file."""
-    sizes: Counter[str] = Counter()
-    for info in stored:
-        sizes[info.dtype] += info.end - info.start
-    return DTYPES[sizes.most_common(1)[0][0]]
 
 
 def core_config(model) -> MMDiTConfig | None:

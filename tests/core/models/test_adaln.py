@@ -265,6 +265,26 @@ def test_nothing_stale_is_used_after_a_change_in_the_middle_of_a_run(model, kind
         assert error(found, before) > 100 * TOLERANCE
 
 
+def test_a_new_weight_with_the_id_of_the_old_one_is_noticed(model):
+    given, layer = inputs(), model.joint_blocks[1].x_block.adaLN_modulation[1]
+    memory = layer.weight.numpy().copy()
+    tensor = torch.from_numpy(memory)
+
+    def weight() -> torch.nn.Parameter:
+        return torch.nn.Parameter(tensor, requires_grad=False)
+
+    with torch.no_grad(), model.adaln_cache(LEVELS, given["y"]) as options:
+        layer.weight = weight()
+        first = id(layer.weight)
+        call(model, LEVELS[0], given, options)
+        memory *= -1  # the same memory, and torch counts no change
+        layer.weight = None
+        many = [weight() for _ in range(1000)]
+        layer.weight = next((each for each in many if id(each) == first), None)
+        assert layer.weight is not None, "no other tensor got the id of the first one"
+        assert error(call(model, LEVELS[0], given, options), call(model, LEVELS[0], given)) <= TOLERANCE
+
+
 def test_a_conditioning_that_is_replaced_under_its_name(model, inference):
     given, other = inputs(), inputs(seed=2)
     with cache_of(model, LEVELS, {"y": given["y"]}) as options:
