@@ -1,4 +1,7 @@
-"""The layers of an MMDiT: attention, modulation, MLP, and the embeddings of timestep, position and latent."""
+"""The layers of an MMDiT: attention, modulation, MLP, and the embeddings of timestep, position and latent.
+
+Each layer takes `operations`, a namespace with Linear, Conv2d and RMSNorm, and the factory arguments device and dtype.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..config import MMDiTConfig
 
 NORM_EPS = 1e-6
 
@@ -77,12 +82,12 @@ def sincos_positions(dim: int, size: int) -> Tensor:
 class Embedder(nn.Module):
     """Linear, SiLU, linear: the embedding of a vector (timestep features, pooled text, guidance features)."""
 
-    def __init__(self, in_dim: int, hidden_size: int, *, device=None, dtype=None, operations: Any = nn):
+    def __init__(self, in_dim: int, hidden_size: int, *, operations: Any = nn, **factory: Any):
         super().__init__()
         self.mlp = nn.Sequential(
-            operations.Linear(in_dim, hidden_size, device=device, dtype=dtype),
+            operations.Linear(in_dim, hidden_size, **factory),
             nn.SiLU(),
-            operations.Linear(hidden_size, hidden_size, device=device, dtype=dtype),
+            operations.Linear(hidden_size, hidden_size, **factory),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,13 +98,9 @@ class Embedder(nn.Module):
 class PatchEmbed(nn.Module):
     """Latent [B, C, H, W] -> tokens [B, L, D], one for each patch; H and W are multiples of the patch size."""
 
-    def __init__(
-        self, in_channels: int, hidden_size: int, patch_size: int, *, device=None, dtype=None, operations: Any = nn
-    ):
+    def __init__(self, in_channels: int, hidden_size: int, patch_size: int, *, operations: Any = nn, **factory: Any):
         super().__init__()
-        self.proj = operations.Conv2d(
-            in_channels, hidden_size, kernel_size=patch_size, stride=patch_size, device=device, dtype=dtype
-        )
+        self.proj = operations.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, L, D]."""
@@ -110,11 +111,11 @@ class PatchEmbed(nn.Module):
 class Mlp(nn.Module):
     """Linear, GELU (tanh), linear, on each token."""
 
-    def __init__(self, hidden_size: int, mlp_ratio: float, *, device=None, dtype=None, operations: Any = nn):
+    def __init__(self, hidden_size: int, mlp_ratio: float, *, operations: Any = nn, **factory: Any):
         super().__init__()
         inner = int(hidden_size * mlp_ratio)
-        self.fc1 = operations.Linear(hidden_size, inner, device=device, dtype=dtype)
-        self.fc2 = operations.Linear(inner, hidden_size, device=device, dtype=dtype)
+        self.fc1 = operations.Linear(hidden_size, inner, **factory)
+        self.fc2 = operations.Linear(inner, hidden_size, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
@@ -127,28 +128,17 @@ class AttentionProjections(nn.Module):
     A stream whose attention output is unused (the text of the last block) has no output projection.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        *,
-        qk_norm: str | None,
-        qkv_bias: bool,
-        with_output: bool = True,
-        device=None,
-        dtype=None,
-        operations: Any = nn,
-    ):
+    def __init__(self, config: MMDiTConfig, *, with_output: bool = True, operations: Any = nn, **factory: Any):
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
-        self.num_heads = num_heads
-        self.qkv = operations.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias, **factory)
+        size = config.hidden_size
+        self.num_heads = config.num_heads
+        self.qkv = operations.Linear(size, 3 * size, bias=config.qkv_bias, **factory)
         if with_output:
-            self.proj = operations.Linear(hidden_size, hidden_size, **factory)
+            self.proj = operations.Linear(size, size, **factory)
         self.ln_q = self.ln_k = nn.Identity()
-        if qk_norm == "rms":
-            self.ln_q = operations.RMSNorm(hidden_size // num_heads, eps=NORM_EPS, **factory)
-            self.ln_k = operations.RMSNorm(hidden_size // num_heads, eps=NORM_EPS, **factory)
+        if config.qk_norm == "rms":
+            self.ln_q = operations.RMSNorm(config.head_dim, eps=NORM_EPS, **factory)
+            self.ln_k = operations.RMSNorm(config.head_dim, eps=NORM_EPS, **factory)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, L, D] -> q, k, v, each [B, heads, L, d]."""

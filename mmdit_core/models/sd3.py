@@ -47,24 +47,14 @@ class Stream(nn.Module):
     """
 
     def __init__(
-        self,
-        config: MMDiTConfig,
-        *,
-        dual_attention: bool = False,
-        pre_only: bool = False,
-        device=None,
-        dtype=None,
-        operations: Any = nn,
+        self, config: MMDiTConfig, *, dual_attention=False, pre_only=False, operations: Any = nn, **factory: Any
     ):
         super().__init__()
-        size, heads = config.hidden_size, config.num_heads
-        factory = {"device": device, "dtype": dtype}
-        norm = {"elementwise_affine": False, "eps": NORM_EPS, **factory}
-        attn = {"qk_norm": config.qk_norm, "qkv_bias": config.qkv_bias, "operations": operations, **factory}
+        size, norm = config.hidden_size, {"elementwise_affine": False, "eps": NORM_EPS, **factory}
         self.norm1 = operations.LayerNorm(size, **norm)
-        self.attn = AttentionProjections(size, heads, with_output=not pre_only, **attn)
+        self.attn = AttentionProjections(config, with_output=not pre_only, operations=operations, **factory)
         if dual_attention:
-            self.attn2 = AttentionProjections(size, heads, **attn)
+            self.attn2 = AttentionProjections(config, operations=operations, **factory)
         if not pre_only:
             self.norm2 = operations.LayerNorm(size, **norm)
             self.mlp = Mlp(size, config.mlp_ratio, operations=operations, **factory)
@@ -140,9 +130,9 @@ class JointBlock(nn.Module):
 class FinalLayer(nn.Module):
     """Modulated norm and projection to the pixels of each patch."""
 
-    def __init__(self, config: MMDiTConfig, *, device=None, dtype=None, operations: Any = nn):
+    def __init__(self, config: MMDiTConfig, *, operations: Any = nn, **factory: Any):
         super().__init__()
-        size, factory = config.hidden_size, {"device": device, "dtype": dtype}
+        size = config.hidden_size
         self.norm_final = operations.LayerNorm(size, elementwise_affine=False, eps=NORM_EPS, **factory)
         self.linear = operations.Linear(size, config.patch_size**2 * config.channels_out, **factory)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, 2 * size, **factory))
@@ -209,11 +199,7 @@ class MMDiT(nn.Module):
         Raises: ValueError for inputs whose shapes or dtypes do not fit; LatentTooLarge.
         """
         context = check_inputs(self, x, context, y)
-        options: Options = {
-            **(transformer_options or {}),
-            "block_type": "double",
-            "total_blocks": len(self.joint_blocks),
-        }
+        options = {**(transformer_options or {}), "block_type": "double", "total_blocks": len(self.joint_blocks)}
         cache, call = options.pop(adaln.CACHE, None), options.pop(adaln.CALL, None)
         known = None if cache is None else cache.lookup(self, x, timesteps, context, y, call)
         if known is None:

@@ -87,13 +87,7 @@ class MMDiTBase(comfy.model_base.SD3):
 def _build(config: MMDiTConfig, *, operations, dtype=None, **_: Any) -> ComfyMMDiT:
     # Without memory: the tensors of the file are assigned later. ComfyUI's description of the model, which comes as the
     # other arguments, adds nothing to the config.
-    return ComfyMMDiT(
-        config,
-        device="meta",
-        dtype=dtype,
-        operations=operations,
-        attention=comfy.ldm.modules.attention.optimized_attention,
-    )
+    return ComfyMMDiT(config, "meta", dtype, operations, comfy.ldm.modules.attention.optimized_attention)
 
 
 def comfy_config(config: MMDiTConfig, metadata: Mapping[str, str]) -> comfy.supported_models.SD3:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmdit_core import MMDiTConfig
 from mmdit_core.models.layers import AttentionProjections, Mlp, PatchEmbed, attention
 from tests.core.models.tiny import CONFIGS, inputs, random_model
 
 DTYPES = [torch.float32, torch.bfloat16]
+CONFIG = MMDiTConfig(hidden_size=128, num_heads=2, qk_norm="rms")
 
 
 def test_each_head_has_its_own_part_of_the_projection_and_queries_and_keys_are_normed():
     torch.manual_seed(0)
-    layer = AttentionProjections(128, 2, qk_norm="rms", qkv_bias=True).double().requires_grad_(False)
+    layer = AttentionProjections(CONFIG).double().requires_grad_(False)
     x = torch.randn(2, 5, 128, dtype=torch.float64)
     for norm in (layer.ln_q, layer.ln_k):
         norm.weight.normal_()
@@ -28,7 +30,7 @@ def test_each_head_has_its_own_part_of_the_projection_and_queries_and_keys_are_n
 
 @pytest.mark.parametrize("watched", ["qkv", "ln_q", "ln_k"])
 def test_a_forward_hook_keeps_an_output_that_nothing_writes_into(watched):
-    layer, seen = AttentionProjections(128, 2, qk_norm="rms", qkv_bias=True), []
+    layer, seen = AttentionProjections(CONFIG), []
     getattr(layer, watched).register_forward_hook(lambda layer, given, out: seen.append((out, out.clone())))
     with torch.inference_mode():
         layer(torch.randn(2, 300, 128))
