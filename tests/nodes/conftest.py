@@ -65,7 +65,7 @@ class Bench:
             [[torch.randn(1, 20, 4096, generator=source), {"pooled_output": torch.randn(1, 2048, generator=source)}]]
             for _ in range(2)
         )
-        self.picture = torch.randn(1, 16, 8, 8, generator=source)
+        self.latent = torch.randn(1, 16, 8, 8, generator=source)
 
     def module(self, name: str) -> ModuleType:
         """A module of the pack's nodes: "sampler.node", "comfyui.controls", ..."""

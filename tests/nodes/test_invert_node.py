@@ -29,7 +29,7 @@ class Inversion:
     def __init__(self, bench):
         self.bench = bench
         self.node = bench.module("invert").FlowInvert()
-        self.picture = {"samples": bench.picture}
+        self.picture = {"samples": bench.latent}
 
     def up(self, latent=None, *, model=None, positive=None, steps=10, solver="leapfrog", shift=0.0):
         given = model or self.bench.model, positive or self.bench.positive
@@ -51,7 +51,7 @@ def inversion(bench):
 @pytest.mark.parametrize("both", [{}, {"steps": 1}, {"steps": 3, "shift": 1.5}, {"steps": 28}])
 def test_leapfrog_returns_to_the_image(inversion, both):
     assert inversion.there_and_back(**both) <= BACK
-    assert error(inversion.up(**both)["samples"], inversion.bench.picture) > 0.1  # and it was away
+    assert error(inversion.up(**both)["samples"], inversion.bench.latent) > 0.1  # and it was away
 
 
 def test_the_solvers_return_in_the_order_of_their_cost(inversion):
@@ -87,7 +87,7 @@ def test_the_velocity_is_the_models_own(inversion, solver, shift):
     """The core's model called by itself, from sigma 0, where ComfyUI's denoised prediction gives no velocity."""
     bench, scale = inversion.bench, inversion.bench.model.model.latent_format
     levels = sigmas(4, "linear", shift or 3.0).flip(0)
-    expected = solve(velocity_of(bench), scale.process_in(bench.picture), levels, solver)
+    expected = solve(velocity_of(bench), scale.process_in(bench.latent), levels, solver)
     found = inversion.up(steps=4, solver=solver, shift=shift)["samples"]
     assert error(found, scale.process_out(expected)) <= 1e-5
 
@@ -99,12 +99,12 @@ def test_the_sampler_starts_from_the_inversion_and_adds_no_noise(inversion, solv
     facts = inversion.bench.facts(up, solver=solver, cfg=1.0, steps=10)
     assert facts["noise"]["goes_on"] and facts["noise"]["turns_back"] == (solver == "leapfrog")
     anew = inversion.down(up, solver=solver, add_noise="enable")
-    assert error(anew, inversion.bench.picture) > 0.1
+    assert error(anew, inversion.bench.latent) > 0.1
 
 
 def test_a_way_back_in_two_parts_returns_too(inversion):
     half, *_ = inversion.bench.all(inversion.up(), steps=10, solver="leapfrog", cfg=1.0, end_step=4)
-    assert error(inversion.down(half, start_step=4), inversion.bench.picture) <= BACK
+    assert error(inversion.down(half, start_step=4), inversion.bench.latent) <= BACK
 
 
 def other_flows(bench):
@@ -132,7 +132,7 @@ def test_along_another_flow_the_sampler_starts_without_history(inversion, change
 
 def test_comfyuis_sigmas_are_the_same_way_back(inversion):
     levels = sigmas(10, "linear", 3.0).float()
-    assert error(inversion.down(inversion.up(), sigmas=levels), inversion.bench.picture) <= BACK
+    assert error(inversion.down(inversion.up(), sigmas=levels), inversion.bench.latent) <= BACK
 
 
 def masked(soft: bool):
@@ -164,7 +164,7 @@ def test_a_mask_that_depends_on_sigma_is_followed(inversion):
 def test_a_mask_set_after_the_inversion_is_respected(inversion):
     up = {**inversion.up(), "noise_mask": masked(False)}
     edited = inversion.down(up, positive=inversion.bench.negative)
-    assert error(edited[..., :3], inversion.bench.picture[..., :3]) <= 1e-4
+    assert error(edited[..., :3], inversion.bench.latent[..., :3]) <= 1e-4
 
 
 def lora_hooks():
@@ -198,7 +198,7 @@ def test_areas_and_hooks_act_in_both_directions(inversion, conditioning):
     positive = conditioning(inversion.bench)
     up = inversion.up(positive=positive)
     assert error(up["samples"], inversion.up()["samples"]) > 1e-3
-    assert error(inversion.down(up, positive=positive), inversion.bench.picture) <= BACK
+    assert error(inversion.down(up, positive=positive), inversion.bench.latent) <= BACK
 
 
 def test_each_step_is_reported_and_a_cancel_stops_it(inversion):
@@ -296,5 +296,5 @@ def test_comfyuis_own_models_return_too(inversion, kind, sizes):
     positive = [[torch.randn(1, 7, 24), options]]
     up = inversion.up(model=model, positive=positive)
     back = inversion.down(up, model=model, positive=positive, negative=positive)
-    picture = inversion.bench.picture.reshape(back.shape)
+    picture = inversion.bench.latent.reshape(back.shape)
     assert error(up["samples"], picture) > 0.1 and error(back, picture) <= BACK

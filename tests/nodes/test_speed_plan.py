@@ -392,7 +392,7 @@ def test_a_second_plan_takes_the_place_of_the_first(bench, step_cache):
 def test_an_inversion_stays_exact(bench, step_cache):
     model = cached(bench, step_cache, every=2, uncond_every=2)
     invert = bench.module("invert").FlowInvert().invert
-    latent = {"samples": bench.picture}
+    latent = {"samples": bench.latent}
     (plain,) = invert(bench.model, bench.positive, latent, 6, "leapfrog", 0.0)
     (made,) = invert(model, bench.positive, latent, 6, "leapfrog", 0.0)
     assert torch.equal(made["samples"], plain["samples"])

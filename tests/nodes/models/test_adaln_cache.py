@@ -113,7 +113,7 @@ def masks_and_times(bench):
 def inpainting(bench):
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 32:] = 1
-    return {"latent": {"samples": bench.picture, "noise_mask": mask}}
+    return {"latent": {"samples": bench.latent, "noise_mask": mask}}
 
 
 INPUTS = {

@@ -174,7 +174,7 @@ def test_values_out_of_range_are_refused_by_name(bench, changed, words):
 @pytest.mark.parametrize("where", ["latent_image", "positive", "negative"])
 def test_an_input_that_is_not_finite_is_named_before_anything_runs(bench, where):
     ill = [[bench.positive[0][0] * math.nan, bench.positive[0][1]]]
-    changed = {"latent_image": {"latent": {"samples": bench.picture * math.inf}}}.get(where, {where: ill})
+    changed = {"latent_image": {"latent": {"samples": bench.latent * math.inf}}}.get(where, {where: ill})
     with bench.rows() as rows, pytest.raises(ValueError, match=f"FlowMatchingSampler: {where}: .*not finite"):
         bench.run(**changed)
     assert not rows

@@ -32,7 +32,7 @@ def in_parts(bench, latent, cuts, second=None, **inputs):
 def masked(bench):
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 32:] = 1
-    return {"samples": bench.picture, "noise_mask": mask}
+    return {"samples": bench.latent, "noise_mask": mask}
 
 
 @pytest.mark.parametrize("solver", STEPWISE)
@@ -65,7 +65,7 @@ def test_two_halves_are_the_whole_for_every_solver(bench, solver):
 def test_parts_are_the_whole(bench, solver, schedule, steps, kind, inputs, data):
     latent = {
         "empty": bench.empty(),
-        "picture": {"samples": bench.picture},
+        "picture": {"samples": bench.latent},
         "mask": masked(bench),
         "batch": bench.empty(2),
     }[kind]
@@ -87,7 +87,7 @@ def test_a_multistep_solver_continues_with_its_history(bench):
 def test_outside_a_mask_both_halves_keep_the_first_image(bench):
     latent = masked(bench)
     made = in_parts(bench, latent, [3])["samples"]
-    assert torch.allclose(made[..., :3], bench.picture[..., :3], atol=1e-4)
+    assert torch.allclose(made[..., :3], bench.latent[..., :3], atol=1e-4)
 
 
 def test_the_second_samplers_seed_changes_no_deterministic_run(bench):
@@ -130,7 +130,7 @@ def test_ksampler_advanced_continues_our_first_half_and_we_continue_its(bench):
 
 
 def test_a_start_step_on_a_finished_image_adds_the_noise_of_that_step(bench):
-    latent = {"samples": bench.picture}
+    latent = {"samples": bench.latent}
     theirs = host_advanced(bench, latent, start_at_step=2)["samples"]
     assert error(bench.run(latent, schedule="sd3", start_step=2), theirs) <= 1e-5
 

@@ -133,8 +133,8 @@ def test_another_text_latent_mask_or_model_runs_every_step(bench, reusing, tiny_
     changes = [
         {"positive": bench.negative},
         {"negative": bench.positive},
-        {"latent": {"samples": bench.picture}, "denoise": 0.9},
-        {"latent": {"samples": bench.picture, "noise_mask": mask}, "denoise": 0.9},
+        {"latent": {"samples": bench.latent}, "denoise": 0.9},
+        {"latent": {"samples": bench.latent, "noise_mask": mask}, "denoise": 0.9},
         {"model": other},
         {"model": shifted},
     ]
@@ -200,7 +200,7 @@ def test_nothing_is_kept_without_reuse_and_nothing_after_the_model_is_gone(bench
 
 
 def test_beyond_the_memory_limit_fewer_states_are_kept(bench, reusing, monkeypatch):
-    state = bench.picture.nbytes
+    state = bench.latent.nbytes
     monkeypatch.setattr(bench.module("comfyui.run.run_cache"), "LIMIT", 3 * state)
     reusing(steps=10)
     assert 2 <= len(reusing.node._cache._states) <= 4

@@ -49,7 +49,7 @@ LATENTS = {
     "empty": lambda bench: bench.empty(),
     "batch": lambda bench: {**bench.empty(2), "batch_index": [3, 1]},
     "odd": lambda bench: {"samples": torch.ones(1, 16, 7, 5)},
-    "masked": lambda bench: {"samples": bench.picture, "noise_mask": torch.eye(8)[None]},
+    "masked": lambda bench: {"samples": bench.latent, "noise_mask": torch.eye(8)[None]},
     "unfinished": lambda bench: bench.all(end_step=2, steps=4)[0],
 }
 CONTROLS = st.lists(

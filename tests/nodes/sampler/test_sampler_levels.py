@@ -56,7 +56,7 @@ def test_sigmas_split_by_splitsigmas_give_the_whole_run(bench):
 
 
 def test_no_sigmas_mean_that_nothing_is_run(bench):
-    latent = {"samples": bench.picture}
+    latent = {"samples": bench.latent}
     for levels in (torch.zeros(0), torch.tensor([0.5])):
         assert bench.all(latent, sigmas=levels)[0] is latent
 

@@ -18,7 +18,7 @@ def noise_of(bench, latent=None, **changed):
 
 
 def test_no_seed_is_reported_for_noise_that_was_not_added(bench):
-    noise, line = noise_of(bench, {"samples": bench.picture}, seed=3, start_step=2, add_noise="disable")
+    noise, line = noise_of(bench, {"samples": bench.latent}, seed=3, start_step=2, add_noise="disable")
     assert line == "none added"
     assert not noise["added"] and noise["seed"] is None and noise["step_noise_seed"] is None
     noise, line = noise_of(bench, seed=3)
@@ -30,14 +30,14 @@ def test_a_variation_and_seeds_for_each_image_are_reported_only_with_noise(bench
     noise, line = noise_of(bench, bench.empty(2), **inputs)
     assert line == "seed 3 and up, one for each image, 25% of the way to seed 9"
     assert noise["per_image"] and (noise["variation_seed"], noise["variation_strength"]) == (9, 0.25)
-    noise, line = noise_of(bench, {"samples": bench.picture}, start_step=2, add_noise="disable", **inputs)
+    noise, line = noise_of(bench, {"samples": bench.latent}, start_step=2, add_noise="disable", **inputs)
     assert line == "none added"
     assert not noise["per_image"] and (noise["variation_seed"], noise["variation_strength"]) == (None, 0.0)
 
 
 @pytest.mark.parametrize("solver", STOCHASTIC)
 def test_noise_of_the_steps_is_reported_if_it_was_drawn(bench, solver):
-    picture = {"samples": bench.picture}
+    picture = {"samples": bench.latent}
     disabled = dict(solver=solver, seed=3, start_step=2, add_noise="disable")
     assert noise_of(bench, picture, **disabled)[1] == "none added, in the steps seed 3"
     assert noise_of(bench, picture, step_noise_seed=8, **disabled)[0]["step_noise_seed"] == 8
