@@ -29,17 +29,17 @@ class Inversion:
     def __init__(self, bench):
         self.bench = bench
         self.node = bench.module("invert").FlowInvert()
-        self.picture = {"samples": bench.latent}
+        self.latent = {"samples": bench.latent}
 
     def up(self, latent=None, *, model=None, positive=None, steps=10, solver="leapfrog", shift=0.0):
         given = model or self.bench.model, positive or self.bench.positive
-        return self.node.invert(*given, latent or self.picture, steps, solver, shift)[0]
+        return self.node.invert(*given, latent or self.latent, steps, solver, shift)[0]
 
     def down(self, latent, *, steps=10, solver="leapfrog", cfg=1.0, **changed):
         return self.bench.run(latent, steps=steps, solver=solver, cfg=cfg, **changed)
 
     def there_and_back(self, latent=None, **both) -> float:
-        latent = latent or self.picture
+        latent = latent or self.latent
         return error(self.down(self.up(latent, **both), **both), latent["samples"])
 
 
@@ -143,7 +143,7 @@ def masked(soft: bool):
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_with_a_noise_mask_only_its_inside_is_inverted(inversion, soft):
-    latent = {**inversion.picture, "noise_mask": masked(soft)}
+    latent = {**inversion.latent, "noise_mask": masked(soft)}
     up = inversion.up(latent)
     assert torch.equal(up["noise_mask"], latent["noise_mask"])
     assert error(inversion.down(up), latent["samples"]) <= BACK
@@ -154,7 +154,7 @@ def test_with_a_noise_mask_only_its_inside_is_inverted(inversion, soft):
 
 def test_a_mask_that_depends_on_sigma_is_followed(inversion):
     model = DifferentialDiffusion.execute(inversion.bench.model, 0.8).result[0]
-    latent = {**inversion.picture, "noise_mask": masked(True)}
+    latent = {**inversion.latent, "noise_mask": masked(True)}
     plain = inversion.up(latent)["samples"]
     up = inversion.up(latent, model=model)
     assert error(up["samples"], plain) > 1e-3
@@ -204,7 +204,7 @@ def test_areas_and_hooks_act_in_both_directions(inversion, conditioning):
 def test_each_step_is_reported_and_a_cancel_stops_it(inversion):
     bench, told = inversion.bench, []
     sampling, host = bench.module("comfyui.run.sampling"), bench.module("comfyui.run.inversion")
-    prepared = sampling.prepare(bench.model, inversion.picture, 0)
+    prepared = sampling.prepare(bench.model, inversion.latent, 0)
     given = dict(solver="leapfrog", sigmas=sigmas(5, "linear", 3.0).flip(0), node="FlowInvert")
 
     def watch(step, picture, x, steps):
@@ -243,7 +243,7 @@ def another_kind(bench):
         (lambda b: {"latent": {"samples": torch.ones(1, 16, 2, 8, 8)}}, "latent has 5 dimensions"),
         (lambda b: {"latent": {"samples": torch.ones(1, 16, 128, 128)}}, "image is 1024 x 1024 .* most 384 x 384"),
         (lambda b: {"latent": b.empty()}, "latent_image: it is empty. Connect an image's latent"),
-        (lambda b: {"latent": {"samples": b.picture / 0}}, "latent_image: it holds values that are not finite"),
+        (lambda b: {"latent": {"samples": b.latent / 0}}, "latent_image: it holds values that are not finite"),
         (lambda b: {"latent": unfinished(b)}, "latent_image: it comes from a run that ended early"),
         (lambda b: {"positive": [[torch.randn(1, 20, 768), {}]]}, "positive: the text is 768 channels wide"),
         (lambda b: {"positive": [[b.positive[0][0] * float("nan"), {}]]}, "positive: the text holds values that are"),
@@ -259,7 +259,7 @@ def test_inputs_that_do_not_fit_are_named(inversion, change, words):
 
 def test_an_empty_prompt_list_is_named(inversion):
     with pytest.raises(ValueError, match="FlowInvert: positive: it holds no prompt"):
-        inversion.node.invert(inversion.bench.model, [], inversion.picture, 4, "euler", 0.0)
+        inversion.node.invert(inversion.bench.model, [], inversion.latent, 4, "euler", 0.0)
 
 
 def test_a_value_that_is_not_finite_is_refused_with_its_block(inversion, tiny_file):

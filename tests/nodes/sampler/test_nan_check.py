@@ -207,7 +207,7 @@ def sampled(bench, node, **changed):
         ),
         (lambda b: {"positive": [[b.positive[0][0], {}]]}, "positive: it has no pooled text"),
         (
-            lambda b: {"latent_image": {"samples": b.picture * math.nan}},
+            lambda b: {"latent_image": {"samples": b.latent * math.nan}},
             "latent_image: it holds values that are not fin",
         ),
         (lambda b: {"latent_image": {"samples": torch.zeros(1, 16, 0, 8)}}, "latent_image: its size is 1 x 16 x 0 x 8"),
