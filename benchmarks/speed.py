@@ -73,7 +73,7 @@ CASES = (
         )
         for name, config in (("3 blocks of SD3.5 Medium", MEDIUM), ("2 blocks of SD3.5 Large", LARGE))
     ),
-    Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 2, 3, (STEP,)),
+    Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 1, 3, (STEP,)),
     Case("SD3.5 Medium", medium(24), 1024, torch.float32, 1, 3, (STEP,)),
 )
 
