@@ -53,7 +53,7 @@ def adaln_layers(model: Any) -> list[tuple[nn.Module, int]]:
     """Each AdaLN layer of a model and the width of its output."""
     size = model.config.hidden_size
     streams = [stream for block in model.joint_blocks for stream in (block.x_block, block.context_block)]
-    layers = [(stream.adaLN_modulation, stream.vectors * size) for stream in streams]
+    layers = [(stream.adaLN_modulation, stream.num_vectors * size) for stream in streams]
     return [*layers, (model.final_layer.adaLN_modulation, 2 * size)]
 
 
@@ -67,8 +67,23 @@ def tile_rows(device: torch.device) -> int:
     return TILE_CPU if device.type == "cpu" else TILE
 
 
-def output(layer: nn.Module, vec: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """layer(vec) [B, n * D] of an AdaLN layer, from the run's cache where it has these rows."""
+def embed(
+    model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, guidance: Tensor | None, options: dict
+) -> tuple[Tensor, Tensor]:
+    """vec [B, D] and txt [B, L, D] of a model call, looked up if the run has a table with this call.
+
+    Args: as for `MMDiT.forward`; options, of which only a cache that serves this call stays.
+    """
+    cache, call = options.pop(CACHE, None), options.pop(CALL, None)
+    known = None if cache is None else cache.lookup(model, x, timesteps, context, y, call)
+    if known is None:
+        return model.embed_vector(timesteps, y, guidance, dtype=x.dtype), model.context_embedder(context)
+    options[CACHE] = cache
+    return known
+
+
+def looked_up(layer: nn.Module, vec: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """layer(vec) [B, n * D] of an AdaLN layer, looked up if the run has a table with these rows."""
     cache: AdaLNCache | None = options.get(CACHE)
     known = None if cache is None else cache.output(layer, vec)
     return layer(vec) if known is None else known

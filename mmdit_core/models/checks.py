@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 VAE_FACTOR = 8  # image pixels per latent pixel, in every model of the SD3 family
@@ -29,6 +30,6 @@ def check_inputs(model: Any, x: Tensor, context: Tensor | None, y: Tensor | None
         raise ValueError(f"MMDiT: the pooled text is {list(y.shape)}; this model takes [B, {config.pooled_dim}]")
     # Injected layers may cast their weights; plain ones need the dtype of their input.
     dtype = embedder.weight.dtype if type(embedder) is nn.Linear else x.dtype
-    if not x.dtype == context.dtype == dtype:
+    if not x.dtype == context.dtype == dtype and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(f"MMDiT: latent {x.dtype}, context {context.dtype}, weights {dtype}: give all one dtype")
     return context

@@ -26,6 +26,19 @@ def patch_input(img: Tensor, txt: Tensor, options: Options) -> tuple[Tensor, Ten
     return args["img"], args["txt"]
 
 
+def block_hook(index: int, options: Options) -> Any | None:
+    """dit: the hook that replaces a block; it is called with the block's arguments and {"original_block": ...}."""
+    return options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
+
+
+def patch_block(img: Tensor, txt: Any, x: Tensor, index: int, options: Options) -> tuple[Tensor, Any]:
+    """double_block: img [B, Li, D] and txt [B, Lt, D], or None, after a block. Args: x, the model's latent."""
+    for patch in patches(options, "double_block"):
+        out = patch({"img": img, "txt": txt, "x": x, "block_index": index, "transformer_options": options})
+        img, txt = out["img"], out["txt"]
+    return img, txt
+
+
 def patch_qkv(
     q: Tensor, k: Tensor, v: Tensor, img_slice: list[int], options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -16,8 +16,18 @@ from torch import Tensor, nn
 from ..config import MMDiTConfig
 from . import adaln
 from .checks import VAE_FACTOR, LatentTooLarge, check_inputs
-from .layers import NORM_EPS, AttentionProjections, Embedder, Mlp, PatchEmbed, attention, modulate, timestep_embedding
-from .patches import patch_attention, patch_input, patch_qkv, patches
+from .layers import (
+    NORM_EPS,
+    AttentionProjections,
+    Embedder,
+    Mlp,
+    PatchEmbed,
+    attention,
+    gated,
+    modulate,
+    timestep_embedding,
+)
+from .patches import block_hook, patch_attention, patch_block, patch_input, patch_qkv
 
 TIME_FEATURES = 256
 
@@ -58,13 +68,14 @@ class Stream(nn.Module):
         if not pre_only:
             self.norm2 = operations.LayerNorm(size, **norm)
             self.mlp = Mlp(size, config.mlp_ratio, operations=operations, **factory)
-        self.vectors = 2 if pre_only else 9 if dual_attention else 6
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, self.vectors * size, **factory))
+        # shift, scale and gate of each sublayer; without an output, of the attention alone and without its gate
+        self.num_vectors = 2 if pre_only else 9 if dual_attention else 6
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, self.num_vectors * size, **factory))
 
     def modulation(self, vec: Tensor, options: Options) -> StreamModulation:
         """vec [B, D] -> the vectors of each sublayer."""
-        vectors = adaln.output(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(self.vectors, dim=-1)
-        return StreamModulation(*(Modulation(*vectors[at : at + 3]) for at in range(0, self.vectors, 3)))
+        vectors = adaln.looked_up(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(self.num_vectors, dim=-1)
+        return StreamModulation(*(Modulation(*vectors[i : i + 3]) for i in range(0, self.num_vectors, 3)))
 
 
 class JointBlock(nn.Module):
@@ -84,14 +95,15 @@ class JointBlock(nn.Module):
 
     def forward(self, img: Tensor, txt: Tensor, vec: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
         """img [B, Li, D], txt [B, Lt, D], vec [B, D] -> img and txt; txt is None after the last block."""
-        img_mod = self.x_block.modulation(vec, options)
-        txt_mod = self.context_block.modulation(vec, options)
+        img_block, txt_block = self.x_block, self.context_block  # the checkpoints' names of the two streams
+        img_mod = img_block.modulation(vec, options)
+        txt_mod = txt_block.modulation(vec, options)
 
         # attention over [text; image]
-        img_normed = self.x_block.norm1(img)
-        img_q, img_k, img_v = self.x_block.attn(modulate(img_normed, img_mod.attn.shift, img_mod.attn.scale))
-        txt_normed = self.context_block.norm1(txt)
-        txt_q, txt_k, txt_v = self.context_block.attn(modulate(txt_normed, txt_mod.attn.shift, txt_mod.attn.scale))
+        img_normed = img_block.norm1(img)
+        img_q, img_k, img_v = img_block.attn(modulate(img_normed, img_mod.attn.shift, img_mod.attn.scale))
+        txt_normed = txt_block.norm1(txt)
+        txt_q, txt_k, txt_v = txt_block.attn(modulate(txt_normed, txt_mod.attn.shift, txt_mod.attn.scale))
         q = torch.cat((txt_q, img_q), dim=2)
         k = torch.cat((txt_k, img_k), dim=2)
         v = torch.cat((txt_v, img_v), dim=2)
@@ -100,25 +112,27 @@ class JointBlock(nn.Module):
         attn = self.attention(q, k, v, self.num_heads, mask=mask, skip_reshape=True, transformer_options=options)
         attn = patch_attention(attn, img_slice, options)
         txt_attn, img_attn = attn[:, : txt.shape[1]], attn[:, txt.shape[1] :]
-        img = torch.addcmul(img, img_mod.attn.gate, self.x_block.attn.proj(img_attn))
-        del q, k, v, img_q, img_k, img_v, txt_q, txt_k, txt_v  # memory peaks in the MLP
+        img = gated(img, img_mod.attn.gate, img_block.attn.proj(img_attn))
+        if not self.is_last:
+            txt = gated(txt, txt_mod.attn.gate, txt_block.attn.proj(txt_attn))
+        # memory peaks in the MLP
+        del q, k, v, img_q, img_k, img_v, txt_q, txt_k, txt_v, txt_normed, attn, txt_attn, img_attn
 
         # second attention, over the image alone
         if self.dual_attention:
-            q, k, v = self.x_block.attn2(modulate(img_normed, img_mod.attn2.shift, img_mod.attn2.scale))
+            q, k, v = img_block.attn2(modulate(img_normed, img_mod.attn2.shift, img_mod.attn2.scale))
             attn2 = self.attention(q, k, v, self.num_heads, skip_reshape=True, transformer_options=options)
-            img = torch.addcmul(img, img_mod.attn2.gate, self.x_block.attn2.proj(attn2))
+            img = gated(img, img_mod.attn2.gate, img_block.attn2.proj(attn2))
             del q, k, v, attn2
         del img_normed
 
         # MLP of each stream
-        img_hidden = modulate(self.x_block.norm2(img), img_mod.mlp.shift, img_mod.mlp.scale)
-        img = torch.addcmul(img, img_mod.mlp.gate, self.x_block.mlp(img_hidden))
+        img_hidden = modulate(img_block.norm2(img), img_mod.mlp.shift, img_mod.mlp.scale)
+        img = gated(img, img_mod.mlp.gate, img_block.mlp(img_hidden))
         if self.is_last:
             return img, None
-        txt = torch.addcmul(txt, txt_mod.attn.gate, self.context_block.attn.proj(txt_attn))
-        txt_hidden = modulate(self.context_block.norm2(txt), txt_mod.mlp.shift, txt_mod.mlp.scale)
-        txt = torch.addcmul(txt, txt_mod.mlp.gate, self.context_block.mlp(txt_hidden))
+        txt_hidden = modulate(txt_block.norm2(txt), txt_mod.mlp.shift, txt_mod.mlp.scale)
+        txt = gated(txt, txt_mod.mlp.gate, txt_block.mlp(txt_hidden))
         return img, txt
 
     def original_block(self, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +153,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, img: Tensor, vec: Tensor, options: Options) -> Tensor:
         """img [B, L, D], vec [B, D] -> [B, L, patch_size ** 2 * C]."""
-        shift, scale = adaln.output(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(2, dim=-1)
+        shift, scale = adaln.looked_up(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(img), shift, scale))
 
 
@@ -199,31 +213,22 @@ class MMDiT(nn.Module):
         Raises: ValueError for inputs whose shapes or dtypes do not fit; LatentTooLarge.
         """
         context = check_inputs(self, x, context, y)
+        # Patches read the kind and the number of blocks.
         options = {**(transformer_options or {}), "block_type": "double", "total_blocks": len(self.joint_blocks)}
-        cache, call = options.pop(adaln.CACHE, None), options.pop(adaln.CALL, None)
-        known = None if cache is None else cache.lookup(self, x, timesteps, context, y, call)
-        if known is None:
-            vec, txt = self.embed_vector(timesteps, y, guidance, dtype=x.dtype), self.context_embedder(context)
-        else:
-            vec, txt = known
-            options[adaln.CACHE] = cache
+        vec, txt = adaln.embed(self, x, timesteps, context, y, guidance, options)
         img = self.embed_latent(x)
         img, txt = patch_input(img, txt, options)
-
-        replaced = options.get("patches_replace", {}).get("dit", {})
         residuals = (control or {}).get("output", ())
         for index, block in enumerate(self.joint_blocks):
             options["block_index"] = index
-            hook = replaced.get(("double_block", index))
+            hook = block_hook(index, options)
             if hook is None:
                 img, txt = block(img, txt, vec, options)
             else:
                 args = {"img": img, "txt": txt, "vec": vec, "transformer_options": options}
                 out = hook(args, {"original_block": block.original_block})
                 img, txt = out["img"], out["txt"]
-            for patch in patches(options, "double_block"):
-                out = patch({"img": img, "txt": txt, "x": x, "block_index": index, "transformer_options": options})
-                img, txt = out["img"], out["txt"]
+            img, txt = patch_block(img, txt, x, index, options)
             if index < len(residuals) and residuals[index] is not None:
                 img = img + residuals[index]
         return self.unpatchify(self.final_layer(img, vec, options), *x.shape[-2:])
