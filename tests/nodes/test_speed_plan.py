@@ -375,7 +375,7 @@ def test_a_controlnet_that_begins_or_ends_is_computed_at_once(step_cache):
 def test_reuse_of_the_last_run_is_off_and_says_why(bench, step_cache):
     model = cached(bench, step_cache, uncond_every=2)
     written = bench.all(model=model, reuse=True)[2]
-    assert "Reuse: not possible, SpeedPlan carries predictions over from earlier steps" in written
+    assert "Reuse: not possible, SpeedPlan extrapolates from the predictions of earlier steps" in written
     off, _ = bench.module("caching").SpeedPlan().apply(model, "1x (off)")
     step_cache_of = bench.module("comfyui.patching").step_cache_of
     assert step_cache_of(off) is None and step_cache_of(model) is not None
