@@ -156,11 +156,11 @@ def _of_type(kind: type[Value], options: Mapping[str, Any]) -> list[Attached[Val
 def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
     # The guider's options are a copy that ComfyUI made for this run.
     options = executor.class_obj.model_options["transformer_options"]
-    cache = _step_cache(options)
+    cache, levels = _step_cache(options), tuple(sigmas.tolist())
     run = options[RUN] = Run(
-        sigmas=tuple(sigmas.tolist()),
+        sigmas=levels,
         evaluated=getattr(getattr(sampler, "sampler_function", sampler), "evaluated", None),
-        step_cache=None if cache is None else StepCacheRun(cache.value, sigmas.tolist()),
+        step_cache=None if cache is None else StepCacheRun(cache.value, levels),
     )
     adaln = run.adaln = adaln_cache.make(executor.class_obj, run.evaluated or run.sigmas[:-1])
     if adaln is not None:

@@ -80,5 +80,5 @@ def resume_state(latent: dict[str, Any]) -> ResumeState | None:
 
 
 def without_history(state: ResumeState) -> ResumeState:
-    """The state for a solver that starts anew from x."""
+    """The state without its history: a solver starts from x alone."""
     return replace(state, history=())

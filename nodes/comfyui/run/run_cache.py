@@ -58,10 +58,8 @@ class RunCache:
         solver = (steps.solver, steps.options, steps.seeds, steps.start, float(steps.sigmas[0]))
         shift = getattr(sampled.get_model_object("model_sampling"), "shift", None)
         inputs = fingerprint([model.load_device, *conditionings, *latent, seed, shift, *solver])
-        key, segments = (
-            (of_model(model, model_options=options, wrappers=wrappers), inputs),
-            segments_of(sampled, controls, steps),
-        )
+        key = of_model(model, model_options=options, wrappers=wrappers), inputs
+        segments = segments_of(sampled, controls, steps)
         same = takewhile(lambda pair: pair[0] == pair[1], zip(self._segments, segments, strict=False))
         valid = sum(1 for _ in same) if self._key is not None and self._key == key else -1
         self._states = {index: state for index, state in self._states.items() if index <= valid}
