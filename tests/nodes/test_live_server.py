@@ -80,7 +80,7 @@ def test_a_plain_import_of_nodes_is_comfyuis_in_tests_and_in_scripts(comfy_path,
 def test_the_packs_messages_are_below_one_logger_and_comfyui_shows_them_from_info_on(comfyui, pack):
     loggers = [name for name in logging.root.manager.loggerDict if name.startswith("mmdit")]
     used = [name for name in loggers if isinstance(logging.root.manager.loggerDict[name], logging.Logger)]
-    assert used and all(name.startswith((f"{pack.__name__}.", "mmdit_core.")) for name in used)
+    assert used and all(f"{name}.".startswith((f"{pack.__name__}.", "mmdit_core.")) for name in used)
     load = {"class_type": "MMDiTLoader", "inputs": {"checkpoint": "mmdit-small.safetensors", "weight_dtype": "bf16"}}
     text = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}
     comfyui.run({"1": load, "2": text})
