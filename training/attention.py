@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmdit_core.models.layers import attention
+from mmdit_core.models.attention import attention
 
 
 def plain_attention(

@@ -21,7 +21,7 @@ CACHED_WEIGHTS = ("adaLN_modulation", "t_embedder", "y_embedder", "context_embed
 # Rows of each matmul that fills the table. Always as many, because a row then has the same bits whichever rows are
 # computed with it: a resumed run continues exactly. A CPU computes what the next steps need; on a GPU this matmul is
 # memory-bound, so 40 steps of two prompts are one pass over the weights.
-TILE_CPU, TILE = 32, 80
+TILE_CPU, TILE = 16, 80
 TEXTS = 8  # embedded texts that a run keeps
 
 
@@ -67,23 +67,22 @@ def tile_rows(device: torch.device) -> int:
     return TILE_CPU if device.type == "cpu" else TILE
 
 
-def embed(
-    model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, guidance: Tensor | None, options: dict
-) -> tuple[Tensor, Tensor]:
-    """vec [B, D] and txt [B, L, D] of a model call, looked up if the run has a table with this call.
+def lookup(
+    model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, options: dict[str, Any]
+) -> tuple[Tensor, Tensor] | None:
+    """vec [B, D] and txt [B, L, D] of a model call; None if the run has no table with this call.
 
-    Args: as for `MMDiT.forward`; options, of which only a cache that serves this call stays.
+    Args: as for `MMDiT.forward`; options of the call, of which a cache stays only if it serves the call.
     """
     cache, call = options.pop(CACHE, None), options.pop(CALL, None)
     known = None if cache is None else cache.lookup(model, x, timesteps, context, y, call)
-    if known is None:
-        return model.embed_vector(timesteps, y, guidance, dtype=x.dtype), model.context_embedder(context)
-    options[CACHE] = cache
+    if known is not None:
+        options[CACHE] = cache
     return known
 
 
-def looked_up(layer: nn.Module, vec: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """layer(vec) [B, n * D] of an AdaLN layer, looked up if the run has a table with these rows."""
+def output(layer: nn.Module, vec: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """layer(vec) [B, n * D] of an AdaLN layer: from the run's table, or computed if vec is not of its rows."""
     cache: AdaLNCache | None = options.get(CACHE)
     known = None if cache is None else cache.output(layer, vec)
     return layer(vec) if known is None else known

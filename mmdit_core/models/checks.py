@@ -18,8 +18,8 @@ class LatentTooLarge(ValueError):
         self.size, self.most = size, most
 
 
-def check_inputs(model: Any, x: Tensor, context: Tensor | None, y: Tensor | None) -> Tensor:
-    """The context [B, L, W], if the inputs of `MMDiT.forward` fit the model. Raises: ValueError."""
+def check_inputs(model: Any, x: Tensor, context: Tensor | None, y: Tensor | None) -> None:
+    """Refuse inputs of `MMDiT.forward` that do not fit the model. Raises: ValueError."""
     config, embedder = model.config, model.context_embedder
     if x.ndim != 4 or x.shape[1] != config.in_channels:
         raise ValueError(f"MMDiT: the latent is {list(x.shape)}; this model takes [B, {config.in_channels}, H, W]")
@@ -32,4 +32,3 @@ def check_inputs(model: Any, x: Tensor, context: Tensor | None, y: Tensor | None
     dtype = embedder.weight.dtype if type(embedder) is nn.Linear else x.dtype
     if not x.dtype == context.dtype == dtype and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(f"MMDiT: latent {x.dtype}, context {context.dtype}, weights {dtype}: give all one dtype")
-    return context

@@ -1,4 +1,4 @@
-"""The layers of an MMDiT: attention, modulation, MLP, and the embeddings of timestep, position and latent.
+"""The layers of an MMDiT: modulation, projections of an attention, MLP, embeddings of timestep, position and latent.
 
 Each layer takes `operations`, a namespace with Linear, Conv2d and RMSNorm, and the factory arguments device and dtype.
 """
@@ -6,7 +6,7 @@ Each layer takes `operations`, a namespace with Linear, Conv2d and RMSNorm, and 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,41 +15,21 @@ from torch import Tensor, nn
 from ..config import MMDiTConfig
 
 NORM_EPS = 1e-6
+TIME_FEATURES = 256  # of a timestep's embedding
+ABSENT: Any = None  # in place of what a stream does not have
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    mask: Tensor | None = None,
-    *,
-    skip_reshape: bool = False,
-    skip_output_reshape: bool = False,
-    transformer_options: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    """Scaled dot-product attention.
+class Modulation(NamedTuple):
+    """AdaLN's vectors for one sublayer, each [B, 1, D]; a sublayer whose output is unused has no gate."""
 
-    Args: q, k, v [B, L, heads * d], or [B, heads, L, d] with skip_reshape; mask broadcast to [B, heads, Lq, Lk], added
-        to the logits; transformer_options may hold "optimized_attention_override", a function
-        g(attention, q, k, v, heads, ...) that is called instead; kwargs may hold the scale of the logits.
-    Returns: [B, Lq, heads * d], or [B, heads, Lq, d] with skip_output_reshape.
-    """
-    options = dict(transformer_options or {})
-    override = options.pop("optimized_attention_override", None)
-    if override is not None:
-        kwargs.update(skip_reshape=skip_reshape, skip_output_reshape=skip_output_reshape, transformer_options=options)
-        return override(attention, q, k, v, heads, mask=mask, **kwargs)
-    if not skip_reshape:
-        q, k, v = (s.unflatten(-1, (heads, -1)).transpose(1, 2) for s in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=kwargs.get("scale"))
-    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor = ABSENT
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift; x [B, L, D], shift and scale [B, 1, D]."""
-    return torch.addcmul(shift, x, 1 + scale)
+def modulate(x: Tensor, mod: Modulation) -> Tensor:
+    """x * (1 + scale) + shift; x [B, L, D]."""
+    return torch.addcmul(mod.shift, x, 1 + mod.scale)
 
 
 def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
@@ -57,7 +37,7 @@ def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     return torch.addcmul(x, gate, update)
 
 
-def timestep_embedding(timesteps: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal features of the timestep, always in float32: a half-precision timestep of 1000 errs by 0.04.
 
     Args: timesteps [B] in 0..1000; dim, even.
@@ -65,7 +45,7 @@ def timestep_embedding(timesteps: Tensor, dim: int = 256, max_period: float = 10
     """
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
@@ -133,19 +113,20 @@ class AttentionProjections(nn.Module):
     A stream whose attention output is unused (the text of the last block) has no output projection.
     """
 
-    def __init__(self, config: MMDiTConfig, *, with_output: bool = True, operations: Any = nn, **factory: Any):
+    def __init__(self, config: MMDiTConfig, *, has_output: bool = True, operations: Any = nn, **factory: Any):
         super().__init__()
         size = config.hidden_size
         self.num_heads = config.num_heads
         self.qkv = operations.Linear(size, 3 * size, bias=config.qkv_bias, **factory)
-        if with_output:
+        if has_output:
             self.proj = operations.Linear(size, size, **factory)
-        self.ln_q = self.ln_k = nn.Identity()
         if config.qk_norm == "rms":
             self.ln_q = operations.RMSNorm(config.head_dim, eps=NORM_EPS, **factory)
             self.ln_k = operations.RMSNorm(config.head_dim, eps=NORM_EPS, **factory)
+        else:
+            self.ln_q, self.ln_k = nn.Identity(), nn.Identity()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def to_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, L, D] -> q, k, v, each [B, heads, L, d]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         return self.ln_q(q).transpose(1, 2), self.ln_k(k).transpose(1, 2), v.transpose(1, 2)

@@ -15,66 +15,63 @@ from torch import Tensor, nn
 
 from ..config import MMDiTConfig
 from . import adaln
+from .attention import attention as plain_attention
 from .checks import VAE_FACTOR, LatentTooLarge, check_inputs
 from .layers import (
+    ABSENT,
     NORM_EPS,
+    TIME_FEATURES,
     AttentionProjections,
     Embedder,
     Mlp,
+    Modulation,
     PatchEmbed,
-    attention,
     gated,
     modulate,
     timestep_embedding,
 )
 from .patches import block_hook, patch_attention, patch_block, patch_input, patch_qkv
 
-TIME_FEATURES = 256
-
 Options = dict[str, Any]
 
 
-class Modulation(NamedTuple):
-    """AdaLN's vectors for one sublayer, each [B, 1, D]. The last block's text has no gate: its output is unused."""
-
-    shift: Tensor
-    scale: Tensor
-    gate: Tensor = None  # type: ignore[assignment]
-
-
 class StreamModulation(NamedTuple):
-    """AdaLN's vectors for one stream of a block. Only a block with a second attention has attn2."""
+    """AdaLN's vectors for the sublayers of one stream, in the checkpoints' order.
+
+    The last block's text has an attention alone; only some blocks have a second one.
+    """
 
     attn: Modulation
-    mlp: Modulation = None  # type: ignore[assignment]
-    attn2: Modulation = None  # type: ignore[assignment]
+    mlp: Modulation = ABSENT
+    attn2: Modulation = ABSENT
 
 
 class Stream(nn.Module):
     """The layers of one stream, image or text, of a joint block.
 
-    Args: dual_attention, a second attention over the stream's own tokens; pre_only, the stream ends at the attention.
+    Args: dual_attention, a second attention over the stream's own tokens; has_output, False if the stream ends at the
+        attention; operations, a namespace with the layers' classes; factory, their device and dtype.
     """
 
     def __init__(
-        self, config: MMDiTConfig, *, dual_attention=False, pre_only=False, operations: Any = nn, **factory: Any
+        self, config: MMDiTConfig, *, dual_attention=False, has_output=True, operations: Any = nn, **factory: Any
     ):
         super().__init__()
-        size, norm = config.hidden_size, {"elementwise_affine": False, "eps": NORM_EPS, **factory}
-        self.norm1 = operations.LayerNorm(size, **norm)
-        self.attn = AttentionProjections(config, with_output=not pre_only, operations=operations, **factory)
+        size, norm = config.hidden_size, {"elementwise_affine": False, "eps": NORM_EPS}
+        self.norm1 = operations.LayerNorm(size, **norm, **factory)
+        self.attn = AttentionProjections(config, has_output=has_output, operations=operations, **factory)
         if dual_attention:
             self.attn2 = AttentionProjections(config, operations=operations, **factory)
-        if not pre_only:
-            self.norm2 = operations.LayerNorm(size, **norm)
+        if has_output:
+            self.norm2 = operations.LayerNorm(size, **norm, **factory)
             self.mlp = Mlp(size, config.mlp_ratio, operations=operations, **factory)
-        # shift, scale and gate of each sublayer; without an output, of the attention alone and without its gate
-        self.num_vectors = 2 if pre_only else 9 if dual_attention else 6
+        # shift, scale and gate of attention, MLP and second attention; a stream without output has no gate
+        self.num_vectors = 3 * (2 + dual_attention) if has_output else 2
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, self.num_vectors * size, **factory))
 
     def modulation(self, vec: Tensor, options: Options) -> StreamModulation:
         """vec [B, D] -> the vectors of each sublayer."""
-        vectors = adaln.looked_up(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(self.num_vectors, dim=-1)
+        vectors = adaln.output(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(self.num_vectors, dim=-1)
         return StreamModulation(*(Modulation(*vectors[i : i + 3]) for i in range(0, self.num_vectors, 3)))
 
 
@@ -84,55 +81,58 @@ class JointBlock(nn.Module):
     Source: Esser et al. 2024, figure 2b; the second attention over the image is that of SD3.5 Medium (MMDiT-X).
     """
 
-    def __init__(self, config: MMDiTConfig, index: int, *, attention: Callable[..., Tensor], **factory: Any):
+    def __init__(
+        self,
+        config: MMDiTConfig,
+        index: int,
+        *,
+        attention: Callable[..., Tensor],
+        operations: Any = nn,
+        **factory: Any,
+    ):
         super().__init__()
         self.dual_attention = index in config.dual_attention
-        self.is_last = index == config.depth - 1  # the text is unused after it
+        self.has_text_output = index < config.depth - 1  # the text is unused after the last block
         self.num_heads = config.num_heads
         self.attention = attention
-        self.context_block = Stream(config, pre_only=self.is_last, **factory)
-        self.x_block = Stream(config, dual_attention=self.dual_attention, **factory)
+        self.context_block = Stream(config, has_output=self.has_text_output, operations=operations, **factory)
+        self.x_block = Stream(config, dual_attention=self.dual_attention, operations=operations, **factory)
 
     def forward(self, img: Tensor, txt: Tensor, vec: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
         """img [B, Li, D], txt [B, Lt, D], vec [B, D] -> img and txt; txt is None after the last block."""
-        img_block, txt_block = self.x_block, self.context_block  # the checkpoints' names of the two streams
-        img_mod = img_block.modulation(vec, options)
-        txt_mod = txt_block.modulation(vec, options)
+        img_stream, txt_stream = self.x_block, self.context_block  # the checkpoints' names
+        img_mod = img_stream.modulation(vec, options)
+        txt_mod = txt_stream.modulation(vec, options)
+        img_slice = [txt.shape[1], txt.shape[1] + img.shape[1]]
 
-        # attention over [text; image]
-        img_normed = img_block.norm1(img)
-        img_q, img_k, img_v = img_block.attn(modulate(img_normed, img_mod.attn.shift, img_mod.attn.scale))
-        txt_normed = txt_block.norm1(txt)
-        txt_q, txt_k, txt_v = txt_block.attn(modulate(txt_normed, txt_mod.attn.shift, txt_mod.attn.scale))
-        q = torch.cat((txt_q, img_q), dim=2)
-        k = torch.cat((txt_k, img_k), dim=2)
-        v = torch.cat((txt_v, img_v), dim=2)
-        img_slice = [txt.shape[1], q.shape[2]]
+        # queries, keys and values of [text; image]
+        img_normed = img_stream.norm1(img)
+        img_qkv = img_stream.attn.to_qkv(modulate(img_normed, img_mod.attn))
+        txt_qkv = txt_stream.attn.to_qkv(modulate(txt_stream.norm1(txt), txt_mod.attn))
+        q, k, v = (torch.cat(both, dim=2) for both in zip(txt_qkv, img_qkv, strict=True))
+
+        # joint attention
         q, k, v, mask = patch_qkv(q, k, v, img_slice, options)
         attn = self.attention(q, k, v, self.num_heads, mask=mask, skip_reshape=True, transformer_options=options)
-        attn = patch_attention(attn, img_slice, options)
-        txt_attn, img_attn = attn[:, : txt.shape[1]], attn[:, txt.shape[1] :]
-        img = gated(img, img_mod.attn.gate, img_block.attn.proj(img_attn))
-        if not self.is_last:
-            txt = gated(txt, txt_mod.attn.gate, txt_block.attn.proj(txt_attn))
-        # memory peaks in the MLP
-        del q, k, v, img_q, img_k, img_v, txt_q, txt_k, txt_v, txt_normed, attn, txt_attn, img_attn
+        txt_attn, img_attn = patch_attention(attn, img_slice, options).tensor_split(img_slice[:1], dim=1)
+        img = gated(img, img_mod.attn.gate, img_stream.attn.proj(img_attn))
+        if self.has_text_output:
+            txt = gated(txt, txt_mod.attn.gate, txt_stream.attn.proj(txt_attn))
+        del img_qkv, txt_qkv, q, k, v, attn, txt_attn, img_attn  # memory peaks in the MLP
 
         # second attention, over the image alone
         if self.dual_attention:
-            q, k, v = img_block.attn2(modulate(img_normed, img_mod.attn2.shift, img_mod.attn2.scale))
+            q, k, v = img_stream.attn2.to_qkv(modulate(img_normed, img_mod.attn2))
             attn2 = self.attention(q, k, v, self.num_heads, skip_reshape=True, transformer_options=options)
-            img = gated(img, img_mod.attn2.gate, img_block.attn2.proj(attn2))
+            img = gated(img, img_mod.attn2.gate, img_stream.attn2.proj(attn2))
             del q, k, v, attn2
         del img_normed
 
         # MLP of each stream
-        img_hidden = modulate(img_block.norm2(img), img_mod.mlp.shift, img_mod.mlp.scale)
-        img = gated(img, img_mod.mlp.gate, img_block.mlp(img_hidden))
-        if self.is_last:
+        img = gated(img, img_mod.mlp.gate, img_stream.mlp(modulate(img_stream.norm2(img), img_mod.mlp)))
+        if not self.has_text_output:
             return img, None
-        txt_hidden = modulate(txt_block.norm2(txt), txt_mod.mlp.shift, txt_mod.mlp.scale)
-        txt = gated(txt, txt_mod.mlp.gate, txt_block.mlp(txt_hidden))
+        txt = gated(txt, txt_mod.mlp.gate, txt_stream.mlp(modulate(txt_stream.norm2(txt), txt_mod.mlp)))
         return img, txt
 
     def original_block(self, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,15 +153,15 @@ class FinalLayer(nn.Module):
 
     def forward(self, img: Tensor, vec: Tensor, options: Options) -> Tensor:
         """img [B, L, D], vec [B, D] -> [B, L, patch_size ** 2 * C]."""
-        shift, scale = adaln.looked_up(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(img), shift, scale))
+        vectors = adaln.output(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(img), Modulation(*vectors)))
 
 
 class MMDiT(nn.Module):
     """The velocity of a rectified flow, given a noisy latent, a timestep and a text.
 
     Args: config; device and dtype of the parameters; operations, a namespace with Linear, Conv2d, LayerNorm and
-        RMSNorm; attention, a function with the signature of `mmdit_core.models.layers.attention`.
+        RMSNorm; attention, a function with the signature of `mmdit_core.models.attention.attention`.
     """
 
     pos_embed: Tensor  # [1, pos_embed_max_size ** 2, hidden_size], fixed
@@ -172,29 +172,30 @@ class MMDiT(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         operations: Any = nn,
-        attention: Callable[..., Tensor] = attention,
+        attention: Callable[..., Tensor] = plain_attention,
     ):
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype, "operations": operations}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        layers = {"operations": operations, **factory}
         size, positions = config.hidden_size, config.pos_embed_max_size**2
         self.config = config
-        self.dtype = dtype
-        self.x_embedder = PatchEmbed(config.in_channels, size, config.patch_size, **factory)
-        self.t_embedder = Embedder(TIME_FEATURES, size, **factory)
-        self.y_embedder = Embedder(config.pooled_dim, size, **factory)
-        self.guidance_embedder = Embedder(TIME_FEATURES, size, **factory) if config.guidance_embed else None
-        self.context_embedder = operations.Linear(config.context_dim, size, device=device, dtype=dtype)
-        self.register_buffer("pos_embed", torch.zeros(1, positions, size, device=device, dtype=dtype))
+        self.dtype = dtype  # ComfyUI reads it
+        self.x_embedder = PatchEmbed(config.in_channels, size, config.patch_size, **layers)
+        self.t_embedder = Embedder(TIME_FEATURES, size, **layers)
+        self.y_embedder = Embedder(config.pooled_dim, size, **layers)
+        self.guidance_embedder = Embedder(TIME_FEATURES, size, **layers) if config.guidance_embed else None
+        self.context_embedder = operations.Linear(config.context_dim, size, **factory)
+        self.register_buffer("pos_embed", torch.zeros(1, positions, size, **factory))
         self.joint_blocks = nn.ModuleList(
-            JointBlock(config, index, attention=attention, **factory) for index in range(config.depth)
+            JointBlock(config, index, attention=attention, **layers) for index in range(config.depth)
         )
-        self.final_layer = FinalLayer(config, **factory)
+        self.final_layer = FinalLayer(config, **layers)
 
     def forward(
         self,
         x: Tensor,
         timesteps: Tensor,
-        context: Tensor | None = None,
+        context: Tensor,
         y: Tensor | None = None,
         guidance: Tensor | None = None,
         control: Mapping[str, Any] | None = None,
@@ -212,10 +213,14 @@ class MMDiT(nn.Module):
         Returns: [B, C, H, W], the dtype of x.
         Raises: ValueError for inputs whose shapes or dtypes do not fit; LatentTooLarge.
         """
-        context = check_inputs(self, x, context, y)
+        check_inputs(self, x, context, y)
         # Patches read the kind and the number of blocks.
         options = {**(transformer_options or {}), "block_type": "double", "total_blocks": len(self.joint_blocks)}
-        vec, txt = adaln.embed(self, x, timesteps, context, y, guidance, options)
+        known = adaln.lookup(self, x, timesteps, context, y, options)
+        if known is None:  # this call is not in the run's table
+            vec, txt = self.embed_vector(timesteps, y, guidance, dtype=x.dtype), self.context_embedder(context)
+        else:
+            vec, txt = known
         img = self.embed_latent(x)
         img, txt = patch_input(img, txt, options)
         residuals = (control or {}).get("output", ())
@@ -272,7 +277,8 @@ class MMDiT(nn.Module):
     def unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """[B, L, patch_size ** 2 * C] -> [B, C, height, width]; the padding of odd sizes is cut off."""
         p = self.config.patch_size
-        rows, columns = -(-height // p), -(-width // p)
+        rows, columns = -(-height // p), -(-width // p)  # rounded up
         grid = tokens.view(tokens.shape[0], rows, columns, p, p, -1)
-        latent = grid.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, rows * p, columns * p)
+        latent = grid.permute(0, 5, 1, 3, 2, 4)  # [B, rows, columns, p, p, C] -> [B, C, rows, p, columns, p]
+        latent = latent.reshape(tokens.shape[0], -1, rows * p, columns * p)
         return latent[:, :, :height, :width]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import list_modules
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md", "training/RECORD.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -37,3 +39,7 @@ def test_every_image_and_data_file_in_docs_belongs_to_a_page():
     texts = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     files = [path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".json", ".png")]
     assert [name for name in sorted(files) if name not in texts] == []
+
+
+def test_the_list_of_modules_is_up_to_date():
+    assert list_modules.TARGET.read_text(encoding="utf-8") == list_modules.page()

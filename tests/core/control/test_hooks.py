@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdit_core import MMDiT, MMDiTConfig
-from mmdit_core.models.layers import attention
+from mmdit_core.models.attention import attention
 
 CONFIG = MMDiTConfig(
     hidden_size=64, num_heads=2, depth=3, context_dim=24, pooled_dim=20, pos_embed_max_size=8, dual_attention=(1,)

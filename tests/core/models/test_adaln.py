@@ -33,7 +33,7 @@ def any_model(request):
     return random_model(CONFIGS[request.param])
 
 
-@pytest.fixture(params=[TILE_CPU, TILE, 16])
+@pytest.fixture(params=[TILE_CPU, TILE, 32])
 def tile(request, monkeypatch):
     """Each size of a tile, on the device that is here."""
     monkeypatch.setattr(adaln, "TILE_CPU", request.param)

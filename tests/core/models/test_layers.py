@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mmdit_core import MMDiTConfig
-from mmdit_core.models.layers import AttentionProjections, Mlp, PatchEmbed, attention
+from mmdit_core.models.attention import attention
+from mmdit_core.models.layers import AttentionProjections, Mlp, PatchEmbed
 from tests.core.models.tiny import CONFIGS, inputs, random_model
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -20,7 +21,7 @@ def test_each_head_has_its_own_part_of_the_projection_and_queries_and_keys_are_n
     for norm in (layer.ln_q, layer.ln_k):
         norm.weight.normal_()
     flat = layer.qkv(x)
-    for part, (found, norm) in enumerate(zip(layer(x), (layer.ln_q, layer.ln_k, None), strict=True)):
+    for part, (found, norm) in enumerate(zip(layer.to_qkv(x), (layer.ln_q, layer.ln_k, None), strict=True)):
         for head in range(2):
             expected = flat[..., 128 * part + 64 * head : 128 * part + 64 * (head + 1)]
             if norm is not None:
@@ -33,7 +34,7 @@ def test_a_forward_hook_keeps_an_output_that_nothing_writes_into(watched):
     layer, seen = AttentionProjections(CONFIG), []
     getattr(layer, watched).register_forward_hook(lambda layer, given, out: seen.append((out, out.clone())))
     with torch.inference_mode():
-        layer(torch.randn(2, 300, 128))
+        layer.to_qkv(torch.randn(2, 300, 128))
     assert len(seen) == 1 and torch.equal(*seen[0])
 
 
