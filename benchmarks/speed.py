@@ -10,8 +10,8 @@ table has the median of the rounds of all processes and, in brackets, the lowest
 where tensors are in memory makes a model a few percent faster or slower for the life of a process.
 
 Weights read are the parameters of every layer that a step calls. FLOPs are counted by torch: matmuls and convolutions,
-no attention. Memory is the peak of the first two steps of a run besides the weights, in a process of its own. With
---loading, also the time and memory to load the whole model, see `benchmarks.loading`.
+no attention. Memory is the peak of what torch allocates in the first step of a run; the weights do not count.
+With --loading, also the time and memory to load the whole model, see `benchmarks.loading`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import loading, peers
 from benchmarks.flops import flop_counter
@@ -131,13 +133,25 @@ def weights_read(model: torch.nn.Module, step: Callable[[], Any]) -> int:
     return read["bytes"]
 
 
+@contextmanager
+def allocations() -> Iterator[dict[str, int]]:
+    """A dictionary that is filled at the end: "peak", the most bytes that torch allocated at once in between."""
+    found: dict[str, int] = {}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        yield found
+    events = watched.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    found["peak"] = max(itertools.accumulate(size for _, size in changes))
+
+
 def counted(runner: Runner) -> dict[str, Any]:
-    """What the second step of a run reads and executes, and the velocities of the first two. Also the warm-up."""
-    runner.start()
-    made = [runner.step(0).float()]
+    """The first step's memory, what the second step reads and executes, and their velocities. Also the warm-up."""
+    with allocations() as memory:
+        runner.start()
+        made = [runner.step(0).float()]
     with flop_counter() as counter:
         read = weights_read(runner.model, lambda: made.append(runner.step(1).float()))
-    return {"read": read, "flops": counter.get_total_flops(), "made": made}
+    return {"read": read, "flops": counter.get_total_flops(), "memory": memory["peak"], "made": made}
 
 
 def compare(made: Mapping[str, Sequence[torch.Tensor]], dtype: torch.dtype) -> None:
@@ -165,17 +179,6 @@ def timed(runners: Mapping[str, Runner], order: Sequence[str], figures: Sequence
 
 
 @torch.inference_mode()
-def _memory_child(contender: str, number: str, path: str) -> None:
-    case = CASES[int(number)]
-    runner = Runner(contender, case, read_state(Path(path), case.dtype))
-    with loading.watched() as memory:
-        runner.start()
-        for index in (0, 1):
-            runner.step(index)
-    print(json.dumps(memory["own"]))
-
-
-@torch.inference_mode()
 def _rounds_child(number: str, path: str, process: str, rounds: str) -> None:
     case = CASES[int(number)]
     state = read_state(Path(path), case.dtype)
@@ -188,12 +191,12 @@ def _rounds_child(number: str, path: str, process: str, rounds: str) -> None:
     print(json.dumps({"counts": counts, "rounds": found}))
 
 
-def child(what: str, *given: str) -> Any:
+def child(*given: str) -> Any:
     """What a process of its own measures."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--child", what, *given]
+    command = [sys.executable, "-m", "benchmarks.speed", "--child", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{what} of {given} could not be measured:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"the rounds of {given} could not be measured:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -215,8 +218,7 @@ def row(case: Case, figure: str, values: Mapping[str, float], digits: int, ratio
 def measure(case: Case, path: Path, rounds: int) -> Iterator[str]:
     """The rows of a case. Args: rounds in each process."""
     number = str(CASES.index(case))
-    memory = {name: child("memory", name, number, str(path)) / 1e6 for name in CONTENDERS}
-    found = [child("rounds", number, str(path), str(process), str(rounds)) for process in range(case.processes)]
+    found = [child(number, str(path), str(process), str(rounds)) for process in range(case.processes)]
     counts = found[0]["counts"]
     for figure in case.figures:
         seconds = {name: [[each[name][figure] for each in one["rounds"]] for one in found] for name in CONTENDERS}
@@ -225,7 +227,7 @@ def measure(case: Case, path: Path, rounds: int) -> Iterator[str]:
     for figure, values, digits in (
         ("weights read in a step, GB", {name: counts[name]["read"] / 1e9 for name in CONTENDERS}, 3),
         ("TFLOP in a step", {name: counts[name]["flops"] / 1e12 for name in CONTENDERS}, 3),
-        ("memory besides the weights, MB", memory, 0),
+        ("memory besides the weights, MB", {name: counts[name]["memory"] / 1e6 for name in CONTENDERS}, 0),
     ):
         yield row(case, figure, values, digits, {name: f"{values[OURS] / values[name]:.3f}" for name in PEERS})
 
@@ -265,8 +267,7 @@ def main() -> None:
     given = parser.parse_args()
     in_process.prepare("--cpu")
     if given.child:
-        what, *arguments = given.child
-        {"memory": _memory_child, "rounds": _rounds_child}[what](*arguments)
+        _rounds_child(*given.child)
         return
     names = " | ".join((*CONTENDERS, *(f"ours / {name}" for name in PEERS)))
     lines = [

@@ -75,6 +75,11 @@ class Stream(nn.Module):
         return StreamModulation(*(Modulation(*vectors[i : i + 3]) for i in range(0, self.num_vectors, 3)))
 
 
+def joined(txt_qkv: Iterable[Tensor], img_qkv: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """q, k, v [B, heads, Lt + Li, d] of [text; image]."""
+    return tuple(torch.cat(both, dim=2) for both in zip(txt_qkv, img_qkv, strict=True))
+
+
 class JointBlock(nn.Module):
     """Two streams, image and text, with weights of their own and one attention over both.
 
@@ -105,20 +110,19 @@ class JointBlock(nn.Module):
         txt_mod = txt_stream.modulation(vec, options)
         img_slice = [txt.shape[1], txt.shape[1] + img.shape[1]]
 
-        # queries, keys and values of [text; image]
+        # attention over [text; image]
         img_normed = img_stream.norm1(img)
-        img_qkv = img_stream.attn.to_qkv(modulate(img_normed, img_mod.attn))
-        txt_qkv = txt_stream.attn.to_qkv(modulate(txt_stream.norm1(txt), txt_mod.attn))
-        q, k, v = (torch.cat(both, dim=2) for both in zip(txt_qkv, img_qkv, strict=True))
-
-        # joint attention
+        q, k, v = joined(
+            txt_stream.attn.to_qkv(modulate(txt_stream.norm1(txt), txt_mod.attn)),
+            img_stream.attn.to_qkv(modulate(img_normed, img_mod.attn)),
+        )
         q, k, v, mask = patch_qkv(q, k, v, img_slice, options)
         attn = self.attention(q, k, v, self.num_heads, mask=mask, skip_reshape=True, transformer_options=options)
         txt_attn, img_attn = patch_attention(attn, img_slice, options).tensor_split(img_slice[:1], dim=1)
         img = gated(img, img_mod.attn.gate, img_stream.attn.proj(img_attn))
         if self.has_text_output:
             txt = gated(txt, txt_mod.attn.gate, txt_stream.attn.proj(txt_attn))
-        del img_qkv, txt_qkv, q, k, v, attn, txt_attn, img_attn  # memory peaks in the MLP
+        del q, k, v, attn, txt_attn, img_attn  # memory peaks in the MLP
 
         # second attention, over the image alone
         if self.dual_attention:

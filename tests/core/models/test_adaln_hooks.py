@@ -8,6 +8,7 @@ import torch
 from mmdit_core.control.hooks import compile_controls
 from mmdit_core.control.model_call import ModelCall
 from mmdit_core.control.spec import BlockControl
+from mmdit_core.models import adaln
 from tests.core.models.tiny import LEVELS, TOLERANCE, call, error, inputs, reads
 
 
@@ -67,7 +68,8 @@ def controlled(names, branches, batch, previous=None):
 
 @pytest.mark.parametrize("branches", [(0, 1), (1, 0), (0, 1, 0), (1, 1, 0)])
 @pytest.mark.parametrize("names", [*([name] for name in CONTROLS), ["skip, negative", "boost"]], ids=", ".join)
-def test_block_controls_read_no_adaln_weights_either(model, inference, names, branches):
+def test_block_controls_read_no_adaln_weights_either(model, inference, monkeypatch, names, branches):
+    monkeypatch.setattr(adaln, "TILE_CPU", 4 * 2 * len(branches))  # the four steps are in one tile
     given = inputs(2 * len(branches))
     hooks = controlled(names, branches, 2 * len(branches))[2]
     replace = {"patches_replace": {"dit": hooks}}
