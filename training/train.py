@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.flow.path import flow_loss, interpolate, sample_timesteps
-from mmdit_core.models.init import init_weights
 
 from .attention import plain_attention
 from .batches import Batch, sample_batch
 from .checkpoints import load_run, read_tensors, save_run
 from .decoder import projection_for
+from .init import init_weights
 from .settings import Settings
 from .text import TextEncoders
 from .text_pretraining import load_or_pretrain

@@ -49,21 +49,6 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
-def sincos_positions(dim: int, size: int) -> Tensor:
-    """Fixed two-dimensional positions, as SD3 stores them: half the channels for the column, half for the row.
-
-    Args: dim, a multiple of 4; size, the side of the grid in patches.
-    Returns: [1, size * size, dim] float32, row by row.
-    """
-    quarter = dim // 4
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    angles = torch.arange(size, dtype=torch.float64)[:, None] * frequencies
-    line = torch.cat((angles.sin(), angles.cos()), dim=-1).float()
-    columns = line[None, :, :].expand(size, size, -1)
-    rows = line[:, None, :].expand(size, size, -1)
-    return torch.cat((columns, rows), dim=-1).reshape(1, size * size, dim)
-
-
 class Embedder(nn.Module):
     """Linear, SiLU, linear: the embedding of a vector (timestep features, pooled text, guidance features)."""
 
