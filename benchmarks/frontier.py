@@ -1,9 +1,9 @@
 """`python -m benchmarks.frontier`: the cost of each way to compute less, on the small model, and of mixtures.
 
-Held-out prompts, 28 steps of euler, cfg 4.5, sampled by the pack's nodes in ComfyUI: uncond reused or left out, whole
-steps extrapolated, blocks skipped, ComfyUI's EasyCache, both together, and fewer steps. For each point: the FLOPs
-executed, counted, as a fraction of the full run's; the images right in every attribute, with Wilson's interval; the
-paired difference to the full run; and the distance of the latents to the full run's.
+Held-out prompts, 28 steps of euler, cfg 4.5, sampled by the pack's nodes in ComfyUI: uncond reused, cfg in a part of
+the sampling, whole steps extrapolated, blocks skipped, ComfyUI's EasyCache, both together, and fewer steps. For each
+point: the FLOPs executed, counted, as a fraction of the full run's; the images right in every attribute, with Wilson's
+interval; the paired difference to the full run; and the distance of the latents to the full run's.
 
 Results are written after every point of a round of 32 images; a run that was cancelled continues there. Blocks are
 skipped in the order of docs/block-map.json, least effect first. The plans of the node SpeedPlan have their measured
@@ -19,7 +19,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from benchmarks.attributes.prompts import SETS, Prompt, read_prompts
 from benchmarks.flops import flop_counter
 from mmdit_core.caching.plans import PLANS
 from mmdit_core.caching.step_cache import StepCache
-from mmdit_core.flow.window import Window
 from scripts import in_process
 
 ROOT = Path(__file__).parents[1]
@@ -48,14 +47,16 @@ FULL = "everything"
 class Point:
     """One way to compute less.
 
-    Fields: curve, its line in the plot; name; steps; step_cache; both and negative, how many blocks are skipped on both
-    branches and on the negative one, least effect first; cache, EasyCache's threshold, 0 for none.
+    Fields: curve, its line in the plot; name; steps; step_cache; window, where in the sampling cfg acts; both and
+    negative, how many blocks are skipped on both branches and on the negative one, least effect first; cache,
+    EasyCache's threshold, 0 for none.
     """
 
     curve: str
     name: str
     steps: int = STEPS
     step_cache: StepCache = StepCache()
+    window: tuple[float, float] = (0.0, 1.0)
     both: int = 0
     negative: int = 0
     cache: float = 0.0
@@ -84,25 +85,23 @@ POINTS = (
     *cached("every n-th step throughout", [(f"steps every {n}", StepCache(every=n)) for n in (2, 3)]),
     *cached("uncond reused", [(f"uncond every {n}", StepCache(uncond_every=n)) for n in (2, 3, 4)]),
     *(Point("EasyCache", f"EasyCache {cache:g}", cache=cache) for cache in (0.1, 0.2, 0.05)),
-    *cached(
-        "cfg window's end", [(f"cfg up to {at:.0%}", StepCache(window=Window(end=at))) for at in (0.5, 0.75, 0.25)]
-    ),
+    *(Point("cfg window's end", f"cfg up to {at:.0%}", window=(0.0, at)) for at in (0.5, 0.75, 0.25)),
     *(
         Point("blocks and EasyCache", f"blocks and EasyCache {c:g}", both=1, negative=2, cache=c)
         for c in (0.1, 0.0, 0.05)
     ),
     *(Point("blocks, negative", f"{count} blocks, negative", negative=count) for count in (1, 2, 3, 4)),
     *(Point("blocks, both", f"{count} blocks, both", both=count) for count in (1, 2)),
-    *cached("cfg window's start", [(f"cfg from {at:.0%}", StepCache(window=Window(at))) for at in (0.1, 0.25)]),
+    *(Point("cfg window's start", f"cfg from {at:.0%}", window=(at, 1.0)) for at in (0.1, 0.25)),
     *cached(
         "mixtures",
         (
             ("warmup, uncond every 2", StepCache(uncond_every=2, warmup=0.25)),
             ("steps and uncond every 2", StepCache(every=2, uncond_every=2)),
-            ("steps every 2, cfg up to 75%", StepCache(every=2, window=Window(0.0, 0.75))),
-            ("uncond every 3, cfg up to 75%", StepCache(uncond_every=3, window=Window(0.0, 0.75))),
         ),
     ),
+    Point("mixtures", "steps every 2, cfg up to 75%", step_cache=StepCache(every=2), window=(0.0, 0.75)),
+    Point("mixtures", "uncond every 3, cfg up to 75%", step_cache=StepCache(uncond_every=3), window=(0.0, 0.75)),
     Point("mixtures", "steps every 2, EasyCache 0.1", step_cache=StepCache(every=2), cache=0.1),
     *cached(
         "last prediction repeated",
@@ -152,8 +151,8 @@ class Bench:
                 blocks = ",".join(str(block) for block in self.order[:count])
                 model = self.module("control").BlockSkip().apply(model, blocks, branch, 0.0, 1.0)[0]
         if not point.step_cache.does_nothing:
-            values = {field.name: getattr(point.step_cache, field.name) for field in fields(point.step_cache)}
-            model = patching.attach(model, [patching.StepCache(**values)])  # the pack's class is not the plain import's
+            own = patching.StepCache(**asdict(point.step_cache))  # the pack's class is not the plain import's
+            model = patching.attach(model, [own])
         if point.cache:
             model = EasyCacheNode.execute(model, point.cache, 0.15, 0.95, False).result[0]
         return model
@@ -166,7 +165,8 @@ class Bench:
             part = slice(start, min(start + BATCH, first + ROUND))
             positive = [[self.context[part], {"pooled_output": self.pooled[part]}]]
             empty = {"samples": torch.zeros(len(self.context[part]), 16, 16, 16)}
-            inputs = dict(seed=seed * 100_000 + start, steps=point.steps, cfg=CFG)
+            window = dict(cfg_start=point.window[0], cfg_end=point.window[1])
+            inputs = dict(seed=seed * 100_000 + start, steps=point.steps, cfg=CFG, **window)
             with flop_counter() as counter:
                 made, *_ = sample(model, positive, self.nothing, empty, **inputs)
             flops += counter.get_total_flops()
@@ -210,10 +210,8 @@ def distances(latents: Tensor, full: Tensor) -> Tensor:
 
 
 def plain(step_cache: StepCache) -> dict[str, Any]:
-    """The fields of a step cache that are not at their defaults, as plain data; its window as [start, end]."""
-    own = {f.name: getattr(step_cache, f.name) for f in fields(step_cache)}
-    own = {name: value for name, value in own.items() if value != getattr(StepCache(), name)}
-    return {**own, **({"window": [own["window"].start, own["window"].end]} if "window" in own else {})}
+    """The fields of a step cache that are not at their defaults, as plain data."""
+    return {name: value for name, value in asdict(step_cache).items() if value != getattr(StepCache(), name)}
 
 
 def begun(point: Point) -> dict[str, Any]:
@@ -222,6 +220,7 @@ def begun(point: Point) -> dict[str, Any]:
         "curve": point.curve,
         "steps": point.steps,
         **({} if point.step_cache.does_nothing else {"step_cache": plain(point.step_cache)}),
+        **({} if point.window == (0.0, 1.0) else {"window": list(point.window)}),
         **{name: getattr(point, name) for name in ("both", "negative", "cache") if getattr(point, name)},
         "marks": dict.fromkeys(COLUMNS, ""),
         "flops": [],
@@ -231,9 +230,8 @@ def begun(point: Point) -> dict[str, Any]:
 
 def settings_of(entry: dict[str, Any]) -> dict[str, Any]:
     """The settings of an entry, without its results."""
-    return {
-        name: entry[name] for name in ("curve", "steps", "step_cache", "both", "negative", "cache") if name in entry
-    }
+    names = ("curve", "steps", "step_cache", "window", "both", "negative", "cache")
+    return {name: entry[name] for name in names if name in entry}
 
 
 def lengthened(entry: dict, scores: list[dict[str, bool]], flops: int, distance: Tensor) -> None:

@@ -12,26 +12,23 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ..flow.sigma import same_sigma
-from ..flow.window import Window
 
 ROUNDING = 1e-5  # of a fraction of the steps
-COMPUTED, REUSED, LEFT_OUT = "computed", "reused", "left out"
 
 
-@dataclass(frozen=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """What a step computes.
 
-    Fields: cond, computed or extrapolated; uncond, COMPUTED, REUSED (made of cond and the stored difference) or
-        LEFT_OUT (equal to cond, so that guidance has no effect).
+    Fields: cond, False if it is extrapolated; uncond, False if it is made of cond and the stored difference.
     """
 
     cond: bool
-    uncond: str
+    uncond: bool
 
 
 @dataclass(frozen=True)
@@ -41,19 +38,17 @@ class StepCache:
     Fields:
         every: one step in `every` is computed, >= 1; the others are extrapolated.
         uncond_every: one computed step in `uncond_every` computes uncond too, >= 1.
-        window: the part of the sampling with guidance; outside it uncond is left out.
         warmup, tail: fractions of the steps in [0, 1] before and from which all is computed.
         order: of the extrapolation; 0 repeats the last prediction, 1 draws a line through the last two.
         meant_for: steps of a run that `every` and `warmup` are meant for, 0 for any. A shorter run has no larger gaps
             in sigma, as many warmup steps, and computes its last step.
     Raises: ValueError with the field, the value and what it must be.
     Source: Liu et al. 2025, "From reusing to forecasting: accelerating diffusion models with TaylorSeers", for the
-        line; Kynkaanniemi et al. 2024, "Applying guidance in a limited interval", for the window.
+        line.
     """
 
     every: int = 1
     uncond_every: int = 1
-    window: Window = Window()
     warmup: float = 0.0
     tail: float = 1.0
     order: int = 1
@@ -69,10 +64,10 @@ class StepCache:
     @property
     def does_nothing(self) -> bool:
         """True if every prediction is computed."""
-        return self.every == self.uncond_every == 1 and self.window.is_whole
+        return self.every == self.uncond_every == 1
 
-    def plan(self, step: int, steps: int, *, guided: bool = True) -> StepPlan:
-        """What step number `step` of `steps` computes; guided, whether it is inside the window."""
+    def plan(self, step: int, steps: int) -> StepPlan:
+        """What step number `step` of `steps` computes. The first step computes all."""
         warmup = math.ceil(self.warmup * max(steps, self.meant_for) - ROUNDING)
         tail, every = self.tail * steps, self.every
         if self.meant_for:
@@ -81,28 +76,19 @@ class StepCache:
         since = step - warmup
         in_full = since < 0 or step >= tail - ROUNDING
         cond = in_full or since % every == 0
-        if not guided:
-            return StepPlan(cond, LEFT_OUT)
-        uncond = cond and (in_full or since // every % self.uncond_every == 0)
-        return StepPlan(cond, COMPUTED if uncond else REUSED)
+        return StepPlan(cond, uncond=cond and (in_full or since // every % self.uncond_every == 0))
 
     def work(self, steps: int) -> float:
         """Fraction of a guided run's predictions that are computed, for one model call a step, evenly spaced."""
-        computed, stored = 0, False
-        for step in range(steps):
-            plan = self.plan(step, steps, guided=self.window.holds(1 - step / steps, lambda percent: 1 - percent))
-            uncond = plan.uncond == COMPUTED or (plan.uncond == REUSED and not stored)
-            stored |= uncond
-            computed += (plan.cond or uncond) + uncond
-        return computed / (2 * steps)
+        return sum(sum(self.plan(step, steps)) for step in range(steps)) / (2 * steps)
 
 
 @dataclass
 class PredictionCount:
     """What a run computed, in predictions.
 
-    Fields: cond and uncond, computed; extrapolated, cond that were not computed; reused and left_out, uncond that were
-    not computed; without_uncond, predictions that had no uncond; other, what other nodes requested, all computed.
+    Fields: cond and uncond, computed; extrapolated, cond that were not computed; reused, uncond that were not computed;
+    without_uncond, predictions that had no uncond; other, what other nodes requested, all computed.
     """
 
     predictions: int = 0
@@ -110,7 +96,6 @@ class PredictionCount:
     uncond: int = 0
     extrapolated: int = 0
     reused: int = 0
-    left_out: int = 0
     without_uncond: int = 0
     other: int = 0
 
@@ -194,20 +179,19 @@ class StepCacheRun:
         begun = sum(sigma <= start or same_sigma(sigma, start) for start in self.sigmas)
         return min(max(0, begun - 1), self.steps - 1)
 
-    def begin(self, sigma: float, *, has_uncond: bool = True, guided: bool = True, kind: Hashable = None) -> Prediction:
+    def begin(self, sigma: float, *, has_uncond: bool = True, kind: Hashable = None) -> Prediction:
         """Begin a prediction; `finish` ends it.
 
-        Args: sigma > 0; has_uncond, whether uncond is requested; guided, whether the sigma is inside the step cache's
-            window; kind, what the prediction is of (shape, active prompts, hooks): a prediction is extrapolated from
-            those of its own kind alone; None if that is not known: everything is then computed.
+        Args: sigma > 0; has_uncond, whether uncond is requested; kind, what the prediction is of (shape, active
+            prompts, hooks): a prediction is extrapolated from those of its own kind alone; None if that is not known:
+            everything is then computed.
         """
         step = self.step_of(sigma)
         stored = self._stored(kind, step)
-        plan = self.step_cache.plan(step, self.steps, guided=guided)
-        uses_uncond = has_uncond and plan.uncond != LEFT_OUT
+        plan = self.step_cache.plan(step, self.steps)
         cond = None if plan.cond else stored.cond.at(sigma)
-        difference = stored.difference.at(sigma) if uses_uncond and plan.uncond == REUSED else None
-        computes_uncond = uses_uncond and difference is None
+        difference = stored.difference.at(sigma) if has_uncond and not plan.uncond else None
+        computes_uncond = has_uncond and difference is None
         computes = cond is None or computes_uncond
         count = self.count
         count.predictions += 1
@@ -215,7 +199,6 @@ class StepCacheRun:
         count.extrapolated += not computes
         count.uncond += computes_uncond
         count.reused += difference is not None
-        count.left_out += has_uncond and not uses_uncond
         count.without_uncond += not has_uncond
         return Prediction(computes, computes_uncond, has_uncond, sigma, cond, difference, stored)
 
@@ -225,7 +208,7 @@ class StepCacheRun:
         """End a prediction.
 
         Args: cond and uncond [B, ...], velocities that the model computed, as far as `prediction` says.
-        Returns: cond and uncond; uncond is None if it was not requested, and cond itself if it is left out.
+        Returns: cond and uncond; uncond is None if it was not requested.
         """
         if prediction.computes and cond is not None:
             prediction.stored.cond.add(prediction.sigma, cond)
@@ -234,11 +217,11 @@ class StepCacheRun:
         assert cond is not None
         if not prediction.has_uncond:
             return cond, None
-        if prediction.computes_uncond:
-            assert uncond is not None
-            prediction.stored.difference.add(prediction.sigma, cond - uncond)
-            return cond, uncond
-        return cond, cond if prediction.difference is None else cond - prediction.difference
+        if prediction.difference is not None:
+            return cond, cond - prediction.difference
+        assert uncond is not None
+        prediction.stored.difference.add(prediction.sigma, cond - uncond)
+        return cond, uncond
 
     def _stored(self, kind: Hashable, step: int) -> _Stored:
         """What is stored of a kind. A kind that a whole step did not use is dropped."""

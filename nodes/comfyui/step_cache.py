@@ -41,7 +41,6 @@ def predict(
     prediction = cache.begin(
         sigma,
         has_uncond=bool(conds[1]),
-        guided=cache.step_cache.window.holds(sigma, to_sigma),
         kind=_kind(conds, x_in, sigma, windows, to_sigma, model_options["transformer_options"]),
     )
     level = timestep.reshape(-1, *(1,) * (x_in.ndim - 1))
@@ -54,8 +53,6 @@ def predict(
     denoised = computed[0] if computed else x_in - cond * level
     if uncond is None:
         return [denoised, torch.zeros_like(x_in)]  # as ComfyUI has it without a negative prompt
-    if uncond is cond:
-        return [denoised, denoised.clone()]
     return [denoised, computed[1] if len(computed) > 1 else x_in - uncond * level]
 
 
@@ -123,8 +120,7 @@ def summary(count: PredictionCount) -> str:
     lines = [f"{count.work:.0%} of all predictions computed"]
     guided = count.predictions - count.without_uncond
     if guided:
-        done = [f"{n} {what}" for n, what in ((count.reused, "reused"), (count.left_out, "left out")) if n]
-        more = f" ({', '.join(done)})" if done else ""
+        more = f" ({count.reused} reused)" if count.reused else ""
         lines.append(f"negative prompt computed in {count.uncond} of {guided} predictions{more}")
     elif not count.other:
         lines.append("cfg is 1: there is no negative prompt to compute")

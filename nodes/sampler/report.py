@@ -134,7 +134,7 @@ class SamplerReport:
             lines.append(blocks["words"].removeprefix("skipped "))
         if plan is not None and plan["work"] < 1:
             lines.append(
-                f"by the speed plan {plan['reused'] + plan['left_out']} negative and {plan['extrapolated']} positive "
+                f"by the speed plan {plan['reused']} negative and {plan['extrapolated']} positive "
                 f"of {plan['predictions']} predictions, which saves {1 - plan['work']:.0%} of the model's work"
             )
         return lines

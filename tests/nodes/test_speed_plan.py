@@ -13,7 +13,6 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiTSimple
 
 import nodes as comfyui_nodes
 from mmdit_core.caching.plans import PLANS
-from mmdit_core.flow.window import Window
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +43,7 @@ def ksampler(bench, model, *, sampler="euler", steps=6, cfg=3.0, batch=1, positi
 def cached(bench, step_cache, model=None, node_id=None, **fields):
     # The pack's own class: it is another one than that of a plain import.
     patching = bench.module("comfyui.patching")
-    window = Window(fields.pop("start", 0.0), fields.pop("end", 1.0))
-    return patching.attach(model or bench.model, [patching.StepCache(**fields, window=window)], node_id)
+    return patching.attach(model or bench.model, [patching.StepCache(**fields)], node_id)
 
 
 def error(a, b) -> float:
@@ -64,8 +62,6 @@ def test_each_field_computes_its_fraction_of_rows_and_leaves_the_model_as_it_was
         ({"uncond_every": 3}, [2, 1, 1] * 2),
         ({"every": 2}, [2] * 3),
         ({"every": 2, "uncond_every": 3}, [2, 1, 1]),
-        ({"end": 0.5}, [2, 2, 2, 1, 1, 1]),
-        ({"start": 0.5}, [1, 1, 1, 2, 2, 2]),
         ({"uncond_every": 2, "warmup": 0.5}, [2, 2, 2, 2, 1, 2]),
         ({"every": 4, "warmup": 0.3, "tail": 0.8}, [2, 2, 2, 2]),
     ):
@@ -75,12 +71,6 @@ def test_each_field_computes_its_fraction_of_rows_and_leaves_the_model_as_it_was
         assert torch.equal(made, plain) == (fields == {}), fields
         assert torch.equal(sampler(bench, cached(bench, step_cache, **fields)), made), fields
     assert torch.equal(sampler(bench, bench.model), plain)
-
-
-def test_outside_its_window_it_is_the_samplers_own_window(bench, step_cache):
-    ours = bench.run(model=cached(bench, step_cache, end=0.5))
-    theirs = bench.run(cfg_end=0.5)
-    assert error(ours, theirs) < 1e-6
 
 
 def test_the_last_computed_difference_is_reused_in_the_next_steps(bench, step_cache):
@@ -130,8 +120,8 @@ def test_the_summary_and_the_node_tell_what_was_saved(bench, step_cache, said):
     model = cached(bench, step_cache, node_id="3", every=2, uncond_every=3)
     facts = bench.facts(model=model)
     assert facts["speed_plan"] == {
-        "predictions": 6, "cond": 3, "uncond": 1, "extrapolated": 3, "reused": 5, "left_out": 0, "without_uncond": 0,
-        "other": 0, "work": pytest.approx(1 / 3),
+        "predictions": 6, "cond": 3, "uncond": 1, "extrapolated": 3, "reused": 5, "without_uncond": 0, "other": 0,
+        "work": pytest.approx(1 / 3),
     }  # fmt: skip
     assert facts["calls"]["model"] == 3
     assert "computed in 1 of 6" in said[-1] and "33% of all predictions computed" in said[-1]

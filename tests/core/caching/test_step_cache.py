@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from mmdit_core.caching.plans import MEASURED_ON, PLANS, STEPS
-from mmdit_core.caching.step_cache import COMPUTED, LEFT_OUT, REUSED, Extrapolation, StepCache, StepCacheRun, StepPlan
+from mmdit_core.caching.step_cache import Extrapolation, StepCache, StepCacheRun, StepPlan
 from mmdit_core.checkpoints.header import read_header
 from mmdit_core.checkpoints.load import check_transformer
 from mmdit_core.flow.schedules import sigmas
-from mmdit_core.flow.window import Window
 from mmdit_core.solvers import SOLVERS, solve
 from mmdit_core.solvers.adaptive import EmbeddedPair
 
@@ -39,8 +38,7 @@ class Model:
     def predict(self, run, x, sigma, *, has_uncond=True, kind="same"):
         """One prediction under a step cache, as a sampler makes it."""
         sigma = float(sigma)
-        guided = run.step_cache.window.holds(sigma, lambda percent: 1 - percent)
-        prediction = run.begin(sigma, has_uncond=has_uncond, guided=guided, kind=kind)
+        prediction = run.begin(sigma, has_uncond=has_uncond, kind=kind)
         if not prediction.computes:
             return run.finish(prediction)
         self.calls.append((round(sigma, 6), prediction.computes_uncond))
@@ -71,27 +69,25 @@ def test_a_step_cache_that_does_nothing_computes_both_in_each_step():
     assert StepCache().does_nothing
 
 
-@pytest.mark.parametrize(
-    "changed", [{"every": 2}, {"uncond_every": 2}, {"window": Window(0.1)}, {"window": Window(0.0, 0.9)}]
-)
+@pytest.mark.parametrize("changed", [{"every": 2}, {"uncond_every": 2}])
 def test_a_step_cache_that_leaves_something_out_does_something(changed):
     assert not StepCache(**changed).does_nothing
 
 
 def test_the_number_of_the_step_decides_what_it_computes():
-    assert [StepCache(uncond_every=3).plan(n, 7).uncond == COMPUTED for n in range(7)] == [
+    assert [StepCache(uncond_every=3).plan(n, 7).uncond for n in range(7)] == [
         True, False, False, True, False, False, True
     ]  # fmt: skip
     assert [StepCache(every=2).plan(n, 4).cond for n in range(4)] == [True, False, True, False]
     both = StepCache(every=2, uncond_every=2)
     assert [both.plan(n, 6) for n in range(6)] == [
-        StepPlan(True, COMPUTED), StepPlan(False, REUSED), StepPlan(True, REUSED), StepPlan(False, REUSED),
-        StepPlan(True, COMPUTED), StepPlan(False, REUSED),
+        StepPlan(True, True), StepPlan(False, False), StepPlan(True, False), StepPlan(False, False),
+        StepPlan(True, True), StepPlan(False, False),
     ]  # fmt: skip
     ends = StepCache(every=3, warmup=0.25, tail=0.75)
     assert [ends.plan(n, 8).cond for n in range(8)] == [True, True, True, False, False, True, True, True]
     warm = StepCache(uncond_every=2, warmup=0.5)
-    assert [warm.plan(n, 6).uncond == COMPUTED for n in range(6)] == [True, True, True, True, False, True]
+    assert [warm.plan(n, 6).uncond for n in range(6)] == [True, True, True, True, False, True]
 
 
 @pytest.mark.parametrize("steps", [10, 20, 28, 30, 100])
@@ -101,14 +97,6 @@ def test_a_fraction_of_the_steps_is_not_rounded_up_by_floating_point(steps):
     computed = [step for step in range(steps) if plan.plan(step, steps).cond]
     warmup, tail = -(-steps // 10), -(-7 * steps // 10)
     assert computed == sorted({*range(warmup + 1), *range(tail, steps)})
-
-
-def test_outside_the_window_uncond_is_left_out():
-    windowed = StepCache(window=Window(0.25, 0.75))
-    assert windowed.plan(0, 4, guided=False).uncond == LEFT_OUT and windowed.plan(0, 4).uncond == COMPUTED
-    run, model, x = StepCacheRun(StepCache(window=Window(0.0, 0.5)), even(4).tolist()), Model(), torch.ones(1, 3)
-    cond, uncond = model.predict(run, x, 0.25)
-    assert uncond is cond and model.calls == [(0.25, False)] and run.count.left_out == 1
 
 
 def test_the_stored_difference_is_that_of_the_last_computed_step():
@@ -155,14 +143,12 @@ def test_a_value_at_the_same_sigma_is_replaced_whatever_the_rounding():
 def test_the_work_that_is_predicted_is_the_work_that_is_done(cache):
     for steps in (5, 8, 28):
         assert run_over(cache, even(steps))[2].count.work == pytest.approx(cache.work(steps))
-    windowed = StepCache(window=Window(0.25, 0.75), uncond_every=2)
-    assert run_over(windowed, even(8))[2].count.work == pytest.approx(windowed.work(8))
 
 
 def test_the_work_of_small_runs_by_hand():
     assert StepCache(every=2).work(4) == 0.5
     assert StepCache(uncond_every=2).work(4) == 0.75
-    assert StepCache(uncond_every=4, window=Window(0.5, 1.0)).work(4) == pytest.approx(5 / 8)
+    assert StepCache(uncond_every=4).work(4) == pytest.approx(5 / 8)
 
 
 def test_extrapolated_steps_are_closer_to_the_full_run_with_a_line_than_without():
