@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..config import MMDiTConfig
-from .errors import CheckpointError, TensorsError, UnknownModelError, UnreadableError, are, listing
+from .errors import TensorsError, UnknownModelError, UnreadableError, are, listing
 from .header import Header
 from .keymaps import BLOCKS, DIFFUSERS_BLOCKS, core_name, rule_for
 
+MAX_BLOCKS = 200  # the published models have 24 and 38
 HEAD_DIM = 64  # of every published model of the family; without QK-norm no shape depends on it
 
 SINGLE_FILE, DIFFUSERS = "single file", "diffusers"
@@ -77,15 +78,15 @@ QUANTISED = (
     r"|quant_state\..*|SCB|qweight|qzeros|wscales)"
 )
 
-# The tensors whose shapes determine the config.
-DECIDING = (
-    "pos_embed",
-    "x_embedder.proj.weight",
-    "y_embedder.mlp.0.weight",
-    "context_embedder.weight",
-    f"{BLOCKS}.0.x_block.mlp.fc1.weight",
-    "final_layer.linear.weight",
-)
+# The tensors whose shapes determine the config, and their ranks.
+DECIDING = {
+    "pos_embed": 3,
+    "x_embedder.proj.weight": 4,
+    "y_embedder.mlp.0.weight": 2,
+    "context_embedder.weight": 2,
+    f"{BLOCKS}.0.x_block.mlp.fc1.weight": 2,
+    "final_layer.linear.weight": 2,
+}
 
 NEEDED = (
     "An MMDiT of the SD3 family is needed (SD3, SD3.5): tensors named joint_blocks.* (single file, with or without "
@@ -108,19 +109,17 @@ class Part:
 
 def components(header: Header) -> dict[str, Part]:
     """The parts of a file: any of "transformer", "clip_l", "clip_g", "t5xxl", "vae"."""
-    layouts: dict[str, tuple[str, str]] = {name: (SINGLE_FILE, prefix) for name, prefix in PART_PREFIXES.items()}
-    layout = find_layout(header.tensors)
-    if layout is not None:
-        layouts = {"transformer": layout, **layouts}
+    layouts = [(part, SINGLE_FILE, prefix) for part, prefix in PART_PREFIXES.items()]
+    if transformer := find_layout(header.tensors):
+        layouts.insert(0, ("transformer", *transformer))
     parts = {}
-    for part, (kind, prefix) in layouts.items():
-        infos = [header.tensors[name] for name in names_under(header.tensors, prefix)]
-        sizes: dict[str, int] = {}
-        for info in infos:
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.end - info.start
-        if infos:
-            dtypes = tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype)))
-            parts[part] = Part(kind, prefix, dtypes)
+    for part, layout, prefix in layouts:
+        sizes: Counter[str] = Counter()
+        for name in names_under(header.tensors, prefix):
+            info = header.tensors[name]
+            sizes[info.dtype] += info.end - info.start
+        if sizes:
+            parts[part] = Part(layout, prefix, tuple(dtype for dtype, _ in sizes.most_common()))
     return parts
 
 
@@ -173,12 +172,9 @@ def count_blocks(names: Iterable[str]) -> tuple[int, int] | None:
 
 
 def _matching(table: tuple[tuple[str, str], ...], names: list[str]) -> str | None:
+    """The first label in a table whose pattern matches the beginning of a name."""
     stripped = [name.removeprefix("model.diffusion_model.") for name in names]
-    for label, pattern in table:
-        compiled = re.compile(pattern)
-        if any(compiled.match(name) for name in stripped):
-            return label
-    return None
+    return next((label for label, pattern in table if any(map(re.compile(pattern).match, stripped))), None)
 
 
 def config_from_state_dict(
@@ -222,45 +218,44 @@ def missing_tensors(source: object, names: list[str], besides: str = "") -> Tens
 def _config_from_shapes(
     shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], source: object
 ) -> MMDiTConfig:
-    def size(name: str, rank: int, axis: int) -> int:
+    norms = [name for name in shapes if re.search(r"\.ln_[qk]\.weight$", name)]
+    for name, rank in {**DECIDING, **dict.fromkeys(norms, 1)}.items():
         if len(shapes[name]) != rank or 0 in shapes[name]:
-            raise TensorsError(
-                source, f"wrong shape: {name} is {list(shapes[name])}; expected {rank} sizes", names=[name]
-            )
-        return shapes[name][axis]
+            found = f"wrong shape: {name} is {list(shapes[name])}; expected {rank} sizes"
+            raise TensorsError(source, found, names=[name])
 
     def blocks_with(pattern: str) -> list[int]:
         matches = (re.match(rf"{BLOCKS}\.(0|[1-9]\d{{0,8}})\.{pattern}", name) for name in shapes)
         return sorted({int(match[1]) for match in matches if match})
 
     blocks = blocks_with("")
-    hidden, patch = size("x_embedder.proj.weight", 4, 0), size("x_embedder.proj.weight", 4, 2)
-    in_channels = size("x_embedder.proj.weight", 4, 1)
-    inner = size(f"{BLOCKS}.0.x_block.mlp.fc1.weight", 2, 0)
-    out_channels = size("final_layer.linear.weight", 2, 0) // patch**2
-    # The most common length, so that one wrong tensor is named as wrong and does not change the config.
-    norms = Counter(size(name, 1, 0) for name in shapes if re.search(r"\.ln_[qk]\.weight$", name)).most_common(1)
     # A gap in the numbers means missing blocks, but one huge number must not make a huge model.
-    depth = blocks[-1] + 1 if blocks[-1] < len(shapes) else len(blocks)
+    depth = blocks[-1] + 1 if blocks[-1] < MAX_BLOCKS else len(blocks)
+    if depth > MAX_BLOCKS:
+        raise UnknownModelError(source, f"it has {depth} blocks, and an MMDiT at most {MAX_BLOCKS}", NEEDED)
+    hidden, in_channels, patch, _ = shapes["x_embedder.proj.weight"]
+    out_channels = shapes["final_layer.linear.weight"][0] // patch**2
+    if norms:  # the most common length, so that one wrong tensor is named as wrong and does not change the config
+        heads = hidden // Counter(shapes[name][0] for name in norms).most_common(1)[0][0]
+    else:
+        heads = _heads_from_metadata(hidden, metadata, source)
     try:
         return MMDiTConfig(
             hidden_size=hidden,
-            num_heads=hidden // norms[0][0] if norms else _heads_from_metadata(hidden, metadata, source),
+            num_heads=heads,
             depth=depth,
-            mlp_ratio=_ratio(inner, hidden),
-            context_dim=size("context_embedder.weight", 2, 1),
-            pooled_dim=size("y_embedder.mlp.0.weight", 2, 1),
+            mlp_ratio=_ratio(shapes[f"{BLOCKS}.0.x_block.mlp.fc1.weight"][0], hidden),
+            context_dim=shapes["context_embedder.weight"][1],
+            pooled_dim=shapes["y_embedder.mlp.0.weight"][1],
             patch_size=patch,
             in_channels=in_channels,
             out_channels=None if out_channels == in_channels else out_channels,
-            pos_embed_max_size=math.isqrt(size("pos_embed", 3, 1)),
+            pos_embed_max_size=math.isqrt(shapes["pos_embed"][1]),
             qk_norm="rms" if norms else None,
             dual_attention=tuple(index for index in blocks_with(r"x_block\.attn2\.") if index < depth),
             guidance_embed=any(name.startswith("guidance_embedder.") for name in shapes),
             qkv_bias=any(name.endswith(".attn.qkv.bias") for name in shapes),
         )
-    except CheckpointError:
-        raise
     except ValueError as error:
         raise UnknownModelError(source, f"its tensors fit no MMDiT ({error})", NEEDED) from error
 

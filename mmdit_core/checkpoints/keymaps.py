@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -78,15 +79,11 @@ _RULE_OF = {rule.name: rule for rule in MODEL_RULES + BLOCK_RULES}
 _CORE_NAME = {name: rule.name for rule in MODEL_RULES + BLOCK_RULES for name in rule.diffusers}
 
 
-def expected_shapes(config: MMDiTConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the model with this config, the buffer pos_embed included."""
-    return dict(_shapes(config))
-
-
 @lru_cache(maxsize=8)  # to build a model takes longer than all other checks of a file
-def _shapes(config: MMDiTConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def expected_shapes(config: MMDiTConfig) -> Mapping[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the model with this config, the buffer pos_embed included."""
     tensors = MMDiT(config, device="meta").state_dict()
-    return tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+    return MappingProxyType({name: tuple(tensor.shape) for name, tensor in tensors.items()})
 
 
 def key_map(config: MMDiTConfig) -> dict[str, Rule]:

@@ -94,17 +94,13 @@ def load_model(
 
 
 def load_component(
-    path: str | PathLike[str],
-    prefix: str,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    path: str | PathLike[str], prefix: str, *, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """One part of a file (a text encoder, a VAE), tensor by tensor; no other part is read.
 
     Args: path as for `read_header`; prefix of its tensors' names (`components` has it), which is removed from them;
-        device; dtype of floating-point tensors.
-    Yields: (name, tensor). On the CPU and in the file's own dtype, tensors stay mapped to the file.
+        dtype of floating-point tensors.
+    Yields: (name, tensor). In the file's own dtype, tensors stay mapped to the file.
     Raises: CheckpointError if the file is damaged; UnknownModelError if no tensor has the prefix.
     """
     header = read_header(path)
@@ -115,7 +111,7 @@ def load_component(
     with _mapped(header) as get:
         for name in names:
             tensor = get(name)
-            yield name[len(prefix) :], tensor.to(device, dtype if tensor.is_floating_point() else None)
+            yield name[len(prefix) :], tensor.to(dtype=dtype) if tensor.is_floating_point() else tensor
 
 
 def check_transformer(header: Header) -> tuple[MMDiTConfig, Part]:
@@ -193,14 +189,10 @@ def _read_one(info: TensorInfo) -> Tensor:
     """One tensor, read and not mapped, so that nothing of a converted tensor stays in memory."""
     buffer = bytearray(info.end - info.start)
     try:
-        with info.file.open("rb", buffering=0) as stream:
+        with info.file.open("rb") as stream:  # buffered: a raw read returns 2 GB at most
             stream.seek(info.start)
-            position = 0
-            while position < len(buffer):  # one read returns 2 GB at most
-                count = stream.readinto(memoryview(buffer)[position:])
-                if not count:
-                    raise DamagedError(info.file, "the file became shorter while it was read")
-                position += count
+            if stream.readinto(buffer) < len(buffer):
+                raise DamagedError(info.file, "the file became shorter while it was read")
     except OSError as error:
         raise UnreadableError(info.file, f"the file cannot be read ({error.strerror or error})") from error
     return torch.frombuffer(buffer, dtype=DTYPES[info.dtype]).view(info.shape)

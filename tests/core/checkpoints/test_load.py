@@ -112,7 +112,7 @@ def test_a_width_that_does_not_determine_the_heads_is_an_error():
 
 @given(hidden=st.integers(1, 5000).map(lambda n: 4 * n), inner=st.integers(1, 60000))
 def test_any_mlp_width_is_detected(hidden, inner):
-    shapes = expected_shapes(MMDiTConfig(**{**TINY, "hidden_size": hidden, "num_heads": 1}, qk_norm="rms"))
+    shapes = {**expected_shapes(MMDiTConfig(**{**TINY, "hidden_size": hidden, "num_heads": 1}, qk_norm="rms"))}
     for stream in ("x_block", "context_block"):
         shapes[f"joint_blocks.0.{stream}.mlp.fc1.weight"] = (inner, hidden)
     found = expected_shapes(config_from_state_dict(shapes))

@@ -222,6 +222,19 @@ def test_a_published_model_is_checked_without_reading_its_gigabytes(name, layout
     assert re.search(r"truncated: \d+ of \d+ bytes are there \((49|50)%\)", error_of(path))
 
 
+def test_thousands_of_made_up_blocks_are_refused_before_a_model_is_built(tmp_path, monkeypatch):
+    blocks = {f"joint_blocks.{number}.x_block.attn.x": (1,) for number in range(5000)}
+    path = write_empty(tmp_path / "x.safetensors", {**expected_shapes(QK), **blocks})
+    monkeypatch.setattr("mmdit_core.checkpoints.load.expected_shapes", None)
+    assert "it has 5000 blocks, and an MMDiT at most 200. An MMDiT of the SD3 family is needed" in error_of(path)
+
+
+def test_a_made_up_block_number_makes_no_large_model_however_many_tensors_there_are(tmp_path):
+    names = {f"joint_blocks.0.x{number}": (1,) for number in range(5000)}
+    path = write_empty(tmp_path / "x.safetensors", {**expected_shapes(QK), **names, "joint_blocks.4999.x": (1,)})
+    assert re.search(r"24 tensors are missing: .*; 5001 tensors are surplus", error_of(path))
+
+
 FUZZED = {
     "single file": save(prefixed(random_state(QK, torch.bfloat16))),
     "diffusers": save({name: tensor.contiguous() for name, tensor in to_diffusers(random_state(QK), QK).items()}),
