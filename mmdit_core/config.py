@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,6 @@ class MMDiTConfig:
     def channels_out(self) -> int:
         """Channels of the output."""
         return self.in_channels if self.out_channels is None else self.out_channels
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values, for `MMDiTConfig.from_dict`."""
-        return {**asdict(self), "dual_attention": list(self.dual_attention)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> MMDiTConfig:
-        """The config of these fields, name -> value. Raises: ValueError for unknown names."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"MMDiTConfig: unknown fields {unknown}")
-        return cls(**values)
 
 
 # Source: the tensor shapes in Stability AI's published files.

@@ -71,4 +71,4 @@ class Settings:
 
     def to_dict(self) -> dict:
         """The settings as JSON-compatible data."""
-        return {**asdict(self), "model": self.model.to_dict()}
+        return asdict(self)

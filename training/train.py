@@ -171,7 +171,7 @@ class Progress:
 
 def settings_from(record: dict) -> Settings:
     """Inverse of `Settings.to_dict`."""
-    values = {**record, "model": MMDiTConfig.from_dict(record["model"])}
+    values = {**record, "model": MMDiTConfig(**record["model"])}
     return Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

@@ -148,7 +148,7 @@ def test_an_exported_file_loads_with_the_core_and_has_the_averaged_weights(run):
     with safe_open(target, "pt") as file:
         metadata = file.metadata()
         table = file.get_tensor("text_encoders.clip_l.transformer.text_model.embeddings.token_embedding.weight")
-    assert MMDiTConfig.from_dict(json.loads(metadata["mmdit.config"])) == TINY.model
+    assert MMDiTConfig(**json.loads(metadata["mmdit.config"])) == TINY.model
     assert float(metadata["mmdit.shift"]) == TINY.shift
     assert len(json.loads(metadata["mmdit.latent_rgb_factors"])["factors"]) == 16
     assert table.shape == (49408, 32)
