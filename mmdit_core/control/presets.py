@@ -1,4 +1,4 @@
-"""Published settings of block controls, as data. Each has a source.
+"""Published settings of block controls, as data. Source of all: arXiv 2601.02211 and its public code.
 
 No block lists are published for SD3.5 and Qwen-Image; BlockAnalysis finds them on the loaded model.
 """
@@ -9,15 +9,13 @@ from dataclasses import dataclass
 
 from .spec import BlockControl
 
-PAPER = "arXiv 2601.02211 and its public code"
-
 
 @dataclass(frozen=True)
 class Preset:
     """Controls that were published for one model.
 
-    Fields: name, that users see; model, with `double` and `single` blocks; controls; source; note, the setting in which
-    it was published.
+    Fields: name, that users see; model, with `double` and `single` blocks; controls; note, the setting in which it was
+    published.
     """
 
     name: str
@@ -25,7 +23,6 @@ class Preset:
     double: int
     single: int
     controls: tuple[BlockControl, ...]
-    source: str
     note: str
 
 
@@ -36,7 +33,6 @@ PRESETS = (
         double=19,
         single=38,
         controls=(BlockControl("boost", (2, 7, 12, 17, 22), 1.5),),
-        source=PAPER,
         note="Better text alignment, not for spatial relations. Block 22 is a single block, the others are double.",
     ),
     Preset(
@@ -48,7 +44,6 @@ PRESETS = (
             BlockControl("skip", (30, 40, 50)),
             BlockControl("skip", tuple(range(5, 56, 5)), branch="negative"),
         ),
-        source=PAPER,
         note="Published with true CFG at 1.5, 28 steps, on top of step caching at 0.4.",
     ),
 )

@@ -10,8 +10,8 @@ from mmdit_core.control.spec import BlockControl
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
-def test_a_preset_has_a_source_and_lies_within_its_model(preset):
-    assert preset.source and preset.note and preset.controls
+def test_a_preset_has_a_note_and_lies_within_its_model(preset):
+    assert preset.note and preset.controls
     for control in preset.controls:
         assert not control.does_nothing
         text = ", ".join(map(str, control.blocks))
