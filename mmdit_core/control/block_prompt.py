@@ -36,63 +36,56 @@ def add_block_prompt(
         return
     if not call.partial_rows:
         raise ControlError(prompt, "context", "the sampler's prompt has a text mask, which does not fit another prompt")
-    assert prompt.context is not None and call.embed is not None
-    stream = _Stream(call.embed(prompt.context).clone())  # some blocks write into their arguments
+    stream = _Stream(prompt, call, chunks, count)
     for block in range(max(prompt.blocks) + 1):
         if block not in skipped:
             key = call.key_of(block)
-            first = hooks.get(key, existing.get(key))
-            hooks[key] = _hook(prompt, first, existing.get(key), stream, block in prompt.blocks, chunks, call, count)
+            hooks[key] = stream.hook(hooks.get(key, existing.get(key)), existing.get(key), block in prompt.blocks)
 
 
 class _Stream:
-    """The text stream of a block prompt in one model call, [1, L, D] and then [rows, L, D]."""
+    """The text stream of a block prompt in one model call: txt [1, L, D] and then [rows, L, D]."""
 
-    def __init__(self, txt: Tensor):
-        self.txt = txt
+    def __init__(self, prompt: BlockControl, call: ModelCall, chunks: tuple[int, ...], count: BlockCallCount):
+        assert prompt.context is not None and call.embed is not None
+        self.prompt, self.call, self.chunks, self.count = prompt, call, chunks, count
+        self.txt = call.embed(prompt.context).clone()  # some blocks write into their arguments
 
+    def hook(self, first: Hook | None, existing: Hook | None, chosen: bool) -> Hook:
+        """The hook of one block. Args: first, the hook of the first prompt; existing, the model's own."""
+        call, chunks = self.call, self.chunks
 
-def _hook(
-    prompt: BlockControl,
-    first: Hook | None,
-    existing: Hook | None,
-    stream: _Stream,
-    chosen: bool,
-    chunks: tuple[int, ...],
-    call: ModelCall,
-    count: BlockCallCount,
-) -> Hook:
-    def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        single = args.get("txt") is None
-        tokens = args["transformer_options"]["img_slice"][0] if single else args["txt"].shape[1]
-        other = call.args_of(args, chunks)
-        rows = other["img"].shape[0]
-        txt = stream.txt if stream.txt.shape[0] == rows else stream.txt.expand(rows, -1, -1).clone()
-        length = txt.shape[1]
-        if length != tokens:
-            _resize(other, tokens, length, prompt)
-        if single:
-            other["img"] = torch.cat((txt, other["img"][:, tokens:]), dim=1)
-            img_slice = [length, other["img"].shape[1]]
-            other["transformer_options"] = {**other["transformer_options"], "img_slice": img_slice}
-        else:
-            other["txt"] = txt
-        # The main call comes first: some blocks write into their arguments, and ours are copies.
-        out = extra["original_block"](args) if first is None else first(args, extra)
-        second = extra["original_block"](other) if existing is None else existing(other, extra)
-        count.extra += len(chunks)
-        stream.txt = second["img"][:, :length] if single else second["txt"]
-        if not chosen:
-            return out
-        img = out["img"].clone()
-        for chunk, part in zip(chunks, second["img"].chunk(len(chunks)), strict=True):
+        def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+            single = args.get("txt") is None
+            tokens = args["transformer_options"]["img_slice"][0] if single else args["txt"].shape[1]
+            other = call.args_of(args, chunks)
+            rows = other["img"].shape[0]
+            txt = self.txt if self.txt.shape[0] == rows else self.txt.expand(rows, -1, -1).clone()
+            length = txt.shape[1]
+            if length != tokens:
+                _resize(other, tokens, length, self.prompt)
             if single:
-                img[call.rows_of(chunk), tokens:] = part[:, length:]
+                other["img"] = torch.cat((txt, other["img"][:, tokens:]), dim=1)
+                img_slice = [length, other["img"].shape[1]]
+                other["transformer_options"] = {**other["transformer_options"], "img_slice": img_slice}
             else:
-                img[call.rows_of(chunk)] = part
-        return {**out, "img": img}
+                other["txt"] = txt
+            # The main call comes first: some blocks write into their arguments, and ours are copies.
+            out = extra["original_block"](args) if first is None else first(args, extra)
+            second = extra["original_block"](other) if existing is None else existing(other, extra)
+            self.count.extra += len(chunks)
+            self.txt = second["img"][:, :length] if single else second["txt"]
+            if not chosen:
+                return out
+            img = out["img"].clone()
+            for chunk, part in zip(chunks, second["img"].chunk(len(chunks)), strict=True):
+                if single:
+                    img[call.rows_of(chunk), tokens:] = part[:, length:]
+                else:
+                    img[call.rows_of(chunk)] = part
+            return {**out, "img": img}
 
-    return hook
+        return hook
 
 
 def _resize(args: dict[str, Any], tokens: int, length: int, prompt: BlockControl) -> None:

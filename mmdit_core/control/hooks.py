@@ -7,7 +7,6 @@ Order in a block: skip over disable over boost; boosts multiply. A hook or overr
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,39 +34,24 @@ def compile_controls(
     """
     count = BlockCallCount() if count is None else count
     count.total += (call.double + call.single) * len(call.branches)
-    acting: defaultdict[int, list[BlockControl]] = defaultdict(list)
-    prompts = []
-    for control in controls:
-        if control.does_nothing:
-            continue
-        if control.action == "prompt":
-            prompts.append(control)
-            continue
-        for block in control.blocks:
-            if block < call.double + call.single:
-                acting[block].append(control)
+    active = [control for control in controls if not control.does_nothing]
+    acting: dict[int, list[BlockControl]] = {}
+    for block in range(call.double + call.single):
+        if own := [control for control in active if control.action != "prompt" and block in control.blocks]:
+            acting[block] = own
     if call.single and any(block >= call.double for block in acting):
         acting.setdefault(call.double - 1, [])  # its hook notes the text's length, which few models give single blocks
-    existing, text = existing or {}, _TextLength()
+    existing, made = existing or {}, _CallHooks(call, count)
     hooks: dict[Key, Hook] = {}
-    factors: dict[Any, _Factors] = {}
-    for block, of_block in sorted(acting.items()):
+    for block, own in acting.items():
         key = call.key_of(block)
-        hooks[key] = _hook(of_block, call, existing.get(key), count, text, factors)
-    skipped = {
-        block
-        for block, of_block in acting.items()
-        if any(control.action == "skip" and POSITIVE in control.branches for control in of_block)
-    }
-    for prompt in prompts:
-        add_block_prompt(prompt, call, hooks, existing, count, skipped)
+        hooks[key] = made.hook(own, existing.get(key))
+    skips = [control for control in active if control.action == "skip" and POSITIVE in control.branches]
+    skipped = {block for control in skips for block in control.blocks}
+    for control in active:
+        if control.action == "prompt":
+            add_block_prompt(control, call, hooks, existing, count, skipped)
     return hooks
-
-
-class _TextLength:
-    """The text tokens of a model call. Double blocks note them for single blocks of models that do not give them."""
-
-    tokens: int | None = None
 
 
 class _Factors:
@@ -80,21 +64,20 @@ class _Factors:
     def __call__(self, tokens: int, like: Tensor) -> Tensor:
         """[rows of the chunks, tokens], in the dtype and on the device of `like`."""
         if self.made is None or self.made.shape[1] != tokens:
-            table = [_chunk_factors(self.controls, self.call, chunk, tokens) for chunk in self.chunks]
+            table = [self._of_chunk(chunk, tokens) for chunk in self.chunks]
             # One transfer for the whole table, which need not wait for the device.
             made = torch.tensor(table, dtype=like.dtype).to(like.device, non_blocking=True)
             self.made = made.repeat_interleave(self.call.batch // len(self.call.branches), dim=0)
         return self.made
 
-
-def _chunk_factors(controls: Sequence[BlockControl], call: ModelCall, chunk: int, tokens: int) -> list[float]:
-    """What each text token of a chunk is multiplied by."""
-    factors = [1.0] * tokens
-    for control in controls:
-        if chunk in call.chunks_of(control):
-            for position in _positions(control, call, chunk, tokens):
-                factors[position] *= control.factor
-    return factors
+    def _of_chunk(self, chunk: int, tokens: int) -> list[float]:
+        """What each text token of a chunk is multiplied by."""
+        factors = [1.0] * tokens
+        for control in self.controls:
+            if chunk in self.call.chunks_of(control):
+                for position in _positions(control, self.call, chunk, tokens):
+                    factors[position] *= control.factor
+        return factors
 
 
 def _positions(control: BlockControl, call: ModelCall, chunk: int, tokens: int) -> Sequence[int]:
@@ -112,38 +95,69 @@ def _positions(control: BlockControl, call: ModelCall, chunk: int, tokens: int) 
     return [position + call.registers for position in found if position + call.registers < tokens]
 
 
-def _hook(
-    controls: Sequence[BlockControl],
-    call: ModelCall,
-    previous: Hook | None,
-    count: BlockCallCount,
-    text: _TextLength,
-    factors: dict[Any, _Factors],
-) -> Hook:
-    skipped = {chunk for control in controls if control.action == "skip" for chunk in call.chunks_of(control)}
-    running = tuple(chunk for chunk in call.chunks if chunk not in skipped)
-    chunks = running if call.partial_rows else call.chunks
-    scaled: dict[str, _Factors] = {}
-    for effect in ("residual", "attention", "value"):
-        if own := tuple(control for control in controls if control.effect == effect):
-            scaled[effect] = factors.setdefault((own, chunks), _Factors(own, chunks, call))
+class _CallHooks:
+    """The hooks of the blocks of one model call, and what they share.
 
-    def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        block = extra["original_block"] if previous is None else lambda given: previous(given, extra)
-        if args.get("txt") is not None:
-            text.tokens = args["txt"].shape[1]
-        if not running:
+    Attributes: tokens, of the text. Double blocks note them for single blocks of models that do not give them.
+    """
+
+    def __init__(self, call: ModelCall, count: BlockCallCount):
+        self.call, self.count = call, count
+        self.tokens: int | None = None
+        self.factors: dict[Any, _Factors] = {}
+
+    def hook(self, controls: Sequence[BlockControl], previous: Hook | None) -> Hook:
+        """The hook of one block. Args: previous, the hook that is already there."""
+        call, count = self.call, self.count
+        skipped = {chunk for control in controls if control.action == "skip" for chunk in call.chunks_of(control)}
+        running = tuple(chunk for chunk in call.chunks if chunk not in skipped)
+        chunks = running if call.partial_rows else call.chunks
+        scaled: dict[str, _Factors] = {}
+        for effect in ("residual", "attention", "value"):
+            if own := tuple(control for control in controls if control.effect == effect):
+                scaled[effect] = self.factors.setdefault((own, chunks), _Factors(own, chunks, call))
+
+        def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+            block = extra["original_block"] if previous is None else lambda given: previous(given, extra)
+            streams = {name: args[name] for name in ("img", "txt") if args.get(name) is not None}
+            if "txt" in streams:
+                self.tokens = streams["txt"].shape[1]
+            if not running:
+                count.skipped += len(skipped)
+                return streams
+            if not skipped:
+                return block(self._with_factors(args, scaled))
+            if not call.partial_rows:
+                before = {name: stream.clone() for name, stream in streams.items()}
+                return _restored(block(self._with_factors(args, scaled)), before, skipped, call)
             count.skipped += len(skipped)
-            return {name: args[name] for name in ("img", "txt") if args.get(name) is not None}
-        if not skipped:
-            return block(_with_factors(args, scaled, text))
-        if not call.partial_rows:
-            before = {name: args[name].clone() for name in ("img", "txt") if args.get(name) is not None}
-            return _restored(block(_with_factors(args, scaled, text)), before, skipped, call)
-        count.skipped += len(skipped)
-        return _merged(block(_with_factors(call.args_of(args, running), scaled, text)), args, running, call)
+            return _merged(block(self._with_factors(call.args_of(args, running), scaled)), args, running, call)
 
-    return hook
+        return hook
+
+    def _with_factors(self, args: dict[str, Any], scaled: Mapping[str, _Factors]) -> dict[str, Any]:
+        """A block's arguments with the text stream scaled and an attention override where needed."""
+        if not scaled:
+            return args
+        options = args["transformer_options"]
+        single = args.get("txt") is None  # a single block has one stream, [text; image]
+        stream: Tensor = args["img"] if single else args["txt"]
+        tokens: int | None = stream.shape[1]
+        if single:
+            tokens = options["img_slice"][0] if options.get("img_slice") is not None else self.tokens
+        if tokens is None:
+            raise ValueError("this model does not say where the text ends in its single blocks")
+        by_effect = {effect: factors(tokens, stream) for effect, factors in scaled.items()}
+        changed = dict(args)
+        if "residual" in by_effect:
+            txt = stream[:, :tokens] * by_effect.pop("residual")[:, :, None]
+            changed["img" if single else "txt"] = torch.cat((txt, stream[:, tokens:]), dim=1) if single else txt
+        if by_effect:
+            total = stream.shape[1] if single else tokens + args["img"].shape[1]
+            previous = options.get("optimized_attention_override")
+            override = attention_override(tokens, total, previous=previous, **by_effect)
+            changed["transformer_options"] = {**options, "optimized_attention_override": override}
+        return changed
 
 
 def _merged(out: dict[str, Any], args: dict[str, Any], running: tuple[int, ...], call: ModelCall) -> dict[str, Any]:
@@ -167,27 +181,3 @@ def _restored(out: dict[str, Any], before: dict[str, Tensor], skipped: set[int],
             for chunk in skipped:
                 out[name][call.rows_of(chunk)] = value[call.rows_of(chunk)]
     return out
-
-
-def _with_factors(args: dict[str, Any], scaled: Mapping[str, _Factors], text: _TextLength) -> dict[str, Any]:
-    """A block's arguments with the text stream scaled and an attention override where needed."""
-    if not scaled:
-        return args
-    options = args["transformer_options"]
-    single = args.get("txt") is None  # a single block has one stream, [text; image]
-    stream: Tensor = args["img"] if single else args["txt"]
-    tokens: int | None = stream.shape[1]
-    if single:
-        tokens = options["img_slice"][0] if options.get("img_slice") is not None else text.tokens
-    if tokens is None:
-        raise ValueError("this model does not say where the text ends in its single blocks")
-    by_effect = {effect: factors(tokens, stream) for effect, factors in scaled.items()}
-    changed = dict(args)
-    if "residual" in by_effect:
-        txt = stream[:, :tokens] * by_effect.pop("residual")[:, :, None]
-        changed["img" if single else "txt"] = torch.cat((txt, stream[:, tokens:]), dim=1) if single else txt
-    if by_effect:
-        total = stream.shape[1] if single else tokens + args["img"].shape[1]
-        override = attention_override(tokens, total, **by_effect, previous=options.get("optimized_attention_override"))
-        changed["transformer_options"] = {**options, "optimized_attention_override": override}
-    return changed
