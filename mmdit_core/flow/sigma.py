@@ -44,23 +44,14 @@ def shift_sigma(sigma: Sigma, shift: float) -> Sigma:
     """Shift sigmas toward high noise (shift > 1) or low noise (shift < 1).
 
     Args: sigma a number or a tensor [n], in [0, 1]; shift > 0.
-    Returns: as sigma, same dtype and device; 0 and 1 are fixed points; monotone. Two shifts multiply.
+    Returns: as sigma, same dtype and device; 0 and 1 are fixed points; monotone. Two shifts multiply:
+        the inverse is a shift of 1 / shift.
     Raises: ValueError if shift is not finite and > 0.
     Source: Esser et al. 2024, eq. 23, in a form that maps 1 to exactly 1 in floating point.
     """
-    _require_shift(shift)
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift is {shift}; it must be finite and > 0")
     return shift * sigma / (shift * sigma + (1 - sigma))
-
-
-def unshift_sigma(sigma: Sigma, shift: float) -> Sigma:
-    """Inverse of `shift_sigma`.
-
-    Args: sigma a number or a tensor [n], in [0, 1]; shift > 0, the one that was applied.
-    Returns: as sigma, same dtype and device.
-    Raises: ValueError if shift is not finite and > 0.
-    """
-    _require_shift(shift)
-    return sigma / (sigma + shift * (1 - sigma))
 
 
 def resolution_shift(pixels: int, base_pixels: int = 1024 * 1024) -> float:
@@ -96,8 +87,3 @@ def mu_to_shift(mu: float) -> float:
     Args: mu any real number. Returns: the shift, > 0.
     """
     return math.exp(mu)
-
-
-def _require_shift(shift: float) -> None:
-    if not 0 < shift < math.inf:
-        raise ValueError(f"shift is {shift}; it must be finite and > 0")

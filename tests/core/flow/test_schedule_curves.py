@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta as beta_distribution
 
 from mmdit_core.flow.schedules import SCHEDULES, beta_quantile, sigmas
-from mmdit_core.flow.sigma import shift_sigma, unshift_sigma
+from mmdit_core.flow.sigma import shift_sigma
 
 CURVES = ("beta", "karras", "cosine", "log_snr", "cosmap")
 STEPS = (1, 2, 3, 7, 28, 100)
@@ -45,7 +45,7 @@ def test_beta_is_comfyuis_before_its_rounding(steps, shift):
     # ComfyUI rounds 999 * quantile to a row of its table; row k is the sigma (k + 1) / 1000.
     rows = np.rint(beta_distribution.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6) * 999)
     rounded = (rows + 1) / 1000
-    ours = unshift_sigma(sigmas(steps, "beta", shift), shift)[:-1]
+    ours = shift_sigma(sigmas(steps, "beta", shift), 1 / shift)[:-1]
     assert len(set(rows)) == steps
     # Half a row of rounding, and (k + 1) / 1000 for k / 999: a row at the low end, nothing at the high one.
     assert np.all(np.abs(rounded - ours.numpy()) <= (0.5 + 1 - ours.numpy()) / 1000 + 1e-12)
