@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 
 PARTS = {"all": None, "clip": True, "t5": False}  # part of the context -> whether its encoders are CLIPs
 
@@ -123,13 +124,11 @@ def words_of(pieces: Sequence[tuple[str, bool, int]]) -> tuple[Word, ...]:
         its position in the context.
     Returns: the words, in order.
     """
-    words: list[tuple[str, list[int]]] = []
+    words: list[Word] = []
     for letters, begins, position in pieces:
-        if begins or not words:
-            words.append(("", []))
-        text, positions = words[-1]
-        words[-1] = (text + normalise(letters), [*positions, position])
-    return tuple(Word(text, tuple(positions)) for text, positions in words)
+        word = Word("", ()) if begins or not words else words.pop()
+        words.append(Word(word.text + normalise(letters), (*word.positions, position)))
+    return tuple(words)
 
 
 def _find(phrase: str, words: Sequence[Word]) -> list[int]:
@@ -152,7 +151,7 @@ def _find(phrase: str, words: Sequence[Word]) -> list[int]:
         for word in words[start:]:
             letters += word.text
             positions.extend(word.positions)
-            bare = letters if _is_mark(target[0]) else _without_leading_marks(letters)
+            bare = letters if _is_mark(target[0]) else "".join(dropwhile(_is_mark, letters))
             if len(bare) >= len(target):
                 if bare == target or (bare.startswith(target) and _is_mark(bare[len(target) :])):
                     found.extend(positions)
@@ -177,11 +176,6 @@ def _is_mark(letters: str) -> bool:
 def _is_unspaced(letter: str) -> bool:
     """True for a letter of the East Asian scripts, which have no spaces between words."""
     return ord(letter) > 0x2E7F and not _is_mark(letter)
-
-
-def _without_leading_marks(letters: str) -> str:
-    start = next((index for index, letter in enumerate(letters) if not _is_mark(letter)), len(letters))
-    return letters[start:]
 
 
 def _byte_letters() -> dict[str, int]:
