@@ -166,13 +166,9 @@ class StepCacheRun:
         falls = len(sigmas) > 1 and all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
         self.step_cache = step_cache if falls else StepCache()
         self.sigmas = sigmas
+        self.steps = max(1, len(sigmas) - 1)
         self.count = PredictionCount()
         self._kinds: dict[Hashable, _Stored] = {}
-
-    @property
-    def steps(self) -> int:
-        """Steps of the schedule, at least 1."""
-        return max(1, len(self.sigmas) - 1)
 
     def step_of(self, sigma: float) -> int:
         """The step that begins at a sigma or contains it."""

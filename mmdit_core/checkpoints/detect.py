@@ -146,12 +146,11 @@ def describe_unknown(names: Iterable[str]) -> str:
     if not names:
         return "the file holds no tensors"
     parts = [part for part, prefix in PART_PREFIXES.items() if names_under(names, prefix)]
-    label = _matching(FOREIGN, names)
-    if label is None and parts:
-        return f"the file holds {', '.join(parts)} and no transformer"
-    label = label or _matching(ALONE, names)
+    label = _matching(FOREIGN if parts else FOREIGN + ALONE, names)
     if label is not None:
         return f"this looks like {label}"
+    if parts:
+        return f"the file holds {', '.join(parts)} and no transformer"
     return f"unknown architecture ({len(names)} tensors: {listing(sorted(names))})"
 
 

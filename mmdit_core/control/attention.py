@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 HIDDEN = -1e4  # a logit that softmax turns into 0 in every dtype; minus infinity times zero would be NaN
@@ -64,13 +65,12 @@ def attention_override(
 
 def _with_logits(q: Tensor, k: Tensor, v: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Widen each head so that q . k / sqrt(d) gains log(factor) at the text keys; v gains channels of zeros."""
-    extra_q = q.new_zeros(*q.shape[:-1], EXTRA_CHANNELS)
-    extra_q[..., 0] = 1.0
-    logits = torch.where(factors > 0, factors.float().clamp_min(1e-30).log() * math.sqrt(q.shape[-1]), HIDDEN)
-    extra_k = k.new_zeros(*k.shape[:-1], EXTRA_CHANNELS)
-    extra_k[:, :, : factors.shape[1], 0] = logits[:, None, :].to(k.dtype)
-    extra_v = v.new_zeros(*v.shape[:-1], EXTRA_CHANNELS)
-    return torch.cat((q, extra_q), -1), torch.cat((k, extra_k), -1), torch.cat((v, extra_v), -1)
+    width = q.shape[-1]
+    logits = torch.where(factors > 0, factors.float().clamp_min(1e-30).log() * math.sqrt(width), HIDDEN)
+    q, k, v = (F.pad(x, (0, EXTRA_CHANNELS)) for x in (q, k, v))
+    q[..., width] = 1.0
+    k[:, :, : factors.shape[1], width] = logits[:, None, :].to(k.dtype)
+    return q, k, v
 
 
 def _query_rows(mask: Tensor | None, rows: slice) -> Tensor | None:

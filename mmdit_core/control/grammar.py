@@ -79,7 +79,7 @@ def parse_blocks(text: str, double: int, single: int = 0) -> tuple[int, ...]:
     Returns: global numbers, sorted, each once; () for an empty text.
     Raises: BlockTextError with the part and the model's blocks; BlockOutOfRange. No part is ignored.
     """
-    return tuple(_parse(text, _Blocks(double, single), strengths=False))
+    return tuple(_parse(text, _Blocks(double, single)))
 
 
 def parse_block_strengths(text: str, double: int, single: int = 0, default: float = 1.0) -> dict[int, float]:
@@ -87,16 +87,15 @@ def parse_block_strengths(text: str, double: int, single: int = 0, default: floa
 
     Args: default, the strength of a block without one. Returns: block -> strength, sorted by block.
     """
-    found = _parse(text, _Blocks(double, single), strengths=True)
-    return {block: default if strength is None else strength for block, strength in found.items()}
+    return _parse(text, _Blocks(double, single), default, strengths=True)
 
 
-def _parse(text: str, have: _Blocks, *, strengths: bool) -> dict[int, float | None]:
-    """Block -> its own strength or None, sorted by block."""
+def _parse(text: str, have: _Blocks, default: float = 1.0, *, strengths: bool = False) -> dict[int, float]:
+    """Block -> strength, sorted by block."""
     parts = [part for each in re.split(r"[,;\n]", text) if (part := each.strip().lower())]
-    chosen: dict[int, float | None] = {}
+    chosen: dict[int, float] = {}
     if parts and all(part.startswith("!") for part in parts):
-        chosen = dict.fromkeys(range(have.total))
+        chosen = dict.fromkeys(range(have.total), default)
     for part in parts:
         if part.startswith("!"):
             for block in _range(part[1:].strip(), part, have):
@@ -105,7 +104,7 @@ def _parse(text: str, have: _Blocks, *, strengths: bool) -> dict[int, float | No
         body, colon, number = part.partition(":")
         if colon and not strengths:
             raise BlockTextError(f"{part!r} has a strength", "Write the block alone")
-        strength = _strength(number, part) if colon else None
+        strength = _strength(number, part) if colon else default
         chosen.update(dict.fromkeys(_range(body.strip(), part, have), strength))
     return dict(sorted(chosen.items()))
 

@@ -162,13 +162,11 @@ class _CallHooks:
 
 def _merged(out: dict[str, Any], args: dict[str, Any], running: tuple[int, ...], call: ModelCall) -> dict[str, Any]:
     """A block's output for some chunks, and its input for the others."""
-    merged: dict[str, Tensor | None] = {}
+    merged = dict(out)
     for name, value in out.items():
-        if value is None:
-            merged[name] = None
-            continue
-        done = dict(zip(running, value.chunk(len(running)), strict=True))
-        merged[name] = torch.cat([done.get(chunk, args[name][call.rows_of(chunk)]) for chunk in call.chunks])
+        if value is not None:
+            done = dict(zip(running, value.chunk(len(running)), strict=True))
+            merged[name] = torch.cat([done.get(chunk, args[name][call.rows_of(chunk)]) for chunk in call.chunks])
     return merged
 
 

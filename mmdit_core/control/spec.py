@@ -16,6 +16,7 @@ from ..flow.window import Window
 
 POSITIVE, NEGATIVE = 0, 1  # branches of guidance, as `cond_or_uncond` numbers them
 BRANCHES = {"both": (POSITIVE, NEGATIVE), "positive": (POSITIVE,), "negative": (NEGATIVE,)}
+REPORT_NAMES = {"start": "start_percent", "end": "end_percent", "fade": "fade"}  # of a window's fields
 CHOICES: dict[str, tuple[str, ...]] = {
     "action": ("skip", "disable", "boost", "prompt"),
     "mode": ("residual", "attention", "value"),
@@ -111,12 +112,12 @@ class BlockControl:
 
     def to_dict(self) -> dict[str, Any]:
         """The control as plain data for a report: action, blocks, and the fields that are not at their defaults."""
-        own = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.name not in ("window", "context")}
-        window = {
-            "start_percent": (self.window.start, 0.0),
-            "end_percent": (self.window.end, 1.0),
-            "fade": (self.window.fade, "constant"),
-        }
-        given = {**own, **window}.items()
-        plain = {name: value for name, (value, default) in given if name in ("action", "blocks") or value != default}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+        given = _given(self)
+        window = {REPORT_NAMES[name]: value for name, value in _given(given.pop("window", Window())).items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in {**given, **window}.items()}
+
+
+def _given(values: Any) -> dict[str, Any]:
+    """The compared fields of a dataclass that are not at their defaults."""
+    own = {f.name: (getattr(values, f.name), f.default) for f in fields(values) if f.compare}
+    return {name: value for name, (value, default) in own.items() if value != default}

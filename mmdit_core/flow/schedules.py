@@ -131,8 +131,7 @@ def sigmas(
         raise ValueError(f"sigmas: steps is {steps!r}; it must be a whole number >= 1")
     if schedule not in SCHEDULES:
         raise ValueError(f"sigmas: schedule {schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
-    parameters = inspect.signature(SCHEDULES[schedule]).parameters
-    known = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    known = inspect.getfullargspec(SCHEDULES[schedule]).kwonlyargs
     for name in options:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"

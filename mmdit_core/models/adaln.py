@@ -135,14 +135,13 @@ class AdaLNCache:
 
     def add(self, name: Hashable, pooled: Tensor | None) -> None:
         """A conditioning of the run: pooled text [n, P], a row for each image of the batch or one for all."""
-        if name not in self._names or self._names[name].pooled is not pooled:
-            source = next((source for source in self._sources if source.pooled is pooled), None)
-            if source is None:
-                first = self._sources[-1].rows.stop if self._sources else 0
-                source = _Source(pooled, range(first, first + (1 if pooled is None else len(pooled))))
-                self._sources.append(source)
-                self._forget()
-            self._names[name] = source
+        source = next((source for source in self._sources if source.pooled is pooled), None)
+        if source is None:
+            first = self._sources[-1].rows.stop if self._sources else 0
+            source = _Source(pooled, range(first, first + (1 if pooled is None else len(pooled))))
+            self._sources.append(source)
+            self._forget()
+        self._names[name] = source
 
     def lookup(
         self, model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, call: CallIdentity | None
