@@ -269,9 +269,9 @@ def line_of(name: str, entry: dict) -> str:
 
 def cost_of(entry: dict) -> str:
     """A point as the core's table of plans has its cost."""
-    change, distance = entry["change"], entry["distance"]["mean"]
-    rounded = (entry["fraction"], change["points"], change["low"], change["high"], distance)
-    digits = (3, 1, 1, 1, 3)
+    change = entry["change"]
+    rounded = (entry["fraction"], change["points"], change["low"], change["high"])
+    digits = (3, 1, 1, 1)
     figures = ", ".join(f"{round(value, places):g}" for value, places in zip(rounded, digits, strict=True))
     return f"MeasuredCost({figures}, {entry['images']})"
 

@@ -30,15 +30,13 @@ class MeasuredCost:
     """What a plan was measured to do, against full runs with the same prompts and seeds.
 
     Fields: flops, executed, as a fraction of the full run's; points, change in percent of images with all attributes
-    right, from low to high with 95% confidence; distance of the latents, RMS, as a fraction of the full run's RMS;
-    images, how many.
+    right, from low to high with 95% confidence; images, how many.
     """
 
     flops: float
     points: float
     low: float
     high: float
-    distance: float
     images: int
 
 
@@ -55,10 +53,10 @@ _cache = partial(StepCache, meant_for=STEPS)  # without meant_for, runs of fewer
 # Chosen on prompts of the set `seen`, measured on held-out ones. From 2x on the last prediction is repeated: a line
 # overshoots if the computed steps are far apart.
 PLANS = (
-    Plan(1.2, _cache(every=2, warmup=0.3, tail=0.68), MeasuredCost(0.822, 0.4, -0.5, 1.3, 0.02, 512)),
-    Plan(1.5, _cache(every=2, warmup=0.14, tail=0.86), MeasuredCost(0.644, 0.2, -0.9, 1.3, 0.025, 512)),
-    Plan(2.0, _cache(every=3, warmup=0.14, tail=0.93, order=0), MeasuredCost(0.466, -0.2, -1.6, 1.1, 0.04, 512)),
-    Plan(2.5, _cache(every=4, warmup=0.14, tail=0.93, order=0), MeasuredCost(0.395, -0.8, -2.3, 0.7, 0.059, 512)),
-    Plan(3.0, _cache(every=6, warmup=0.14, tail=0.93, order=0), MeasuredCost(0.323, -2.3, -4.3, -0.5, 0.112, 512)),
+    Plan(1.2, _cache(every=2, warmup=0.3, tail=0.68), MeasuredCost(0.822, 0.4, -0.5, 1.3, 512)),
+    Plan(1.5, _cache(every=2, warmup=0.14, tail=0.86), MeasuredCost(0.644, 0.2, -0.9, 1.3, 512)),
+    Plan(2.0, _cache(every=3, warmup=0.14, tail=0.93, order=0), MeasuredCost(0.466, -0.2, -1.6, 1.1, 512)),
+    Plan(2.5, _cache(every=4, warmup=0.14, tail=0.93, order=0), MeasuredCost(0.395, -0.8, -2.3, 0.7, 512)),
+    Plan(3.0, _cache(every=6, warmup=0.14, tail=0.93, order=0), MeasuredCost(0.323, -2.3, -4.3, -0.5, 512)),
 )
 BY_SPEEDUP = {plan.speedup: plan for plan in PLANS}

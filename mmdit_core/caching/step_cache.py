@@ -80,7 +80,8 @@ class StepCache:
 
     def work(self, steps: int) -> float:
         """Fraction of a guided run's predictions that are computed, for one model call a step, evenly spaced."""
-        return sum(sum(self.plan(step, steps)) for step in range(steps)) / (2 * steps)
+        plans = (self.plan(step, steps) for step in range(steps))
+        return sum(plan.cond + plan.uncond for plan in plans) / (2 * steps)
 
 
 @dataclass

@@ -54,18 +54,17 @@ def shift_sigma(sigma: Sigma, shift: float) -> Sigma:
     return shift * sigma / (shift * sigma + (1 - sigma))
 
 
-def resolution_shift(pixels: int, base_pixels: int = 1024 * 1024) -> float:
-    """Shift from one image size to another, so that both have the same signal-to-noise: sqrt(pixels / base_pixels).
+def resolution_shift(pixels: int) -> float:
+    """Shift from 1024 x 1024 pixels to another size, so that both have the same signal-to-noise: the root of the ratio.
 
-    Args: pixels, base_pixels: width * height, > 0. Multiply the result by the shift of the base size.
+    Args: pixels: width * height, > 0. Multiply the result by the shift of 1024 x 1024.
     Returns: the shift, > 0.
-    Raises: ValueError if a count is not > 0.
+    Raises: ValueError if pixels is not > 0.
     Source: Esser et al. 2024, section 5.3.2.
     """
-    for name, count in (("pixels", pixels), ("base_pixels", base_pixels)):
-        if not 0 < count < math.inf:
-            raise ValueError(f"resolution_shift: {name} is {count}; it must be > 0")
-    return math.sqrt(pixels / base_pixels)
+    if not 0 < pixels < math.inf:
+        raise ValueError(f"resolution_shift: pixels is {pixels}; it must be > 0")
+    return math.sqrt(pixels / (1024 * 1024))
 
 
 def flux_mu(tokens: int) -> float:

@@ -77,7 +77,7 @@ def test_flux_mu_at_its_two_published_sizes():
 
 def test_resolution_shift_is_the_root_of_the_pixel_ratio():
     assert resolution_shift(2048 * 2048) == 2
-    assert resolution_shift(512 * 512, 1024 * 1024) == 0.5
+    assert resolution_shift(512 * 512) == 0.5
     assert resolution_shift(1024 * 1024) == 1
 
 
@@ -88,7 +88,6 @@ def test_resolution_shift_is_the_root_of_the_pixel_ratio():
         (lambda: shift_sigma(0.5, 0.0), "shift is 0.0"),
         (lambda: flux_mu(0), "tokens is 0; it must be > 0"),
         (lambda: resolution_shift(0), "pixels is 0; it must be > 0"),
-        (lambda: resolution_shift(1, -4), "base_pixels is -4; it must be > 0"),
     ],
 )
 def test_bad_number_to_a_shift_is_named(call, message):
