@@ -150,7 +150,7 @@ def test_other_forms_of_guidance_take_what_it_gives(bench, step_cache, guidance)
     plain = bench.run(guidance=guidance)
     made = bench.run(guidance=guidance, model=cached(bench, step_cache, uncond_every=2))
     assert 0 < error(made, plain) < 0.2
-    alone = bench.run(guidance=guidance, model=cached(bench, step_cache, end=0.0))
+    alone = bench.run(guidance=guidance, model=cached(bench, step_cache, uncond_every=2), cfg_end=0.0)
     assert error(alone, bench.run(cfg=1.0)) < 1e-5
 
 

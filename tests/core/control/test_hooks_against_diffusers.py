@@ -372,9 +372,8 @@ def test_a_phrase_past_the_end_of_a_context_that_was_cut_acts_on_what_is_left(mo
 
 
 def test_a_boosts_factors_are_computed_once_a_model_call_and_not_once_a_block(model, monkeypatch):
-    made = []
-    original = hooks._chunk_factors
-    monkeypatch.setattr(hooks, "_chunk_factors", lambda *given: made.append(given[2]) or original(*given))
+    made, original = [], hooks._Factors._of_chunk
+    monkeypatch.setattr(hooks._Factors, "_of_chunk", lambda *given: made.append(given[1]) or original(*given))
     run(model, [BlockControl("boost", (0, 1, 2, 3), 1.5), BlockControl("boost", (0, 1, 2, 3), 1.5, "attention")])
     assert sorted(made) == [0, 0, 1, 1]  # one table for each of the two boosts, a row for each chunk
 
