@@ -127,11 +127,12 @@ class _CallHooks:
                 return streams
             if not skipped:
                 return block(self._with_factors(args, scaled))
-            if not call.partial_rows:
-                before = {name: stream.clone() for name, stream in streams.items()}
-                return _restored(block(self._with_factors(args, scaled)), before, skipped, call)
-            count.skipped += len(skipped)
-            return _merged(block(self._with_factors(call.args_of(args, running), scaled)), args, running, call)
+            if call.partial_rows:
+                count.skipped += len(skipped)
+                given, before = call.args_of(args, running), args
+            else:  # the block must run on all rows, and may write into them: nothing is saved
+                given, before = args, {**args, **{name: stream.clone() for name, stream in streams.items()}}
+            return _merged(block(self._with_factors(given, scaled)), before, chunks, running, call)
 
         return hook
 
@@ -160,22 +161,14 @@ class _CallHooks:
         return changed
 
 
-def _merged(out: dict[str, Any], args: dict[str, Any], running: tuple[int, ...], call: ModelCall) -> dict[str, Any]:
-    """A block's output for some chunks, and its input for the others."""
+def _merged(
+    out: dict[str, Any], before: dict[str, Any], chunks: Sequence[int], running: Sequence[int], call: ModelCall
+) -> dict[str, Any]:
+    """A block's output for the running chunks, and its input for the others. Args: chunks, that the block ran on."""
     merged = dict(out)
     for name, value in out.items():
         if value is not None:
-            done = dict(zip(running, value.chunk(len(running)), strict=True))
-            merged[name] = torch.cat([done.get(chunk, args[name][call.rows_of(chunk)]) for chunk in call.chunks])
+            done = dict(zip(chunks, value.chunk(len(chunks)), strict=True))
+            rows = [done[chunk] if chunk in running else before[name][call.rows_of(chunk)] for chunk in call.chunks]
+            merged[name] = torch.cat(rows)
     return merged
-
-
-def _restored(out: dict[str, Any], before: dict[str, Tensor], skipped: set[int], call: ModelCall) -> dict[str, Any]:
-    """The output of a block that must run on all rows, with the skipped rows as they were: nothing is saved."""
-    out = dict(out)
-    for name, value in before.items():
-        if out.get(name) is not None:
-            out[name] = out[name].clone()
-            for chunk in skipped:
-                out[name][call.rows_of(chunk)] = value[call.rows_of(chunk)]
-    return out
