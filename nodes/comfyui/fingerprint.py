@@ -21,7 +21,7 @@ PATCHED = (
 
 def of_model(model, **instead: Any) -> Any:
     """The fingerprint of a MODEL. Args: instead, values to use for some of PATCHED."""
-    return _Same(model.model), fingerprint([instead.get(name, getattr(model, name, None)) for name in PATCHED])
+    return Same(model.model), fingerprint([instead.get(name, getattr(model, name, None)) for name in PATCHED])
 
 
 def fingerprint(value: Any) -> Any:
@@ -37,13 +37,14 @@ def fingerprint(value: Any) -> Any:
         return type(value), tuple(fingerprint(item) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
         return type(value), tuple(fingerprint(getattr(value, field.name)) for field in fields(value))
-    return _Same(value)
+    return Same(value)
 
 
-class _Same:
+class Same:
     """Equal for the same object alone. Identity by weak reference: an id() may be reused after the object is freed."""
 
     def __init__(self, value: Any):
+        self._hash = id(value.__self__ if inspect.ismethod(value) else value)
         self.get: Callable[[], Any]
         try:
             # A bound method is a new object at each look-up; the object that it is bound to stays.
@@ -52,9 +53,10 @@ class _Same:
             self.get = lambda: value
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same):
+        if not isinstance(other, Same):
             return NotImplemented
         mine, theirs = self.get(), other.get()
         return mine is not None and (mine is theirs or (inspect.ismethod(mine) and mine == theirs))
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return self._hash

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...mmdit_core.caching.step_cache import PredictionCount, StepCacheRun
 from ...mmdit_core.flow.window import Window
+from .fingerprint import Same
 
 
 def predict(
@@ -76,26 +77,13 @@ def _kind(
     return tuple(x.shape), x.dtype, x.device, tuple(active), acting, _hooks(options)
 
 
-class _Same:
-    """Equal to itself alone, whatever the held object's equality is; held, so that its id stays its own."""
-
-    def __init__(self, held: Any):
-        self._held = held
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._held is other._held
-
-    def __hash__(self) -> int:
-        return id(self._held)
-
-
 def _hooks(options) -> Hashable:
     """The functions that act inside the model, each with its position."""
     found = []
     for kind in ("patches", "patches_replace"):
         for name, held in options.get(kind, {}).items():
             each = held.items() if isinstance(held, dict) else enumerate(held)
-            found += [(kind, name, position, _Same(function)) for position, function in each]
+            found += [(kind, name, position, Same(function)) for position, function in each]
     return frozenset(found)
 
 
