@@ -43,18 +43,16 @@ class SpeedPlan:
     @classmethod
     def INPUT_TYPES(cls):
         """The node's widgets."""
-        tooltip = (
+        model = "Any model; the measured cost is that of the small model. The input is not changed."
+        speedup = (
             "How much faster. A higher speed-up computes fewer steps; the first and last steps are always computed. "
             "The node shows the measured cost."
         )
         return {
             "required": {
-                "model": (
-                    "MODEL",
-                    {"tooltip": "Any model; the measured cost is that of the small model. The input is not changed."},
-                ),
+                "model": ("MODEL", {"tooltip": model}),
                 # The frontend shows measured_costs on the node.
-                "speedup": choice(tuple(CHOICES), "1.5x", tooltip, measured_costs=MEASURED_COSTS),
+                "speedup": choice(tuple(CHOICES), "1.5x", speedup, measured_costs=MEASURED_COSTS),
             },
             "hidden": HIDDEN,
         }
@@ -71,18 +69,14 @@ class SpeedPlan:
 
 def summary(plan: Plan, is_measured_model: bool) -> str:
     """What a plan computes, its speed-up and its cost, in lines."""
-    work = plan.step_cache.work(STEPS)
-    speed = f"{work:.0%} of the predictions over {STEPS} steps: up to {1 / work:.2f} times as fast"
-    return "\n".join((computed_steps(plan.step_cache), speed, cost(plan, is_measured_model)))
-
-
-def computed_steps(step_cache: StepCache) -> str:
-    """Which steps the step cache of a plan computes."""
+    step_cache, work = plan.step_cache, plan.step_cache.work(STEPS)
     every = ORDINALS.get(step_cache.every, f"{step_cache.every}th")
-    return (
+    computed = (
         f"The first {step_cache.warmup:.0%} and the last {1 - step_cache.tail:.0%} of the steps are computed; between, "
         f"every {every} step is computed and the others are extrapolated"
     )
+    speed = f"{work:.0%} of the predictions over {STEPS} steps: up to {1 / work:.2f} times as fast"
+    return "\n".join((computed, speed, cost(plan, is_measured_model)))
 
 
 def cost(plan: Plan, is_measured_model: bool) -> str:

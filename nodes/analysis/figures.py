@@ -26,8 +26,7 @@ def draw_sheet(sweep: Sweep) -> Image.Image:
         label = (_name(cells[0]), WINDOW_NAMES[cells[0].window])
         tiles = (baseline, *(_tile(sweep, cell, largest) for cell in cells))
         rows.append(Row(label, ACTION_COLOURS[cells[0].operation], tiles))
-    double = sweep.double
-    blocks = [f"block {b}" if b < double else f"{b} (s{b - double})" for b in sweep.settings.blocks]
+    blocks = [f"block {b}" if b < sweep.double else f"{b} (s{b - sweep.double})" for b in sweep.settings.blocks]
     subtitle = _subtitle(sweep) + ". Below each image: distance to the baseline, latent and image"
     aspect = sweep.size[0] / sweep.size[1]
     return contact_sheet("What each block does", subtitle, ["baseline", *blocks], rows, aspect=aspect)

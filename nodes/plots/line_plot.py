@@ -10,6 +10,7 @@ from PIL import Image
 
 from .canvas import BLACK, GREY, GRID, HEAD, MARGIN, Canvas
 
+WIDTH, HEIGHT = 720, 440  # pixels of a panel with its labels
 LEFT, INSET = 84, 18  # pixels: the y axis with its labels; between a panel's edges and its first and last point
 
 
@@ -33,22 +34,18 @@ class Panel:
     lines: tuple[Line, ...]
 
 
-def line_plot(title: str, subtitle: str, panels: Sequence[Panel], *, size: tuple[int, int] = (720, 440)) -> Image.Image:
-    """Draw panels next to each other, with the legend of the first one below.
-
-    Args: size, width and height of one panel with its labels, in pixels.
-    """
-    width, height = size
+def line_plot(title: str, subtitle: str, panels: Sequence[Panel]) -> Image.Image:
+    """Draw panels next to each other, with the legend of the first one below."""
     lines = panels[0].lines
     colours = list(dict.fromkeys(line.colour for line in lines))
     # One row if every line has its own colour, else one row for each colour.
     legend = [lines] if len(colours) == len(lines) else [[x for x in lines if x.colour == c] for c in colours]
-    canvas = Canvas(width * len(panels), HEAD + height + 30 * len(legend) + MARGIN, title, subtitle)
+    canvas = Canvas(WIDTH * len(panels), HEAD + HEIGHT + 30 * len(legend) + MARGIN, title, subtitle)
     for index, panel in enumerate(panels):
-        draw_panel(canvas, panel, (index * width, HEAD, width, height))
+        draw_panel(canvas, panel, (index * WIDTH, HEAD, WIDTH, HEIGHT))
     for row, entries in enumerate(legend):
         for column, line in enumerate(entries):
-            x, y = MARGIN + 72 + column * 210, HEAD + height + 16 + 30 * row
+            x, y = MARGIN + 72 + column * 210, HEAD + HEIGHT + 16 + 30 * row
             canvas.path([(x, y), (x + 48, y)], line.colour, line.style)
             canvas.dot((x + 24, y), line.colour)
             canvas.text((x + 58, y), line.label, BLACK, 15, anchor="lm")

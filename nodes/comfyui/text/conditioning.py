@@ -58,11 +58,6 @@ class Encoders:
         """The token keys of SD3's encoders that this CLIP lacks."""
         return [key for key in ENCODERS if not self.is_present(key)]
 
-    @property
-    def widths(self) -> TextWidths:
-        """The channels of an SD3 text model; SD3's own for the encoders that it lacks."""
-        return getattr(self.clip.cond_stage_model, "widths", None) or TextWidths()
-
     @cached_property
     def _byte_level(self) -> dict[str, bool]:
         """True for vocabularies whose letters are bytes (CLIP, Qwen), False for those that mark spaces (T5)."""
@@ -127,6 +122,8 @@ class Encoders:
         Each entry carries its token map, which ComfyUI's combine, area, mask and timestep-range nodes keep.
         """
         t5_tokens = sum(map(len, tokens.get("t5xxl", ()))) if self.is_present("t5xxl") else 0
+        # Our own text model has widths; ComfyUI's has SD3's.
+        widths = getattr(self.clip.cond_stage_model, "widths", None) or TextWidths()
         dropped = {key for key, name in STRENGTH_OF.items() if not getattr(strengths, name)}
         conditioning = []
         for context, options in self.clip.encode_from_tokens_scheduled(tokens):
@@ -134,7 +131,7 @@ class Encoders:
             if strengths != TextStrengths():
                 clip_tokens, pooled = context.shape[1] - t5_tokens, options.get("pooled_output")
                 context, options["pooled_output"] = scale_parts(
-                    context, pooled, strengths, clip_tokens=clip_tokens, widths=self.widths
+                    context, pooled, strengths, clip_tokens=clip_tokens, widths=widths
                 )
             conditioning.append([context, options])
         return conditioning
