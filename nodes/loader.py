@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..mmdit_core.checkpoints.detect import components
 from ..mmdit_core.checkpoints.errors import CheckpointError
 from ..mmdit_core.checkpoints.header import read_header
-from .comfyui.loading import folders
-from .comfyui.loading.clip_vae import (
-    ComponentError,
-    NoTextEncoders,
-    NoVAE,
-    StandIn,
-    UnknownTextEncoders,
-    load_clip,
-    load_vae,
-)
+from .comfyui.loading import clip_vae, folders
 from .comfyui.loading.model import WEIGHT_DTYPES, load_model
 from .errors import InputError
 from .widgets import check_values, choice
 
 NODE = "MMDiTLoader"
-CATEGORY = "MMDiT"
 # The messages of components that a checkpoint lacks.
-ABSENT: dict[type[ComponentError], str] = {
-    NoTextEncoders: "CLIP: {file} holds no text encoders. Load them with TripleCLIPLoader (clip_l.safetensors, "
-    "clip_g.safetensors and t5xxl_fp16.safetensors, or a t5xxl fp8 file, in models/text_encoders) or with "
-    "DualCLIPLoader set to sd3, and connect its CLIP in place of this one",
-    UnknownTextEncoders: "CLIP: the text encoders in {file} are not of SD3's size, and its metadata does not say which "
-    "(ComfyUI's save nodes drop that). Connect the CLIP of the file that it was made from: a second MMDiTLoader",
-    NoVAE: "VAE: {file} holds no VAE. Load the model's 16-channel VAE with VAELoader (for SD3 and SD3.5: "
+ABSENT: dict[type[clip_vae.ComponentError], str] = {
+    clip_vae.NoTextEncoders: "CLIP: {file} holds no text encoders. Load them with TripleCLIPLoader "
+    "(clip_l.safetensors, clip_g.safetensors and t5xxl_fp16.safetensors, or a t5xxl fp8 file, in models/text_encoders) "
+    "or with DualCLIPLoader set to sd3, and connect its CLIP in place of this one",
+    clip_vae.UnknownTextEncoders: "CLIP: the text encoders in {file} are not of SD3's size, and its metadata does not "
+    "say which (ComfyUI's save nodes drop that). Connect the CLIP of the file that it was made from: a second "
+    "MMDiTLoader",
+    clip_vae.NoVAE: "VAE: {file} holds no VAE. Load the model's 16-channel VAE with VAELoader (for SD3 and SD3.5: "
     "sd3_vae.safetensors, or diffusion_pytorch_model.safetensors of the release's vae folder, in models/vae) and "
     "connect its VAE in place of this one",
 }
@@ -43,7 +35,7 @@ log = logging.getLogger(__name__)
 class MMDiTLoader:
     """An SD3-family checkpoint as MODEL, CLIP and VAE."""
 
-    CATEGORY = CATEGORY
+    CATEGORY = "MMDiT"
     DESCRIPTION = (
         "Loads an SD3, SD3.5 or compatible MMDiT checkpoint (safetensors; single file or diffusers layout). "
         "The MODEL works with ComfyUI's samplers, LoRAs, ControlNets and patches. "
@@ -78,13 +70,14 @@ class MMDiTLoader:
 
     def load(self, checkpoint: str, weight_dtype: str):
         """Load the checkpoint. Returns: MODEL, CLIP, VAE. Raises: InputError."""
-        path = folders.checkpoint_path(checkpoint)
+        path = folders.listed_path(checkpoint)
         if path is None:
             right = "Put the file into models/mmdit, models/checkpoints or models/diffusion_models and press R"
             raise InputError(NODE, "checkpoint", f"{checkpoint!r} was not found", right)
         check_values(NODE, self.INPUT_TYPES()["required"], {"weight_dtype": weight_dtype})
         try:
-            model, clip, vae = load_model(path, weight_dtype), _component(load_clip, path), _component(load_vae, path)
+            model = load_model(str(path), weight_dtype)
+            clip, vae = _component(clip_vae.load_clip, path), _component(clip_vae.load_vae, path)
             found = components(read_header(path))
         except CheckpointError as error:
             raise ValueError(f"{NODE}: checkpoint: {error}") from error
@@ -93,12 +86,12 @@ class MMDiTLoader:
         return model, clip, vae
 
 
-def _component(load: Callable[[str], Any], path: str) -> Any:
+def _component(load: Callable[[Path], Any], path: Path) -> Any:
     """Load a component of a checkpoint, or make a stand-in that explains its absence."""
     try:
         return load(path)
-    except ComponentError as error:
-        return StandIn(f"{NODE}: {ABSENT[type(error)].format(file=error.file)}")
+    except clip_vae.ComponentError as error:
+        return clip_vae.StandIn(f"{NODE}: {ABSENT[type(error)].format(file=error.file)}")
 
 
 NODES = {NODE: (MMDiTLoader, "MMDiT Loader")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import comfy.model_management
@@ -63,14 +64,7 @@ class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
     def __init__(self, *, configs: Mapping[str, dict[str, Any]], device="cpu", dtype=None, model_options=None):
         options = dict(model_options or {})
         options.update({f"{name}_model_config": dict(values) for name, values in configs.items()})
-        super().__init__(
-            clip_l="clip_l" in configs,
-            clip_g="clip_g" in configs,
-            t5="t5xxl" in configs,
-            device=device,
-            dtype=dtype,
-            model_options=options,
-        )
+        super().__init__(clip_l=True, clip_g=True, t5=True, device=device, dtype=dtype, model_options=options)
         self.widths = TextWidths(
             clip_l=configs["clip_l"]["hidden_size"],
             clip_g=configs["clip_g"]["hidden_size"],
@@ -82,13 +76,13 @@ class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
         encoded = {}
         for name, key in (("clip_l", "l"), ("clip_g", "g"), ("t5xxl", "t5xxl")):
             encoder, tokens = getattr(self, name), token_weight_pairs[key]
-            encoded[name] = encoder.encode_token_weights(tokens) if encoder is not None and len(tokens) else None
+            encoded[name] = encoder.encode_token_weights(tokens) if len(tokens) else None
         t5, device = encoded["t5xxl"], comfy.model_management.intermediate_device()
         t5 = None if t5 is None else t5[0]
         return *assemble(encoded["clip_l"], encoded["clip_g"], t5, widths=self.widths, device=device), {}
 
 
-def load_clip(path: str) -> comfy.sd.CLIP:
+def load_clip(path: str | PathLike[str]) -> comfy.sd.CLIP:
     """Load the text encoders of a checkpoint.
 
     The metadata `mmdit.text` gives the encoders' sizes; a file without it has SD3's.
@@ -129,7 +123,7 @@ def _has_sd3_sizes(state_dict: Mapping[str, torch.Tensor]) -> bool:
     return all(state_dict[name].shape == (width,) for name, width in widths.items() if name in state_dict)
 
 
-def load_vae(path: str) -> comfy.sd.VAE:
+def load_vae(path: str | PathLike[str]) -> comfy.sd.VAE:
     """Load the VAE of a checkpoint. Raises: NoVAE; CheckpointError."""
     header = read_header(path)
     if "vae" not in components(header):

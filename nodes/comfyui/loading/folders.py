@@ -23,14 +23,8 @@ def checkpoint_names() -> list[str]:
     return list(dict.fromkeys(name for folder in FOLDERS for name in folder_paths.get_filename_list(folder)))
 
 
-def checkpoint_path(name: str) -> str | None:
-    """The path of a file in the first folder that has it, None if none has."""
-    paths = (folder_paths.get_full_path(folder, name) for folder in FOLDERS)
-    return next((path for path in paths if path is not None), None)
-
-
 def listed_path(name: str, folder: str = "") -> Path | None:
-    """The path of a file that ComfyUI lists in `folder`, or in any of FOLDERS; None for all other files."""
+    """The path of a file that ComfyUI lists in `folder` or, without one, in the first of FOLDERS; else None."""
     for each in FOLDERS:
         if folder in ("", each) and name in folder_paths.get_filename_list(each):
             path = folder_paths.get_full_path(each, name)

@@ -20,10 +20,9 @@ import torch
 from ....mmdit_core.checkpoints.header import read_header
 from ....mmdit_core.checkpoints.load import load_checkpoint
 from ....mmdit_core.config import MMDiTConfig
-from ....mmdit_core.models.adaln import row_width
+from ....mmdit_core.models.adaln import TILE, row_width
 from ....mmdit_core.models.sd3 import MMDiT
 from .. import patching
-from ..run import adaln_cache
 from . import offloading
 
 log = logging.getLogger(__name__)
@@ -79,8 +78,8 @@ class MMDiTBase(comfy.model_base.SD3):
         self._row_width = row_width(self.diffusion_model)
 
     def memory_required(self, *args, **kwargs):
-        """As ComfyUI's SD3, and the AdaLN cache."""
-        cache = adaln_cache.bytes_of(self._row_width, self.get_dtype_inference())
+        """As ComfyUI's SD3, and the AdaLN cache: one tile of its table."""
+        cache = TILE * self._row_width * self.get_dtype_inference().itemsize
         return super().memory_required(*args, **kwargs) + cache
 
 

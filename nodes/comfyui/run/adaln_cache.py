@@ -9,7 +9,7 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
-from ....mmdit_core.models.adaln import CACHED_WEIGHTS, TILE, AdaLNCache, CallIdentity
+from ....mmdit_core.models.adaln import CACHED_WEIGHTS, AdaLNCache, CallIdentity
 from ....mmdit_core.models.sd3 import MMDiT
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,3 @@ def may_change(patcher, names: Collection[str]) -> bool:
     """
     hooked = (key for patches in patcher.hook_patches.values() for key in patches)
     return any(name in key for key in (*hooked, *patcher.weight_wrapper_patches) for name in names)
-
-
-def bytes_of(width: int, dtype: torch.dtype) -> int:
-    """Memory of the table of a run: one tile. Args: width of a row, see `row_width`; dtype of the inference."""
-    return TILE * width * dtype.itemsize

@@ -192,7 +192,7 @@ def test_small_encoders_without_their_metadata_say_which_clip_to_connect(pack, t
 
     save_file(load_file(SMALL), tmp_path / "saved.safetensors")  # without metadata, as ComfyUI's save nodes do it
     loader = sys.modules[f"{pack.__name__}.nodes.loader"]
-    monkeypatch.setattr(loader.folders, "checkpoint_path", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(loader.folders, "listed_path", lambda name: tmp_path / name)
     _, stand_in, _ = loader.MMDiTLoader().load("saved.safetensors", "default")
     with pytest.raises(ValueError, match="saved.safetensors are not of SD3's size.*second MMDiTLoader"):
         stand_in.tokenize("red")
