@@ -149,7 +149,8 @@ class Bench:
         for branch, count in (("both", point.both), ("negative", point.negative)):
             if count:
                 blocks = ",".join(str(block) for block in self.order[:count])
-                model = self.module("control").BlockSkip().apply(model, blocks, branch, 0.0, 1.0)[0]
+                given = dict(blocks=blocks, branch=branch, start_percent=0.0, end_percent=1.0)
+                model = self.module("control").BlockSkip().apply(model, **given)[0]
         if not point.step_cache.does_nothing:
             own = patching.StepCache(**asdict(point.step_cache))  # the pack's class is not the plain import's
             model = patching.attach(model, [own])

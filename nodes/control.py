@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..mmdit_core.control.spec import CHOICES, BlockControl
 from ..mmdit_core.flow.window import FADES, Window
 from ..mmdit_core.text.tokens import NoTokenMap
 from .comfyui import patching
-from .comfyui.families import block_counts, text_layers
+from .comfyui.families import block_counts, family_of
 from .comfyui.frontend import messages
 from .errors import InputError, require
 from .widgets import END, HIDDEN, START, Widget, blocks_widget, branch_widget, check_values, choice, number, text
@@ -48,58 +49,50 @@ def read_preset(node: str, model, name: str) -> Preset:
 
 def counts(node: str, model) -> tuple[int, int]:
     """The model's double and single blocks. Raises: InputError for a model that is not an MMDiT."""
-    found = block_counts(model)
+    found = block_counts(model.model.diffusion_model)
     if found is None:
         unknown = f"{type(model.model).__name__} has no blocks that this node can control"
         raise InputError(node, "model", unknown, f"Connect {SUPPORTED}")
     return found
 
 
-def read_blocks(node: str, model, blocks: str) -> tuple[int, ...]:
-    """The blocks that a text names. Raises: InputError."""
+def read_blocks(node: str, model, blocks: str, parse: Callable[..., Any] = parse_blocks, **options: Any) -> Any:
+    """The blocks that a text names, as `parse` gives them with its options. Raises: InputError."""
     try:
-        return parse_blocks(blocks, *counts(node, model))
+        return parse(blocks, *counts(node, model), **options)
     except BlockTextError as error:
         raise InputError(node, "blocks", error.found, error.right) from error
 
 
-def _phrase_error(error: ControlError) -> InputError:
-    right = "Write whole words of the prompt, one phrase a line"
-    if isinstance(error.__cause__, NoTokenMap):
-        right = "Put TripleTextEncode in the place of the node that made the sampler's prompt"
-    return InputError("TextBoost", "phrase", str(error), right)
-
-
-def _prompt_error(error: ControlError) -> InputError:
-    right = "Encode one prompt at a time, both to the same length, without masks"
-    return InputError("BlockPrompt", "conditioning", str(error), right)
-
-
 class _BlockNode:
-    """The common part of the nodes."""
+    """The common part of the nodes. Each has `controls`, which makes its controls of all inputs but the window's."""
 
     CATEGORY = CATEGORY
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("A copy of the model with this control.",)
+    controls: Callable[..., Sequence[BlockControl]]
+    word_error: Callable[[ControlError], InputError] | None = None  # of what is found while sampling
 
-    def _check(self, **given: Any) -> None:
-        """Refuse values that a link brought and the widgets would refuse."""
-        inputs = self.INPUT_TYPES()  # type: ignore[attr-defined]
-        check_values(type(self).__name__, {**inputs["required"], **inputs.get("optional", {})}, given)
+    def apply(self, model, unique_id=None, **given):
+        """A copy of the model with the node's controls; shows on the node if they have no effect. Raises: InputError.
 
-    def _attached(self, model, controls: list[BlockControl], node_id: str | None, word_error=None):
-        """The node's output; shows on the node if the controls have no effect."""
+        Args: given, the values of the node's widgets and its prompt, by name.
+        """
+        name, inputs = type(self).__name__, self.INPUT_TYPES()  # type: ignore[attr-defined]
+        check_values(name, {**inputs["required"], **inputs.get("optional", {})}, given)
+        window = Window(given.pop("start_percent"), given.pop("end_percent"), given.pop("fade", "constant"))
+        controls = [replace(control, window=window) for control in self.controls(model, **given)]
         blocks = {block for control in controls for block in control.blocks}
-        last = sum(block_counts(model) or (0, 0)) - 1
+        last = sum(counts(name, model)) - 1
         if not blocks:
-            messages.show_text(node_id, "no blocks are named: nothing happens")
-        elif controls[0].window.is_empty:
-            messages.show_text(node_id, "the window has no steps: nothing happens")
+            messages.show_text(unique_id, "no blocks are named: nothing happens")
+        elif window.is_empty:
+            messages.show_text(unique_id, "the window has no steps: nothing happens")
         elif (controls[0].action, controls[0].effect, blocks) == ("boost", "residual", {last}):
             reason = "no later block reads its text"
-            messages.show_text(node_id, f"a residual boost of the last block does nothing: {reason}")
-        return (patching.attach(model, controls, node_id, word_error),)
+            messages.show_text(unique_id, f"a residual boost of the last block does nothing: {reason}")
+        return (patching.attach(model, controls, unique_id, self.word_error),)
 
 
 class BlockSkip(_BlockNode):
@@ -121,15 +114,11 @@ class BlockSkip(_BlockNode):
             "hidden": HIDDEN,
         }
 
-    def apply(self, model, blocks, branch, start_percent, end_percent, preset=NO_PRESET, unique_id=None):
-        """A copy of the model that skips blocks."""
-        self._check(blocks=blocks, branch=branch, start_percent=start_percent, end_percent=end_percent, preset=preset)
-        window = Window(start_percent, end_percent)
-        if preset == NO_PRESET:
-            controls = [BlockControl("skip", read_blocks("BlockSkip", model, blocks), branch=branch, window=window)]
-        else:
-            controls = [replace(control, window=window) for control in read_preset("BlockSkip", model, preset).controls]
-        return self._attached(model, controls, unique_id)
+    def controls(self, model, blocks, branch, preset=NO_PRESET):
+        """The controls of a preset, or one that skips the named blocks."""
+        if preset != NO_PRESET:
+            return read_preset("BlockSkip", model, preset).controls
+        return [BlockControl("skip", read_blocks("BlockSkip", model, blocks), branch=branch)]
 
 
 class TextBoost(_BlockNode):
@@ -175,30 +164,28 @@ class TextBoost(_BlockNode):
             "hidden": HIDDEN,
         }
 
-    def apply(
-        self, model, blocks, strength, mode, phrase, part, branch, start_percent, end_percent, fade,
-        preset=NO_PRESET, unique_id=None,
-    ):  # fmt: skip
-        """A copy of the model with the text scaled in some blocks."""
-        self._check(blocks=blocks, strength=strength, mode=mode, phrase=phrase, part=part, branch=branch)
-        self._check(start_percent=start_percent, end_percent=end_percent, fade=fade, preset=preset)
+    def controls(self, model, blocks, strength, mode, phrase, part, branch, preset=NO_PRESET):
+        """The boosts of a preset, or of the named blocks, for the chosen text."""
         phrases = tuple(line.strip() for line in phrase.splitlines() if line.strip())
         found, right = "a phrase is set, and a phrase is in the positive prompt", "Set branch to positive or both"
         require(not phrases or branch != "negative", "TextBoost", "branch", found, f"{right}, or empty the phrase")
         if preset == NO_PRESET:
             boosts = self._boosts(model, blocks, strength, mode)
         else:
-            boosts = list(read_preset("TextBoost", model, preset).controls)
-        window = Window(start_percent, end_percent, fade)
-        boosts = [replace(boost, phrases=phrases, part=part, branch=branch, window=window) for boost in boosts]
-        return self._attached(model, boosts, unique_id, _phrase_error)
+            boosts = read_preset("TextBoost", model, preset).controls
+        return [replace(boost, phrases=phrases, part=part, branch=branch) for boost in boosts]
 
-    def _boosts(self, model, blocks: str, strength: float, mode: str) -> list[BlockControl]:
+    @staticmethod
+    def word_error(error: ControlError) -> InputError:
+        """An error of the phrase."""
+        right = "Write whole words of the prompt, one phrase a line"
+        if isinstance(error.__cause__, NoTokenMap):
+            right = "Put TripleTextEncode in the place of the node that made the sampler's prompt"
+        return InputError("TextBoost", "phrase", str(error), right)
+
+    def _boosts(self, model, blocks: str, strength: float, mode: str) -> Sequence[BlockControl]:
         """One boost for each strength in the block list; one of no blocks if it is empty."""
-        try:
-            strengths = parse_block_strengths(blocks, *counts("TextBoost", model), default=strength)
-        except BlockTextError as error:
-            raise InputError("TextBoost", "blocks", error.found, error.right) from error
+        strengths = read_blocks("TextBoost", model, blocks, parse_block_strengths, default=strength)
         by_strength: defaultdict[float, list[int]] = defaultdict(list)
         for block, own in strengths.items():
             right = f"Write one from 0 to {MOST_STRENGTH:g}, as {block}:1.5"
@@ -224,12 +211,9 @@ class TextDisable(_BlockNode):
         inputs = {"model": MODEL, "blocks": blocks_widget(""), "scope": scope, "branch": branch_widget("both")}
         return {"required": {**inputs, **WINDOW}, "hidden": HIDDEN}
 
-    def apply(self, model, blocks, scope, branch, start_percent, end_percent, unique_id=None):
-        """A copy of the model without the text in some blocks."""
-        self._check(blocks=blocks, scope=scope, branch=branch, start_percent=start_percent, end_percent=end_percent)
-        chosen, window = read_blocks("TextDisable", model, blocks), Window(start_percent, end_percent)
-        control = BlockControl("disable", chosen, scope=scope, branch=branch, window=window)
-        return self._attached(model, [control], unique_id)
+    def controls(self, model, blocks, scope, branch):
+        """One control that removes the text in the named blocks."""
+        return [BlockControl("disable", read_blocks("TextDisable", model, blocks), scope=scope, branch=branch)]
 
 
 class BlockPrompt(_BlockNode):
@@ -249,17 +233,22 @@ class BlockPrompt(_BlockNode):
         inputs = {"model": MODEL, "conditioning": prompt, "blocks": blocks_widget("")}
         return {"required": {**inputs, **WINDOW}, "hidden": HIDDEN}
 
-    def apply(self, model, conditioning, blocks, start_percent, end_percent, unique_id=None):
-        """A copy of the model with another prompt in some blocks."""
-        self._check(blocks=blocks, start_percent=start_percent, end_percent=end_percent)
-        chosen, window = read_blocks("BlockPrompt", model, blocks), Window(start_percent, end_percent)
-        context = self._context(model, conditioning)
-        control = BlockControl("prompt", chosen, window=window, context=context)
-        return self._attached(model, [control], unique_id, _prompt_error)
+    def controls(self, model, conditioning, blocks):
+        """One control that gives the named blocks the other prompt."""
+        chosen = read_blocks("BlockPrompt", model, blocks)
+        return [BlockControl("prompt", chosen, context=self._context(model, conditioning))]
+
+    @staticmethod
+    def word_error(error: ControlError) -> InputError:
+        """An error of the prompt."""
+        right = "Encode one prompt at a time, both to the same length, without masks"
+        return InputError("BlockPrompt", "conditioning", str(error), right)
 
     def _context(self, model, conditioning):
         """The prompt's context [1, L, W]. Raises: InputError for one that the model or this node cannot take."""
-        layers, here = text_layers(model), ("BlockPrompt", "conditioning")
+        core, here = model.model.diffusion_model, ("BlockPrompt", "conditioning")
+        family = family_of(core)
+        layers = family.text_layers(core) if family is not None else []
         unknown = f"the text layers of {type(model.model).__name__} are not known"
         require(layers, "BlockPrompt", "model", unknown, "Connect SD3, SD3.5, FLUX.1, Qwen-Image or Chroma")
         right = "Connect one prompt, without areas or combinations"

@@ -13,7 +13,7 @@ from ..comfyui.fingerprint import fingerprint, of_model
 from ..comfyui.frontend import messages
 from ..comfyui.frontend.progress import model_name
 from ..comfyui.run import sampling
-from ..control import CATEGORY, MODEL, counts, read_blocks
+from ..control import CATEGORY, MODEL, SUPPORTED, counts, read_blocks
 from ..errors import require
 from ..plots.canvas import as_image
 from ..sampler.checks import check_inputs
@@ -159,9 +159,7 @@ class BlockAnalysis:
 
 def _check(model, facts: sampling.ModelFacts, inputs: AnalysisInputs) -> tuple[int, ...]:
     """The blocks to sweep. Raises: InputError."""
-    what = f"{facts.kind} is not a flow-matching model"
-    right = "Connect SD3, SD3.5, FLUX.1, Qwen-Image, Chroma or AuraFlow"
-    require(facts.is_flow, NODE, "model", what, right)
+    require(facts.is_flow, NODE, "model", f"{facts.kind} is not a flow-matching model", f"Connect {SUPPORTED}")
     blocks = read_blocks(NODE, model, inputs.blocks)
     require(blocks, NODE, "blocks", "no block is named", 'Write "all", or numbers and ranges such as 0-5, 9')
     halves = not inputs.early_late or inputs.steps >= 2

@@ -62,13 +62,7 @@ def family_of(core) -> Family | None:
     return next((family for family in FAMILIES if hasattr(core, family.double)), None)
 
 
-def block_counts(model) -> tuple[int, int] | None:
-    """How many double (joint) and single blocks a MODEL has; None if no block hook reaches them."""
-    family = family_of(model.model.diffusion_model)
-    return None if family is None else family.counts(model.model.diffusion_model)
-
-
-def text_layers(model) -> list[Any]:
-    """The layers between a MODEL's text encoders and its blocks; [] if they are not known."""
-    family = family_of(model.model.diffusion_model)
-    return [] if family is None else family.text_layers(model.model.diffusion_model)
+def block_counts(core) -> tuple[int, int] | None:
+    """How many double (joint) and single blocks a diffusion model has; None if no block hook reaches them."""
+    family = family_of(core)
+    return None if family is None else family.counts(core)

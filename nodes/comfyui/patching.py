@@ -119,7 +119,7 @@ def attached(model) -> tuple[Attached, ...]:
 
 def controls_of(model) -> tuple[BlockControl, ...]:
     """The block controls on a MODEL that have an effect, in order."""
-    return tuple(item.value for item in _controls(model.model_options["transformer_options"]))
+    return tuple(item.value for item in _of_type(BlockControl, model.model_options["transformer_options"]))
 
 
 def step_cache_of(model) -> StepCache | None:
@@ -138,10 +138,6 @@ def install(patcher) -> None:
 def run_of(transformer_options: Mapping[str, Any]) -> Run | None:
     """The run that these options are of; None outside of one."""
     return transformer_options.get(RUN)
-
-
-def _controls(options: Mapping[str, Any]) -> list[Attached[BlockControl]]:
-    return _of_type(BlockControl, options)
 
 
 def _step_cache(options: Mapping[str, Any]) -> Attached[StepCache] | None:
@@ -175,7 +171,7 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
         options.pop(CACHE, None)
         if adaln is not None:
             adaln.close()
-        controls.show(run.block_calls, _controls(options))
+        controls.show(run.block_calls, _of_type(BlockControl, options))
 
 
 def _around_conditionings(executor, model, conds, x_in, timestep, model_options):
@@ -190,7 +186,7 @@ def _around_conditionings(executor, model, conds, x_in, timestep, model_options)
         run.adaln.add_conditionings(conds)
     if run.step_cache is None:
         return executor(model, conds, x_in, timestep, model_options)
-    windows = [item.value.window for item in _controls(options)]
+    windows = [item.value.window for item in _of_type(BlockControl, options)]
     return step_cache.predict(run.step_cache, windows, executor, model, conds, x_in, timestep, model_options)
 
 
@@ -199,7 +195,7 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     run = run_of(options) or Run()
     branches = tuple(options.get("cond_or_uncond") or (0,))
     run.requested.add(x.shape[0], branches)
-    items = _controls(options)
+    items = _of_type(BlockControl, options)
     if items:
         active = [item.value for item in items]
         options = controls.with_hooks(active, run, executor.class_obj, x, branches, options, kwargs)
@@ -211,12 +207,10 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     try:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     except ControlError as error:  # found while sampling, but the input is another node's
-        action = error.control.action
-        words = (item.word_error for item in items if item.value.action == action and item.word_error is not None)
-        word_error = next(words, None)
-        if word_error is None:
-            raise
-        raise word_error(error) from error
+        for item in items:
+            if item.value.action == error.control.action and item.word_error is not None:
+                raise item.word_error(error) from error
+        raise
 
 
 def _is_compiled(core, options: Mapping[str, Any]) -> bool:

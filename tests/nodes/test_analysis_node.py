@@ -51,6 +51,11 @@ def texts(seed=1):
     return [[[torch.randn(1, 20, 4096), {"pooled_output": torch.randn(1, 2048)}]] for _ in range(2)]
 
 
+def skip(blocks, model, which):
+    given = dict(branch="negative", start_percent=0.0, end_percent=1.0)
+    return blocks.BlockSkip().apply(model, blocks=which, **given)[0]
+
+
 def empty(batch=1):
     return {"samples": torch.zeros(batch, 16, 8, 8)}
 
@@ -101,12 +106,14 @@ def test_distances_equal_those_of_images_made_with_the_control_nodes(node_class,
         return sampler.sample(patched, *texts(), empty(), seed=7, steps=3, cfg=3.0)[0]["samples"]
 
     baseline = sample(model)
+    given = dict(blocks="0", branch="both")
+    boost = dict(strength=3.0, mode="residual", phrase="", part="all", fade="constant")
     made = {
-        ("skip", "whole"): blocks.BlockSkip().apply(model, "0", "both", 0.0, 1.0),
-        ("disable", "late"): blocks.TextDisable().apply(model, "0", "onward", "both", 0.5, 1.0),
-        ("boost", "early"): blocks.TextBoost().apply(
-            model, "0", 3.0, "residual", "", "all", "both", 0.0, 0.5, "constant"
+        ("skip", "whole"): blocks.BlockSkip().apply(model, **given, start_percent=0.0, end_percent=1.0),
+        ("disable", "late"): blocks.TextDisable().apply(
+            model, **given, scope="onward", start_percent=0.5, end_percent=1.0
         ),
+        ("boost", "early"): blocks.TextBoost().apply(model, **given, **boost, start_percent=0.0, end_percent=0.5),
     }
     _, _, report = analyse(node_class(), model, blocks="0", strength=3.0, early_late=True)
     found = {(cell["operation"], cell["window"]): cell["latent"] for cell in report["cells"]}
@@ -148,7 +155,7 @@ def test_a_second_run_reuses_all_latents_and_a_wider_one_samples_only_new_cells(
 def test_every_change_that_changes_the_images_discards_the_finished_latents(node_class, blocks, model):
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
-    skipping = blocks.BlockSkip().apply(model, "0", "negative", 0.0, 1.0)[0]
+    skipping = skip(blocks, model, "0")
     shifted = ModelSamplingSD3().patch(model, 2.0)[0]
     weighted = model.clone()
     weighted.add_patches({"diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight": (torch.ones(512, 128),)})
@@ -181,7 +188,7 @@ def test_a_clone_of_the_model_and_equal_prompts_reuse_the_latents(node_class, mo
 
 
 def test_two_nodes_share_no_latents_and_the_model_is_unchanged(node_class, blocks, model):
-    patched = blocks.BlockSkip().apply(model, "1", "negative", 0.0, 1.0)[0]
+    patched = skip(blocks, model, "1")
     before = repr(patched.model_options), repr(patched.patches), patched.patches_uuid
     _, _, report = analyse(node_class(), patched, operations="skip", blocks="0")
     assert (repr(patched.model_options), repr(patched.patches), patched.patches_uuid) == before

@@ -109,7 +109,10 @@ def test_a_way_back_in_two_parts_returns_too(inversion):
 
 def other_flows(bench):
     boost = bench.module("control").TextBoost()
-    boosted, *_ = boost.apply(bench.model, "0", 1.5, "attention", "", "all", "both", 0.4, 1.0, "constant")
+    boosted, *_ = boost.apply(
+        bench.model, blocks="0", strength=1.5, mode="attention", phrase="", part="all", branch="both",
+        start_percent=0.4, end_percent=1.0, fade="constant",
+    )  # fmt: skip
     return {
         "another prompt": {"positive": bench.negative},
         "a boost from 40% on": {"model": boosted},

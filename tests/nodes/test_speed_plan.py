@@ -338,7 +338,8 @@ def test_easycache_leaves_the_latent_alone_that_comfyui_goes_on_with(bench):
 
 
 def test_block_controls_act_in_what_is_still_computed(bench, step_cache):
-    skip = bench.module("control").BlockSkip().apply(bench.model, "0", "negative", 0.0, 1.0)[0]
+    skip = bench.module("control").BlockSkip()
+    skip = skip.apply(bench.model, blocks="0", branch="negative", start_percent=0.0, end_percent=1.0)[0]
     facts = bench.facts(model=cached(bench, step_cache, model=skip, uncond_every=2))
     # 6 positive and 3 negative predictions of 2 blocks, of which a negative one skips one.
     assert (facts["block_calls"]["total"], facts["block_calls"]["skipped"]) == (18, 3)
@@ -347,7 +348,7 @@ def test_block_controls_act_in_what_is_still_computed(bench, step_cache):
 def test_a_block_control_that_begins_or_ends_is_computed_at_once(bench, step_cache):
     boost = bench.module("control").TextBoost()
     given = dict(strength=2.0, mode="attention", phrase="", part="all", branch="both", fade="constant")
-    model = boost.apply(bench.model, "0", start_percent=1 / 6, end_percent=0.5, **given)[0]
+    model = boost.apply(bench.model, blocks="0", start_percent=1 / 6, end_percent=0.5, **given)[0]
     facts = bench.facts(model=cached(bench, step_cache, model=model, every=6))
     assert facts["speed_plan"]["cond"] == 3  # the first step, and where the boost begins and ends
 

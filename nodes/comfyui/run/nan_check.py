@@ -11,7 +11,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ..families import family_of
+from ..families import block_counts
 
 KEY = "mmdit_nan_check"
 BRANCHES = {0: "positive", 1: "negative"}
@@ -64,8 +64,7 @@ def _source(calls: list[Call], again, model_options: dict[str, Any], base) -> st
     call = next((call for call in calls if not is_finite(call.velocity)), None)
     if call is None:
         return "the solver's own arithmetic left the range of numbers, the predictions were finite"
-    family = family_of(base.diffusion_model)
-    counts = None if family is None else family.counts(base.diffusion_model)
+    counts = block_counts(base.diffusion_model)
     found = _Found()
     again(call, _checked(model_options, counts, found))
     if not found.branches:

@@ -37,14 +37,20 @@ def sample(model, steps=4, cfg=3.0, conds=None, scheduler="normal"):
     ]
 
 
-def skip(blocks, model, which="0", branch="both", start=0.0, end=1.0):
-    return blocks.BlockSkip().apply(model, which, branch, start, end)[0]
+def skip(blocks, model, which="0", branch="both", start=0.0, end=1.0, **preset):
+    given = dict(blocks=which, branch=branch, start_percent=start, end_percent=end)
+    return blocks.BlockSkip().apply(model, **given, **preset)[0]
 
 
 def boost(blocks, model, which="0", **changed):
     given = dict(strength=2.0, mode="attention", phrase="", part="all", branch="both")
     given |= dict(start_percent=0.0, end_percent=1.0, fade="constant")
-    return blocks.TextBoost().apply(model, which, **{**given, **changed})[0]
+    return blocks.TextBoost().apply(model, blocks=which, **{**given, **changed})[0]
+
+
+def disable(blocks, model, which, scope, branch="both", end=1.0):
+    given = dict(branch=branch, start_percent=0.0, end_percent=end)
+    return blocks.TextDisable().apply(model, blocks=which, scope=scope, **given)[0]
 
 
 def error(a, b) -> float:
@@ -70,8 +76,8 @@ def test_each_control_changes_the_image_and_leaves_the_model_as_it_was(blocks, m
         boost(blocks, model),
         boost(blocks, model, mode="value"),
         boost(blocks, model, mode="residual"),
-        blocks.TextDisable().apply(model, "0", "onward", "both", 0.0, 1.0)[0],
-        blocks.TextDisable().apply(model, "0", "block", "both", 0.0, 1.0)[0],
+        disable(blocks, model, "0", "onward"),
+        disable(blocks, model, "0", "block"),
     ]
     for number, changed in enumerate(controlled):
         assert error(sample(changed), plain) > 1e-4, number
@@ -86,7 +92,7 @@ def test_ours_and_comfyuis_model_do_the_same_under_every_control(blocks, pack, t
         lambda m: boost(blocks, m, mode="residual", branch="positive"),
         lambda m: boost(blocks, m, mode="attention", strength=0.5),
         lambda m: boost(blocks, m, "0:3, 1:0", mode="value", start_percent=0.3),
-        lambda m: blocks.TextDisable().apply(m, "1", "block", "negative", 0.0, 0.6)[0],
+        lambda m: disable(blocks, m, "1", "block", "negative", end=0.6),
     ):
         assert error(sample(change(ours)), sample(change(theirs))) <= 1e-5
 
@@ -221,16 +227,16 @@ def test_a_block_prompt_of_another_models_text_is_refused(blocks, model):
     with pytest.raises(
         ValueError, match="BlockPrompt: conditioning: the text is 768 channels wide, the model takes 4096"
     ):
-        blocks.BlockPrompt().apply(model, [[torch.randn(1, 20, 768), {}]], "0", 0.0, 1.0)
+        block_prompt(blocks, model, [[torch.randn(1, 20, 768), {}]], "0")
 
 
 def test_a_skipped_block_is_skipped_for_the_block_prompt_too(blocks, model):
     other = texts()[1]
-    with_prompt = blocks.BlockPrompt().apply(model, other, "0, 1", 0.0, 1.0)[0]
+    with_prompt = block_prompt(blocks, model, other, "0, 1")
     skipped = skip(blocks, with_prompt, "0", branch="positive")
     assert rows(skipped, lambda: sample(skipped)) == [1] * 4  # the negative's row alone
     # With block 0 out, the prompt acts in block 1 as if it was set for block 1 alone.
-    only_1 = skip(blocks, blocks.BlockPrompt().apply(model, other, "1", 0.0, 1.0)[0], "0", branch="positive")
+    only_1 = skip(blocks, block_prompt(blocks, model, other, "1"), "0", branch="positive")
     assert torch.equal(sample(skipped), sample(only_1))
     assert error(sample(skipped), sample(skip(blocks, model, "0", branch="positive"))) > 1e-3
 
@@ -246,25 +252,22 @@ def like_flux(model, double=19, single=38):
 def test_presets_set_what_was_published_and_keep_the_nodes_window(blocks, model, pack):
     controls_of = sys.modules[f"{pack.__name__}.nodes.comfyui.patching"].controls_of
     flux = like_flux(model)
-    boosted = blocks.TextBoost().apply(
-        flux, "", 3.0, "value", "", "t5", "both", 0.2, 0.9, "constant", preset="FLUX.1-dev: text alignment"
-    )[0]
+    given = dict(strength=3.0, mode="value", part="t5", start_percent=0.2, end_percent=0.9)
+    boosted = boost(blocks, flux, "", **given, preset="FLUX.1-dev: text alignment")
     (control,) = controls_of(boosted)
     assert (control.blocks, control.strength, control.mode) == ((2, 7, 12, 17, 22), 1.5, "residual")
     assert (control.part, control.window.start, control.window.end) == ("t5", 0.2, 0.9)
-    skipping = blocks.BlockSkip().apply(
-        flux, "1", "positive", 0.1, 1.0, preset="FLUX.1-dev: fewer blocks with true CFG"
-    )
-    both, negative = controls_of(skipping[0])
+    skipping = skip(blocks, flux, "1", "positive", 0.1, preset="FLUX.1-dev: fewer blocks with true CFG")
+    both, negative = controls_of(skipping)
     assert (both.branch, both.blocks, both.window.start) == ("both", (30, 40, 50), 0.1)
     assert (negative.branch, len(negative.blocks)) == ("negative", 11)
 
 
 def test_a_preset_for_another_model_or_of_no_name_is_refused(blocks, model):
     with pytest.raises(ValueError, match="BlockSkip: preset: .*FLUX.1-dev with 19 double and 38 single.*has 2 and 0"):
-        blocks.BlockSkip().apply(model, "", "both", 0.0, 1.0, preset="FLUX.1-dev: fewer blocks with true CFG")
+        skip(blocks, model, "", preset="FLUX.1-dev: fewer blocks with true CFG")
     with pytest.raises(ValueError, match="BlockSkip: preset: 'x' is unknown"):
-        blocks.BlockSkip().apply(model, "", "both", 0.0, 1.0, preset="x")
+        skip(blocks, model, "", preset="x")
 
 
 def test_a_model_without_joint_blocks_is_refused(blocks, model):
@@ -275,7 +278,7 @@ def test_a_model_without_joint_blocks_is_refused(blocks, model):
 
 
 def block_prompt(blocks, model, other, which="all", start=0.0, end=1.0):
-    return blocks.BlockPrompt().apply(model, other, which, start, end)[0]
+    return blocks.BlockPrompt().apply(model, conditioning=other, blocks=which, start_percent=start, end_percent=end)[0]
 
 
 def other_prompt(tokens: int = 20):

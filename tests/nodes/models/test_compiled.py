@@ -44,7 +44,9 @@ def controls(*given):
 
 
 def block_prompt(bench, model):
-    return bench.module("control").BlockPrompt().apply(model, [[bench.negative[0][0][:, :11], {}]], "0, 1", 0.3, 0.8)[0]
+    prompt = [[bench.negative[0][0][:, :11], {}]]
+    given = dict(conditioning=prompt, blocks="0, 1", start_percent=0.3, end_percent=0.8)
+    return bench.module("control").BlockPrompt().apply(model, **given)[0]
 
 
 def skip_layer_guidance(bench, model):

@@ -33,9 +33,8 @@ def frames(bench, model, **changed) -> list[str]:
 
 
 def boosted(bench):
-    return bench.module("control").TextBoost().apply(
-        bench.model, "all", 2.0, "attention", "", "all", "both", 0.0, 1.0, "constant"
-    )[0]  # fmt: skip
+    given = dict(blocks="all", strength=2.0, mode="attention", phrase="", part="all", branch="both", fade="constant")
+    return bench.module("control").TextBoost().apply(bench.model, **given, start_percent=0.0, end_percent=1.0)[0]
 
 
 def with_plan(bench, model):

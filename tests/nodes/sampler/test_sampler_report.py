@@ -70,7 +70,8 @@ def test_steps_with_zero_velocity_are_those_of_this_run(bench):
 
 def test_blocks_and_predictions_of_a_step_cache_are_counted_as_they_ran(bench):
     cached, _ = bench.module("caching").SpeedPlan().apply(bench.model, "2x")
-    skipping = bench.module("control").BlockSkip().apply(cached, "1", "both", 0.5, 1.0)[0]
+    skipping = bench.module("control").BlockSkip()
+    skipping = skipping.apply(cached, blocks="1", branch="both", start_percent=0.5, end_percent=1.0)[0]
     with bench.rows() as rows:
         facts = bench.facts(model=skipping, steps=20)
     assert facts["calls"]["model"] == len(rows)
