@@ -6,6 +6,7 @@ A widget is what ComfyUI's INPUT_TYPES holds for one input: (type or list of cho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import field, fields
 from numbers import Real
 from typing import Any
 
@@ -95,6 +96,16 @@ def branch_widget(default: str, more: str = "") -> Widget:
     """Which predictions a block control acts on. Args: more, that the tooltip says."""
     tooltip = "Which predictions: the positive prompt's, the negative prompt's, or both." + more
     return choice(("both", "positive", "negative"), default, tooltip)
+
+
+def widget(made: Widget) -> Any:
+    """A field of a dataclass with a widget; its default is the widget's, or None."""
+    return field(default=made[1].get("default"), metadata={"widget": made})
+
+
+def widgets_of(inputs: Any) -> dict[str, Widget]:
+    """The widgets of a dataclass whose fields have them, by name."""
+    return {each.name: each.metadata["widget"] for each in fields(inputs)}
 
 
 def check_values(node: str, inputs: Mapping[str, Widget], given: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from ..control import CATEGORY, MODEL, SUPPORTED, counts, read_blocks
 from ..errors import require
 from ..plots.canvas import as_image
 from ..sampler.checks import check_inputs
+from ..widgets import widget
 from .attributes import NOTE, scores_for
 from .figures import draw_plot, draw_sheet
 from .sweep import Latents, Sweep, SweepSettings
@@ -25,19 +26,33 @@ NODE = "BlockAnalysis"
 SWEEPS = {"all": analysis.OPERATIONS, **{operation: (operation,) for operation in analysis.OPERATIONS}}
 
 
-@dataclasses.dataclass(frozen=True)
+# fmt: off
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AnalysisInputs:
-    """The values of the node's widgets."""
+    """The values of the required widgets. Raises: InputError for a value that its widget would not allow."""
 
-    operations: str
-    blocks: str
-    strength: float
-    seed: int
-    seeds: int
-    steps: int
-    cfg: float
-    speedup: float
-    early_late: bool
+    operations: str = widget(widgets.choice(tuple(SWEEPS), "all",
+        "skip: the block is not run. disable: the text is set to zero in this block and all later ones. boost: the "
+        "text is scaled in this block (residual). all: the three, one after the other."))
+    blocks: str = widget(widgets.blocks_widget("all"))
+    strength: float = widget(widgets.number(2.0, 0.0, 10.0, 0.05, "Strength of the boost; 2 in the paper."))
+    seed: int = widget(widgets.seed_widget(
+        "The first seed. Keep it fixed: finished images are reused only for their own seed.", "fixed"))
+    seeds: int = widget(widgets.integer(1, 1, 64,
+        "Number of seeds to average, counted up from the first. The sheet shows the first."))
+    steps: int = widget(widgets.steps_widget(12))
+    cfg: float = widget(widgets.cfg_widget(4.5))
+    speedup: float = widget(widgets.number(1.3, 1.0, 10.0, 0.05,
+        "How many times as fast the suggested skip list should be. Needs skip."))
+    early_late: bool = widget(widgets.switch(False,
+        "Also measure each operation in the first and in the second half of the sampling. Takes three times as long."))
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        widgets.check_values(NODE, WIDGETS, vars(self))
+
+
+WIDGETS = widgets.widgets_of(AnalysisInputs)
 
 
 class BlockAnalysis:
@@ -76,30 +91,7 @@ class BlockAnalysis:
                 "negative": widgets.NEGATIVE,
                 "latent_image": ("LATENT", {"tooltip": latent_tooltip}),
                 "vae": ("VAE", {"tooltip": "Decodes the latents. Another VAE does not sample them again."}),
-                "operations": widgets.choice(
-                    list(SWEEPS),
-                    "all",
-                    "skip: the block is not run. disable: the text is set to zero in this block and all later ones. "
-                    "boost: the text is scaled in this block (residual). all: the three, one after the other.",
-                ),
-                "blocks": widgets.blocks_widget("all"),
-                "strength": widgets.number(2.0, 0.0, 10.0, 0.05, "Strength of the boost; 2 in the paper."),
-                "seed": widgets.seed_widget(
-                    "The first seed. Keep it fixed: finished images are reused only for their own seed.", "fixed"
-                ),
-                "seeds": widgets.integer(
-                    1, 1, 64, "Number of seeds to average, counted up from the first. The sheet shows the first."
-                ),
-                "steps": widgets.steps_widget(12),
-                "cfg": widgets.cfg_widget(4.5),
-                "speedup": widgets.number(
-                    1.3, 1.0, 10.0, 0.05, "How many times as fast the suggested skip list should be. Needs skip."
-                ),
-                "early_late": widgets.switch(
-                    False,
-                    "Also measure each operation in the first and in the second half of the sampling. Takes three "
-                    "times as long.",
-                ),
+                **WIDGETS,
             },
             "optional": {
                 "attributes": widgets.switch(
@@ -114,7 +106,6 @@ class BlockAnalysis:
 
     def analyse(self, model, positive, negative, latent_image, vae, attributes=False, unique_id=None, **values):
         """Run the sweep. Returns: contact sheet and plot as IMAGE, report as JSON. Raises: InputError."""
-        widgets.check_values(NODE, self.INPUT_TYPES()["required"], values)
         inputs = AnalysisInputs(**values)
         facts = sampling.read_model(model)
         blocks = _check(model, facts, inputs)
@@ -168,7 +159,7 @@ def _check(model, facts: sampling.ModelFacts, inputs: AnalysisInputs) -> tuple[i
 
 
 def _first(latent: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """A LATENT with only its first image, and the widgets.number of its images."""
+    """A LATENT with only its first image, and the number of its images."""
     batched = [name for name in ("samples", "noise_mask", "batch_index") if latent.get(name) is not None]
     return {**latent, **{name: latent[name][:1] for name in batched}}, latent["samples"].shape[0]
 

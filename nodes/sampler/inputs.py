@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +30,8 @@ from ..widgets import (
     steps_widget,
     switch,
     text,
+    widget,
+    widgets_of,
 )
 
 NODE = "FlowMatchingSampler"
@@ -45,11 +47,6 @@ DENOISE = fraction(
     1.0, "1 makes a new image. A lower value keeps more of the image that comes in; the number of steps stays the same."
 )
 CALLS = "; ".join(f"{name} {method.calls_per_step}" for name, method in SOLVERS.items())
-
-
-def widget(made: Widget) -> Any:
-    """A field with a widget; its default is the widget's, or None."""
-    return field(default=made[1].get("default"), metadata={"widget": made})
 
 
 def advanced(make: Callable[..., Widget], *values: Any, **options: Any) -> Any:
@@ -165,5 +162,5 @@ class SamplerInputs:
         return min(self.start_step, last), last
 
 
-WIDGETS: dict[str, Widget] = {each.name: each.metadata["widget"] for each in fields(SamplerInputs)}
+WIDGETS = widgets_of(SamplerInputs)
 REQUIRED = ("seed", "steps", "cfg", "solver", "schedule", "shift", "denoise")
