@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...mmdit_core.caching.step_cache import PredictionCount, StepCache, StepCacheRun
+from ...mmdit_core.caching.step_cache import StepCache, StepCacheRun
 from ...mmdit_core.control.model_call import BlockCallCount, ControlError
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.models.adaln import CACHE, CALL
@@ -85,11 +85,6 @@ class Run:
     def calls(self) -> CallCount:
         """What the model computed. Some of ComfyUI's models do not report that a cache answered in their place."""
         return self.computed if self.computed.calls else self.requested
-
-    @property
-    def predictions(self) -> PredictionCount | None:
-        """The step cache's count; None without one."""
-        return None if self.step_cache is None else self.step_cache.count
 
 
 def attach(

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 WHITE, BLACK, GREY, GRID, EMPTY = "#ffffff", "#1d2129", "#6b7280", "#dfe3e8", "#f1f3f5"
 # Distinguishable with any kind of colour vision. Source: Okabe and Ito 2008.
-ACTION_COLOURS = {"skip": "#d55e00", "disable": "#0072b2", "boost": "#009e73"}
+ACTION_COLOURS = {"skip": "#d55e00", "disable": "#0072b2", "boost": "#009e73", "prompt": "#cc79a7"}
 DASHES: dict[str, tuple[int, int] | None] = {"solid": None, "dashed": (14, 7), "dotted": (3, 6)}  # on, off in pixels
 
 MARGIN = 24  # pixels around a figure

@@ -151,11 +151,6 @@ class SamplerInputs:
         known = {option.name for option in SOLVERS[self.solver].options}
         return {name: getattr(self, name) for name in ("eta", "tolerance") if name in known}
 
-    @property
-    def is_adaptive(self) -> bool:
-        """True if the solver chooses its own steps."""
-        return SOLVERS[self.solver].adaptive
-
     def part(self, steps: int) -> tuple[int, int]:
         """The first step to run of a schedule, and the step to stop before."""
         last = min(self.end_step, steps)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...mmdit_core.flow.window import Window
+from ...mmdit_core.solvers import SOLVERS
 from ..comfyui.loading.sampling_of_file import read_sampling, shifted_sampling
 from ..comfyui.run.sampling import shift_in
 from ..errors import InputError
@@ -81,7 +82,7 @@ def _curve(
         "last": last,
         "shift": round(shift, 4),
         "own": not inputs.shift,
-        "adaptive": inputs.is_adaptive,
+        "adaptive": SOLVERS[inputs.solver].adaptive,
         "cfg": None if inputs.cfg == 1 else acting(inputs.cfg_guidance),
         "windows": [acting(window) for window in windows],
     }

@@ -13,7 +13,7 @@ from ..widgets import NEGATIVE, POSITIVE, cfg_widget, check_values, choice, step
 from .checks import check_inputs, check_latent
 from .inputs import DENOISE, LATENT, MODEL, NODE, REQUIRED, SEED, WIDGETS, SamplerInputs
 from .plan import make_plan
-from .report import curve, make_report
+from .report import curve, make_report, short, summary
 
 METADATA = "mmdit_sampler"  # of the report in a PNG, next to ComfyUI's own "prompt" and "workflow"
 LINKS = {"model": MODEL, "positive": POSITIVE, "negative": NEGATIVE, "latent_image": LATENT}
@@ -71,10 +71,10 @@ class FlowMatchingSampler:
         samples = sampling.to_output(guider.sample(**call, seed=inputs.seed))
         report = make_report(plan, run, no_reuse)
         if extra_pnginfo is not None:
-            extra_pnginfo.setdefault(METADATA, {})[str(unique_id)] = report.facts()
-        messages.show_text(unique_id, report.short())
+            extra_pnginfo.setdefault(METADATA, {})[str(unique_id)] = report
+        messages.show_text(unique_id, short(report))
         state = run.resume_state(samples, plan.prepared.noise, plan.prepared.samples)
-        return sampling.finish(latent_image, samples, state), curve(plan, report.model), report.summary()
+        return sampling.finish(latent_image, samples, state), curve(plan, plan.facts.name), summary(report)
 
 
 class MMDiTSampler:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -15,157 +15,41 @@ from ...mmdit_core.solvers import SOLVERS
 from ..comfyui import patching
 from ..comfyui.run.guidance import Guidance
 from ..comfyui.run.solver import SolverRun
-from ..plots.canvas import ACTION_COLOURS, as_image
+from ..plots.canvas import ACTION_COLOURS, GREY, as_image
 from ..plots.curve import Band, draw_curve
 from .plan import SamplerPlan
 
 MAX_SIGMAS = 40  # that a summary lists in full
-GREY, PURPLE = "#6b7280", "#cc79a7"
-COLOURS = {**ACTION_COLOURS, "prompt": PURPLE}
+Report = dict[str, Any]  # as `make_report` describes it
 
 
-@dataclass(frozen=True)
-class SamplerReport:
-    """What a run did, as plain data with finite numbers; the fields are the keys of the report in a PNG.
+def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) -> Report:
+    """What a run that ended did, as JSON can hold it: the report in a PNG.
 
     A seed is None where no noise was drawn from it. levels_from and shift_from say in words where the sigmas and the
     shift come from; calls and seconds are of what ran, without the steps that were reused.
+    Args: no_reuse, in words why the run cache could not be used.
     """
-
-    model: str
-    blocks: dict[str, int] | None
-    controls: list[str]
-    solver: str
-    calls_per_step: int | None
-    options: dict[str, float]
-    levels_from: str
-    shift: float
-    shift_from: str
-    sigmas: list[float]
-    steps: dict[str, int]
-    guidance: dict[str, Any]
-    noise: dict[str, Any]
-    calls: dict[str, int]
-    block_calls: dict[str, Any] | None
-    speed_plan: dict[str, Any] | None
-    seconds: dict[str, float | None]
-    notes: list[str]
-
-    def facts(self) -> dict[str, Any]:
-        """The report for a PNG, as JSON can hold it."""
-        return asdict(self)
-
-    def summary(self) -> str:
-        """The report in lines."""
-        lines = [
-            f"Model: {self.model}{_blocks(self.blocks)}",
-            *(f"Control: {control}" for control in self.controls),
-            f"Solver: {self._solver()}",
-            f"Schedule: {self.levels_from}, shift {self.shift:g} ({self.shift_from})",
-            f"Sigmas: {_sigmas(self.sigmas)}",
-            f"Steps: {self._steps()}",
-            f"Guidance: {self._guidance()}",
-            f"Noise: {self._noise()}",
-            f"Model calls: {self.calls['model']}; images in them: {self.calls['positive_rows']} positive, "
-            f"{self.calls['negative_rows']} negative",
-            *(f"Skipped: {line}" for line in self._skipped()),
-            f"Time: {self._time()}",
-            *self.notes,
-        ]
-        return "\n".join(lines)
-
-    def short(self) -> str:
-        """The lines that the node itself shows: the work, and what was saved of it."""
-        lines = [f"{_counted(self.calls['model'], 'model call')}, {self._time()}"]
-        if self.steps["reused"]:
-            lines.append(f"{self.steps['reused']} steps taken from the last run")
-        return "\n".join([*lines, *(f"skipped {line}" for line in self._skipped())])
-
-    def _solver(self) -> str:
-        each = self.calls_per_step
-        calls = "with steps of its own" if each is None else f"{_counted(each, 'model call')} a step"
-        options = "".join(f", {name} {value:g}" for name, value in self.options.items())
-        return f"{self.solver}, {calls}{options}"
-
-    def _steps(self) -> str:
-        steps = self.steps
-        whole = steps["last"] - steps["first"] == steps["of"]
-        part = f"{steps['of']}" if whole else f"{steps['first']} to {steps['last']} of {steps['of']}"
-        return part + (f"; {steps['reused']} of them taken from the last run" if steps["reused"] else "")
-
-    def _guidance(self) -> str:
-        guidance, calls = self.guidance, self.calls
-        if guidance["cfg"] == 1:
-            return "none: cfg is 1" if calls["negative_rows"] else "none: at cfg 1 the negative prompt is not computed"
-        window = _from_to(guidance["start"], guidance["end"])
-        if calls["predictions"] and calls["without_negative"] == calls["predictions"]:
-            return f"none: cfg {guidance['cfg']:g} acts{window.removeprefix(',')}, in no step of this run"
-        form = "" if guidance["form"] == "cfg" else f" as {guidance['form']}"
-        strength = f" {guidance['rescale']:g}" if "rescale" in guidance else ""
-        curve = "" if guidance["curve"] == "constant" else f", {guidance['curve'].replace('_', ' ')}"
-        zero = f", velocity zero in the first {guidance['resting_steps']} steps" if "resting_steps" in guidance else ""
-        return f"cfg {guidance['cfg']:g}{form}{strength}{window}{curve}{zero}"
-
-    def _noise(self) -> str:
-        noise = self.noise
-        each = " and up, one for each image" if noise["per_image"] else ""
-        parts = [f"seed {noise['seed']}{each}"] if noise["added"] else ["none added"]
-        if noise["turns_back"]:
-            parts = ["none added: the latent goes back exactly the way of its inversion"]
-        elif noise["goes_on"]:
-            parts = ["none added: the latent continues an earlier run"]
-        if noise["variation_strength"]:
-            parts.append(f"{noise['variation_strength']:.0%} of the way to seed {noise['variation_seed']}")
-        if noise["step_noise_seed"] not in (None, noise["seed"]):
-            parts.append(f"in the steps seed {noise['step_noise_seed']}")
-        if noise["left"]:
-            parts.append("the rest of it stays in the latent")
-        return ", ".join(parts)
-
-    def _skipped(self) -> list[str]:
-        calls, blocks, plan, lines = self.calls, self.block_calls, self.speed_plan, []
-        if calls["without_negative"]:
-            saved = calls["without_negative"] / (2 * calls["predictions"])
-            lines.append(
-                f"the negative prompt in {calls['without_negative']} of {calls['predictions']} predictions, "
-                f"which saves {saved:.0%} of the model's work"
-            )
-        if blocks is not None and (blocks["skipped"] or blocks["extra"]):
-            lines.append(blocks["words"].removeprefix("skipped "))
-        if plan is not None and plan["work"] < 1:
-            lines.append(
-                f"by the speed plan {plan['reused']} negative and {plan['extrapolated']} positive "
-                f"of {plan['predictions']} predictions, which saves {1 - plan['work']:.0%} of the model's work"
-            )
-        return lines
-
-    def _time(self) -> str:
-        names = [name for name in ("a_step", "a_call") if self.seconds[name]][:1]
-        each = "".join(f"{self.seconds[name]:.3g} s {name.replace('_', ' ')}, " for name in names)
-        return f"{each}{self.seconds['total']:.3g} s in all"
-
-
-def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) -> SamplerReport:
-    """The report of a run that ended. Args: no_reuse, in words why the run cache could not be used."""
     steps, guidance, seeds = run.steps, run.steps.guidance, plan.inputs.seeds
     counts = run.counts or patching.Run()
     blocks, start = plan.facts.blocks, steps.start
     ran, seconds = steps.count - run.reused, sum(run.seconds)
     added, drawn = plan.add_noise, bool(steps.options.get("eta"))
-    cached, calls = counts.predictions, counts.calls
-    return SamplerReport(
-        model=plan.facts.name,
-        blocks=None if blocks is None else {"double": blocks[0], "single": blocks[1]},
-        controls=[f"{control_label(control)}{_window(control)}" for control in plan.controls],
-        solver=steps.solver,
-        calls_per_step=None if steps.is_adaptive else SOLVERS[steps.solver].calls_per_step,
-        options=dict(steps.options),
-        levels_from=plan.sigmas_from,
-        shift=round(plan.shift, 6),
-        shift_from=plan.shift_from,
-        sigmas=[round(sigma, 6) for sigma in steps.sigmas.tolist()],
-        steps={"first": plan.first, "last": plan.last, "of": len(plan.sigmas) - 1, "reused": run.reused},
-        guidance={
+    cached = None if counts.step_cache is None else counts.step_cache.count
+    calls, block_calls = counts.calls, counts.block_calls
+    return {
+        "model": plan.facts.name,
+        "blocks": None if blocks is None else {"double": blocks[0], "single": blocks[1]},
+        "controls": [f"{control_label(control)}{_window(control)}" for control in patching.controls_of(plan.model)],
+        "solver": steps.solver,
+        "calls_per_step": None if steps.is_adaptive else SOLVERS[steps.solver].calls_per_step,
+        "options": dict(steps.options),
+        "levels_from": plan.sigmas_from,
+        "shift": round(plan.shift, 6),
+        "shift_from": plan.shift_from,
+        "sigmas": [round(sigma, 6) for sigma in steps.sigmas.tolist()],
+        "steps": {"first": plan.first, "last": plan.last, "of": len(plan.sigmas) - 1, "reused": run.reused},
+        "guidance": {
             "form": guidance.form,
             "cfg": guidance.cfg,
             "start": guidance.window.start,
@@ -174,7 +58,7 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
             **({"rescale": guidance.rescale} if guidance.form == "rescale" else {}),
             **({"resting_steps": min(steps.zero_steps, steps.count)} if steps.zero_steps else {}),
         },
-        noise={
+        "noise": {
             "added": added,
             "seed": seeds.seed if added else None,
             "per_image": seeds.each and (added or drawn),
@@ -185,24 +69,52 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
             "turns_back": start is not None and start.flow is not None and bool(start.history),
             "left": float(steps.sigmas[-1]) > 0,
         },
-        calls={
+        "calls": {
             "model": calls.calls,
             "positive_rows": calls.rows[0],
             "negative_rows": calls.rows[1],
             "predictions": run.predictions,
             "without_negative": run.unguided,
         },
-        block_calls={**asdict(counts.block_calls), "words": str(counts.block_calls)}
-        if counts.block_calls.total
-        else None,
-        speed_plan=None if cached is None else {**asdict(cached), "work": cached.work},
-        seconds={
+        "block_calls": {**asdict(block_calls), "words": str(block_calls)} if block_calls.total else None,
+        "speed_plan": None if cached is None else {**asdict(cached), "work": cached.work},
+        "seconds": {
             "total": round(seconds, 4),
             "a_step": round(seconds / ran, 4) if ran and not steps.is_adaptive else None,
             "a_call": round(seconds / calls.calls, 4) if calls.calls else None,
         },
-        notes=[] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"],
-    )
+        "notes": [] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"],
+    }
+
+
+def summary(report: Report) -> str:
+    """The report in lines."""
+    calls = report["calls"]
+    lines = [
+        f"Model: {report['model']}{_blocks(report['blocks'])}",
+        *(f"Control: {control}" for control in report["controls"]),
+        f"Solver: {_solver(report)}",
+        f"Schedule: {report['levels_from']}, shift {report['shift']:g} ({report['shift_from']})",
+        f"Sigmas: {_sigmas(report['sigmas'])}",
+        f"Steps: {_steps(report['steps'])}",
+        f"Guidance: {_guidance(report['guidance'], calls)}",
+        f"Noise: {_noise(report['noise'])}",
+        f"Model calls: {calls['model']}; images in them: {calls['positive_rows']} positive, "
+        f"{calls['negative_rows']} negative",
+        *(f"Skipped: {line}" for line in _skipped(report)),
+        f"Time: {_time(report['seconds'])}",
+        *report["notes"],
+    ]
+    return "\n".join(lines)
+
+
+def short(report: Report) -> str:
+    """The lines that the node itself shows: the work, and what was saved of it."""
+    reused = report["steps"]["reused"]
+    lines = [f"{_counted(report['calls']['model'], 'model call')}, {_time(report['seconds'])}"]
+    if reused:
+        lines.append(f"{reused} steps taken from the last run")
+    return "\n".join([*lines, *(f"skipped {line}" for line in _skipped(report))])
 
 
 def _blocks(blocks: dict[str, int] | None) -> str:
@@ -212,8 +124,11 @@ def _blocks(blocks: dict[str, int] | None) -> str:
     return f", {blocks['double']}{kinds} blocks"
 
 
-def _counted(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+def _solver(report: Report) -> str:
+    each = report["calls_per_step"]
+    calls = "with steps of its own" if each is None else f"{_counted(each, 'model call')} a step"
+    options = "".join(f", {name} {value:g}" for name, value in report["options"].items())
+    return f"{report['solver']}, {calls}{options}"
 
 
 def _sigmas(sigmas: Sequence[float]) -> str:
@@ -221,12 +136,74 @@ def _sigmas(sigmas: Sequence[float]) -> str:
     return ", ".join(written if len(written) <= MAX_SIGMAS else [*written[:8], "...", *written[-8:]])
 
 
+def _steps(steps: dict[str, int]) -> str:
+    whole = steps["last"] - steps["first"] == steps["of"]
+    part = f"{steps['of']}" if whole else f"{steps['first']} to {steps['last']} of {steps['of']}"
+    return part + (f"; {steps['reused']} of them taken from the last run" if steps["reused"] else "")
+
+
+def _guidance(guidance: dict[str, Any], calls: dict[str, int]) -> str:
+    if guidance["cfg"] == 1:
+        return "none: cfg is 1" if calls["negative_rows"] else "none: at cfg 1 the negative prompt is not computed"
+    window = _from_to(guidance["start"], guidance["end"])
+    if calls["predictions"] and calls["without_negative"] == calls["predictions"]:
+        return f"none: cfg {guidance['cfg']:g} acts{window.removeprefix(',')}, in no step of this run"
+    form = "" if guidance["form"] == "cfg" else f" as {guidance['form']}"
+    strength = f" {guidance['rescale']:g}" if "rescale" in guidance else ""
+    curve = "" if guidance["curve"] == "constant" else f", {guidance['curve'].replace('_', ' ')}"
+    zero = f", velocity zero in the first {guidance['resting_steps']} steps" if "resting_steps" in guidance else ""
+    return f"cfg {guidance['cfg']:g}{form}{strength}{window}{curve}{zero}"
+
+
+def _noise(noise: dict[str, Any]) -> str:
+    each = " and up, one for each image" if noise["per_image"] else ""
+    parts = [f"seed {noise['seed']}{each}"] if noise["added"] else ["none added"]
+    if noise["turns_back"]:
+        parts = ["none added: the latent goes back exactly the way of its inversion"]
+    elif noise["goes_on"]:
+        parts = ["none added: the latent continues an earlier run"]
+    if noise["variation_strength"]:
+        parts.append(f"{noise['variation_strength']:.0%} of the way to seed {noise['variation_seed']}")
+    if noise["step_noise_seed"] not in (None, noise["seed"]):
+        parts.append(f"in the steps seed {noise['step_noise_seed']}")
+    if noise["left"]:
+        parts.append("the rest of it stays in the latent")
+    return ", ".join(parts)
+
+
+def _skipped(report: Report) -> list[str]:
+    calls, blocks, plan, lines = report["calls"], report["block_calls"], report["speed_plan"], []
+    if calls["without_negative"]:
+        saved = calls["without_negative"] / (2 * calls["predictions"])
+        lines.append(
+            f"the negative prompt in {calls['without_negative']} of {calls['predictions']} predictions, "
+            f"which saves {saved:.0%} of the model's work"
+        )
+    if blocks is not None and (blocks["skipped"] or blocks["extra"]):
+        lines.append(blocks["words"].removeprefix("skipped "))
+    if plan is not None and plan["work"] < 1:
+        lines.append(
+            f"by the speed plan {plan['reused']} negative and {plan['extrapolated']} positive "
+            f"of {plan['predictions']} predictions, which saves {1 - plan['work']:.0%} of the model's work"
+        )
+    return lines
+
+
+def _time(seconds: dict[str, float | None]) -> str:
+    names = [name for name in ("a_step", "a_call") if seconds[name]][:1]
+    each = "".join(f"{seconds[name]:.3g} s {name.replace('_', ' ')}, " for name in names)
+    return f"{each}{seconds['total']:.3g} s in all"
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
 def curve(plan: SamplerPlan, subtitle: str) -> Tensor:
     """The plot of a run as ComfyUI's IMAGE: [1, H, W, 3] in [0, 1]."""
     sigmas = plan.sigmas[plan.first : plan.last + 1].tolist()
     title = f"{max(0, len(sigmas) - 1)} steps of {plan.sigmas_from}, shift {plan.shift:.3g}"
-    bands = bands_of(plan)
-    return as_image(draw_curve(title, subtitle, sigmas, plan.first, bands))
+    return as_image(draw_curve(title, subtitle, sigmas, plan.first, bands_of(plan)))
 
 
 def bands_of(plan: SamplerPlan) -> list[Band]:
@@ -237,9 +214,9 @@ def bands_of(plan: SamplerPlan) -> list[Band]:
     if guidance.cfg != 1:
         label = f"cfg {guidance.cfg:g}" + ("" if guidance.form == "cfg" else f", {guidance.form}")
         bands.append(Band(label, GREY, strengths(guidance, sigmas, to_sigma)))
-    for control in plan.controls:
+    for control in patching.controls_of(plan.model):
         shares = strengths(control.window, sigmas, to_sigma)
-        bands.append(Band(control_label(control), COLOURS[control.action], shares))
+        bands.append(Band(control_label(control), ACTION_COLOURS[control.action], shares))
     return bands
 
 

@@ -96,7 +96,7 @@ def test_a_run_is_there_while_it_runs_and_gone_afterwards_even_after_an_error(be
         assert patching.run_of(options) is None and not [key for key in options if "adaln" in key]
         assert patching.RUN not in model.model_options["transformer_options"]
         if run is not None:
-            assert len(run.sigmas) == 4 and run.sigmas[-1] == 0 and run.evaluated is None and run.predictions is None
+            assert len(run.sigmas) == 4 and run.sigmas[-1] == 0 and run.evaluated is None and run.step_cache is None
             assert (run.block_calls.total, run.block_calls.skipped) == (12, 3)
             assert run.calls.calls == 3 and dict(run.calls.rows) == {0: 3, 1: 3}
 
