@@ -90,7 +90,7 @@ def main() -> None:
         """Seconds a step: from the end of the first, which loads and warms up, to the end of the last."""
         patched = patching.attach(model, items) if items else model
         ends = []
-        prepared = sampling.prepare(patched, latent, 0)
+        prepared = sampling.prepare(sampling.fitted(patched, latent), 0)
         sampling.sample_flow(
             patched,
             *texts,

@@ -10,7 +10,7 @@ from .comfyui.frontend import messages
 from .comfyui.run import inversion, resume, sampling
 from .errors import require
 from .sampler.checks import check_inputs, check_latent
-from .widgets import SHIFT, check_values, choice, steps_widget
+from .widgets import HIDDEN, SHIFT, check_values, choice, steps_widget
 
 NODE = "FlowInvert"
 SOLVER_NAMES = ("leapfrog", "midpoint", "euler")
@@ -37,7 +37,6 @@ class FlowInvert:
         """The inputs."""
         calls = "; ".join(f"{name} {SOLVERS[name].calls_per_step}" for name in SOLVER_NAMES)
         tooltips = {
-            "model": "The model whose flow is followed: SD3, SD3.5, FLUX, Qwen-Image.",
             "positive": "A description of the image. The more exact it is, the better an edit keeps the rest.",
             "latent_image": "The image, from VAE Encode. With a noise mask only the part inside it is inverted.",
             "solver": "leapfrog finds the way back exactly, midpoint nearly and at twice the cost, euler roughly. "
@@ -45,14 +44,14 @@ class FlowInvert:
         }
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": tooltips["model"]}),
+                "model": ("MODEL", {"tooltip": "The model whose flow is followed: SD3, SD3.5, FLUX, Qwen-Image."}),
                 "positive": ("CONDITIONING", {"tooltip": tooltips["positive"]}),
                 "latent_image": ("LATENT", {"tooltip": tooltips["latent_image"]}),
                 "steps": steps_widget(28),
                 "solver": choice(SOLVER_NAMES, SOLVER_NAMES[0], tooltips["solver"]),
                 "shift": SHIFT,
             },
-            "hidden": {"unique_id": "UNIQUE_ID"},
+            "hidden": HIDDEN,
         }
 
     def invert(self, model, positive, latent_image, steps, solver, shift, unique_id=None):
@@ -64,7 +63,8 @@ class FlowInvert:
         require(ended, NODE, "latent_image", found, "Connect a finished image's latent")
         right = "Connect an image's latent, from VAE Encode or a sampler"
         require(latent_image["samples"].any(), NODE, "latent_image", "it is empty", right)
-        facts, prepared = sampling.read_model(model), sampling.prepare(model, latent_image, SEED)
+        facts = sampling.read_model(model)
+        prepared = sampling.prepare(sampling.fitted(model, latent_image), SEED)
         check_inputs(NODE, facts, positive, positive, prepared.samples)
         rising = sigmas(steps, "linear", shift or facts.shift).flip(0)
         end, calls = inversion.invert_flow(

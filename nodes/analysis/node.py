@@ -110,8 +110,9 @@ class BlockAnalysis:
         facts = sampling.read_model(model)
         blocks = _check(model, facts, inputs)
         double, single = counts(NODE, model)
-        latent, batch = _first(latent_image)
-        check_inputs(NODE, facts, positive, negative, sampling.fitted(model, latent))
+        first, batch = _first(latent_image)
+        latent = sampling.fitted(model, first)
+        check_inputs(NODE, facts, positive, negative, latent["samples"])
         scores = scores_for(NODE, positive) if attributes else None
         settings = SweepSettings(
             operations=SWEEPS[inputs.operations],

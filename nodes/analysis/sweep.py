@@ -40,15 +40,13 @@ class SweepSettings:
     early_late: bool
     controls_on_the_model: tuple[dict[str, Any], ...]
 
-    @property
-    def cells(self) -> tuple[Cell, ...]:
-        """The plan of the sweep."""
-        return plan(self.operations, self.blocks, strength=self.boost_strength, early_late=self.early_late)
-
 
 @dataclass
 class Sweep:
-    """A sweep and its results so far. `latents` holds what an earlier run finished and receives what this one does."""
+    """A sweep and its results so far.
+
+    Fields: latent, fitted to the model; latents, what an earlier run finished, to which this one adds.
+    """
 
     model: Any
     positive: Any
@@ -64,7 +62,9 @@ class Sweep:
     thumbnails: dict[Cell | None, Image.Image] = field(default_factory=dict)  # of the first seed
 
     def __post_init__(self) -> None:
-        self.distances = {cell: Distances() for cell in self.settings.cells}
+        chosen = self.settings
+        cells = plan(chosen.operations, chosen.blocks, strength=chosen.boost_strength, early_late=chosen.early_late)
+        self.distances = {cell: Distances() for cell in cells}
 
     @property
     def rows(self) -> list[tuple[Cell, ...]]:
@@ -104,7 +104,7 @@ class Sweep:
                 self.model if cell is None else patching.attach(self.model, [cell.control()]),
                 self.positive,
                 self.negative,
-                sampling.prepare(self.model, self.latent, seed),
+                sampling.prepare(self.latent, seed),
                 seed=seed,
                 cfg=settings.cfg,
                 solver=settings.solver,

@@ -107,8 +107,8 @@ class MMDiTSampler:
         given = dict(seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, denoise=denoise)
         check_values("MMDiTSampler", self.INPUT_TYPES()["required"], given)
         check_latent("MMDiTSampler", latent_image, one_kind=False)
-        facts, prepared = sampling.read_model(model), sampling.prepare(model, latent_image, seed)
-        check_inputs("MMDiTSampler", facts, positive, negative, prepared.samples, flow=False)
+        prepared = sampling.prepare(sampling.fitted(model, latent_image), given["seed"])
+        check_inputs("MMDiTSampler", sampling.read_model(model), positive, negative, prepared.samples, flow=False)
         return (sampling.finish(latent_image, sampling.sample_comfyui(model, positive, negative, prepared, **given)),)
 
 

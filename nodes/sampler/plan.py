@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -63,7 +63,8 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
     """Check the model, the prompts and the latent, and plan the run. Raises: InputError."""
     per_image = inputs.seeds.each or inputs.seeds.variation > 0
     check_latent(NODE, latent, one_kind=per_image, each=inputs.seeds.each)
-    samples = sampling.fitted(model, latent)
+    fitted = sampling.fitted(model, latent)
+    samples = fitted["samples"]
     facts = sampling.read_model(model)
     check_inputs(NODE, facts, positive, negative, samples, others=", or use KSampler")
     found = f"{inputs.guidance!r} would replace another node's guidance on this model"
@@ -81,9 +82,10 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
     runs = first < last and inputs.denoise >= MIN_DENOISE
     start = _start(latent, float(sigmas[first]), inputs) if runs else None
     add_noise = start is None and inputs.add_noise != "disable"
-    prepared = sampling.prepare(model, latent, inputs.seeds, add_noise=add_noise)
+    prepared = sampling.prepare(fitted, inputs.seeds, add_noise=add_noise)
     if start is not None:
-        prepared = sampling.resumed(prepared, start)
+        # What the earlier run began with, under the mask that came in.
+        prepared = replace(prepared, samples=start.image, noise=start.noise)
         start = start.for_run(inputs.solver, inputs.cfg, model, positive, sigmas, latent.get("noise_mask"))
     sampled = model.clone() if shift_from == OWN else sampling.with_shift(model, shift)
     patching.install(sampled)  # for the counts; only a MODEL from MMDiTLoader, or with controls, has them already

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -113,23 +113,18 @@ def pixels_of(model, samples: Tensor) -> int:
     return samples.shape[-2] * samples.shape[-1] * model.get_model_object("latent_format").spacial_downscale_ratio ** 2
 
 
-def fitted(model, latent: Latent) -> Tensor:
-    """A LATENT's samples in the model's channels and, if they are empty, its scale."""
+def fitted(model, latent: Latent) -> Latent:
+    """A LATENT with its samples in the model's channels and, if they are empty, its scale."""
     ratios = (latent.get(f"downscale_ratio_{kind}") for kind in ("spacial", "temporal"))
-    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)
+    return {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)}
 
 
-def prepare(model, latent: Latent, seed: int | Seeds, *, add_noise: bool = True) -> PreparedLatent:
-    """The latent as it fits the model, and its noise, made on the CPU from the seed; zeros if none is to be added."""
-    samples = fitted(model, latent)
+def prepare(latent: Latent, seed: int | Seeds, *, add_noise: bool = True) -> PreparedLatent:
+    """A fitted latent with its noise, made on the CPU from the seed; zeros if none is to be added."""
+    samples = latent["samples"]
     seeds = seed if isinstance(seed, Seeds) else Seeds(seed)
     noise = seeds.start_noise(samples, latent.get("batch_index")) if add_noise else torch.zeros_like(samples)
     return PreparedLatent(samples, noise, latent.get("noise_mask"))
-
-
-def resumed(prepared: PreparedLatent, start: resume.ResumeState) -> PreparedLatent:
-    """The noise and image that the earlier run began with, under the mask that came in."""
-    return replace(prepared, samples=start.image, noise=start.noise)
 
 
 def finish(latent: Latent, samples: Tensor, state: resume.ResumeState | None = None) -> Latent:
