@@ -14,6 +14,7 @@ import importlib
 import math
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -57,7 +58,7 @@ class Bench:
         (noise,) = self.invert(self.model, text, {"samples": latent}, steps, solver, 0.0)
         if row == NO_HISTORY:
             resume = self.module("comfyui.run.resume")
-            noise = {**noise, resume.KEY: resume.without_history(noise[resume.KEY])}
+            noise = {**noise, resume.KEY: replace(noise[resume.KEY], history=())}
         back, *_ = self.sample(self.model, text, text, noise, steps=steps, cfg=1.0, solver=solver)
         return psnr(self.vae.decode(back["samples"]).clamp(0, 1), self.vae.decode(latent).clamp(0, 1))
 

@@ -57,15 +57,12 @@ class FlowMatchingSampler:
             nothing = f"Nothing was run: the latent is unchanged. {plan.why_nothing}"
             messages.show_text(unique_id, nothing)
             return latent_image, curve(plan, nothing), nothing
-        cache, no_reuse = None, None
-        if not inputs.reuse or plan.extrapolates:
-            self._cache.clear()
-            no_reuse = "SpeedPlan extrapolates from the predictions of earlier steps" if inputs.reuse else None
+        no_reuse = None
+        if inputs.reuse:
+            no_reuse = self._cache.open(model, plan.model, (positive, negative), plan.prepared, plan.steps, inputs.seed)
         else:
-            decided_by = (plan.controls, (positive, negative), plan.prepared, plan.steps, inputs.seed)
-            no_reuse = self._cache.open(model, plan.model, *decided_by)
-            cache = self._cache if no_reuse is None else None
-        run = SolverRun(plan.steps, cache, node=NODE)
+            self._cache.close()
+        run = SolverRun(plan.steps, self._cache, node=NODE)
         guider = make_guider(plan.model, positive, negative, plan.steps.guidance)
         call = sampling.call(plan.prepared, model, run, plan.steps.sigmas)
         samples = sampling.to_output(guider.sample(**call, seed=inputs.seed))

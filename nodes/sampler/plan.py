@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.flow.sigma import same_sigma
 from ..comfyui import patching
 from ..comfyui.run import resume, sampling
@@ -24,18 +23,15 @@ from .schedule import OWN, shift_for, sigmas_for
 class SamplerPlan:
     """What is to be run.
 
-    Fields: inputs of the node; facts of the model; model, a clone with the shift; controls, the block controls on it;
-    extrapolates, whether a step cache on it uses earlier steps; shift_from and sigmas_from, in words where they come
-    from; sigmas [steps + 1] of the whole schedule, float64 on the CPU; first and last, the steps of it to run, last
-    left out; prepared, the latent and its noise, with add_noise False if the noise is zero or an earlier run's; steps
-    to run, None if there are none.
+    Fields: inputs of the node; facts of the model; model, a clone with the shift; shift_from and sigmas_from, in words
+    where they come from; sigmas [steps + 1] of the whole schedule, float64 on the CPU; first and last, the steps of it
+    to run, last left out; prepared, the latent and its noise, with add_noise False if the noise is zero or an earlier
+    run's; steps to run, None if there are none.
     """
 
     inputs: SamplerInputs
     facts: sampling.ModelFacts
     model: Any
-    controls: tuple[BlockControl, ...]
-    extrapolates: bool
     shift: float
     shift_from: str
     sigmas: Tensor
@@ -102,8 +98,6 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
         inputs=inputs,
         facts=facts,
         model=sampled,
-        controls=patching.controls_of(sampled),
-        extrapolates=patching.step_cache_of(sampled) is not None,
         shift=shift,
         shift_from=shift_from,
         sigmas=sigmas,
@@ -128,10 +122,7 @@ def _start(latent: dict[str, Any], sigma: float, inputs: SamplerInputs) -> resum
         right = "Set start_step to the step that the latent is at, or add_noise to auto"
         require(not same_sigma(sigma, 1.0), NODE, "add_noise", problem, right)
     elif found is not None:
-        raise InputError(
-            NODE,
-            "start_step",
-            f"the latent comes from a run that ended at sigma {found.sigma:g}, and step {step} is at {sigma:g}",
-            "Give both samplers the same schedule and this one the first one's end_step, or set add_noise to enable",
-        )
+        problem = f"the latent comes from a run that ended at sigma {found.sigma:g}, and step {step} is at {sigma:g}"
+        right = "Give both samplers the same schedule and this one the first one's end_step, or set add_noise to enable"
+        raise InputError(NODE, "start_step", problem, right)
     return None

@@ -81,20 +81,17 @@ def _with_velocity_at_zero(model):
 class InversionRun(comfy.samplers.Sampler):
     """A sampler for ComfyUI's guider. KSAMPLER would divide by 1 - sigma, which is 0 at the end.
 
-    Attributes: x and history at the end, in the model's own scale; predictions, how many were made.
+    Attributes: x and history at the end, in the model's own scale; predictions, how many were made; evaluated, the
+    sigmas at which the model is called, in order, for `patching.Run`.
     """
 
     def __init__(self, solver: str, sigmas: Tensor, node: str):
         """Args: as `invert_flow`'s."""
         self.steps, self.node = RunSteps(solver, sigmas, Guidance(1.0), ()), node
+        self.evaluated = self.steps.all_evaluated
         self.predictions = 0
         self.x: Tensor
         self.history: History = ()
-
-    @property
-    def evaluated(self) -> tuple[float, ...] | None:
-        """The sigmas at which the model is called, in order, for `patching.Run`."""
-        return self.steps.all_evaluated
 
     def sample(
         self, model, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -103,17 +100,28 @@ class InversionRun(comfy.samplers.Sampler):
         options: dict[str, Any] = extra_args.get("model_options", {})
         run = patching.run_of(options.get("transformer_options", {}))
 
+        def predict(x: Tensor, sigma: Tensor, **changed: Any) -> Tensor:
+            return (x - model(x, sigma.expand(len(x)), **{**extra_args, **changed})) / _divisor(sigma)
+
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
             _set_keyframes(model, float(sigma))
             if run is not None:
                 run.sigma = float(sigma)
             self.predictions += 1
-            return self._checked(model, x, sigma, extra_args)
+            found = predict(x, sigma)
+            if nan_check.is_finite(found):
+                return found
+            raise nan_check.error(
+                f"{self.node}: sigma {float(sigma):.4g}",
+                [nan_check.Call(x, sigma, found)],
+                lambda call, changed: predict(call.x, call.sigma, model_options=changed),
+                options,
+                model.inner_model,
+            )
 
         def report(step: int, steps: int, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
-            if callback is not None:
-                callback(step, x, x, steps)  # x itself as the preview: the denoised image hardly changes
+            callback(step, x, x, steps)  # x itself as the preview: the denoised image hardly changes
 
         followed: Velocity = velocity
         if denoise_mask is not None:
@@ -122,21 +130,6 @@ class InversionRun(comfy.samplers.Sampler):
         steps = self.steps
         self.x, self.history = solve_with_history(followed, latent_image, steps.sigmas, steps.solver, callback=report)
         return self.x
-
-    def _checked(self, model, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-        def predict(x: Tensor, sigma: Tensor, **changed: Any) -> Tensor:
-            return (x - model(x, sigma.expand(len(x)), **{**extra_args, **changed})) / _divisor(sigma)
-
-        velocity = predict(x, sigma)
-        if nan_check.is_finite(velocity):
-            return velocity
-        raise nan_check.error(
-            f"{self.node}: sigma {float(sigma):.4g}",
-            [nan_check.Call(x, sigma, velocity)],
-            lambda call, options: predict(call.x, call.sigma, model_options=options),
-            extra_args.get("model_options", {}),
-            model.inner_model,
-        )
 
 
 def _set_keyframes(guider, sigma: float) -> None:

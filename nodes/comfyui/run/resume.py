@@ -68,7 +68,7 @@ class ResumeState:
         if self.flow is None:
             return self
         reversible = cfg == 1 and SOLVERS[solver].reversible
-        return self if reversible and self.flow == flow_of(model, positive, sigmas, mask) else without_history(self)
+        return self if reversible and self.flow == flow_of(model, positive, sigmas, mask) else replace(self, history=())
 
 
 def resume_state(latent: dict[str, Any]) -> ResumeState | None:
@@ -77,8 +77,3 @@ def resume_state(latent: dict[str, Any]) -> ResumeState | None:
     if found is None or samples.is_nested or samples.shape != found.samples.shape:
         return None
     return found if torch.equal(samples.cpu(), found.samples) else None
-
-
-def without_history(state: ResumeState) -> ResumeState:
-    """The state without its history: a solver starts from x alone."""
-    return replace(state, history=())

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from ....mmdit_core.control.spec import BlockControl
 from ....mmdit_core.flow.window import Window
 from .. import patching
 from ..fingerprint import fingerprint, of_model
 
 if TYPE_CHECKING:
     from .sampling import PreparedLatent
-    from .solver import RunSteps
+    from .solver import RunState, RunSteps
 
 LIMIT = 1 << 30  # bytes of states; beyond it, not every step's are kept
 
@@ -26,40 +25,33 @@ HOOKS = ("callbacks", "injections", "attachments", "additional_models", "hook_pa
 
 
 class RunCache:
-    """The states of the last run, on the CPU, each before one of its segments. They are dropped with the model."""
+    """The states of the last run, on the CPU, each before one of its segments. They are dropped with the model.
+
+    A cache that is closed has no states and keeps none.
+    """
 
     def __init__(self) -> None:
         self._model: weakref.ref | None = None
         self._key: Any = None
         self._segments: tuple[Any, ...] = ()
-        self._states: dict[int, Any] = {}
+        self._states: dict[int, RunState] = {}
 
-    def open(
-        self,
-        model,
-        sampled,
-        controls: Sequence[BlockControl],
-        conditionings: Sequence[Any],
-        prepared: PreparedLatent,
-        steps: RunSteps,
-        seed: int,
-    ) -> str | None:
+    def open(self, model, sampled, conditionings, prepared: PreparedLatent, steps: RunSteps, seed: int) -> str | None:
         """Keep the states of the last run that are valid for a new run, too.
 
-        Args: model, as it came into the node; sampled, the same with the shift of the run, and the controls on it.
-        Returns: in words, why the cache cannot be used; None if it can.
+        Args: model, as it came into the node; sampled, the same with the shift of the run.
+        Returns: in words, why the cache cannot be used, which closes it; None if it can.
         """
-        reason = memory_of(model, *conditionings)
+        others = others_on(model)
+        reason = memory_of(model, others, *conditionings)
         if reason is not None:
-            self.clear()
+            self.close()
             return reason
-        options, wrappers = _without_ours(model)
         latent = (prepared.samples, prepared.noise, prepared.mask)
         solver = (steps.solver, steps.options, steps.seeds, steps.start, float(steps.sigmas[0]))
         shift = getattr(sampled.get_model_object("model_sampling"), "shift", None)
         inputs = fingerprint([model.load_device, *conditionings, *latent, seed, shift, *solver])
-        key = of_model(model, model_options=options, wrappers=wrappers), inputs
-        segments = segments_of(sampled, controls, steps)
+        key, segments = (of_model(model, **others), inputs), segments_of(sampled, steps)
         same = takewhile(lambda pair: pair[0] == pair[1], zip(self._segments, segments, strict=False))
         valid = sum(1 for _ in same) if self._key is not None and self._key == key else -1
         self._states = {index: state for index, state in self._states.items() if index <= valid}
@@ -67,32 +59,34 @@ class RunCache:
         self._key, self._segments = key, tuple(segments)
         return None
 
-    def clear(self) -> None:
-        """Drop all states."""
+    def close(self) -> None:
+        """Drop all states, and keep none until the cache is opened."""
         self._states, self._key = {}, None
 
-    def latest(self) -> tuple[int, Any] | None:
+    def latest(self) -> tuple[int, RunState] | None:
         """The last segment that the run can start with, and the state before it."""
         return max(self._states.items(), key=lambda item: item[0], default=None)
 
-    def keep(self, index: int, state: Callable[[], Any], size: int) -> None:
-        """Keep the state before a segment; the first and the last always, the others as far as there is room.
-
-        Args: state makes it; size in bytes.
-        """
-        every = max(1, math.ceil(size * (len(self._segments) + 1) / LIMIT))
-        if index not in self._states and (index % every == 0 or index == len(self._segments)):
-            self._states[index] = state()
+    def keep(self, index: int, state: RunState) -> None:
+        """Keep the state before a segment; the first and the last always, the others as far as there is room."""
+        every = max(1, math.ceil(state.bytes * (len(self._segments) + 1) / LIMIT))
+        wanted = self._key is not None and index not in self._states
+        if wanted and (index % every == 0 or index == len(self._segments)):
+            self._states[index] = state.to("cpu")
 
     def _model_gone(self, model: weakref.ref) -> None:
         if model is self._model:
-            self.clear()
+            self.close()
 
 
-def memory_of(model, *conditionings) -> str | None:
-    """In words, what may have a memory of earlier steps, so that no run can start in the middle; None if nothing."""
-    options, wrappers = _without_ours(model)
-    if options or wrappers:
+def memory_of(model, others: Mapping[str, Any], *conditionings) -> str | None:
+    """In words, what may have a memory of earlier steps, so that no run can start in the middle; None if nothing.
+
+    Args: others, as `others_on` gives them.
+    """
+    if patching.step_cache_of(model) is not None:
+        return "SpeedPlan extrapolates from the predictions of earlier steps"
+    if any(others.values()):
         return "another node's patch is on the model, and may have a memory of earlier steps"
     if any(getattr(model, name, None) for name in HOOKS) or set(model.object_patches) - HARMLESS_PATCHES:
         return "another node's hook is on the model, and may have a memory of earlier steps"
@@ -104,9 +98,10 @@ def memory_of(model, *conditionings) -> str | None:
     return None
 
 
-def segments_of(model, controls: Sequence[BlockControl], steps: RunSteps) -> list[Any]:
+def segments_of(model, steps: RunSteps) -> list[Any]:
     """For each segment what decides it alone: its sigmas, and all that acts in its model calls."""
-    guidance, to_sigma = steps.guidance, model.get_model_object("model_sampling").percent_to_sigma
+    guidance, controls = steps.guidance, patching.controls_of(model)
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
     # Without its window: a control decides a step by whether it acts in it, and how strongly.
     acting = [(control.window, fingerprint(replace(control, window=Window()))) for control in controls]
 
@@ -124,8 +119,8 @@ def segments_of(model, controls: Sequence[BlockControl], steps: RunSteps) -> lis
     return [(steps.sigmas[a : b + 1].tolist(), b <= steps.zero_steps, made) for (a, b), made in ranges]
 
 
-def _without_ours(model) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A MODEL's options and wrappers less this pack's, and less empty ones."""
+def others_on(model) -> dict[str, Any]:
+    """A MODEL's model_options and wrappers less this pack's, and less empty ones."""
 
     def pruned(value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -133,4 +128,4 @@ def _without_ours(model) -> tuple[dict[str, Any], dict[str, Any]]:
         kept = {key: pruned(item) for key, item in value.items() if key != patching.KEY}
         return {key: item for key, item in kept.items() if not (isinstance(item, Mapping | list) and not item)}
 
-    return pruned(model.model_options), pruned(model.wrappers)
+    return {name: pruned(getattr(model, name)) for name in ("model_options", "wrappers")}

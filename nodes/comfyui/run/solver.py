@@ -113,32 +113,28 @@ class SolverRun:
     """One run of a solver, as a sampler function that ComfyUI calls; afterwards it holds what was done.
 
     Attributes: seconds of each segment that ran; reused, the number of steps taken from the run cache; predictions,
-    made in this run, and unguided, those of them without the uncond prediction; counts, the `patching.Run` of the
-    MODEL; end, the state after the last step, on the CPU.
+    made in this run, and unguided, those of them without the uncond prediction; evaluated, all sigmas at which the
+    model is called, for `patching.Run`; counts, that Run; end, the state after the last step, on the CPU.
     """
 
     def __init__(self, steps: RunSteps, cache: RunCache | None = None, node: str = ""):
         """Args: cache, opened for this run; node, whose name an error has if a value is not finite; "": not checked."""
-        self.steps, self.cache, self.node = steps, cache, node
+        self.steps, self.cache, self.node = steps, cache or RunCache(), node
+        self.evaluated = steps.all_evaluated
         self.seconds: list[float] = []
         self.reused = self.predictions = self.unguided = 0
         self.counts: patching.Run | None = None
         self.end: RunState | None = None
 
-    @property
-    def evaluated(self) -> tuple[float, ...] | None:
-        """The sigmas at which the model is called, in order, for `patching.Run`; None if the solver is adaptive."""
-        return self.steps.all_evaluated
-
-    def __call__(self, model, x: Tensor, sigmas, extra_args=None, callback=None, disable=None) -> Tensor:
+    def __call__(self, model, x: Tensor, sigmas, extra_args: dict[str, Any], callback, disable=None) -> Tensor:
         """Run the steps. Args: as ComfyUI calls a sampler; x [B, ...], noise and image mixed. Returns: x at the end."""
-        steps, segments, velocity = self.steps, self.steps.segments, _Velocity(self, model, extra_args or {}, x)
+        steps, segments, velocity = self.steps, self.steps.segments, _Velocity(self, model, extra_args, x)
         first, state = self._start(x)
         self.reused = segments[first - 1][1] if first else 0
         log.debug("%s: %d steps, %d of them from the run cache", steps.solver, steps.count, self.reused)
         generators = _generators(steps.seeds, state.generators)
         for index, (a, b) in enumerate(segments[first:], first):
-            self._keep(index, state)
+            self.cache.keep(index, state)
             began = time.perf_counter()
             velocity.begin(index)
             try:
@@ -147,7 +143,7 @@ class SolverRun:
                     state.x,
                     steps.sigmas[a : b + 1],
                     steps.solver,
-                    _report(callback, a),
+                    partial(_report, callback, a),
                     generators[0] if len(generators) == 1 else generators,
                     state.history,
                     **steps.options,
@@ -162,7 +158,7 @@ class SolverRun:
                 raise velocity.not_finite(where) from None
             state = RunState(end, history, tuple(generator.get_state() for generator in generators))
             self.seconds.append(time.perf_counter() - began)
-        self._keep(len(segments), state)
+        self.cache.keep(len(segments), state)
         self.end = state.to("cpu")
         return state.x
 
@@ -180,17 +176,14 @@ class SolverRun:
 
     def _start(self, x: Tensor) -> tuple[int, RunState]:
         """The first segment to run, and the state before it. x: noise and image, mixed by ComfyUI."""
-        if self.cache is not None and (found := self.cache.latest()) is not None:
+        found = self.cache.latest()
+        if found is not None:
             return found[0], found[1].to(x.device)
         start = self.steps.start
         if start is None:
             return 0, RunState(x)
         states = start.states if start.seeds == self.steps.seeds else ()
         return 0, RunState(start.x, self.steps.history, states).to(x.device)
-
-    def _keep(self, index: int, state: RunState) -> None:
-        if self.cache is not None:
-            self.cache.keep(index, lambda: state.to("cpu"), state.bytes)
 
 
 class _NotFinite(Exception):
@@ -263,12 +256,6 @@ def _generators(seeds: Sequence[int], states: Sequence[Tensor]) -> list[torch.Ge
     return made
 
 
-def _report(callback, first: int):
-    """ComfyUI's callback, called with the step of the whole run."""
-    if callback is None:
-        return None
-
-    def report(step: int, steps: int, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
-        callback({"i": first + step, "x": x, "denoised": denoised, "sigma": sigma, "sigma_hat": sigma})
-
-    return report
+def _report(callback, first: int, step: int, steps: int, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
+    """Call ComfyUI's callback with the step of the whole run. Args: first, the step at which the segment begins."""
+    callback({"i": first + step, "x": x, "denoised": denoised, "sigma": sigma, "sigma_hat": sigma})
