@@ -99,9 +99,8 @@ class MMDiTSampler:
             }
         }
 
-    def sample(self, model, positive, negative, latent_image, seed, steps, cfg, sampler_name, scheduler, denoise):
-        """Run the sampler. Returns: LATENT."""
-        given = dict(seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, denoise=denoise)
+    def sample(self, model, positive, negative, latent_image, **given):
+        """Run the sampler. Args: given, the values of the widgets. Returns: LATENT."""
         check_values("MMDiTSampler", self.INPUT_TYPES()["required"], given)
         check_latent("MMDiTSampler", latent_image, one_kind=False)
         prepared = sampling.prepare(sampling.fitted(model, latent_image), given["seed"])

@@ -181,25 +181,19 @@ def to_output(samples: Tensor) -> Tensor:
     return samples.to(comfy.model_management.intermediate_device())
 
 
-def sample_comfyui(
-    model, positive, negative, prepared: PreparedLatent, *, seed, steps, cfg, sampler_name, scheduler, denoise
-) -> Tensor:
-    """Run one of ComfyUI's own samplers and schedulers."""
+def sample_comfyui(model, positive, negative, prepared: PreparedLatent, *, steps: int, **given: Any) -> Tensor:
+    """Run one of ComfyUI's own samplers and schedulers. Args: steps and given, KSampler's widgets by name."""
     return comfy.sample.sample(
         model,
         prepared.noise,
         steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        positive,
-        negative,
-        prepared.samples,
-        denoise=denoise,
+        positive=positive,
+        negative=negative,
+        latent_image=prepared.samples,
         noise_mask=prepared.mask,
         callback=latent_preview.prepare_callback(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
+        **given,
     )
 
 
