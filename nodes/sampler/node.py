@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from ..comfyui.frontend import messages
@@ -68,7 +69,7 @@ class FlowMatchingSampler:
         samples = sampling.to_output(guider.sample(**call, seed=inputs.seed))
         report = make_report(plan, run, no_reuse)
         if extra_pnginfo is not None:
-            extra_pnginfo.setdefault(METADATA, {})[str(unique_id)] = report
+            extra_pnginfo.setdefault(METADATA, {})[str(unique_id)] = asdict(report)
         messages.show_text(unique_id, short(report))
         state = run.resume_state(samples, plan.prepared.noise, plan.prepared.samples)
         return sampling.finish(latent_image, samples, state), curve(plan, plan.facts.name), summary(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -20,16 +20,38 @@ from ..plots.curve import Band, draw_curve
 from .plan import SamplerPlan
 
 MAX_SIGMAS = 40  # that a summary lists in full
-Report = dict[str, Any]  # as `make_report` describes it
 
 
-def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) -> Report:
-    """What a run that ended did, as JSON can hold it: the report in a PNG.
+@dataclass(frozen=True)
+class SamplerReport:
+    """What a run did, as JSON can hold it; the fields are the keys of the report in a PNG.
 
     A seed is None where no noise was drawn from it. levels_from and shift_from say in words where the sigmas and the
     shift come from; calls and seconds are of what ran, without the steps that were reused.
-    Args: no_reuse, in words why the run cache could not be used.
     """
+
+    model: str
+    blocks: dict[str, int] | None
+    controls: list[str]
+    solver: str
+    calls_per_step: int | None
+    options: dict[str, float]
+    levels_from: str
+    shift: float
+    shift_from: str
+    sigmas: list[float]
+    steps: dict[str, int]
+    guidance: dict[str, Any]
+    noise: dict[str, Any]
+    calls: dict[str, int]
+    block_calls: dict[str, Any] | None
+    speed_plan: dict[str, Any] | None
+    seconds: dict[str, float | None]
+    notes: list[str]
+
+
+def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) -> SamplerReport:
+    """The report of a run that ended. Args: no_reuse, in words why the run cache could not be used."""
     steps, guidance, seeds = run.steps, run.steps.guidance, plan.inputs.seeds
     counts = run.counts or patching.Run()
     blocks, start = plan.facts.blocks, steps.start
@@ -37,19 +59,19 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
     added, drawn = plan.add_noise, bool(steps.options.get("eta"))
     cached = None if counts.step_cache is None else counts.step_cache.count
     calls, block_calls = counts.calls, counts.block_calls
-    return {
-        "model": plan.facts.name,
-        "blocks": None if blocks is None else {"double": blocks[0], "single": blocks[1]},
-        "controls": [f"{control_label(control)}{_window(control)}" for control in patching.controls_of(plan.model)],
-        "solver": steps.solver,
-        "calls_per_step": None if steps.is_adaptive else SOLVERS[steps.solver].calls_per_step,
-        "options": dict(steps.options),
-        "levels_from": plan.sigmas_from,
-        "shift": round(plan.shift, 6),
-        "shift_from": plan.shift_from,
-        "sigmas": [round(sigma, 6) for sigma in steps.sigmas.tolist()],
-        "steps": {"first": plan.first, "last": plan.last, "of": len(plan.sigmas) - 1, "reused": run.reused},
-        "guidance": {
+    return SamplerReport(
+        model=plan.facts.name,
+        blocks=None if blocks is None else {"double": blocks[0], "single": blocks[1]},
+        controls=[f"{control_label(control)}{_window(control)}" for control in patching.controls_of(plan.model)],
+        solver=steps.solver,
+        calls_per_step=None if steps.is_adaptive else SOLVERS[steps.solver].calls_per_step,
+        options=dict(steps.options),
+        levels_from=plan.sigmas_from,
+        shift=round(plan.shift, 6),
+        shift_from=plan.shift_from,
+        sigmas=[round(sigma, 6) for sigma in steps.sigmas.tolist()],
+        steps={"first": plan.first, "last": plan.last, "of": len(plan.sigmas) - 1, "reused": run.reused},
+        guidance={
             "form": guidance.form,
             "cfg": guidance.cfg,
             "start": guidance.window.start,
@@ -58,7 +80,7 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
             **({"rescale": guidance.rescale} if guidance.form == "rescale" else {}),
             **({"resting_steps": min(steps.zero_steps, steps.count)} if steps.zero_steps else {}),
         },
-        "noise": {
+        noise={
             "added": added,
             "seed": seeds.seed if added else None,
             "per_image": seeds.each and (added or drawn),
@@ -69,49 +91,49 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
             "turns_back": start is not None and start.flow is not None and bool(start.history),
             "left": float(steps.sigmas[-1]) > 0,
         },
-        "calls": {
+        calls={
             "model": calls.calls,
             "positive_rows": calls.rows[0],
             "negative_rows": calls.rows[1],
             "predictions": run.predictions,
             "without_negative": run.unguided,
         },
-        "block_calls": {**asdict(block_calls), "words": str(block_calls)} if block_calls.total else None,
-        "speed_plan": None if cached is None else {**asdict(cached), "work": cached.work},
-        "seconds": {
+        block_calls={**asdict(block_calls), "words": str(block_calls)} if block_calls.total else None,
+        speed_plan=None if cached is None else {**asdict(cached), "work": cached.work},
+        seconds={
             "total": round(seconds, 4),
             "a_step": round(seconds / ran, 4) if ran and not steps.is_adaptive else None,
             "a_call": round(seconds / calls.calls, 4) if calls.calls else None,
         },
-        "notes": [] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"],
-    }
+        notes=[] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"],
+    )
 
 
-def summary(report: Report) -> str:
+def summary(report: SamplerReport) -> str:
     """The report in lines."""
-    calls = report["calls"]
+    calls = report.calls
     lines = [
-        f"Model: {report['model']}{_blocks(report['blocks'])}",
-        *(f"Control: {control}" for control in report["controls"]),
+        f"Model: {report.model}{_blocks(report.blocks)}",
+        *(f"Control: {control}" for control in report.controls),
         f"Solver: {_solver(report)}",
-        f"Schedule: {report['levels_from']}, shift {report['shift']:g} ({report['shift_from']})",
-        f"Sigmas: {_sigmas(report['sigmas'])}",
-        f"Steps: {_steps(report['steps'])}",
-        f"Guidance: {_guidance(report['guidance'], calls)}",
-        f"Noise: {_noise(report['noise'])}",
+        f"Schedule: {report.levels_from}, shift {report.shift:g} ({report.shift_from})",
+        f"Sigmas: {_sigmas(report.sigmas)}",
+        f"Steps: {_steps(report.steps)}",
+        f"Guidance: {_guidance(report.guidance, calls)}",
+        f"Noise: {_noise(report.noise)}",
         f"Model calls: {calls['model']}; images in them: {calls['positive_rows']} positive, "
         f"{calls['negative_rows']} negative",
         *(f"Skipped: {line}" for line in _skipped(report)),
-        f"Time: {_time(report['seconds'])}",
-        *report["notes"],
+        f"Time: {_time(report.seconds)}",
+        *report.notes,
     ]
     return "\n".join(lines)
 
 
-def short(report: Report) -> str:
+def short(report: SamplerReport) -> str:
     """The lines that the node itself shows: the work, and what was saved of it."""
-    reused = report["steps"]["reused"]
-    lines = [f"{_counted(report['calls']['model'], 'model call')}, {_time(report['seconds'])}"]
+    reused = report.steps["reused"]
+    lines = [f"{_counted(report.calls['model'], 'model call')}, {_time(report.seconds)}"]
     if reused:
         lines.append(f"{reused} steps taken from the last run")
     return "\n".join([*lines, *(f"skipped {line}" for line in _skipped(report))])
@@ -124,11 +146,11 @@ def _blocks(blocks: dict[str, int] | None) -> str:
     return f", {blocks['double']}{kinds} blocks"
 
 
-def _solver(report: Report) -> str:
-    each = report["calls_per_step"]
+def _solver(report: SamplerReport) -> str:
+    each = report.calls_per_step
     calls = "with steps of its own" if each is None else f"{_counted(each, 'model call')} a step"
-    options = "".join(f", {name} {value:g}" for name, value in report["options"].items())
-    return f"{report['solver']}, {calls}{options}"
+    options = "".join(f", {name} {value:g}" for name, value in report.options.items())
+    return f"{report.solver}, {calls}{options}"
 
 
 def _sigmas(sigmas: Sequence[float]) -> str:
@@ -171,8 +193,8 @@ def _noise(noise: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _skipped(report: Report) -> list[str]:
-    calls, blocks, plan, lines = report["calls"], report["block_calls"], report["speed_plan"], []
+def _skipped(report: SamplerReport) -> list[str]:
+    calls, blocks, plan, lines = report.calls, report.block_calls, report.speed_plan, []
     if calls["without_negative"]:
         saved = calls["without_negative"] / (2 * calls["predictions"])
         lines.append(
