@@ -1,4 +1,4 @@
-"""One model call as block controls need it: its batch, its prompts, and the rows of each prompt."""
+"""One model call as block controls need it: the rows of each prompt, and which block a global number means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A block control as a value: skip a block, disable or boost the text that enters it, or give it another prompt.
+"""A block control as a value: its action, its blocks, and its strength at a sigma.
 
 Source of skip, disable and boost: arXiv 2601.02211, where they are called remove, disable and enhance.
 """

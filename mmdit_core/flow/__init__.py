@@ -1,1 +1,1 @@
-"""Rectified flow: the path between data and noise, sigma and its schedules, noise."""
+"""Rectified flow: the path between data and noise, sigma and its schedules, windows of the sampling."""

@@ -1,4 +1,4 @@
-"""A window of the sampling, in percent, and how strongly something acts inside it."""
+"""A window of the sampling: start, end and fade, and how strongly something acts inside it."""
 
 from __future__ import annotations
 

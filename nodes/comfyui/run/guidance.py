@@ -1,4 +1,4 @@
-"""Classifier-free guidance inside ComfyUI's guider: its scale by sigma, and the formula that joins two predictions.
+"""Classifier-free guidance inside ComfyUI's guider: its scale by sigma, and the formula for two predictions.
 
 The predictions come from ComfyUI's own `sampling_function`, so that what other nodes put between the model and the
 sampler keeps its effect. A formula is the `sampler_cfg_function` that ComfyUI provides for it.

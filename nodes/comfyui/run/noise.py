@@ -1,4 +1,4 @@
-"""The noise that a run starts from: ComfyUI's, or one seed for each image, and variations of both."""
+"""The noise that a run starts from, drawn from its seed: ComfyUI's, or one seed for each image, and variations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import comfy.sample
 import torch
 from torch import Tensor
 
-from ....mmdit_core.flow.noise import slerp
+from ....mmdit_core.flow.slerp import slerp
 
 SEEDS = 2**64
 STEP_NOISE = 0x5DE0_5EED_0000_0001  # keeps the noise of stochastic steps apart from the starting noise of near seeds

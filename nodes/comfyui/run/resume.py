@@ -1,4 +1,4 @@
-"""The resume state: what a run that ends early puts in its LATENT, so that another sampler can continue the run."""
+"""The resume state that a run puts in its LATENT, so that another sampler can continue it, and when that is allowed."""
 
 from __future__ import annotations
 
@@ -61,14 +61,15 @@ class ResumeState:
     flow: Flow | None = None
 
     def for_run(self, solver: str, cfg: float, model, positive, sigmas: Tensor, mask: Tensor | None) -> ResumeState:
-        """The state for a run; without the history if that is from an inversion along another flow.
+        """The state for a run; without the history if that is another solver's, or of an inversion along another flow.
 
         Args: cfg: only at 1 the flow is that of one prompt; the others as for `flow_of`.
         """
-        if self.flow is None:
-            return self
-        reversible = cfg == 1 and SOLVERS[solver].reversible
-        return self if reversible and self.flow == flow_of(model, positive, sigmas, mask) else replace(self, history=())
+        fits = self.solver == solver
+        if self.flow is not None:
+            reversible = cfg == 1 and SOLVERS[solver].reversible
+            fits = fits and reversible and self.flow == flow_of(model, positive, sigmas, mask)
+        return self if fits else replace(self, history=())
 
 
 def resume_state(latent: dict[str, Any]) -> ResumeState | None:

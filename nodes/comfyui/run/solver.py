@@ -1,4 +1,4 @@
-"""A solver of the core as a sampler of ComfyUI's: step by step, with NaN checks, a run cache and resume states."""
+"""A solver of the core as a sampler of ComfyUI's: steps checked for NaN, predictions counted, states kept."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class RunSteps:
 
     @property
     def history(self) -> History:
-        """What the solver continues from; the history of another solver has no meaning for it."""
-        return self.start.history if self.start is not None and self.start.solver == self.solver else ()
+        """What the solver continues from."""
+        return () if self.start is None else self.start.history
 
     @cached_property
     def segments(self) -> tuple[tuple[int, int], ...]:
@@ -224,6 +224,7 @@ class _Velocity:
         run = self.run
         self._set_sigma(level)
         run.predictions += 1
+        # At cfg 1 ComfyUI leaves out the uncond prediction.
         run.unguided += math.isclose(self.guider.cfg, 1) and not self.options.get("disable_cfg1_optimization", False)
         velocity = (x - self.model(x, sigma * self.rows, **self.extra_args)) / sigma
         if self.check:  # one segment of many calls; it waits for the device after each of them anyway

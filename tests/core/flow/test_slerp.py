@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdit_core.flow.noise import slerp
+from mmdit_core.flow.slerp import slerp
 
 
 def noises(*shape):

@@ -1,4 +1,4 @@
-"""Interpolation of noise, for variations of an image."""
+"""Spherical interpolation between two noises, for variations of an image."""
 
 from __future__ import annotations
 
