@@ -5,12 +5,12 @@ Each is a list of functions under options["patches"], called in order with what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-Options = Mapping[str, Any]
+Options = dict[str, Any]  # a model call's transformer_options
 
 
 def patches(options: Options, name: str) -> Sequence[Any]:

@@ -30,9 +30,7 @@ from .layers import (
     modulate,
     timestep_embedding,
 )
-from .patches import block_hook, patch_attention, patch_block, patch_input, patch_qkv
-
-Options = dict[str, Any]
+from .patches import Options, block_hook, patch_attention, patch_block, patch_input, patch_qkv
 
 
 class StreamModulation(NamedTuple):
@@ -87,13 +85,7 @@ class JointBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        config: MMDiTConfig,
-        index: int,
-        *,
-        attention: Callable[..., Tensor],
-        operations: Any = nn,
-        **factory: Any,
+        self, config: MMDiTConfig, index: int, *, attention: Callable[..., Tensor], operations: Any = nn, **factory: Any
     ):
         super().__init__()
         self.dual_attention = index in config.dual_attention
