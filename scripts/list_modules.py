@@ -1,4 +1,4 @@
-"""Write `docs/modules.md`: what each module of the pack holds, from the first sentences of their docstrings.
+"""Write `docs/modules.md`: what each module of the pack holds, from the first paragraphs of their docstrings.
 
 python -m scripts.list_modules
 """
@@ -6,7 +6,6 @@ python -m scripts.list_modules
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 from scripts.environment import ROOT
@@ -18,10 +17,10 @@ HEAD = """# What each module holds
 """
 
 
-def first_sentence(path: Path) -> str:
-    """The first sentence of a module's docstring, on one line."""
+def first_paragraph(path: Path) -> str:
+    """The first paragraph of a module's docstring, on one line."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return re.split(r"(?<=\.)\s|\n\n", text, maxsplit=1)[0].replace("\n", " ")
+    return text.partition("\n\n")[0].replace("\n", " ")
 
 
 def page() -> str:
@@ -29,9 +28,9 @@ def page() -> str:
     sections = [HEAD]
     for room in ("mmdit_core", "nodes"):
         for package in sorted(path.parent for path in (ROOT / room).rglob("__init__.py")):
-            lines = [f"- `{path.name}`: {first_sentence(path)}" for path in sorted(package.glob("[!_]*.py"))]
+            lines = [f"- `{path.name}`: {first_paragraph(path)}" for path in sorted(package.glob("[!_]*.py"))]
             name = package.relative_to(ROOT).as_posix()
-            sections.append(f"## {name}/\n\n{first_sentence(package / '__init__.py')}\n")
+            sections.append(f"## {name}/\n\n{first_paragraph(package / '__init__.py')}\n")
             sections.append("\n".join([*lines, ""]) if lines else "")
     return "\n".join(section for section in sections if section)
 

@@ -13,13 +13,7 @@ from ..config import MMDiTConfig
 from .step_cache import StepCache
 
 MEASURED_ON = MMDiTConfig(
-    hidden_size=128,
-    num_heads=2,
-    depth=8,
-    context_dim=64,
-    pooled_dim=64,
-    pos_embed_max_size=24,
-    qk_norm="rms",
+    hidden_size=128, num_heads=2, depth=8, context_dim=64, pooled_dim=64, pos_embed_max_size=24, qk_norm="rms"
 )
 SETTING = "28 steps of euler, cfg 4.5"
 STEPS = 28

@@ -40,10 +40,7 @@ PRESETS = (
         model="FLUX.1-dev",
         double=19,
         single=38,
-        controls=(
-            BlockControl("skip", (30, 40, 50)),
-            BlockControl("skip", tuple(range(5, 56, 5)), branch="negative"),
-        ),
+        controls=(BlockControl("skip", (30, 40, 50)), BlockControl("skip", tuple(range(5, 56, 5)), branch="negative")),
         note="Published with true CFG at 1.5, 28 steps, on top of step caching at 0.4.",
     ),
 )

@@ -1,4 +1,4 @@
-"""A block control as a value: its action, its blocks, and its strength at a sigma.
+"""A block control as a value: its action, its blocks, and its strength at a sigma, faded over its window.
 
 Source of skip, disable and boost: arXiv 2601.02211, where they are called remove, disable and enhance.
 """

@@ -1,4 +1,4 @@
-"""The noise level sigma: 0 = data, 1 = noise. Shifts, the tolerance for equal sigmas, percent of the sampling."""
+"""The noise level sigma, 0 = data, 1 = noise: its shift, percent of the sampling, the tolerance for equal sigmas."""
 
 from __future__ import annotations
 

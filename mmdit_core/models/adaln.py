@@ -1,4 +1,4 @@
-"""The AdaLN cache: the modulation of a sampling run, computed once for each timestep and conditioning.
+"""The AdaLN cache: the modulation and the embedded text of a sampling run, computed once.
 
 A third of the weights of an MMDiT (AdaLN and the embedders before it) only turn a timestep and a pooled text into the
 shift, scale and gate of each layer. A run has few of both, so their vectors are rows of a table, one for each pair of
@@ -7,12 +7,14 @@ timestep and conditioning. The steps read the rows and none of those weights.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
+
+from .patches import Options
 
 CACHE = "mmdit_adaln"  # in transformer_options: the AdaLNCache of the run
 CALL = "mmdit_adaln_call"  # in transformer_options: the CallIdentity of the model call
@@ -68,7 +70,7 @@ def tile_rows(device: torch.device) -> int:
 
 
 def lookup(
-    model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, options: dict[str, Any]
+    model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor] | None:
     """vec [B, D] and txt [B, L, D] of a model call; None if the run has no table with this call.
 
@@ -81,8 +83,8 @@ def lookup(
     return known
 
 
-def output(layer: nn.Module, vec: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """layer(vec) [B, n * D] of an AdaLN layer: from the run's table, or computed if vec is not of its rows."""
+def modulation(layer: nn.Module, vec: Tensor, options: Options) -> Tensor:
+    """layer(vec) [B, n * D] of an AdaLN layer, computed if vec is no unchanged vector of `lookup`."""
     cache: AdaLNCache | None = options.get(CACHE)
     known = None if cache is None else cache.output(layer, vec)
     return layer(vec) if known is None else known
@@ -157,13 +159,7 @@ class AdaLNCache:
         rows = [source[image % len(source)] for source in sources for image in range(len(x) // len(names))]
         text = next((t for t in self._texts if t.conditionings == names and t.context.shape == context.shape), None)
         if time is None:
-            known, given = _picked(self._pooled, rows), _pooled_rows(y, x)
-            if known.shape != given.expand(len(x), -1).shape:
-                return None
-            same_text = (text.context == context).all() if text is not None else timesteps.new_zeros(())
-            checks = timesteps.min(), timesteps.max(), (known == given).all(), same_text
-            low, high, same, found = torch.stack([check.float() for check in checks]).tolist()  # waits for the device
-            time, text = low if same and low == high else None, text if found else None
+            time, text = _compared(timesteps, _picked(self._pooled, rows), _pooled_rows(y, x), text, context)
         step = self._steps.get(time)
         if step is None:
             return None
@@ -227,6 +223,21 @@ class AdaLNCache:
         if known is None or vec._version != known[1]:
             return _picked(vec, rows).clone()
         return self._note(_picked(known[2], rows))
+
+
+def _compared(
+    timesteps: Tensor, known: Tensor, pooled: Tensor, text: _Text | None, context: Tensor
+) -> tuple[float | None, _Text | None]:
+    """The timestep of a call whose pooled text is the known one, and its text if that is the known one; or None.
+
+    Waits for the device once.
+    """
+    if known.shape != pooled.expand(len(known), -1).shape:
+        return None, None
+    same_text = (text.context == context).all() if text is not None else timesteps.new_zeros(())
+    checks = timesteps.min(), timesteps.max(), (known == pooled).all(), same_text
+    low, high, same, found = torch.stack([check.float() for check in checks]).tolist()
+    return low if same and low == high else None, text if found else None
 
 
 def _is_plain_inference(device: str) -> bool:

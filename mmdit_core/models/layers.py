@@ -112,6 +112,6 @@ class AttentionProjections(nn.Module):
             self.ln_q, self.ln_k = nn.Identity(), nn.Identity()
 
     def to_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, L, D] -> q, k, v, each [B, heads, L, d]."""
+        """x [B, L, D] -> q, k, v, each [B, heads, L, d]; q and k are normalised (QK-norm) in models that have it."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         return self.ln_q(q).transpose(1, 2), self.ln_k(k).transpose(1, 2), v.transpose(1, 2)

@@ -1,6 +1,7 @@
-"""The patches that `transformer_options` may hold for a model's input, for the inputs of an attention and its output.
+"""The hooks and patches that `transformer_options` may hold for a model's input, its blocks and their attention.
 
-Each is a list of functions under options["patches"], called in order with what the one before returned.
+A hook under options["patches_replace"] replaces a block. Patches are lists of functions under options["patches"],
+called in order with what the one before returned.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def block_hook(index: int, options: Options) -> Any | None:
     return options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
 
 
-def patch_block(img: Tensor, txt: Any, x: Tensor, index: int, options: Options) -> tuple[Tensor, Any]:
+def patch_block(
+    img: Tensor, txt: Tensor | None, x: Tensor, index: int, options: Options
+) -> tuple[Tensor, Tensor | None]:
     """double_block: img [B, Li, D] and txt [B, Lt, D], or None, after a block. Args: x, the model's latent."""
     for patch in patches(options, "double_block"):
         out = patch({"img": img, "txt": txt, "x": x, "block_index": index, "transformer_options": options})

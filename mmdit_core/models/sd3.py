@@ -64,12 +64,12 @@ class Stream(nn.Module):
             self.norm2 = operations.LayerNorm(size, **norm, **factory)
             self.mlp = Mlp(size, config.mlp_ratio, operations=operations, **factory)
         # shift, scale and gate of attention, MLP and second attention; a stream without output has no gate
-        self.num_vectors = 3 * (2 + dual_attention) if has_output else 2
+        self.num_vectors = 9 if dual_attention else 6 if has_output else 2
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, self.num_vectors * size, **factory))
 
     def modulation(self, vec: Tensor, options: Options) -> StreamModulation:
         """vec [B, D] -> the vectors of each sublayer."""
-        vectors = adaln.output(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(self.num_vectors, dim=-1)
+        vectors = adaln.modulation(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(self.num_vectors, dim=-1)
         return StreamModulation(*(Modulation(*vectors[i : i + 3]) for i in range(0, self.num_vectors, 3)))
 
 
@@ -110,7 +110,7 @@ class JointBlock(nn.Module):
         )
         q, k, v, mask = patch_qkv(q, k, v, img_slice, options)
         attn = self.attention(q, k, v, self.num_heads, mask=mask, skip_reshape=True, transformer_options=options)
-        txt_attn, img_attn = patch_attention(attn, img_slice, options).tensor_split(img_slice[:1], dim=1)
+        txt_attn, img_attn = patch_attention(attn, img_slice, options).tensor_split([txt.shape[1]], dim=1)
         img = gated(img, img_mod.attn.gate, img_stream.attn.proj(img_attn))
         if self.has_text_output:
             txt = gated(txt, txt_mod.attn.gate, txt_stream.attn.proj(txt_attn))
@@ -149,7 +149,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, img: Tensor, vec: Tensor, options: Options) -> Tensor:
         """img [B, L, D], vec [B, D] -> [B, L, patch_size ** 2 * C]."""
-        vectors = adaln.output(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(2, dim=-1)
+        vectors = adaln.modulation(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(img), Modulation(*vectors)))
 
 
@@ -205,7 +205,7 @@ class MMDiT(nn.Module):
             only by models with a guidance embedding; control, {"output": [residual [B, Li, D] or None, ...]}, added
             to the image stream after each block; transformer_options, hooks and settings, never changed:
             patches (post_input, double_block, attn1_patch, attn1_output_patch), patches_replace (dit),
-            optimized_attention_override, and what `adaln_cache` gives.
+            optimized_attention_override, and what `adaln_cache` gives; kwargs, what else ComfyUI passes, is not read.
         Returns: [B, C, H, W], the dtype of x.
         Raises: ValueError for inputs whose shapes or dtypes do not fit; LatentTooLarge.
         """

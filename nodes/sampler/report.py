@@ -96,7 +96,7 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
             "positive_rows": calls.rows[0],
             "negative_rows": calls.rows[1],
             "predictions": run.predictions,
-            "without_negative": run.unguided,
+            "without_negative": run.without_negative,
         },
         block_calls={**asdict(block_calls), "words": str(block_calls)} if block_calls.total else None,
         speed_plan=None if cached is None else {**asdict(cached), "work": cached.work},

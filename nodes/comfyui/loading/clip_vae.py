@@ -76,7 +76,7 @@ class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
         encoded = {}
         for name, key in (("clip_l", "l"), ("clip_g", "g"), ("t5xxl", "t5xxl")):
             encoder, tokens = getattr(self, name), token_weight_pairs[key]
-            encoded[name] = encoder.encode_token_weights(tokens) if len(tokens) else None
+            encoded[name] = encoder.encode_token_weights(tokens) if encoder is not None and len(tokens) else None
         t5, device = encoded["t5xxl"], comfy.model_management.intermediate_device()
         t5 = None if t5 is None else t5[0]
         return *assemble(encoded["clip_l"], encoded["clip_g"], t5, widths=self.widths, device=device), {}

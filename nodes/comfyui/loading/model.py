@@ -1,4 +1,4 @@
-"""The core's model as an ordinary ComfyUI MODEL."""
+"""The core's model as an ordinary ComfyUI MODEL, with LoRA keys and memory estimates."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class SolverRun:
     """One run of a solver, as a sampler function that ComfyUI calls; afterwards it holds what was done.
 
     Attributes: seconds of each segment that ran; reused, the number of steps taken from the run cache; predictions,
-    made in this run, and unguided, those of them without the uncond prediction; evaluated, all sigmas at which the
+    made in this run, and without_negative, those without the uncond prediction; evaluated, all sigmas at which the
     model is called, for `patching.Run`; counts, that Run; end, the state after the last step, on the CPU.
     """
 
@@ -122,7 +122,7 @@ class SolverRun:
         self.steps, self.cache, self.node = steps, cache or RunCache(), node
         self.evaluated = steps.all_evaluated
         self.seconds: list[float] = []
-        self.reused = self.predictions = self.unguided = 0
+        self.reused = self.predictions = self.without_negative = 0
         self.counts: patching.Run | None = None
         self.end: RunState | None = None
 
@@ -225,7 +225,8 @@ class _Velocity:
         self._set_sigma(level)
         run.predictions += 1
         # At cfg 1 ComfyUI leaves out the uncond prediction.
-        run.unguided += math.isclose(self.guider.cfg, 1) and not self.options.get("disable_cfg1_optimization", False)
+        computes_both = self.options.get("disable_cfg1_optimization", False) or not math.isclose(self.guider.cfg, 1)
+        run.without_negative += not computes_both
         velocity = (x - self.model(x, sigma * self.rows, **self.extra_args)) / sigma
         if self.check:  # one segment of many calls; it waits for the device after each of them anyway
             self.calls.clear()

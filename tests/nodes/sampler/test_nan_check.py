@@ -136,7 +136,7 @@ def test_a_sweep_continues_after_an_image_that_is_not_finite(bench, broken):
         broken.model,
         bench.positive,
         bench.negative,
-        host.prepare(broken.model, bench.empty(), 5),
+        host.prepare(host.fitted(broken.model, bench.empty()), 5),
         seed=5,
         cfg=1.0,
         solver="euler",
