@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from .world import BACKGROUNDS, COLOURS, OPPOSITE, SHAPES, Group, Scene
+from .world import COLOURS, OPPOSITE, SHAPES, Group, Scene
 
 NUMBERS = {1: ("one", "a single", "1"), 2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4")}
 RELATION_WORDS = {
@@ -49,7 +49,7 @@ def parse_caption(caption: str) -> Scene:
 
     Args: caption, one or two groups with a count, a colour and a shape each, and the position of the first relative
         to the second: "three red circles to the left of a blue star".
-    Returns: the scene; background "white" and sizes "" unless the caption names them.
+    Returns: the scene; background and sizes are "" unless the caption names them.
     Raises: CaptionError with the missing attribute.
     """
     text = " ".join(re.sub(r"[^\w\s]", " ", caption.lower()).split())
@@ -64,8 +64,7 @@ def parse_caption(caption: str) -> Scene:
         after = text[noun.end() : nouns[index + 1].start() if index + 1 < len(nouns) else len(text)]
         groups.append(_group(before.split(), noun[1], after.split(), caption))
     backgrounds = [_BACKGROUNDS[word] for word in text.split() if word in _BACKGROUNDS]
-    background = backgrounds[0] if backgrounds else next(iter(BACKGROUNDS))
-    return Scene(tuple(groups), _relation(text, nouns, caption), background)
+    return Scene(tuple(groups), _relation(text, nouns, caption), backgrounds[0] if backgrounds else "")
 
 
 def _group(before: list[str], noun: str, after: list[str], caption: str) -> Group:

@@ -90,7 +90,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two groups, the position of the first relative to the second ("" for one group), and the background."""
+    """One or two groups, the position of the first relative to the second ("" for one group), and the background.
+
+    A caption may leave the background open: "" is any of BACKGROUNDS. Such a scene can be judged, not drawn.
+    """
 
     groups: tuple[Group, ...]
     relation: str = ""

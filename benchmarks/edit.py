@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attributes.judge import BACKGROUND_RGB, COLOUR_RGB, MIN_CONTRAST, score
-from attributes.words import BACKGROUND_WORDS
+from attributes.judge import score
+from attributes.objects import BACKGROUND_RGB, COLOUR_RGB
+from attributes.words import BACKGROUND_WORDS, parse_caption
 from attributes.world import BACKGROUNDS, COLOURS, Scene, is_held_out
 from benchmarks.attributes.prompts import Prompt, read_prompts
 from benchmarks.inversion import SMALL, Bench
@@ -37,6 +38,7 @@ SETTINGS = (
     ("old", 4.5, "heun"),
 )
 SAME = 0.1  # RGB distance below which a pixel is unchanged
+MIN_CONTRAST = 0.19  # RGB distance of an object from the background: half of the smallest one (purple on gray)
 
 
 def recoloured(prompt: Prompt) -> tuple[str, Scene] | None:
@@ -67,12 +69,12 @@ def of_colour(image: np.ndarray, scene: Scene, colour: str) -> np.ndarray:
     return objects(image, scene) & (nearest == list(COLOURS).index(colour))
 
 
-def compare(before: np.ndarray, after: np.ndarray, old: Scene, new: Scene) -> dict[str, float]:
-    """The measures of one edit, each in [0, 1]."""
+def compare(before: np.ndarray, after: np.ndarray, old: Scene, new: Scene, text: str) -> dict[str, float]:
+    """The measures of one edit to a text, each in [0, 1]."""
     group = of_colour(before, old, old.groups[0].colour) | of_colour(after, new, new.groups[0].colour)
     same = np.linalg.norm(before - after, axis=-1) < SAME
     both, either = (op(objects(before, old), objects(after, new)) for op in (np.logical_and, np.logical_or))
-    judged = score(after, new)
+    judged = score(after, parse_caption(text))
     return {
         "area_kept": float(same[~group].mean()),
         "outlines": float(both.sum() / max(1, either.sum())),
@@ -109,14 +111,14 @@ def main() -> None:
         seed, steps = len(found[SETTINGS[0]]), given.steps
         latent, *_ = bench.sample(bench.model, source, empty, start, seed=seed, steps=steps, cfg=4.5)
         before = decode(latent)
-        if not score(before, prompt.scene)["all"]:
+        if not score(before, prompt.stated)["all"]:
             continue  # the judge could not tell an edit's mistakes from those of the image itself
         (noise,) = bench.invert(bench.model, source, {"samples": latent["samples"]}, steps, "leapfrog", 0.0)
         target = encode(edit[0])
         for negative, cfg, solver in SETTINGS:
             away = {"empty": empty, "old": source}[negative]
             back, *_ = bench.sample(bench.model, target, away, noise, steps=steps, cfg=cfg, solver=solver)
-            found[negative, cfg, solver].append(compare(before, decode(back), prompt.scene, edit[1]))
+            found[negative, cfg, solver].append(compare(before, decode(back), prompt.scene, edit[1], edit[0]))
         if len(found[SETTINGS[0]]) == given.images:
             break
     figures = {}

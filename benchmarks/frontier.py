@@ -177,7 +177,7 @@ class Bench:
     def judge(self, latents: Tensor, first: int) -> list[dict[str, bool]]:
         images = torch.cat([self.vae.decode(part).clamp(0, 1) for part in latents.split(BATCH)]).float().numpy()
         prompts = self.prompts[first : first + ROUND]
-        return [score(image, prompt.scene) for image, prompt in zip(images, prompts, strict=True)]
+        return [score(image, prompt.stated) for image, prompt in zip(images, prompts, strict=True)]
 
 
 def paired(ours: Sequence[bool], full: Sequence[bool]) -> dict[str, float]:
@@ -354,6 +354,7 @@ def main() -> None:
         "setting": {"steps": STEPS, "cfg": CFG, "solver": "euler", "dtype": given.dtype},
         "prompts": {"set": given.prompts, "number": len(bench.prompts), "seeds": given.seeds},
         "blocks_least_missed_first": bench.order,
+        "judged": list(COLUMNS),
     }
     figures: dict[str, Any] = {"about": about, "points": {}}
     full: dict[str, Tensor] = {}

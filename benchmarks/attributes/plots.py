@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from attributes.judge import COLUMNS
 from mmdit_core.solvers import SOLVERS
 
 XLABELS = {"cfg": "cfg", "dropped": "encoders dropped"}
-COLUMNS = ("colour", "shape", "count", "spatial", "all")
 
 
 def draw_sweep(name: str, points: list[dict], target: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import random
 from pathlib import Path
 
+from attributes.words import parse_caption
 from attributes.world import Group, Scene, sample_scene
 from training.captions import describe
 
@@ -21,10 +22,15 @@ ATTRIBUTES = ("count", "colour", "shape", "size")
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A caption that names every attribute of its scene."""
+    """A caption that names the groups and the relation of its scene, and often more."""
 
     text: str
     scene: Scene
+
+    @property
+    def stated(self) -> Scene:
+        """The scene as the text has it, for the judge: without a background and sizes that it does not name."""
+        return parse_caption(self.text)
 
 
 def sample_prompts(name: str, number: int = NUMBER) -> list[Prompt]:

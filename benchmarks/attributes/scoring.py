@@ -47,7 +47,7 @@ def score_prompts(
             # The noise of a batch is a function of the seed and its index.
             settings = dataclasses.replace(sampling, seed=seed * 100_000 + start)
             images = renderer.render([prompt.text for prompt in part], settings, model)
-            scores += [score(image, prompt.scene) for image, prompt in zip(images, part, strict=True)]
+            scores += [score(image, prompt.stated) for image, prompt in zip(images, part, strict=True)]
             if seed == sampling.seed:
                 first.append(images)
             clock.tick(len(part))

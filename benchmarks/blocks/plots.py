@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MAP_COLUMNS = ("colour", "shape", "count", "spatial")
+MAP_COLUMNS = ("background", "colour", "shape", "count", "spatial")
 LINES = {"skip": "tab:blue", "disable": "tab:red", "boost": "tab:green"}
 LABELS = {"skip": "skip", "disable": "disable text (onward)", "boost": "boost text x2 (residual)"}
 BRANCH_LINES = {"both": "tab:blue", "negative": "tab:orange"}  # dashed: in the second half only
@@ -22,7 +22,7 @@ def _pyplot():
 def draw_map(figures: dict, target: Path) -> None:
     """Plot the accuracy of each attribute by block, one line for each operation; the baseline is dashed."""
     pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, len(MAP_COLUMNS), figsize=(14, 3.4), layout="constrained", sharey=True)
+    figure, panels = pyplot.subplots(1, len(MAP_COLUMNS), figsize=(17, 3.4), layout="constrained", sharey=True)
     for panel, column in zip(panels, MAP_COLUMNS, strict=True):
         panel.axhline(figures["baseline"][column]["percent"], color="0.4", linestyle="--", label="baseline")
         for name, entries in figures["operations"].items():

@@ -395,4 +395,4 @@ def faint(scene: Scene, drawing: Drawing, rng: random.Random) -> None:
     for item in drawing.items:
         if item.group == group:
             item.rgb = tuple(ground + contrast * (np.array(item.rgb) - ground))
-            require(math.dist(item.rgb, ground) >= 40 and distance(item.rgb, list(COLOURS.values())) >= 40)
+            require(math.dist(item.rgb, ground) >= 40 and distance(item.rgb, list(COLOURS.values())) >= 60)

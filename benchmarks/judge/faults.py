@@ -84,7 +84,17 @@ def reversed_sizes(scene: Scene, rng: random.Random) -> Drawing:
     require(len(scene.groups) == 2)
     ranks = [order.index(group.size) for group in scene.groups]
     require(ranks[0] != ranks[1])
-    return sample_drawing(scene, rng, sizes=("large", "small") if ranks[0] < ranks[1] else ("small", "large"))
+    return sample_drawing(
+        scene, rng, sizes=("too large", "too small") if ranks[0] < ranks[1] else ("too small", "too large")
+    )
+
+
+def wrong_size(scene: Scene, rng: random.Random) -> Drawing:
+    index = rng.randrange(len(scene.groups))
+    drawn = {"small": "huge", "large": "tiny"}
+    require(scene.groups[index].size in drawn)
+    sizes = tuple(drawn[group.size] if i == index else group.size for i, group in enumerate(scene.groups))
+    return sample_drawing(scene, rng, sizes=sizes)
 
 
 def changed(change: Change) -> Make:
@@ -117,6 +127,7 @@ FAULTS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "blur": (changed(changes.blur), ("shape",)),
     "unequal sizes": (changed(changes.unequal_sizes), ("shape",)),
     "reversed sizes": (reversed_sizes, ("shape",)),
+    "wrong size": (wrong_size, ("shape",)),
     "overlapped": (changed(changes.overlapped), ("shape",)),
     "merged": (changed(changes.merged), ("shape", "count")),
     "stray piece": (changed(changes.stray_piece), ("count",)),

@@ -19,7 +19,15 @@ from attributes.world import BACKGROUNDS, COLOURS, Group, Scene, sample_scene
 
 FINE = 8  # samples of a pixel in each direction
 GAP = 3.0  # pixels, the smallest one between two objects
-SIDES = {"small": (18, 21), "": (23, 26), "large": (29, 34)}  # pixels
+SIDES = {  # pixels, by size word; the last four are for faults
+    "small": (18, 21),
+    "": (23, 26),
+    "large": (29, 34),
+    "too small": (18, 20),
+    "too large": (31, 34),
+    "tiny": (9, 11),
+    "huge": (56, 64),
+}
 COLOUR_JITTER, BACKGROUND_JITTER = 10, 8  # of 255, in each channel
 Rgb = tuple[float, ...]  # 0 to 255
 Bands = list[tuple[int, int]]  # (group, number of its objects), in order along an axis
@@ -242,7 +250,7 @@ def sample_drawing(
 ) -> Drawing:
     """A right drawing of a scene.
 
-    Args: bands and axis, another arrangement than the scene's; sizes, the size word drawn for each group.
+    Args: bands and axis, another arrangement than the scene's; sizes, the keys of SIDES drawn for the groups.
     Raises: DoesNotFit if the sampled image has no room.
     """
     width, height = 8 * rng.randint(12, 20), 8 * rng.randint(12, 20)

@@ -1,4 +1,4 @@
-"""BlockAnalysis with the small model: are colours, shapes, counts and positions as in the prompt?"""
+"""BlockAnalysis with the small model: are background, colours, shapes, counts and positions as in the prompt?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Scores:
     @property
     def columns(self) -> tuple[str, ...]:
         """The attributes of this prompt; one group alone has no spatial relation."""
-        return ("colour", "shape", "count", *(("spatial",) if self.scene.relation else ()), "all")
+        return ("background", "colour", "shape", "count", *(("spatial",) if self.scene.relation else ()), "all")
 
     def add(self, cell: Cell | None, image: torch.Tensor) -> None:
         """Judge a decoded image [H, W, 3] in [0, 1]."""

@@ -96,8 +96,8 @@ class BlockAnalysis:
             "optional": {
                 "attributes": widgets.switch(
                     False,
-                    "For the small model that comes with this pack: judge colour, shape, count and position in each "
-                    "image. Use 8 seeds or more.",
+                    "For the small model that comes with this pack: judge background, colour, shape, count and "
+                    "position in each image. Use 8 seeds or more.",
                     advanced=True,
                 ),
             },

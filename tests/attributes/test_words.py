@@ -38,7 +38,7 @@ def test_every_complete_caption_parses_into_its_scene():
 def test_background_and_size_are_parsed_if_the_caption_names_them():
     scene = parse_caption("Two small green stars below three big pink circles, on a grey background.")
     assert scene == Scene((Group(2, "green", "star", "small"), Group(3, "pink", "circle", "large")), "below", "gray")
-    assert parse_caption("a red circle").background == "white"
+    assert parse_caption("a red circle") == Scene((Group(1, "red", "circle"),), background="")
 
 
 @pytest.mark.parametrize(

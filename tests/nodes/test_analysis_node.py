@@ -314,7 +314,7 @@ def prompted(pack, text):
 def test_attributes_are_judged_for_each_cell_and_the_baseline(node_class, pack, model):
     conds = prompted(pack, "two red circles above a blue star on a white background")
     _, plot, found = analyse(node_class(), model, conds=conds, blocks="0", seeds=2, attributes=True)
-    columns = {"colour", "shape", "count", "spatial", "all"}
+    columns = {"background", "colour", "shape", "count", "spatial", "all"}
     assert set(found["untouched"]["attributes"]) == columns
     for cell in found["cells"]:
         # A random model gives noise; the test is that every image was judged.
@@ -335,7 +335,8 @@ def test_attributes_of_a_correct_image_are_right_and_of_another_wrong(pack):
     other = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "below")
     for shown in (scene, other):
         scores.add(None, torch.from_numpy(draw_image(shown, arrange(shown, random.Random(0)))))
-    assert scores.report(None)["attributes"] == {"colour": 100, "shape": 100, "count": 100, "spatial": 50, "all": 50}
+    right = dict.fromkeys(("background", "colour", "shape", "count"), 100)
+    assert scores.report(None)["attributes"] == {**right, "spatial": 50, "all": 50}
 
 
 @pytest.mark.parametrize(
