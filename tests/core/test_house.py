@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -280,3 +282,14 @@ def test_the_core_imports_with_no_comfyui_transformers_or_diffusers(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["MMDiT", "MMDiTConfig"]
+
+
+COUNTED = {"BlockCallCount", "PredictionCount", "Distances", "_Stored"}  # filled during a run
+
+
+def test_values_of_the_core_are_frozen():
+    names = [path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__") for path in CORE]
+    modules = [importlib.import_module(name.replace("/", ".")) for name in names]
+    values = {value for module in modules for value in vars(module).values() if dataclasses.is_dataclass(value)}
+    thawed = {value.__name__ for value in values if isinstance(value, type) and not value.__dataclass_params__.frozen}
+    assert thawed == COUNTED

@@ -39,6 +39,16 @@ def model(pack, tiny_file):
     return sys.modules[f"{pack.__name__}.nodes.comfyui.loading.model"].load_model(str(tiny_file))
 
 
+def test_the_bar_counts_the_steps_of_samplings_and_of_those_reused(pack):
+    progress = sys.modules[f"{pack.__name__}.nodes.comfyui.frontend.progress"].Progress(9, "4")
+    for step in (1, 2, 3):
+        progress.step()
+        assert progress._bar.current == step
+    for done in (3, 6):  # the sampling that was counted step by step, and one that is reused
+        progress.finish(3, lambda: Image.new("RGB", (8, 8)))
+        assert progress._bar.current == done
+
+
 class Vae:
     """A VAE that decodes to the first three channels of the latent, enlarged."""
 

@@ -179,6 +179,14 @@ def test_a_prompt_that_ends_within_the_run_is_not_extrapolated_across(bench, ste
     assert [rows for rows in seen if rows > 1] != [2], "only the first step's negative was computed"
 
 
+@pytest.mark.parametrize("sigma", [0.3, 0.5, 0.7, 0.8, 0.9])
+@pytest.mark.parametrize("window", [{}, {"timestep_start": 0.7}, {"timestep_end": 0.5}])
+def test_a_prompt_acts_where_comfyui_lets_it_act(step_cache, sigma, window):
+    entry = {**window, "model_conds": {}, "uuid": 1}
+    acts = comfy.samplers.get_area_and_mult(entry, torch.zeros(1, 4, 8, 8), torch.tensor([sigma])) is not None
+    assert step_cache._holds(sigma, window.get("timestep_start"), window.get("timestep_end")) == acts
+
+
 def test_prompts_with_hooks_are_computed_each_time(bench, step_cache):
     hooks = comfy.hooks.HookGroup()
     hooks.add(comfy.hooks.TransformerOptionsHook(transformers_dict={}))

@@ -81,8 +81,8 @@ def _checked(model_options: dict[str, Any], counts: tuple[int, int] | None, foun
     options = comfy.model_patcher.create_model_options_clone(model_options)
     replaced = options.setdefault("transformer_options", {}).setdefault("patches_replace", {})
     hooks = replaced["dit"] = dict(replaced.get("dit", {}))
-    double, single = counts or (0, 0)
-    keys = [("double_block", index) for index in range(double)] + [("single_block", index) for index in range(single)]
+    kinds = zip(("double_block", "single_block"), counts or (), strict=False)
+    keys = [(kind, index) for kind, count in kinds for index in range(count)]
     for number, key in enumerate(keys):
         hooks[key] = _hook(found, f"block {number}", hooks.get(key))
 
