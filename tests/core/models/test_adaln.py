@@ -74,14 +74,15 @@ def test_the_table_is_no_further_from_float64_than_the_plain_path_in_bfloat16(in
 
 def test_a_short_run_reads_adaln_weights_once_and_embeds_its_text_once(model, inference):
     given = inputs()
-    with model.adaln_cache(LEVELS, given["y"]) as options, reads(model) as counts:
-        call(model, LEVELS[0], given, options)
+    levels = LEVELS[: TILE_CPU // len(given["y"])]
+    with model.adaln_cache(levels, given["y"]) as options, reads(model) as counts:
+        call(model, levels[0], given, options)
         assert counts == {"adaln": adaln_layers(model), "text": 1, "vector": 2}
-        for level in LEVELS[1:]:
+        for level in levels[1:]:
             call(model, level, given, options)
     assert counts == {"adaln": adaln_layers(model), "text": 1, "vector": 2}
     with reads(model) as plain:
-        call(model, LEVELS[0], given)
+        call(model, levels[0], given)
     assert plain == {"adaln": adaln_layers(model), "text": 1, "vector": 2}
 
 
@@ -125,7 +126,7 @@ def test_a_row_has_the_same_bits_whichever_rows_are_computed_with_it(model, infe
 def test_conditionings_in_any_order_and_number(model, inference, rows, timestep):
     four = inputs(4)
     with cache_of(model, LEVELS, named(four)) as options:
-        for level in LEVELS[[0, 3, 1]]:
+        for level in LEVELS[[0, 2, 1]]:
             options[CALL] = CallIdentity(
                 tuple("abcd"[row] for row in rows), level.item() if timestep == "stated" else None
             )
