@@ -49,6 +49,13 @@ def test_the_bar_counts_the_steps_of_samplings_and_of_those_reused(pack):
         assert progress._bar.current == done
 
 
+def test_the_first_preview_is_shown_even_on_a_machine_that_has_just_started(pack, monkeypatch):
+    module, drawn = sys.modules[f"{pack.__name__}.nodes.comfyui.frontend.progress"], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: 0.05)  # seconds since the start
+    module.Progress(3, "4").finish(3, lambda: drawn.append(1) or Image.new("RGB", (8, 8)))
+    assert drawn
+
+
 class Vae:
     """A VAE that decodes to the first three channels of the latent, enlarged."""
 
