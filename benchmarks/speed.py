@@ -4,10 +4,12 @@ Stacks of a few full-width blocks of SD3.5 Medium (one block with the second att
 SD3.5 Large, and the whole of SD3.5 Medium; 154 text tokens. All models share the tensors of one file of random weights.
 
 A forward has one row of the batch; a step with CFG has two, cond and uncond, of a run of 28 steps with an AdaLN cache.
-The first step of a run also computes the first tile of the cache, which holds 6 steps on a CPU. Time is the median over
-rounds. A ratio is computed within a round, where all models run each figure one after the other, in an order that changes; the
-table has the median of the rounds of all processes and, in brackets, the lowest and the highest median of a process:
-where tensors are in memory makes a model a few percent faster or slower for the life of a process.
+The first step of a run also computes the first tile of the cache, which holds 6 steps on a CPU.
+
+Time is the median over rounds. A ratio is computed within a round, where all models run each figure one after the
+other, in an order that changes; the table has the median of the rounds of all processes and, in brackets, the lowest
+and the highest median of a process: where tensors are in memory makes a model a few percent faster or slower for the
+life of a process.
 
 Weights read are the parameters of every layer that a step calls. FLOPs are counted by torch: matmuls and convolutions,
 no attention. Memory is the peak of what torch allocates in the first step of a run; the weights do not count.
