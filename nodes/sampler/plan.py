@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.flow.sigma import same_sigma
 from ..comfyui import patching
 from ..comfyui.run import resume, sampling
@@ -23,15 +24,16 @@ from .schedule import OWN, shift_for, sigmas_for
 class SamplerPlan:
     """What is to be run.
 
-    Fields: inputs of the node; facts of the model; model, a clone with the shift; shift_from and sigmas_from, in words
-    where they come from; sigmas [steps + 1] of the whole schedule, float64 on the CPU; first and last, the steps of it
-    to run, last left out; prepared, the latent and its noise, with add_noise False if the noise is zero or an earlier
-    run's; steps to run, None if there are none.
+    Fields: inputs of the node; facts of the model; model, a clone with the shift; controls, the block controls on it;
+    shift_from and sigmas_from, in words where they come from; sigmas [steps + 1] of the whole schedule, float64 on the
+    CPU; first and last, the steps of it to run, last left out; prepared, the latent and its noise, with add_noise False
+    if the noise is zero or an earlier run's; steps to run, None if there are none.
     """
 
     inputs: SamplerInputs
     facts: sampling.ModelFacts
     model: Any
+    controls: tuple[BlockControl, ...]
     shift: float
     shift_from: str
     sigmas: Tensor
@@ -98,6 +100,7 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
         inputs=inputs,
         facts=facts,
         model=sampled,
+        controls=patching.controls_of(sampled),
         shift=shift,
         shift_from=shift_from,
         sigmas=sigmas,

@@ -62,7 +62,7 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
     return SamplerReport(
         model=plan.facts.name,
         blocks=None if blocks is None else {"double": blocks[0], "single": blocks[1]},
-        controls=[f"{control_label(control)}{_window(control)}" for control in patching.controls_of(plan.model)],
+        controls=[f"{control_label(control)}{_window(control)}" for control in plan.controls],
         solver=steps.solver,
         calls_per_step=None if steps.is_adaptive else SOLVERS[steps.solver].calls_per_step,
         options=dict(steps.options),
@@ -223,9 +223,9 @@ def _counted(number: int, name: str) -> str:
 
 def curve(plan: SamplerPlan, subtitle: str) -> Tensor:
     """The plot of a run as ComfyUI's IMAGE: [1, H, W, 3] in [0, 1]."""
-    sigmas = plan.sigmas[plan.first : plan.last + 1].tolist()
+    sigmas, bands = plan.sigmas[plan.first : plan.last + 1].tolist(), bands_of(plan)
     title = f"{max(0, len(sigmas) - 1)} steps of {plan.sigmas_from}, shift {plan.shift:.3g}"
-    return as_image(draw_curve(title, subtitle, sigmas, plan.first, bands_of(plan)))
+    return as_image(draw_curve(title, subtitle, sigmas, plan.first, bands))
 
 
 def bands_of(plan: SamplerPlan) -> list[Band]:
@@ -236,7 +236,7 @@ def bands_of(plan: SamplerPlan) -> list[Band]:
     if guidance.cfg != 1:
         label = f"cfg {guidance.cfg:g}" + ("" if guidance.form == "cfg" else f", {guidance.form}")
         bands.append(Band(label, GREY, strengths(guidance, sigmas, to_sigma)))
-    for control in patching.controls_of(plan.model):
+    for control in plan.controls:
         shares = strengths(control.window, sigmas, to_sigma)
         bands.append(Band(control_label(control), ACTION_COLOURS[control.action], shares))
     return bands
