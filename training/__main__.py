@@ -30,6 +30,9 @@ def parse() -> argparse.Namespace:
     # On two idle cores a step is 1.2 times as fast with two threads and 1.9 times with two processes.
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that split each batch, one for each core")
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp32"), default=Settings.precision, help="fp32 where bf16 is emulated"
+    )
     parser.add_argument("--stage", choices=("all", "decoder", "model"), default="all")
     for name in ("seed", "steps", "decay_steps", "batch", "decoder_steps", "small_images_until"):
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Settings, name))

@@ -27,8 +27,9 @@ class Settings:
     `steps` and `decay_steps` may change when a run is resumed: the learning rate is constant before the decay.
     `shift` becomes the model's own. Between the two steps of `layout_steps` the sigmas are sampled with `layout_shift`:
     the model has learned shapes by then, and positions and counts are determined above sigma 0.9.
-    Fractions are of all steps (full_text_fraction, no_t5_fraction, no_clip_fraction, standard_size_fraction) or of all
-    samples (drop_encoder, empty_caption, noise_words).
+    `precision` is that of the transformer: "bf16" by autocast, or "fp32", which is several times as fast on a processor
+    without bfloat16 arithmetic. Fractions are of all steps (full_text_fraction, no_t5_fraction, no_clip_fraction,
+    standard_size_fraction) or of all samples (drop_encoder, empty_caption, noise_words).
     """
 
     seed: int = 0
@@ -41,6 +42,7 @@ class Settings:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema: float = 0.999
+    precision: str = "bf16"
     density: str = "logit_normal"
     shift: float = 4.0
     layout_shift: float = 8.0

@@ -47,15 +47,16 @@ class SmallModel(nn.Module):
         self.text.requires_grad_(False)
 
 
-def batch_loss(small_model: SmallModel, batch: Batch, density: str, shift: float) -> Tensor:
-    """The rectified-flow loss of one batch, at sigmas sampled from a density with a shift."""
+def batch_loss(small_model: SmallModel, batch: Batch, settings: Settings, step: int) -> Tensor:
+    """The rectified-flow loss of one batch, at sigmas sampled from the density and with the shift of a step."""
     device = next(small_model.parameters()).device
     latent = batch.latent.to(device)
-    sigma = sample_timesteps(len(latent), density, shift=shift, generator=batch.generator).to(device)
+    shift = settings.shift_at(step)
+    sigma = sample_timesteps(len(latent), settings.density, shift=shift, generator=batch.generator).to(device)
     noise = torch.randn(latent.shape, generator=batch.generator).to(device)
     with torch.no_grad():
         context, pooled = small_model.text(batch.text.to(str(device)), batch.keep.to(device))
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         noisy = interpolate(latent, noise, sigma)
         velocity = small_model.model(noisy, sigma * 1000, context=context, y=pooled)
     return flow_loss(velocity, latent, noise)
@@ -104,7 +105,7 @@ def train(
     progress = Progress(settings.steps, step)
     while step < settings.steps:
         batch = sample_batch(settings, step, small_model.text, tokenizer, projection, bias, worker)
-        loss = batch_loss(small_model, batch, settings.density, settings.shift_at(step))
+        loss = batch_loss(small_model, batch, settings, step)
         optimizer.zero_grad()
         loss.backward()
         loss = loss.detach()

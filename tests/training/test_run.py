@@ -112,7 +112,7 @@ def test_processes_that_train_together_have_equal_weights_and_the_mean_loss(run)
     for rank in (0, 1):  # the first step in one process: the loss of each worker on its half of the batch
         batch = sample_batch(together, 0, small_model.text, WordTokenizer(), *projection, Worker(rank, 2))
         assert len(batch.latent) == together.batch // 2
-        losses.append(batch_loss(small_model, batch, together.density, together.shift_at(0)).item())
+        losses.append(batch_loss(small_model, batch, together, 0).item())
     record = json.loads(read_tensors(run / "state.safetensors")[1]["record"])
     assert losses[0] != losses[1]
     assert record["losses"][0] == pytest.approx(sum(losses) / 2, abs=2e-5)
