@@ -23,7 +23,7 @@ CACHED_WEIGHTS = ("adaLN_modulation", "t_embedder", "y_embedder", "context_embed
 # Rows of each matmul that fills the table. Always as many, because a row then has the same bits whichever rows are
 # computed with it: a resumed run continues exactly. A CPU computes what the next steps need; on a GPU this matmul is
 # memory-bound, so 40 steps of two prompts are one pass over the weights.
-TILE_CPU, TILE = 12, 80
+TILE_CPU, TILE = 8, 80
 TEXTS = 8  # embedded texts that a run keeps
 
 

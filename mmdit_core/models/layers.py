@@ -113,5 +113,6 @@ class AttentionProjections(nn.Module):
 
     def to_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, L, D] -> q, k, v, each [B, heads, L, d]; q and k are normalised (QK-norm) in models that have it."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        x = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # under the same name, so that the input is freed
+        q, k, v = x.unbind(2)
         return self.ln_q(q).transpose(1, 2), self.ln_k(k).transpose(1, 2), v.transpose(1, 2)

@@ -73,7 +73,7 @@ class Stream(nn.Module):
         return StreamModulation(*(Modulation(*vectors[i : i + 3]) for i in range(0, self.num_vectors, 3)))
 
 
-def joined(txt_qkv: Iterable[Tensor], img_qkv: Iterable[Tensor]) -> tuple[Tensor, ...]:
+def joined(img_qkv: Iterable[Tensor], txt_qkv: Iterable[Tensor]) -> tuple[Tensor, ...]:
     """q, k, v [B, heads, Lt + Li, d] of [text; image]."""
     return tuple(torch.cat(both, dim=2) for both in zip(txt_qkv, img_qkv, strict=True))
 
@@ -103,26 +103,24 @@ class JointBlock(nn.Module):
         img_slice = [txt.shape[1], txt.shape[1] + img.shape[1]]
 
         # attention over [text; image]
-        img_normed = img_stream.norm1(img)
         q, k, v = joined(
+            img_stream.attn.to_qkv(modulate(img_stream.norm1(img), img_mod.attn)),
             txt_stream.attn.to_qkv(modulate(txt_stream.norm1(txt), txt_mod.attn)),
-            img_stream.attn.to_qkv(modulate(img_normed, img_mod.attn)),
         )
         q, k, v, mask = patch_qkv(q, k, v, img_slice, options)
         attn = self.attention(q, k, v, self.num_heads, mask=mask, skip_reshape=True, transformer_options=options)
         txt_attn, img_attn = patch_attention(attn, img_slice, options).tensor_split([txt.shape[1]], dim=1)
-        img = gated(img, img_mod.attn.gate, img_stream.attn.proj(img_attn))
+        img_in, img = img, gated(img, img_mod.attn.gate, img_stream.attn.proj(img_attn))
         if self.has_text_output:
             txt = gated(txt, txt_mod.attn.gate, txt_stream.attn.proj(txt_attn))
         del q, k, v, attn, txt_attn, img_attn  # memory peaks in the MLP
 
-        # second attention, over the image alone
+        # second attention, over the image alone, as it entered the block
         if self.dual_attention:
-            q, k, v = img_stream.attn2.to_qkv(modulate(img_normed, img_mod.attn2))
+            q, k, v = img_stream.attn2.to_qkv(modulate(img_stream.norm1(img_in), img_mod.attn2))
             attn2 = self.attention(q, k, v, self.num_heads, skip_reshape=True, transformer_options=options)
             img = gated(img, img_mod.attn2.gate, img_stream.attn2.proj(attn2))
             del q, k, v, attn2
-        del img_normed
 
         # MLP of each stream
         img = gated(img, img_mod.mlp.gate, img_stream.mlp(modulate(img_stream.norm2(img), img_mod.mlp)))

@@ -6,6 +6,7 @@ The plain path is the same MODEL without a cache in its runs.
 from __future__ import annotations
 
 import gc
+import importlib
 import weakref
 from collections import Counter
 from types import SimpleNamespace
@@ -32,6 +33,12 @@ READ = ("adaln", "text")
 
 def core_of(model):
     return model.model.diffusion_model
+
+
+@pytest.fixture(autouse=True)
+def one_tile(bench, monkeypatch):
+    """The runs of these tests fit in one tile of the table."""
+    monkeypatch.setattr(importlib.import_module(f"{bench.pack.__name__}.mmdit_core.models.adaln"), "TILE_CPU", 32)
 
 
 @pytest.fixture(autouse=True)
