@@ -4,7 +4,7 @@ Stacks of a few full-width blocks of SD3.5 Medium (one block with the second att
 SD3.5 Large, and the whole of SD3.5 Medium; 154 text tokens. All models share the tensors of one file of random weights.
 
 A forward has one row of the batch; a step with CFG has two, cond and uncond, of a run of 28 steps with an AdaLN cache.
-The first step of a run also computes the first tile of the cache, which holds 6 steps on a CPU.
+The first step of a run also computes the first tile of the cache, which holds 4 steps on a CPU.
 
 Time is the median over rounds. A ratio is computed within a round, where all models run each figure one after the
 other, in an order that changes; the table has the median of the rounds of all processes and, in brackets, the lowest
