@@ -87,8 +87,8 @@ class _Image:
         """RGB distance of each pixel from the background."""
         return np.linalg.norm(self.soft - self.ground, axis=-1)
 
-    def coverage(self, rgb: np.ndarray, window: tuple = ()) -> np.ndarray:
-        """How much of each pixel has a colour, the rest of which is background: in [0, 1]."""
+    def coverage(self, rgb: np.ndarray, window: tuple | np.ndarray = ()) -> np.ndarray:
+        """How much of each pixel has a colour, the rest of which is background: in [0, 1]. Args: window, or a mask."""
         contrast = rgb - self.ground
         return ((self.soft[window] - self.ground) @ contrast / max(float(contrast @ contrast), 1e-6)).clip(0, 1)
 
@@ -235,7 +235,7 @@ def _residual(smooth: _Image, pieces: list[_Piece], owner: np.ndarray) -> np.nda
     for index, piece in enumerate(pieces):
         own = owner == index
         pixels, contrast = smooth.soft[own] - smooth.ground, piece.rgb - smooth.ground
-        cover = (pixels @ contrast / max(float(contrast @ contrast), 1e-6)).clip(0, 1)
+        cover = smooth.coverage(piece.rgb, own)
         out[own] = np.linalg.norm(pixels - cover[:, None] * contrast, axis=-1)
     return out
 

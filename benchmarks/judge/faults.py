@@ -17,20 +17,18 @@ from .images import DoesNotFit, Drawing, centre, draw, sample_drawing
 Make = Callable[[Scene, random.Random], Drawing]
 
 
-def with_group(scene: Scene, rng: random.Random, **changes) -> Scene:
-    index = rng.randrange(len(scene.groups))
-    groups = [replace(group, **changes) if i == index else group for i, group in enumerate(scene.groups)]
+def with_group(scene: Scene, index: int, **given) -> Scene:
+    """The scene with other fields of one group."""
+    groups = [replace(group, **given) if i == index else group for i, group in enumerate(scene.groups)]
     return replace(scene, groups=tuple(groups))
 
 
 def changed_count(step: int) -> Make:
     def drawn(scene: Scene, rng: random.Random) -> Drawing:
         index = rng.randrange(len(scene.groups))
-        require(scene.groups[index].count + step >= 1)
-        groups = [
-            replace(group, count=group.count + step) if i == index else group for i, group in enumerate(scene.groups)
-        ]
-        return sample_drawing(replace(scene, groups=tuple(groups)), rng)
+        count = scene.groups[index].count + step
+        require(count >= 1)
+        return sample_drawing(with_group(scene, index, count=count), rng)
 
     return drawn
 
@@ -41,14 +39,14 @@ def missing_group(scene: Scene, rng: random.Random) -> Drawing:
 
 
 def wrong_colour(scene: Scene, rng: random.Random) -> Drawing:
-    return sample_drawing(with_group(scene, rng, colour=other_colour(rng, scene)), rng)
+    colour, index = other_colour(rng, scene), rng.randrange(len(scene.groups))
+    return sample_drawing(with_group(scene, index, colour=colour), rng)
 
 
 def wrong_shape(scene: Scene, rng: random.Random) -> Drawing:
     index = rng.randrange(len(scene.groups))
     other = rng.choice([shape for shape in SHAPES if shape != scene.groups[index].shape])
-    groups = [replace(group, shape=other) if i == index else group for i, group in enumerate(scene.groups)]
-    return sample_drawing(replace(scene, groups=tuple(groups)), rng)
+    return sample_drawing(with_group(scene, index, shape=other), rng)
 
 
 def reversed_relation(scene: Scene, rng: random.Random) -> Drawing:
