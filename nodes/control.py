@@ -14,7 +14,7 @@ from ..mmdit_core.control.spec import CHOICES, BlockControl
 from ..mmdit_core.flow.window import FADES, Window
 from ..mmdit_core.text.tokens import NoTokenMap
 from .comfyui import patching
-from .comfyui.families import block_counts, family_of
+from .comfyui.families import SUPPORTED, block_counts, family_of, network_of, why_refused
 from .comfyui.frontend import messages
 from .errors import InputError, require
 from .widgets import END, HIDDEN, START, Widget, blocks_widget, branch_widget, check_values, choice, number, text
@@ -22,7 +22,6 @@ from .widgets import END, HIDDEN, START, Widget, blocks_widget, branch_widget, c
 CATEGORY = "MMDiT/blocks"
 MOST_STRENGTH = 10.0
 NO_PRESET = "none"
-SUPPORTED = "SD3, SD3.5, FLUX.1, Qwen-Image, Chroma or AuraFlow"
 MODEL: Widget = ("MODEL", {"tooltip": f"An MMDiT model: {SUPPORTED}. It is not changed."})
 WINDOW: dict[str, Widget] = {"start_percent": START, "end_percent": END}
 
@@ -49,10 +48,9 @@ def read_preset(node: str, model, name: str) -> Preset:
 
 def counts(node: str, model) -> tuple[int, int]:
     """The model's double and single blocks. Raises: InputError for a model that is not an MMDiT."""
-    found = block_counts(model.model.diffusion_model)
+    found = block_counts(model.model)
     if found is None:
-        unknown = f"{type(model.model).__name__} has no blocks that this node can control"
-        raise InputError(node, "model", unknown, f"Connect {SUPPORTED}")
+        raise InputError(node, "model", why_refused(model.model), f"Connect one of {SUPPORTED}")
     return found
 
 
@@ -62,6 +60,11 @@ def read_blocks(node: str, model, blocks: str, parse: Callable[..., Any] = parse
         return parse(blocks, *counts(node, model), **options)
     except BlockTextError as error:
         raise InputError(node, "blocks", error.found, error.right) from error
+
+
+def _reads_by_cross_attention(model) -> bool:
+    family = family_of(model.model)
+    return family is not None and family.text.cross
 
 
 class _BlockNode:
@@ -89,7 +92,9 @@ class _BlockNode:
             messages.show_text(unique_id, "no blocks are named: nothing happens")
         elif window.is_empty:
             messages.show_text(unique_id, "the window has no steps: nothing happens")
-        elif (controls[0].action, controls[0].effect, blocks) == ("boost", "residual", {last}):
+        elif not _reads_by_cross_attention(model) and (
+            (controls[0].action, controls[0].effect, blocks) == ("boost", "residual", {last})
+        ):
             reason = "no later block reads its text"
             messages.show_text(unique_id, f"a residual boost of the last block does nothing: {reason}")
         return (patching.attach(model, controls, unique_id, self.word_error),)
@@ -173,7 +178,15 @@ class TextBoost(_BlockNode):
             boosts = self._boosts(model, blocks, strength, mode)
         else:
             boosts = read_preset("TextBoost", model, preset).controls
-        return [replace(boost, phrases=phrases, part=part, branch=branch) for boost in boosts]
+        boosts = [replace(boost, phrases=phrases, part=part, branch=branch) for boost in boosts]
+        for boost in boosts:
+            alike = boost.mode == "attention" and not phrases and part == "all" and boost.strength not in (0, 1)
+            found = (
+                "in this model's cross-attention the image reads text alone, and a weight that all of it has cancels"
+            )
+            right = "Set mode to residual or value, or name a phrase"
+            require(not (alike and _reads_by_cross_attention(model)), "TextBoost", "mode", found, right)
+        return boosts
 
     @staticmethod
     def word_error(error: ControlError) -> InputError:
@@ -236,7 +249,8 @@ class BlockPrompt(_BlockNode):
     def controls(self, model, conditioning, blocks):
         """One control that gives the named blocks the other prompt."""
         chosen = read_blocks("BlockPrompt", model, blocks)
-        return [BlockControl("prompt", chosen, context=self._context(model, conditioning))]
+        context, options = self._prompt(model, conditioning)
+        return [BlockControl("prompt", chosen, context=context, context_inputs=options)]
 
     @staticmethod
     def word_error(error: ControlError) -> InputError:
@@ -244,23 +258,20 @@ class BlockPrompt(_BlockNode):
         right = "Encode one prompt at a time, both to the same length, without masks"
         return InputError("BlockPrompt", "conditioning", str(error), right)
 
-    def _context(self, model, conditioning):
-        """The prompt's context [1, L, W]. Raises: InputError for one that the model or this node cannot take."""
-        core, here = model.model.diffusion_model, ("BlockPrompt", "conditioning")
-        family = family_of(core)
-        layers = family.text_layers(core) if family is not None else []
-        unknown = f"the text layers of {type(model.model).__name__} are not known"
-        require(layers, "BlockPrompt", "model", unknown, "Connect SD3, SD3.5, FLUX.1, Qwen-Image or Chroma")
+    def _prompt(self, model, conditioning):
+        """The prompt's context [1, L, W] and its options. Raises: InputError for one that cannot be used."""
+        here, family = ("BlockPrompt", "conditioning"), family_of(model.model)
+        assert family is not None  # read_blocks has refused other models
         right = "Connect one prompt, without areas or combinations"
         require(len(conditioning) == 1, *here, f"it holds {len(conditioning)} prompts", right)
         context, options = conditioning[0]
-        width, found = getattr(layers[-1], "in_features", context.shape[-1]), context.shape[-1]
+        width, found = family.width(network_of(model.model)), context.shape[-1]
         right = "Encode the prompt with the CLIP that belongs to this model"
-        require(found == width, *here, f"the text is {found} channels wide, the model takes {width}", right)
+        require(width in (None, found), *here, f"the text is {found} channels wide, the model takes {width}", right)
         right = "Connect it without areas or masks; here it is for the whole image"
         for name in ("area", "mask"):
             require(options.get(name) is None, *here, f"the prompt is for a part of the image: it has {name}", right)
-        return context
+        return context, options
 
 
 NODES = {

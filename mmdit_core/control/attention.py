@@ -25,51 +25,107 @@ def attention_override(
     *,
     attention: Tensor | None = None,
     value: Tensor | None = None,
+    image_first: bool = False,
     previous: Callable[..., Tensor] | None = None,
 ) -> Callable[..., Tensor]:
-    """A function for `transformer_options["optimized_attention_override"]`.
+    """A function for `transformer_options["optimized_attention_override"]` of a joint attention.
 
-    Args: text and total, tokens of the joint sequence [text; image]; attention over other lengths is left as it is;
-        attention and value [B, text], factors >= 0 of text keys' weights and of text values; previous, an override
-        that is already there.
+    Args: text and total, tokens of the joint sequence, [text; image] or, image_first, [image; text]; attention over
+        other lengths is left as it is; attention and value [B, text], factors >= 0 of text keys' weights and of text
+        values; previous, an override that is already there.
     """
+    image = total - text
+    of_text, of_image = (slice(image, total), slice(0, image)) if image_first else (slice(0, text), slice(text, total))
 
     def override(func, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
         run = func if previous is None else partial(previous, func)
-        by_head = kwargs.get("skip_reshape", False)
-        tokens = -2 if by_head else 1
+        tokens = _token_axis(kwargs)
         if not q.shape[tokens] == k.shape[tokens] == total:
             return run(q, k, v, heads, *args, **kwargs)  # such as SD3.5 Medium's second attention
-        if not by_head:
-            # Some models give queries and keys as [B, L, heads * d] and values as [B, L, heads, d].
-            q, k, v = (x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2) for x in (q, k, v))
-        mask = args[0] if args else kwargs.pop("mask", None)
-        keep_heads = kwargs.pop("skip_output_reshape", False)
-        kwargs.update(skip_reshape=True, skip_output_reshape=True)
-        width = q.shape[-1]
-        txt = run(q[:, :, :text], k, v, heads, mask=_query_rows(mask, slice(0, text)), **kwargs)
-        q = q[:, :, text:]
-        if value is not None:
-            v = torch.cat((v[:, :, :text] * value[:, None, :, None].to(v.dtype), v[:, :, text:]), dim=2)
-        if attention is not None:
-            q, k, v = _with_logits(q, k, v, attention)
-            kwargs["scale"] = 1.0 / math.sqrt(width)
-            # The widened keys span more than a quantised kernel resolves.
-            kwargs["low_precision_attention"] = False
-        img = run(q, k, v, heads, mask=_query_rows(mask, slice(text, total)), **kwargs)[..., :width]
-        out = torch.cat((txt, img), dim=2)
+        q, k, v, mask, keep_heads = _by_head(q, k, v, heads, args, kwargs)
+        txt = run(q[:, :, of_text], k, v, heads, mask=_query_rows(mask, of_text), **kwargs)
+        img = _image_queries(
+            run, q[:, :, of_image], k, v, heads, _query_rows(mask, of_image), kwargs, of_text, attention, value
+        )
+        out = torch.cat((img, txt) if image_first else (txt, img), dim=2)
         return out if keep_heads else out.transpose(1, 2).flatten(2)
 
     return override
 
 
-def _with_logits(q: Tensor, k: Tensor, v: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cross_attention_override(
+    text: int,
+    image: int,
+    *,
+    attention: Tensor | None = None,
+    value: Tensor | None = None,
+    previous: Callable[..., Tensor] | None = None,
+) -> Callable[..., Tensor]:
+    """As `attention_override`, for one block that first attends over the image and then from the image to the text.
+
+    A row whose text keys all have the weight 0 reads nothing: its output is 0.
+    """
+    calls = 0
+
+    def override(func, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal calls
+        run = func if previous is None else partial(previous, func)
+        calls += 1
+        tokens = _token_axis(kwargs)
+        # The number of the call tells an attention over as many image tokens from one over the text.
+        if calls == 1 or (q.shape[tokens], k.shape[tokens]) != (image, text):
+            return run(q, k, v, heads, *args, **kwargs)
+        q, k, v, mask, keep_heads = _by_head(q, k, v, heads, args, kwargs)
+        seen = value
+        if attention is not None:
+            is_seen = (attention > 0).any(dim=1, keepdim=True).to(attention.dtype).expand_as(attention)
+            seen = is_seen if value is None else value * is_seen
+        out = _image_queries(run, q, k, v, heads, mask, kwargs, slice(0, text), attention, seen)
+        return out if keep_heads else out.transpose(1, 2).flatten(2)
+
+    return override
+
+
+def _token_axis(kwargs: dict[str, Any]) -> int:
+    return -2 if kwargs.get("skip_reshape", False) else 1
+
+
+def _by_head(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool]:
+    """Queries, keys and values [B, heads, L, d], the mask, and whether the caller wants the output so.
+
+    Args: kwargs, of the attention, changed to those of a call in this layout.
+    """
+    if not kwargs.get("skip_reshape", False):
+        # Some models give queries and keys as [B, L, heads * d] and values as [B, L, heads, d].
+        q, k, v = (x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2) for x in (q, k, v))
+    mask = args[0] if args else kwargs.pop("mask", None)
+    keep_heads = kwargs.pop("skip_output_reshape", False)
+    kwargs.update(skip_reshape=True, skip_output_reshape=True)
+    return q, k, v, mask, keep_heads
+
+
+def _image_queries(run, q, k, v, heads, mask, kwargs, of_text: slice, attention, value) -> Tensor:
+    """Attention of image queries [B, heads, L, d] with the factors of the text's keys and values."""
+    width = q.shape[-1]
+    if value is not None:
+        factors = value[:, None, :, None].to(v.dtype)
+        v = torch.cat((v[:, :, : of_text.start], v[:, :, of_text] * factors, v[:, :, of_text.stop :]), dim=2)
+    if attention is not None:
+        q, k, v = _with_logits(q, k, v, of_text, attention)
+        # The widened keys span more than a quantised kernel resolves.
+        kwargs = {**kwargs, "scale": 1.0 / math.sqrt(width), "low_precision_attention": False}
+    return run(q, k, v, heads, mask=mask, **kwargs)[..., :width]
+
+
+def _with_logits(q: Tensor, k: Tensor, v: Tensor, of_text: slice, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Widen each head so that q . k / sqrt(d) gains log(factor) at the text keys; v gains channels of zeros."""
     width = q.shape[-1]
     logits = torch.where(factors > 0, factors.float().clamp_min(1e-30).log() * math.sqrt(width), HIDDEN)
     q, k, v = (F.pad(x, (0, EXTRA_CHANNELS)) for x in (q, k, v))
     q[..., width] = 1.0
-    k[:, :, : factors.shape[1], width] = logits[:, None, :].to(k.dtype)
+    k[:, :, of_text, width] = logits[:, None, :].to(k.dtype)
     return q, k, v
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..text.tokens import NoTokenMap, PhraseError
-from .attention import attention_override
+from ..text.tokens import NoTokenMap, PhraseError, TokenMap
+from .attention import attention_override, cross_attention_override
 from .block_prompt import add_block_prompt
-from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall
+from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall, rows_of, with_rows
 from .spec import POSITIVE, BlockControl
 
 
@@ -33,66 +33,121 @@ def compile_controls(
     Raises: ControlError, by this function or a hook, for a phrase, part or prompt that does not fit the call.
     """
     count = BlockCallCount() if count is None else count
-    count.total += (call.double + call.single) * len(call.branches)
+    count.total += len(call.blocks) * len(call.branches)
     active = [control for control in controls if not control.does_nothing]
     acting: dict[int, list[BlockControl]] = {}
-    for block in range(call.double + call.single):
+    for block in call.blocks:
         if own := [control for control in active if control.action != "prompt" and block in control.blocks]:
             acting[block] = own
-    if call.single and any(block >= call.double for block in acting):
+    residuals = _residual_terms(acting, call)
+    for block in residuals:
+        acting.setdefault(block, [])
+    if call.double and any(block >= call.double for block in acting):
         acting.setdefault(call.double - 1, [])  # its hook notes the text's length, which few models give single blocks
     existing, made = existing or {}, _CallHooks(call, count)
     hooks: dict[Key, Hook] = {}
     for block, own in acting.items():
         key = call.key_of(block)
-        hooks[key] = made.hook(own, existing.get(key))
+        hooks[key] = made.hook(own, residuals.get(block, ()), existing.get(key))
     skips = [control for control in active if control.action == "skip" and POSITIVE in control.branches]
     skipped = {block for control in skips for block in control.blocks}
     for control in active:
         if control.action == "prompt":
             add_block_prompt(control, call, hooks, existing, count, skipped)
+    _require_phrases(active, call)
     return hooks
+
+
+Term = tuple[BlockControl, frozenset[int]]  # a control and the chunks whose text it scales
+
+
+def _residual_terms(acting: Mapping[int, Sequence[BlockControl]], call: ModelCall) -> dict[int, tuple[Term, ...]]:
+    """What scales the text stream before each block.
+
+    With joint attention the blocks hand the scaled text on. With cross-attention every block is given the same text,
+    so that the controls of a block are carried to all later ones here. A skipped block scales nothing.
+    """
+    terms: dict[int, tuple[Term, ...]] = {}
+    carried: tuple[Term, ...] = ()
+    for block in call.blocks:
+        skipped = _skipped(acting.get(block, ()), call)
+        own = [control for control in acting.get(block, ()) if control.effect == "residual"]
+        added = tuple((control, frozenset(call.chunks_of(control)) - skipped) for control in own)
+        carried = (*carried, *added) if call.text.cross else added
+        if carried:
+            terms[block] = carried
+    return terms
+
+
+def _skipped(controls: Sequence[BlockControl], call: ModelCall) -> frozenset[int]:
+    """The chunks for which a block is skipped."""
+    return frozenset(chunk for control in controls if control.action == "skip" for chunk in call.chunks_of(control))
+
+
+def _require_phrases(controls: Sequence[BlockControl], call: ModelCall) -> None:
+    """Raises: ControlError for a phrase that no prompt of the call has, and for a part that one of them lacks."""
+    for control in controls:
+        if not control.phrases and control.part == "all":
+            continue
+        chunks = call.chunks_of(control)
+        errors = [error for chunk in chunks if (error := phrase_error(control, _map(call, chunk))) is not None]
+        enough = call.phrases_known or len(errors) < len(chunks) if control.phrases else not errors
+        if errors and not enough:
+            raise ControlError(control, "phrases", str(errors[0])) from errors[0]
+
+
+def phrase_error(control: BlockControl, tokens: TokenMap | None) -> PhraseError | None:
+    """Why a control's phrases or part cannot be found in a prompt; None if they can."""
+    try:
+        if tokens is None:
+            raise NoTokenMap
+        tokens.positions(control.phrases, control.part)
+    except PhraseError as error:
+        return error
+    return None
+
+
+def _map(call: ModelCall, chunk: int) -> TokenMap | None:
+    return call.maps[chunk] if chunk < len(call.maps) else None
 
 
 class _Factors:
     """What some controls multiply the text tokens of some chunks by: one tensor for all blocks of a model call."""
 
-    def __init__(self, controls: tuple[BlockControl, ...], chunks: tuple[int, ...], call: ModelCall):
-        self.controls, self.chunks, self.call = controls, chunks, call
+    def __init__(self, terms: tuple[Term, ...], chunks: tuple[int, ...], call: ModelCall):
+        self.terms, self.chunks, self.call = terms, chunks, call
         self.made: Tensor | None = None
 
     def __call__(self, tokens: int, like: Tensor) -> Tensor:
         """[rows of the chunks, tokens], in the dtype and on the device of `like`."""
         if self.made is None or self.made.shape[1] != tokens:
-            table = [self._of_chunk(chunk, tokens) for chunk in self.chunks]
+            by_chunk = {chunk: self._of_chunk(chunk, tokens) for chunk in self.chunks}
+            table = [by_chunk[chunk] for chunk in self.call.chunk_of_row if chunk in by_chunk]
             # One transfer for the whole table, which need not wait for the device.
-            made = torch.tensor(table, dtype=like.dtype).to(like.device, non_blocking=True)
-            self.made = made.repeat_interleave(self.call.batch // len(self.call.branches), dim=0)
+            self.made = torch.tensor(table, dtype=like.dtype).to(like.device, non_blocking=True)
         return self.made
 
     def _of_chunk(self, chunk: int, tokens: int) -> list[float]:
         """What each text token of a chunk is multiplied by."""
         factors = [1.0] * tokens
-        for control in self.controls:
-            if chunk in self.call.chunks_of(control):
+        for control, chunks in self.terms:
+            if chunk in chunks:
                 for position in _positions(control, self.call, chunk, tokens):
                     factors[position] *= control.factor
         return factors
 
 
 def _positions(control: BlockControl, call: ModelCall, chunk: int, tokens: int) -> Sequence[int]:
-    """The tokens of a chunk's text stream that a control acts on."""
+    """The tokens of a chunk's text stream that a control acts on; none if its prompt lacks the phrase."""
     if not control.phrases and control.part == "all":
         return range(tokens)
-    tokens_of = call.maps[chunk] if chunk < len(call.maps) else None
-    try:
-        if tokens_of is None:
-            raise NoTokenMap
-        found = tokens_of.positions(control.phrases, control.part)
-    except PhraseError as error:
-        raise ControlError(control, "phrases", str(error)) from error
+    known = _map(call, chunk)
+    if known is None or phrase_error(control, known) is not None:
+        return ()
+    before = tokens - call.lengths[chunk] if call.text.prompt_last and call.lengths else 0
     # A context that was cut after it was encoded has fewer tokens than its map.
-    return [position + call.registers for position in found if position + call.registers < tokens]
+    found = (position + before for position in known.positions(control.phrases, control.part))
+    return [position for position in found if position < tokens]
 
 
 class _CallHooks:
@@ -106,16 +161,21 @@ class _CallHooks:
         self.tokens: int | None = None
         self.factors: dict[Any, _Factors] = {}
 
-    def hook(self, controls: Sequence[BlockControl], previous: Hook | None) -> Hook:
-        """The hook of one block. Args: previous, the hook that is already there."""
+    def hook(self, controls: Sequence[BlockControl], residual: tuple[Term, ...], previous: Hook | None) -> Hook:
+        """The hook of one block. Args: residual, what scales its text; previous, the hook that is already there."""
         call, count = self.call, self.count
-        skipped = {chunk for control in controls if control.action == "skip" for chunk in call.chunks_of(control)}
+        skipped = _skipped(controls, call)
         running = tuple(chunk for chunk in call.chunks if chunk not in skipped)
         chunks = running if call.partial_rows else call.chunks
-        scaled: dict[str, _Factors] = {}
-        for effect in ("residual", "attention", "value"):
-            if own := tuple(control for control in controls if control.effect == effect):
-                scaled[effect] = self.factors.setdefault((own, chunks), _Factors(own, chunks, call))
+        terms = {"residual": residual}
+        for effect in ("attention", "value"):
+            own = [control for control in controls if control.effect == effect]
+            terms[effect] = tuple((control, frozenset(call.chunks_of(control))) for control in own)
+        scaled = {
+            effect: self.factors.setdefault((each, chunks), _Factors(each, chunks, call))
+            for effect, each in terms.items()
+            if each
+        }
 
         def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
             block = extra["original_block"] if previous is None else lambda given: previous(given, extra)
@@ -132,7 +192,7 @@ class _CallHooks:
                 given, before = call.args_of(args, running), args
             else:  # the block must run on all rows, and may write into them: nothing is saved
                 given, before = args, {**args, **{name: stream.clone() for name, stream in streams.items()}}
-            return _merged(block(self._with_factors(given, scaled)), before, chunks, running, call)
+            return _merged(block(self._with_factors(given, scaled)), before, running, call)
 
         return hook
 
@@ -140,7 +200,7 @@ class _CallHooks:
         """A block's arguments with the text stream scaled and an attention override where needed."""
         if not scaled:
             return args
-        options = args["transformer_options"]
+        options, layout = args["transformer_options"], self.call.text
         single = args.get("txt") is None  # a single block has one stream, [text; image]
         stream: Tensor = args["img"] if single else args["txt"]
         tokens: int | None = stream.shape[1]
@@ -154,21 +214,24 @@ class _CallHooks:
             txt = stream[:, :tokens] * by_effect.pop("residual")[:, :, None]
             changed["img" if single else "txt"] = torch.cat((txt, stream[:, tokens:]), dim=1) if single else txt
         if by_effect:
-            total = stream.shape[1] if single else tokens + args["img"].shape[1]
             previous = options.get("optimized_attention_override")
-            override = attention_override(tokens, total, previous=previous, **by_effect)
+            image = args["img"].shape[1] - (tokens if single else 0)
+            if layout.cross:
+                override = cross_attention_override(tokens, image, previous=previous, **by_effect)
+            else:
+                override = attention_override(
+                    tokens, tokens + image, image_first=layout.image_first, previous=previous, **by_effect
+                )
             changed["transformer_options"] = {**options, "optimized_attention_override": override}
         return changed
 
 
-def _merged(
-    out: dict[str, Any], before: dict[str, Any], chunks: Sequence[int], running: Sequence[int], call: ModelCall
-) -> dict[str, Any]:
-    """A block's output for the running chunks, and its input for the others. Args: chunks, that the block ran on."""
+def _merged(out: dict[str, Any], before: dict[str, Any], running: Sequence[int], call: ModelCall) -> dict[str, Any]:
+    """A block's output for the running chunks, and its input for the others."""
+    rows = call.rows(running)
     merged = dict(out)
     for name, value in out.items():
         if value is not None:
-            done = dict(zip(chunks, value.chunk(len(chunks)), strict=True))
-            rows = [done[chunk] if chunk in running else before[name][call.rows_of(chunk)] for chunk in call.chunks]
-            merged[name] = torch.cat(rows)
+            done = value if call.partial_rows else rows_of(value, rows)
+            merged[name] = with_rows(before[name], rows, done)
     return merged

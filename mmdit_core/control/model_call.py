@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -43,17 +43,35 @@ class BlockCallCount:
 
 
 @dataclass(frozen=True)
+class TextLayout:
+    """How the blocks of a model take the text.
+
+    Fields: image_first, True if the image's tokens come before the text's in a joint attention; cross, True if the
+    image reads the text by cross-attention and no block changes it; prompt_last, True if the prompt's tokens are the
+    last ones of the text stream, after registers or padding, False if they are the first.
+    """
+
+    image_first: bool = False
+    cross: bool = False
+    prompt_last: bool = False
+
+
+@dataclass(frozen=True)
 class ModelCall:
-    """One model call. Its batch is made of equal chunks, one for each prompt.
+    """One model call. Each chunk of its batch is the rows of one prompt.
 
     Fields:
         double, single: the model's blocks of each kind.
-        branches: POSITIVE or NEGATIVE for each chunk, in order.
+        branches: POSITIVE, NEGATIVE or OTHER for each chunk, in order.
         batch: rows of the batch.
+        groups: the rows of each chunk; () for equal chunks in order.
         maps: the token map of each chunk, None if its prompt has none.
+        lengths: tokens of each chunk's prompt as it was encoded; () where the text stream holds nothing else.
         partial_rows: True if a block can run on some of the rows.
-        registers: tokens that the model puts before the prompt's.
-        embed: the model's text embedder, context [1, L, W] -> [1, L, D]; needed for block prompts.
+        text: how the blocks take the text.
+        phrases_known: True if each control's phrase was found in a prompt of the run, so that a chunk may lack it.
+        first_args: of a block prompt's control and some rows: what the first block is given when the rows have that
+            prompt. "txt" [rows, L, D], and the other arguments that depend on the text. Needed for block prompts.
     """
 
     double: int
@@ -61,9 +79,17 @@ class ModelCall:
     branches: tuple[int, ...]
     batch: int
     maps: tuple[TokenMap | None, ...] = ()
+    lengths: tuple[int, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
     partial_rows: bool = True
-    registers: int = 0
-    embed: Callable[[Tensor], Tensor] | None = None
+    text: TextLayout = TextLayout()
+    phrases_known: bool = False
+    first_args: Callable[[BlockControl, Sequence[int]], Mapping[str, Any]] | None = None
+
+    @property
+    def blocks(self) -> range:
+        """The global numbers of all blocks."""
+        return range(self.double + self.single)
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -74,10 +100,17 @@ class ModelCall:
         """The chunks that a control acts on."""
         return tuple(chunk for chunk in self.chunks if self.branches[chunk] in control.branches)
 
-    def rows_of(self, chunk: int) -> slice:
-        """The rows of a chunk."""
-        size = self.batch // len(self.branches)
-        return slice(chunk * size, (chunk + 1) * size)
+    def rows(self, chunks: Collection[int]) -> list[int]:
+        """The rows of some chunks, rising."""
+        return [row for row, chunk in enumerate(self.chunk_of_row) if chunk in chunks]
+
+    @property
+    def chunk_of_row(self) -> list[int]:
+        """The chunk of each row."""
+        if not self.groups:
+            return [row * len(self.branches) // self.batch for row in range(self.batch)]
+        owner = {row: chunk for chunk, rows in enumerate(self.groups) for row in rows}
+        return [owner[row] for row in range(self.batch)]
 
     def key_of(self, block: int) -> Key:
         """The hook key of a block's global number."""
@@ -85,26 +118,55 @@ class ModelCall:
 
     def args_of(self, args: dict[str, Any], chunks: Sequence[int]) -> dict[str, Any]:
         """A block's arguments for some chunks: copies of their rows, and options that name these chunks alone."""
+        rows = self.rows(chunks)
 
-        def pick(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.batch:
-                rows = [value[self.rows_of(chunk)] for chunk in chunks]
-                # Always a copy: some blocks write into their arguments.
-                return torch.cat(rows) if len(rows) > 1 else rows[0].clone()
+        def pick(value: Any, batch: int, rows: Sequence[int]) -> Any:
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
+                return rows_of(value, rows)
             if isinstance(value, tuple | list):
-                items = [pick(item) for item in value]
+                items = [pick(item, batch, rows) for item in value]
                 return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
             if is_dataclass(value) and not isinstance(value, type):  # Chroma's modulation
-                return replace(value, **{f.name: pick(getattr(value, f.name)) for f in fields(value)})
+                return replace(value, **{f.name: pick(getattr(value, f.name), batch, rows) for f in fields(value)})
             return value
 
-        picked = {name: value if name == "transformer_options" else pick(value) for name, value in args.items()}
+        picked = {
+            name: value if name == "transformer_options" else pick(value, self.batch, rows)
+            for name, value in args.items()
+        }
+        vec = args.get("vec")
+        if isinstance(vec, Tensor) and vec.ndim and vec.shape[0] == 2 * self.batch:
+            # A reference image is modulated at timestep 0, with vectors after those of the batch.
+            picked["vec"] = rows_of(vec, [*rows, *(self.batch + row for row in rows)])
         options = dict(args["transformer_options"])
         cache = options.get(CACHE)
-        if cache is not None and isinstance(args.get("vec"), Tensor):
-            rows = [row for chunk in chunks for row in range(self.batch)[self.rows_of(chunk)]]
-            picked["vec"] = cache.part(args["vec"], rows)
+        if cache is not None and isinstance(vec, Tensor):
+            picked["vec"] = cache.part(vec, rows)
         for name in ("cond_or_uncond", "uuids"):
-            if len(options.get(name) or ()) == len(self.branches):
+            if not self.groups and len(options.get(name) or ()) == len(self.branches):
                 options[name] = [options[name][chunk] for chunk in chunks]
         return {**picked, "transformer_options": options}
+
+
+def rows_of(value: Tensor, rows: Sequence[int]) -> Tensor:
+    """A copy of some rows of a tensor, which need not be told to the device: some blocks write into their arguments."""
+    parts = [value[start:stop] for start, stop in runs(rows)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+
+
+def with_rows(value: Tensor, rows: Sequence[int], new: Tensor) -> Tensor:
+    """A copy of a tensor with other values in some rows."""
+    out, done = value.to(new.dtype, copy=True), 0
+    for start, stop in runs(rows):
+        out[start:stop] = new[done : done + stop - start]
+        done += stop - start
+    return out
+
+
+def runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Start and stop of each run of consecutive numbers."""
+    start = 0
+    for index in range(1, len(rows) + 1):
+        if index == len(rows) or rows[index] != rows[index - 1] + 1:
+            yield rows[start], rows[index - 1] + 1
+            start = index

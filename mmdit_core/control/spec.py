@@ -6,6 +6,7 @@ Source of skip, disable and boost: arXiv 2601.02211, where they are called remov
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 from ..flow.sigma import PercentToSigma
 from ..flow.window import Window
 
-POSITIVE, NEGATIVE = 0, 1  # branches of guidance, as `cond_or_uncond` numbers them
-BRANCHES = {"both": (POSITIVE, NEGATIVE), "positive": (POSITIVE,), "negative": (NEGATIVE,)}
+# Branches of guidance. OTHER is a third prompt that some guiders have, such as PerpNeg's empty one.
+POSITIVE, NEGATIVE, OTHER = 0, 1, 2
+BRANCHES = {"both": (POSITIVE, NEGATIVE, OTHER), "positive": (POSITIVE,), "negative": (NEGATIVE,)}
 REPORT_NAMES = {"start": "start_percent", "end": "end_percent", "fade": "fade"}  # of a window's fields
 CHOICES: dict[str, tuple[str, ...]] = {
     "action": ("skip", "disable", "boost", "prompt"),
@@ -49,9 +51,10 @@ class BlockControl:
         scope: of a disable. "onward" zeroes the text stream, and later blocks build on that (as in the paper);
             "block" hides the text from image queries within the block.
         phrases, part: the text tokens that a boost acts on; all if empty and "all". A phrase is of the positive prompt.
-        branch: the rows of a batch that the control acts on. A prompt acts on the positive branch.
+        branch: the rows of a batch that the control acts on; "both" means all. A prompt acts on the positive branch.
         window: the part of the sampling in which the control acts; its fade is of a boost.
         context: of a prompt, [1, L, W], as the text encoders give it. Two controls with different contexts are equal.
+        context_inputs: of a prompt, what else belongs to its text, such as a mask; the core does not read it.
     Raises: ControlValueError.
     """
 
@@ -65,6 +68,7 @@ class BlockControl:
     branch: str = "both"
     window: Window = Window()
     context: Tensor | None = field(default=None, compare=False, repr=False)
+    context_inputs: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(sorted(set(self.blocks))))
@@ -86,7 +90,7 @@ class BlockControl:
 
     @property
     def branches(self) -> tuple[int, ...]:
-        """The branches of guidance that the control acts on, of POSITIVE and NEGATIVE."""
+        """The branches of guidance that the control acts on, of POSITIVE, NEGATIVE and OTHER."""
         return (POSITIVE,) if self.phrases or self.action == "prompt" else BRANCHES[self.branch]
 
     @property

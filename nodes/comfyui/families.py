@@ -1,68 +1,296 @@
-"""The structure of each family of MMDiT models, as data: one row a family."""
+"""The table of model families: what each of ComfyUI's models looks like inside, as data. One row a family.
+
+A model is known by its class in `comfy.supported_models` and by the class of its network. What is in no row is refused
+by name. `REFUSED` holds the classes of ComfyUI 0.30.0 that are refused on purpose, each with the reason; a test fails
+for a class that is in neither.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from ...mmdit_core.control.model_call import TextLayout
+from ...mmdit_core.models.sd3 import MMDiT
+
+CORE = "mmdit_core"  # the name of our own network
 
 
 @dataclass(frozen=True)
 class Family:
-    """Names of attributes of a diffusion model.
+    """What the nodes know about one kind of network.
 
-    Fields: double and single, the lists of double (joint) and of single blocks; text, the layers from the encoders'
-    text to the first block's, () if they are not known; registers, a tensor [1, n, D] of tokens before the prompt's;
-    mask_in_closure, whether its blocks hold the text mask of the whole batch where no hook reaches it.
+    Fields:
+        label: its name for people.
+        models: classes in `comfy.supported_models`.
+        networks: classes of the diffusion model, with their modules.
+        double, single: its lists of double (two streams) and of single blocks, "" for none. Refiners are not blocks.
+        sections: what people call these lists.
+        text: how its blocks take the text.
+        width: of the text that it takes, in channels, read from the network; None if unknown.
+        text_inputs: of the model's inputs, those that belong to the text.
+        text_changes: True if the text that enters the blocks depends on the timestep.
+        mask_in_closure: True if its blocks hold the text mask of the whole batch where no hook reaches it.
+        arguments: parameter of a block's `forward` -> argument of a block hook. Given for networks that call no
+            block hooks; their blocks are reached through `forward`.
+        text_from: of such a network, the list of modules whose last one gives out the text; "" if the network says in
+            `img_slice` where the image begins.
     """
 
-    double: str
+    label: str
+    models: tuple[str, ...]
+    networks: tuple[str, ...]
+    double: str = ""
     single: str = ""
-    text: tuple[str, ...] = ()
-    registers: str = ""
+    sections: tuple[str, ...] = ("blocks",)
+    text: TextLayout = TextLayout()
+    width: Callable[[Any], int | None] = lambda core: core.txt_in.in_features
+    text_inputs: tuple[str, ...] = ("attention_mask",)
+    text_changes: bool = False
     mask_in_closure: bool = False
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    text_from: str = ""
+
+    def lists(self, core) -> list[Any]:
+        """A network's lists of blocks, in the order in which they run."""
+        return [getattr(core, name) for name in (self.double, self.single) if name]
 
     def counts(self, core) -> tuple[int, int]:
-        """A model's double and single blocks."""
-        return len(getattr(core, self.double)), len(getattr(core, self.single)) if self.single else 0
-
-    def text_layers(self, core) -> list[Any]:
-        """The layers that a text passes before the blocks, in order; [] if they are not known."""
-        if not self.text or not hasattr(core, self.text[-1]):
-            return []
-        return [layer for name in self.text if (layer := getattr(core, name, None)) is not None]
-
-    def embed(self, core, context: Tensor) -> Tensor:
-        """context [1, L, W] -> [1, L, D], as the blocks take it."""
-        for layer in self.text_layers(core):
-            context = layer(context)
-        return context
-
-    def register_tokens(self, core) -> int:
-        """How many tokens come before the prompt's in the text stream."""
-        return getattr(core, self.registers).shape[1] if self.registers else 0
+        """A network's double and single blocks."""
+        return tuple(len(getattr(core, name)) if name else 0 for name in (self.double, self.single))  # type: ignore[return-value]
 
     def partial_rows(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a block can run on some rows of a batch. Args: inputs, of the model call."""
         return not (self.mask_in_closure and inputs.get("attention_mask") is not None)
 
 
+def _flux(label: str, *models: str) -> Family:
+    return Family(
+        label,
+        models,
+        ("comfy.ldm.flux.model.Flux",),
+        "double_blocks",
+        "single_blocks",
+        ("double", "single"),
+        text=TextLayout(prompt_last=True),  # FLUX.2-dev pads a prompt on the left to 512 tokens
+    )
+
+
+def _hunyuan(label: str, *models: str, prompt_last: bool = False) -> Family:
+    return Family(
+        label,
+        models,
+        ("comfy.ldm.hunyuan_video.model.HunyuanVideo",),
+        "double_blocks",
+        "single_blocks",
+        ("double", "single"),
+        text=TextLayout(prompt_last=prompt_last),  # 1.5 puts an image's and ByT5's tokens before the prompt's
+        width=lambda core: core.txt_in.input_embedder.in_features,
+        text_inputs=("attention_mask", "txt_byt5", "clip_fea"),
+        text_changes=True,  # its token refiner is given the timestep
+    )
+
+
+def _chroma(label: str, model: str, network: str) -> Family:
+    return Family(label, (model,), (network,), "double_blocks", "single_blocks", ("double", "single"))
+
+
+NEXTDIT_ARGUMENTS = {
+    "x": "img",
+    "x_mask": "attn_mask",
+    "freqs_cis": "pe",
+    "adaln_input": "vec",
+    "timestep_zero_index": "timestep_zero_index",
+    "transformer_options": "transformer_options",
+}
+
+
+def _nextdit(label: str, model: str) -> Family:
+    return Family(
+        label,
+        (model,),
+        ("comfy.ldm.lumina.model.NextDiT",),
+        single="layers",
+        sections=("main",),
+        width=lambda core: core.cap_embedder[1].in_features,
+        text_inputs=("attention_mask", "num_tokens"),
+        arguments=NEXTDIT_ARGUMENTS,
+        text_from="context_refiner",  # which runs over the padded text
+    )
+
+
 FAMILIES = (
-    Family("joint_blocks", text=("context_embedder",)),  # SD3 and SD3.5, ComfyUI's and ours
-    Family("double_blocks", "single_blocks", text=("txt_norm", "txt_in")),  # FLUX, Chroma
-    Family("transformer_blocks", text=("txt_norm", "txt_in"), mask_in_closure=True),  # Qwen-Image
-    Family("double_layers", "single_layers", registers="register_tokens"),  # AuraFlow
+    Family(
+        "SD3, SD3.5",
+        ("SD3",),
+        (CORE, "comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper"),
+        "joint_blocks",
+        sections=("joint",),
+        width=lambda core: getattr(core.context_embedder, "in_features", None),
+    ),
+    _flux("FLUX.1", "Flux", "FluxSchnell", "FluxInpaint"),
+    _flux("FLUX.2", "Flux2"),
+    _flux("LongCat-Image", "LongCatImage"),
+    _chroma("Chroma", "Chroma", "comfy.ldm.chroma.model.Chroma"),
+    _chroma("Chroma Radiance", "ChromaRadiance", "comfy.ldm.chroma_radiance.model.ChromaRadiance"),
+    Family(
+        "Qwen-Image",
+        ("QwenImage",),
+        ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",),
+        "transformer_blocks",
+        mask_in_closure=True,
+    ),
+    Family(
+        "MageFlow",
+        ("MageFlow",),
+        ("comfy.ldm.mage_flow.model.MageFlowTransformer2DModel",),
+        "transformer_blocks",
+        mask_in_closure=True,
+    ),
+    _nextdit("Z-Image", "ZImage"),
+    _nextdit("Lumina2", "Lumina2"),
+    Family(
+        "Krea 2",
+        ("Krea2",),
+        ("comfy.ldm.krea2.model.SingleStreamDiT",),
+        single="blocks",
+        width=lambda core: core.txtlayers * core.txtdim,
+        arguments={
+            "x": "img",
+            "vec": "vec",
+            "freqs": "pe",
+            "mask": "attn_mask",
+            "timestep_zero_index": "timestep_zero_index",
+            "transformer_options": "transformer_options",
+        },
+    ),
+    Family(
+        "AuraFlow",
+        ("AuraFlow",),
+        ("comfy.ldm.aura.mmdit.MMDiT",),
+        "double_layers",
+        "single_layers",
+        ("double", "single"),
+        text=TextLayout(prompt_last=True),  # eight register tokens come first
+        width=lambda core: core.cond_seq_linear.in_features,
+    ),
+    Family(
+        "Lens",
+        ("Lens",),
+        ("comfy.ldm.lens.model.LensTransformer2DModel",),
+        "transformer_blocks",
+        text=TextLayout(image_first=True),
+    ),
+    Family(
+        "JoyImage",
+        ("JoyImage",),
+        ("comfy.ldm.joyimage.model.JoyImageTransformer3DModel",),
+        "double_blocks",
+        text=TextLayout(image_first=True),
+        width=lambda core: core.condition_embedder.text_embedder.linear_1.in_features,
+    ),
+    _hunyuan("HunyuanVideo", "HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"),
+    _hunyuan("HunyuanVideo 1.5", "HunyuanVideo15", "HunyuanVideo15_SR_Distilled", prompt_last=True),
+    _hunyuan("HunyuanImage 2.1", "HunyuanImage21"),
+    Family(
+        "LTX-Video",
+        ("LTXV",),
+        ("comfy.ldm.lightricks.model.LTXVModel",),
+        "transformer_blocks",
+        text=TextLayout(cross=True),
+        width=lambda core: getattr(getattr(core.caption_projection, "linear_1", None), "in_features", None),
+    ),
 )
+SUPPORTED = ", ".join(family.label for family in FAMILIES)
+
+_UNET = "a U-Net, which has no transformer blocks of this kind"
+_CROSS = "its image reads the text by cross-attention in blocks that are not in the table yet"
+_SINGLE = "its blocks are not in the table yet"
+_NO_TEXT = "it makes no image from a text"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("LotusD", "Stable_Zero123", "SD15_instructpix2pix", "SD15", "SD20", "SD21UnclipL", "SD21UnclipH"),
+            *("SDXL_instructpix2pix", "SDXLRefiner", "SDXL", "SSD1B", "KOALA_700M", "KOALA_1B", "Segmind_Vega"),
+            *("SD_X4Upscaler", "Stable_Cascade_C", "Stable_Cascade_B", "SV3D_u", "SV3D_p", "SVD_img2vid"),
+        ),
+        _UNET,
+    ),
+    **dict.fromkeys(
+        (
+            *("StableAudio", "StableAudio3", "ACEStep", "ACEStep15", "Hunyuan3Dv2", "Hunyuan3Dv2mini"),
+            *("Hunyuan3Dv2_1", "TripoSplat", "RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3", "SeedVR2"),
+            "HunyuanImage21Refiner",
+        ),
+        _NO_TEXT,
+    ),
+    **dict.fromkeys(
+        (
+            *("PixArtAlpha", "PixArtSigma", "HunyuanDiT", "HunyuanDiT1", "LTXAV", "MiniMaxH3"),
+            *("CosmosT2V", "CosmosI2V", "CosmosT2IPredict2", "CosmosI2VPredict2", "Anima"),
+            *("WAN22_T2V", "WAN21_CausalAR_T2V", "WAN21_T2V", "WAN21_I2V", "WAN21_FunControl2V", "WAN21_Vace"),
+            *("WAN21_Camera", "WAN22_Camera", "WAN22_S2V", "WAN21_HuMo", "WAN22_Animate", "WAN21_FlowRVS"),
+            *("WAN21_SCAIL", "WAN21_SCAIL2", "WAN22_WanDancer", "Kandinsky5Image", "Kandinsky5"),
+        ),
+        _CROSS,
+    ),
+    **dict.fromkeys(
+        (
+            *("GenmoMochi", "ZImagePixelSpace", "PiD", "PixelDiTT2I", "HiDream", "HiDreamO1", "Omnigen2", "Boogu"),
+            *("Ideogram4", "ErnieImage", "CogVideoX_Inpaint", "CogVideoX_I2V", "CogVideoX_T2V"),
+        ),
+        _SINGLE,
+    ),
+}
 
 
-def family_of(core) -> Family | None:
-    """The family of a diffusion model; None if no block hook reaches its blocks."""
-    return next((family for family in FAMILIES if hasattr(core, family.double)), None)
+def network_of(base) -> Any:
+    """The network of ComfyUI's model, without torch.compile around it."""
+    return getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
 
 
-def block_counts(core) -> tuple[int, int] | None:
-    """How many double (joint) and single blocks a diffusion model has; None if no block hook reaches them."""
-    family = family_of(core)
-    return None if family is None else family.counts(core)
+def family_of(base) -> Family | None:
+    """The family of ComfyUI's model; None if it is in no row."""
+    network = _name(network_of(base))
+    kinds = [kind.__name__ for kind in type(base.model_config).__mro__]
+    rows = [family for family in FAMILIES if network in family.networks]
+    return next((family for kind in kinds for family in rows if kind in family.models), None)
+
+
+def why_refused(base) -> str:
+    """Why a model is in no row, in words, with the names of its classes."""
+    kind, network = type(base.model_config).__name__, _name(network_of(base))
+    if kind in REFUSED:
+        return f"{kind} is not supported: {REFUSED[kind]}"
+    known = any(kind in family.models for family in FAMILIES)
+    if known:
+        return f"{kind} is supported, but another node replaced its network by {network}"
+    return f"{kind} (network {network}) is not known"
+
+
+def block_counts(base) -> tuple[int, int] | None:
+    """How many double and single blocks ComfyUI's model has; None for a model that is in no row."""
+    family = family_of(base)
+    return None if family is None else family.counts(network_of(base))
+
+
+def sections_of(base) -> list[tuple[str, int]]:
+    """The lists of blocks of ComfyUI's model, each with its name for people and its length; [] for one in no row."""
+    family = family_of(base)
+    if family is None:
+        return []
+    return [(name, len(blocks)) for name, blocks in zip(family.sections, family.lists(network_of(base)), strict=True)]
+
+
+def ranges(sections: list[tuple[str, int]]) -> str:
+    """The block numbers of each section, in words: "double 0-18, single 19-56"."""
+    words, first = [], 0
+    for name, count in sections:
+        words.append(f"{name} {first}-{first + count - 1}")
+        first += count
+    return ", ".join(words)
+
+
+def _name(network: Any) -> str:
+    return CORE if isinstance(network, MMDiT) else f"{type(network).__module__}.{type(network).__qualname__}"

@@ -7,23 +7,24 @@ sampler runs: around the run, around the predictions of a step's conditionings, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...mmdit_core.caching.step_cache import StepCache, StepCacheRun
 from ...mmdit_core.control.model_call import BlockCallCount, ControlError
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.models.adaln import CACHE, CALL
-from ...mmdit_core.text.tokens import TokenMap
 from . import controls, step_cache
+from .families import block_counts
 from .frontend import messages
+from .other_prompt import HostCall
+from .rows import Prompts, named
 from .run import adaln_cache
 from .run.adaln_cache import KEY, RunAdaLNCache
-from .text.conditioning import TOKEN_MAP
 
 RUN = "mmdit_run"  # of the Run in the transformer_options of a run
 
@@ -33,11 +34,15 @@ Value = TypeVar("Value", bound="BlockControl | StepCache", covariant=True)
 
 @dataclass(frozen=True)
 class Attached(Generic[Value]):
-    """A value on a MODEL, the id of the node that attached it, and how that node words a ControlError."""
+    """A value on a MODEL, the id of the node that attached it, and how that node words a ControlError.
+
+    Fields: blocks, the double and single blocks of the model when the value was attached; None if it has none.
+    """
 
     value: Value
     node_id: str | None = None
     word_error: Callable[[ControlError], Exception] | None = None
+    blocks: tuple[int, int] | None = None
 
 
 @dataclass
@@ -66,8 +71,10 @@ class Run:
         adaln: the AdaLN cache, None for a model that is not our core.
         sigma: of the present model call, set by our solver; None if the sampler is ComfyUI's.
         requested, computed: calls of the model, and those that no other node's cache answered in its place.
-        maps: the token map of each conditioning. An area gives the negative the positive's uuid.
-        texts: embedded block prompts.
+        guider: whose run it is, None outside of one.
+        prompts: the conditionings of the running `calc_cond_batch`.
+        phrases_known: True if each control's phrase was found in a positive prompt of the run.
+        texts: what the first block is given for block prompts.
     """
 
     sigmas: tuple[float, ...] = ()
@@ -78,8 +85,10 @@ class Run:
     sigma: float | None = None
     requested: CallCount = field(default_factory=CallCount)
     computed: CallCount = field(default_factory=CallCount)
-    maps: dict[tuple[int, Any], TokenMap | None] = field(default_factory=dict)
-    texts: dict[Any, torch.Tensor] = field(default_factory=dict)
+    guider: Any = None
+    prompts: Prompts | None = None
+    phrases_known: bool = False
+    texts: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def calls(self) -> CallCount:
@@ -97,7 +106,8 @@ def attach(
 
     Args: node_id, of the node that shows what the values did; word_error, turns a ControlError into the node's error.
     """
-    items = [Attached(value, node_id, word_error) for value in values]
+    blocks = block_counts(model.model)
+    items = [Attached(value, node_id, word_error, blocks) for value in values]
     before = attached(model)
     if any(isinstance(item.value, StepCache) for item in items):
         before = tuple(item for item in before if not isinstance(item.value, StepCache))
@@ -148,10 +158,16 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     # The guider's options are a copy that ComfyUI made for this run.
     options = executor.class_obj.model_options["transformer_options"]
     cache, levels = _step_cache(options), tuple(sigmas.tolist())
+    guider = executor.class_obj
+    items = _of_type(BlockControl, options)
+    with _worded(items):
+        controls.require_phrases(items, guider.conds.get("positive", ()))
     run = options[RUN] = Run(
         sigmas=levels,
         evaluated=getattr(getattr(sampler, "sampler_function", sampler), "evaluated", None),
         step_cache=None if cache is None else StepCacheRun(cache.value, levels),
+        guider=guider,
+        phrases_known="positive" in guider.conds,
     )
     adaln = run.adaln = adaln_cache.make(executor.class_obj, run.evaluated or run.sigmas[:-1])
     if adaln is not None:
@@ -174,15 +190,27 @@ def _around_conditionings(executor, model, conds, x_in, timestep, model_options)
     run = run_of(options)
     if run is None:
         return executor(model, conds, x_in, timestep, model_options)
-    for branch, entries in enumerate(conds):
-        for entry in entries or ():
-            run.maps[branch, entry.get("uuid")] = entry.get(TOKEN_MAP)
-    if run.adaln is not None:
-        run.adaln.add_conditionings(conds)
-    if run.step_cache is None:
-        return executor(model, conds, x_in, timestep, model_options)
-    windows = [item.value.window for item in _of_type(BlockControl, options)]
-    return step_cache.predict(run.step_cache, windows, executor, model, conds, x_in, timestep, model_options)
+    with _known_prompts(run, conds, model_options):
+        if run.adaln is not None:
+            run.adaln.add_conditionings(conds)
+        if run.step_cache is None:
+            return executor(model, conds, x_in, timestep, model_options)
+        windows = [item.value.window for item in _of_type(BlockControl, options)]
+        return step_cache.predict(run.step_cache, windows, executor, model, conds, x_in, timestep, model_options)
+
+
+@contextmanager
+def _known_prompts(run: Run, conds, model_options) -> Iterator[None]:
+    """The run knows the conditionings of the running `calc_cond_batch`."""
+    wrappers = model_options["transformer_options"].get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    others = any(found and key != KEY for key, found in wrappers.items())
+    changeable = others or "model_function_wrapper" in model_options
+    # A guider's lists are processed after its run begins, so they are looked up here.
+    before, run.prompts = run.prompts, named(run.guider.conds, conds, changeable)
+    try:
+        yield
+    finally:
+        run.prompts = before
 
 
 def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
@@ -191,17 +219,22 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     branches = tuple(options.get("cond_or_uncond") or (0,))
     run.requested.add(x.shape[0], branches)
     items = _of_type(BlockControl, options)
-    if items:
-        active = [item.value for item in items]
-        options = controls.with_hooks(active, run, executor.class_obj, x, branches, options, kwargs)
-    if run.adaln is not None:
-        options = {**options, CALL: run.adaln.identify(options, run.sigma)}
-    options = _counting(options, run.computed, branches)
-    if _is_compiled(executor.class_obj.diffusion_model, options):
-        kwargs["options"] = options
-    try:
+    host = HostCall(executor.class_obj, x, t, c_concat, c_crossattn, options, kwargs)
+    with _worded(items), controls.acting(items, run, host) if items else nullcontext(options) as options:
+        if run.adaln is not None:
+            options = {**options, CALL: run.adaln.identify(options, run.sigma)}
+        options = _counting(options, run.computed, branches)
+        if _is_compiled(executor.class_obj.diffusion_model, options):
+            kwargs["options"] = options
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    except ControlError as error:  # found while sampling, but the input is another node's
+
+
+@contextmanager
+def _worded(items: Sequence[Attached[BlockControl]]) -> Iterator[None]:
+    """Errors that are found while sampling, but are of an input of another node, become that node's."""
+    try:
+        yield
+    except ControlError as error:
         for item in items:
             if item.value.action == error.control.action and item.word_error is not None:
                 raise item.word_error(error) from error

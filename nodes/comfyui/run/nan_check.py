@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,9 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ..families import block_counts
+from ....mmdit_core.control.model_call import Hook, Key
+from ..block_forward import hooked
+from ..families import Family, family_of, network_of
 
 KEY = "mmdit_nan_check"
 BRANCHES = {0: "positive", 1: "negative"}
@@ -64,27 +66,36 @@ def _source(calls: list[Call], again, model_options: dict[str, Any], base) -> st
     call = next((call for call in calls if not is_finite(call.velocity)), None)
     if call is None:
         return "the solver's own arithmetic left the range of numbers, the predictions were finite"
-    counts = block_counts(base.diffusion_model)
-    found = _Found()
-    again(call, _checked(model_options, counts, found))
+    found, family = _Found(), family_of(base)
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    replaced = options.setdefault("transformer_options", {}).setdefault("patches_replace", {})
+    existing = dict(replaced.get("dit", {}))
+    if family is None:
+        again(call, _checked(options, found))
+    elif family.arguments:  # a network that calls no hooks
+        with hooked(network_of(base), family, _hooks(family, base, found, {})):
+            again(call, _checked(options, found))
+    else:
+        replaced["dit"] = existing | _hooks(family, base, found, existing)
+        again(call, _checked(options, found))
     if not found.branches:
         return "the predictions were finite: guidance, or another node's patch after the model, made it"
     names = " and the ".join(BRANCHES.get(branch, "extra") for branch in sorted(found.branches))
     who = f"the {names} prediction"
-    if counts is None:
+    if family is None:
         return f"{who}; this model's blocks cannot be checked"
     return f"{who}: {found.block or 'after the last block'}"
 
 
-def _checked(model_options: dict[str, Any], counts: tuple[int, int] | None, found: _Found) -> dict[str, Any]:
-    """A copy of a run's options in which every block and both predictions are checked."""
-    options = comfy.model_patcher.create_model_options_clone(model_options)
-    replaced = options.setdefault("transformer_options", {}).setdefault("patches_replace", {})
-    hooks = replaced["dit"] = dict(replaced.get("dit", {}))
-    kinds = zip(("double_block", "single_block"), counts or (), strict=False)
+def _hooks(family: Family, base, found: _Found, existing: Mapping[Key, Hook]) -> dict[Key, Hook]:
+    """Hooks that check every block, around those that are already there."""
+    kinds = zip(("double_block", "single_block"), family.counts(network_of(base)), strict=True)
     keys = [(kind, index) for kind, count in kinds for index in range(count)]
-    for number, key in enumerate(keys):
-        hooks[key] = _hook(found, f"block {number}", hooks.get(key))
+    return {key: _hook(found, f"block {number}", existing.get(key)) for number, key in enumerate(keys)}
+
+
+def _checked(options: dict[str, Any], found: _Found) -> dict[str, Any]:
+    """A run's options, in which both predictions are checked, too."""
 
     def check_predictions(executor, model, conds, *args):
         out = executor(model, conds, *args)

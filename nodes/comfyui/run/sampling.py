@@ -65,7 +65,7 @@ def read_model(model) -> ModelFacts:
         is_flow=isinstance(flow, comfy.model_sampling.CONST),
         shift=shift_in(flow),
         config=core_config(model),
-        blocks=block_counts(model.model.diffusion_model),
+        blocks=block_counts(model.model),
         has_guidance=CFG_FUNCTION in model.model_options,
     )
 

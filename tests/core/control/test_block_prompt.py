@@ -11,6 +11,7 @@ from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.control.hooks import compile_controls
 from mmdit_core.control.model_call import BlockCallCount, ModelCall
 from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
+from tests.core.control.first_args import text_alone
 
 CONFIG = MMDiTConfig(hidden_size=64, num_heads=2, depth=4, context_dim=24, pooled_dim=20, pos_embed_max_size=8)
 CALL = ModelCall(4, 0, (NEGATIVE, POSITIVE, POSITIVE), batch=6)
@@ -42,7 +43,7 @@ def test_both_text_streams_pass_all_blocks_and_the_chosen_blocks_use_the_second(
         "y": torch.randn(6, 20),
     }
     context, block_calls = torch.randn(1, length, 24), BlockCallCount()
-    call = replace(CALL, embed=model.context_embedder)
+    call = replace(CALL, first_args=text_alone(model.context_embedder))
     prompt = BlockControl("prompt", chosen, context=context)
     hooks = compile_controls([prompt], call, {}, block_calls)
     out = model(**given, transformer_options={"patches_replace": {"dit": hooks}})

@@ -378,8 +378,8 @@ def test_a_boosts_factors_are_computed_once_a_model_call_and_not_once_a_block(mo
     assert sorted(made) == [0, 0, 1, 1]  # one table for each of the two boosts, a row for each chunk
 
 
-def test_a_skipped_chunk_needs_no_token_map(model):
-    """A removed block ignores a boost: the phrase is not looked up there."""
+def test_a_phrase_that_no_prompt_has_is_refused_even_where_its_block_is_skipped(model):
     controls = [BlockControl("boost", (1,), 2.0, phrases=("red",)), BlockControl("skip", (1,), branch="positive")]
     without = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4)
-    assert error(run(model, controls, without), run(model, controls[1:], without)) <= 1e-6
+    with pytest.raises(ControlError, match="no token map"):
+        run(model, controls, without)

@@ -9,6 +9,7 @@ from mmdit_core.control.hooks import compile_controls
 from mmdit_core.control.model_call import ModelCall
 from mmdit_core.control.spec import BlockControl
 from mmdit_core.models import adaln
+from tests.core.control.first_args import text_alone
 from tests.core.models.tiny import LEVELS, TOLERANCE, call, error, inputs, reads
 
 
@@ -88,7 +89,7 @@ def test_a_second_text_reads_no_adaln_weights_either(model, inference):
     controls = [CONTROLS["skip, negative"], BlockControl("prompt", (1, 2), context=context)]
 
     def replace():
-        what = ModelCall(double=4, single=0, branches=(1, 0, 0), batch=3, embed=lambda _: embedded)
+        what = ModelCall(double=4, single=0, branches=(1, 0, 0), batch=3, first_args=text_alone(lambda _: embedded))
         made = compile_controls(controls, what)
         return {"patches_replace": {"dit": made}}
 

@@ -10,9 +10,10 @@ from torch._dynamo.utils import counters
 from mmdit_core.control.hooks import compile_controls
 from mmdit_core.control.model_call import ModelCall
 from mmdit_core.control.spec import BlockControl
+from tests.core.control.first_args import text_alone
 from tests.core.models.tiny import CONFIGS, LEVELS, TOLERANCE, call, error, inputs, random_model
 
-ROWS = ModelCall(double=4, single=0, branches=(0, 1), batch=2, embed=lambda context: context)
+ROWS = ModelCall(double=4, single=0, branches=(0, 1), batch=2, first_args=text_alone(lambda context: context))
 
 
 def hooked(*controls: BlockControl):

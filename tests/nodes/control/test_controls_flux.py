@@ -17,6 +17,7 @@ from mmdit_core.control.hooks import compile_controls
 from mmdit_core.control.model_call import BlockCallCount, ControlError, ModelCall
 from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
+from tests.core.control.first_args import captured
 
 DOUBLE, SINGLE, TEXT, IMAGE = 3, 3, 7, 12
 WIDTH, HEADS = 64, 2
@@ -105,9 +106,9 @@ def inputs(batch: int = 4) -> dict[str, Tensor]:
 
 def run(model, controls=(), call: ModelCall = CALL, existing=None, block_calls=None, **changed) -> Tensor:
     existing = existing or {}
-    hooks = compile_controls(controls, replace(call, embed=model.txt_in), existing, block_calls)
-    options = {"patches_replace": {"dit": {**existing, **hooks}}}
-    return model(**{**inputs(call.batch), **changed}, transformer_options=options)
+    given = {**inputs(call.batch), **changed}
+    hooks = compile_controls(controls, replace(call, first_args=captured(model, call, given)), existing, block_calls)
+    return model(**given, transformer_options={"patches_replace": {"dit": {**existing, **hooks}}})
 
 
 PLACES = torch.tensor([[0, row, column] for row in range(3) for column in range(4)]).float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,9 +16,10 @@ from comfy.ldm.chroma.model import Chroma
 from torch import Tensor
 
 from mmdit_core.control.hooks import compile_controls
-from mmdit_core.control.model_call import BlockCallCount, ModelCall
+from mmdit_core.control.model_call import BlockCallCount, ModelCall, TextLayout
 from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
+from tests.core.control.first_args import captured
 
 DOUBLE, SINGLE, PROMPT, IMAGE, REGISTERS = 3, 3, 7, 12, 8
 MAP = TokenMap((EncoderTokens("T5", False, 0, PROMPT, words_of([("red", True, 1), ("circle", True, 2)])),))
@@ -45,7 +45,9 @@ class Case:
 
     @property
     def call(self) -> ModelCall:
-        return ModelCall(DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, (None, MAP), registers=self.registers)
+        return ModelCall(
+            DOUBLE, SINGLE, (NEGATIVE, POSITIVE), 4, (None, MAP), (PROMPT, PROMPT), text=TextLayout(prompt_last=True)
+        )
 
     @cached_property
     def plain(self) -> Tensor:
@@ -92,7 +94,7 @@ def case(request) -> Case:
 
 
 def run(case: Case, controls=(), existing=None, block_calls=None, options=None) -> Tensor:
-    call = replace(case.call, embed=getattr(case.model, "txt_in", None))
+    call = replace(case.call, first_args=captured(case.model, case.call, case.given))
     hooks = compile_controls(controls, call, existing, block_calls)
     options = {**(options or {}), "patches_replace": {"dit": {**(existing or {}), **hooks}}}
     return case.model(**case.given, transformer_options=options)
@@ -182,11 +184,6 @@ def test_a_phrase_is_found_behind_the_tokens_that_the_model_puts_before_the_prom
     places = [case.registers + 1, case.registers + 2]
     theirs = reference(case, {block: scaled(ROWS["positive"], 2.0, places)}, {})
     assert error(run(case, [control]), theirs) <= 1e-5 and error(theirs, case.plain) > 1e-4
-
-
-def test_the_pack_knows_how_many_those_are_and_how_many_blocks_there_are(case, pack):
-    family = sys.modules[f"{pack.__name__}.nodes.comfyui.families"].family_of(case.model)
-    assert family.register_tokens(case.model) == case.registers and family.counts(case.model) == (DOUBLE, SINGLE)
 
 
 def dense(factors: dict[str, Tensor], text: int):

@@ -17,6 +17,7 @@ from mmdit_core.control.hooks import compile_controls
 from mmdit_core.control.model_call import BlockCallCount, ControlError, ModelCall
 from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
+from tests.core.control.first_args import captured
 
 DEPTH, TEXT, IMAGE = 4, 7, 24
 MAP = TokenMap((EncoderTokens("Qwen", False, 0, TEXT, words_of([("red", True, 1), ("circle", True, 2)])),))
@@ -60,10 +61,10 @@ def call_for(mask: Tensor | None) -> ModelCall:
 
 def run(model, controls=(), mask=None, existing=None, block_calls=None, call=None, **changed) -> Tensor:
     existing, call = existing or {}, call or call_for(mask)
-    call = replace(call, embed=lambda context: model.txt_in(model.txt_norm(context)))
+    given = {**inputs(), "attention_mask": mask, **changed}
+    call = replace(call, first_args=captured(model, call, given))
     hooks = compile_controls(controls, call, existing, block_calls)
-    options = {"patches_replace": {"dit": {**existing, **hooks}}}
-    return model(**{**inputs(), "attention_mask": mask, **changed}, transformer_options=options)
+    return model(**given, transformer_options={"patches_replace": {"dit": {**existing, **hooks}}})
 
 
 def reference(

@@ -143,11 +143,11 @@ def test_calls_that_another_nodes_cache_answers_are_not_counted_as_computed(benc
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(2, 7)])
-def test_a_text_mask_in_a_closure_forbids_part_of_the_rows_on_qwen_image_alone(bench, mask):
+def test_a_text_mask_in_a_closure_forbids_part_of_the_rows_on_qwen_image_and_its_kin_alone(bench, mask):
     families = bench.module("comfyui.families")
-    qwen = families.family_of(type("Qwen", (), {"transformer_blocks": []})())
     for family in families.FAMILIES:
-        assert family.partial_rows({"attention_mask": mask}) == (family is not qwen or mask is None)
+        closed = family.label in ("Qwen-Image", "MageFlow")
+        assert family.partial_rows({"attention_mask": mask}) == (not closed or mask is None)
         assert family.partial_rows({})
 
 
@@ -155,11 +155,16 @@ def test_a_control_on_qwen_image_with_a_text_mask_runs_all_rows(bench, patching)
     """The decision reaches the model call: with the mask a skipped branch saves nothing."""
     calls = []
 
-    class Core(torch.nn.Module):
-        transformer_blocks = (None, None)
+    from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+    from comfy.supported_models import QwenImage
+
+    network = QwenImageTransformer2DModel.__new__(QwenImageTransformer2DModel)
+    torch.nn.Module.__init__(network)
+    network.transformer_blocks = (None, None)
 
     class Base:
-        diffusion_model = Core()
+        diffusion_model = network
+        model_config = QwenImage({})
         current_patcher = None
 
         def get_dtype_inference(self):
