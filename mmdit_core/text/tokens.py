@@ -6,10 +6,9 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import dropwhile
-
-PARTS = {"all": None, "clip": True, "t5": False}  # part of the context -> whether its encoders are CLIPs
+from typing import Literal, Protocol
 
 
 class PhraseError(ValueError):
@@ -40,11 +39,27 @@ class PartNotFound(PhraseError):
         super().__init__(f"the prompt has no {part} part{_missing(missing)}; its encoders are: {names}")
 
 
-class NoTokenMap(PhraseError):
-    """A phrase or a part is requested of a context whose prompt is unknown: it has no token map."""
+class PhraseBetweenImages(PhraseError):
+    """A phrase is only between two images of a prompt, where positions are unknown. Attribute: phrase."""
 
-    def __init__(self) -> None:
-        super().__init__("the context has no token map, which a phrase or an encoder's part is found with")
+    def __init__(self, phrase: str):
+        self.phrase = phrase
+        super().__init__(f"{phrase!r} is between two images of the prompt, where the positions of words are not known")
+
+
+Missing = Literal["unknown", "changed", "unmapped"]  # unknown prompt; changed context; unknown layout of its encoder
+
+
+class NoTokenMap(PhraseError):
+    """A phrase or a part is requested of a context that has no token map. Attributes: kind; reason, in words."""
+
+    def __init__(
+        self,
+        kind: Missing = "unknown",
+        reason: str = "the context has no token map, which a phrase or an encoder's part is found with",
+    ):
+        self.kind, self.reason = kind, reason
+        super().__init__(reason)
 
 
 def _missing(names: tuple[str, ...]) -> str:
@@ -67,7 +82,8 @@ class EncoderTokens:
     """One encoder's tokens in a context.
 
     Fields: name for people; is_clip; start and stop, the range of its positions; words, in the prompt's order; present,
-    False if the encoder is missing or dropped, so that its positions hold zeros.
+    False if the encoder is missing or dropped, so that its positions hold zeros; is_other, True if it is neither a CLIP
+    nor T5; unplaced, words between two images, whose positions are unknown.
     """
 
     name: str
@@ -76,6 +92,20 @@ class EncoderTokens:
     stop: int
     words: tuple[Word, ...]
     present: bool = True
+    is_other: bool = False
+    unplaced: tuple[str, ...] = ()
+
+    def is_of(self, part: str) -> bool:
+        """True if the encoder is of a part: "all", "clip" or "t5"."""
+        return part == "all" or (not self.is_other and self.is_clip == (part == "clip"))
+
+
+class Positions(Protocol):
+    """What finds a phrase in a context: a TokenMap, or what builds one when it is first used."""
+
+    def positions(self, phrases: Iterable[str] = (), part: str = "all") -> tuple[int, ...]:
+        """As `TokenMap.positions`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -90,26 +120,51 @@ class TokenMap:
     def positions(self, phrases: Iterable[str] = (), part: str = "all") -> tuple[int, ...]:
         """Positions in the context of all occurrences of phrases, or of all tokens if no phrase is given.
 
-        Args: phrases, whole words of the prompt; empty ones are skipped; part, a name in PARTS: which encoders.
+        Args: phrases, whole words of the prompt; empty ones are skipped; part, which encoders: "all", "clip" or "t5".
         Returns: positions, rising.
-        Raises: PhraseNotFound if none of these encoders has the phrase; PartNotFound if none is of the part.
+        Raises: PhraseNotFound if none of these encoders has the phrase; PartNotFound if none is of the part;
+            PhraseBetweenImages.
         """
-        is_clip = PARTS[part]
-        encoders = [e for e in self.encoders if e.present and (is_clip is None or e.is_clip == is_clip)]
+        of_part = [e for e in self.encoders if e.is_of(part)]
+        encoders = [e for e in of_part if e.present]
         phrases = [phrase for phrase in phrases if phrase.strip()]
-        missing = tuple(e.name for e in self.encoders if not e.present)
+        missing = _distinct(e.name for e in self.encoders if not e.present)
+        if not of_part or not (phrases or encoders):
+            raise PartNotFound(part, _distinct(e.name for e in self.encoders if e.present), missing)
         if not phrases:
-            if not encoders:
-                raise PartNotFound(part, tuple(e.name for e in self.encoders if e.present), missing)
             return tuple(sorted({position for e in encoders for position in range(e.start, e.stop)}))
         positions: set[int] = set()
         for phrase in phrases:
             found = [position for e in encoders for position in _find(phrase, e.words)]
+            if not found and any(normalise(phrase) in normalise(text) for e in encoders for text in e.unplaced):
+                raise PhraseBetweenImages(phrase)
             if not found:
                 texts = {" ".join(word.text for word in e.words if word.text) for e in self.encoders if e.present}
                 raise PhraseNotFound(phrase, part, tuple(sorted(texts)), missing)
             positions.update(found)
         return tuple(sorted(positions))
+
+
+def joined(maps: Sequence[tuple[TokenMap, int]]) -> TokenMap:
+    """The map of contexts joined along their length; no phrase is found across a joint.
+
+    Args: maps, each with its context's length.
+    """
+    encoders: list[EncoderTokens] = []
+    start = 0
+    for each, length in maps:
+        encoders += (_shifted(encoder, start) for encoder in each.encoders)
+        start += length
+    return TokenMap(tuple(encoders))
+
+
+def _shifted(encoder: EncoderTokens, by: int) -> EncoderTokens:
+    words = tuple(Word(word.text, tuple(position + by for position in word.positions)) for word in encoder.words)
+    return replace(encoder, start=encoder.start + by, stop=encoder.stop + by, words=words)
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def normalise(text: str) -> str:
@@ -191,6 +246,7 @@ def _byte_letters() -> dict[str, int]:
 _BYTE_OF = _byte_letters()
 WORD_START = ("\u2581", "\u0120")  # in T5's and Qwen's entries: a space precedes the token
 WORD_END = "</w>"  # in CLIP's entries: a space follows the token
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # one byte of a letter that is not in the vocabulary (Gemma, Llama 2)
 
 
 def words_of_entries(entries: Sequence[tuple[str, int]], byte_level: bool) -> tuple[Word, ...]:
@@ -208,6 +264,8 @@ def words_of_entries(entries: Sequence[tuple[str, int]], byte_level: bool) -> tu
         inside = bool(decoder.getstate()[0])  # the last token ends within the bytes of a letter
         if byte_level and all(letter in _BYTE_OF for letter in letters):
             letters = decoder.decode(bytes(_BYTE_OF[letter] for letter in letters))
+        elif not byte_level and (byte := _BYTE.fullmatch(letters)):
+            letters = decoder.decode(bytes.fromhex(byte[1]))
         separate = bool(letters) and (_is_mark(letters[0]) or _is_unspaced(letters[0]))
         begins = ended or separate or entry.startswith(WORD_START)
         pieces.append((letters, begins and not inside, position))
