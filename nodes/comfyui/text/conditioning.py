@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from ....mmdit_core.text.encoders import TextStrengths, TextWidths, cut_t5, scale_parts
-from ....mmdit_core.text.tokens import WORD_START, EncoderTokens, TokenMap, words_of_entries
+from ....mmdit_core.text.tokens import WORD_START, TokenMap
+from .contexts import TOKEN_MAP, note_map
+from .layouts import UnknownLayout
+from .token_maps import build_map, prompt_of
+from .vocabulary import ENCODERS, Vocabulary, attribute_of, label_of
 
-# ComfyUI's token key of an encoder -> (its attribute in the text model, its label).
-ENCODERS = {"l": ("clip_l", "CLIP-L"), "g": ("clip_g", "CLIP-G"), "t5xxl": ("t5xxl", "T5")}
 STRENGTH_OF = {"l": "clip_l", "g": "clip_g", "t5xxl": "t5"}  # token key -> field of TextStrengths
-TOKEN_MAP = "mmdit_tokens"  # a conditioning's option with its token map
 Tokens = dict[str, Any]  # token key -> chunks
 Chunk = list[tuple[Any, float]]  # (token id or embedding, weight)
 
@@ -58,14 +58,9 @@ class Encoders:
         """The token keys of SD3's encoders that this CLIP lacks."""
         return [key for key in ENCODERS if not self.is_present(key)]
 
-    @cached_property
-    def _byte_level(self) -> dict[str, bool]:
-        """True for vocabularies whose letters are bytes (CLIP, Qwen), False for those that mark spaces (T5)."""
-        return {key: WORD_START[0] not in self._vocabulary(key).values() for key in self.empty}
-
     def is_present(self, key: str) -> bool:
         """True if the CLIP has the encoder's weights; SD3's tokenizer makes tokens for absent ones, too."""
-        return getattr(self.clip.cond_stage_model, ENCODERS.get(key, (key,))[0], None) is not None
+        return attribute_of(self.clip.cond_stage_model, key) is not None
 
     def tokenize(self, prompts: dict[str, str], t5_limit: int | None) -> tuple[Tokens, list[TokenCount]]:
         """Tokenize one prompt for each encoder.
@@ -86,7 +81,7 @@ class Encoders:
                 tokens[key] = tokens[key] + self.empty[key] * (length - len(tokens[key]))
         counts = []
         for key, chunks in tokens.items():
-            used, present = len(self._content(key, chunks)), self.is_present(key)
+            used, present = sum(map(len, self._content(key, chunks))), self.is_present(key)
             counts.append(TokenCount(key, label_of(key), used, len(chunks), cut.get(key, ()), present))
         return tokens, counts
 
@@ -94,27 +89,9 @@ class Encoders:
         """Locate each encoder's words in the context that was encoded from these tokens.
 
         Args: context [1, L, W]; dropped, token keys of encoders whose part is zeros.
+        Raises: UnknownLayout for a text model that puts them where it is not known.
         """
-        lengths = {key: sum(map(len, chunks)) for key, chunks in tokens.items() if self.is_present(key)}
-        clips = [lengths[key] for key in ("l", "g") if key in lengths]
-        total = context.shape[1]
-        # FLUX uses only the pooled output of CLIP: its context is T5's alone.
-        in_context = {"t5xxl"} if lengths.get("t5xxl") == total else set(lengths)
-        before_t5 = min(clips) if clips and in_context != {"t5xxl"} else 0
-        encoders = []
-        for key, length in lengths.items():
-            if key not in in_context:
-                continue
-            first = before_t5 if key == "t5xxl" else 0
-            # Some text models remove their template from the beginning of their output.
-            first -= max(0, length - total) if len(in_context) == 1 else 0
-            entries = [(entry, first + index) for index, entry in self._content(key, tokens[key]) if first + index >= 0]
-            words = words_of_entries(entries, self._byte_level[key])
-            stop, is_clip = min(first + length, total), key in ("l", "g")
-            encoders.append(EncoderTokens(label_of(key), is_clip, max(first, 0), stop, words, key not in dropped))
-        for key in tokens.keys() & ENCODERS.keys() - lengths.keys():
-            encoders.append(EncoderTokens(label_of(key), key != "t5xxl", 0, 0, (), present=False))
-        return TokenMap(tuple(encoders))
+        return build_map(prompt_of(self.clip, tokens), context.shape[1], dropped)
 
     def encode(self, tokens: Tokens, strengths: TextStrengths):
         """Encode tokens to a CONDITIONING, each encoder's part scaled by its strength (SD3 text models only).
@@ -127,13 +104,13 @@ class Encoders:
         dropped = {key for key, name in STRENGTH_OF.items() if not getattr(strengths, name)}
         conditioning = []
         for context, options in self.clip.encode_from_tokens_scheduled(tokens):
-            options = {**options, TOKEN_MAP: self.token_map(tokens, context, dropped)}
+            encoded = context
             if strengths != TextStrengths():
                 clip_tokens, pooled = context.shape[1] - t5_tokens, options.get("pooled_output")
                 context, options["pooled_output"] = scale_parts(
                     context, pooled, strengths, clip_tokens=clip_tokens, widths=widths
                 )
-            conditioning.append([context, options])
+            conditioning.append([context, {**options, **self._mapped(tokens, encoded, context, dropped)}])
         return conditioning
 
     def zeros(self, tokens: Tokens):
@@ -142,19 +119,27 @@ class Encoders:
         for context, options in self.clip.encode_from_tokens_scheduled(tokens):
             pooled = options.get("pooled_output")
             pooled = None if pooled is None else torch.zeros_like(pooled)
-            token_map = self.token_map(tokens, context, dropped=tokens)
-            conditioning.append([torch.zeros_like(context), {**options, "pooled_output": pooled, TOKEN_MAP: token_map}])
+            zeros = torch.zeros_like(context)
+            token_map = self._mapped(tokens, context, zeros, dropped=tokens)
+            conditioning.append([zeros, {**options, "pooled_output": pooled, **token_map}])
         return conditioning
 
-    def _tokenizer(self, key: str):
-        return getattr(self.clip.tokenizer, ENCODERS.get(key, (key,))[0], self.clip.tokenizer)
+    def _mapped(self, tokens: Tokens, encoded: torch.Tensor, context: torch.Tensor, dropped: Collection[str]):
+        """The option with the token map of a context that was changed after it was encoded; {} if none can be made."""
+        try:
+            token_map = self.token_map(tokens, encoded, dropped)
+        except UnknownLayout:
+            return {}
+        note_map(context, token_map)
+        return {TOKEN_MAP: token_map}
 
-    def _vocabulary(self, key: str) -> dict[int, str]:
-        return getattr(self._tokenizer(key), "inv_vocab", {})
+    def _vocabulary(self, key: str) -> Vocabulary:
+        tokenizer = attribute_of(self.clip.tokenizer, key) or self.clip.tokenizer
+        return Vocabulary(key, tokenizer, tuple(token for token, *_ in self.empty[key][0]))
 
     def _without_padding(self, key: str, chunk: Chunk, limit: int) -> Chunk:
         """A chunk without the padding beyond a limit."""
-        pad, length = {getattr(self._tokenizer(key), "pad_token", None)}, len(chunk)
+        pad, length = {getattr(self._vocabulary(key).tokenizer, "pad_token", None)}, len(chunk)
         while length > limit and _is_one_of(chunk[length - 1][0], pad):
             length -= 1
         return chunk[:length]
@@ -162,42 +147,12 @@ class Encoders:
     def _as_text(self, key: str, token: Any) -> str:
         if not isinstance(token, int):
             return "(embedding)"
-        return self._vocabulary(key).get(token, "").lstrip("".join(WORD_START))
+        return self._vocabulary(key).entries.get(token, "").lstrip("".join(WORD_START))
 
-    def _content(self, key: str, chunks: list[Chunk]) -> list[tuple[int, str]]:
-        """The tokens of the prompt itself, without start, end, padding and the tokenizer's template.
-
-        Returns: (index over all chunks, entry of the vocabulary) of each.
-        """
-        tokenizer, vocabulary = self._tokenizer(key), self._vocabulary(key)
-        fill = {getattr(tokenizer, f"{name}_token", None) for name in ("start", "end", "pad")}
-        empty = [token for token, *_ in self.empty[key][0]]
-        content, offset = [], 0
-        for chunk in chunks:
-            ids = [token for token, *_ in chunk]
-            # The template is what a prompt shares with the empty prompt. Ids are compared by position: the template's
-            # words may be in the prompt, too, and CLIP-G pads with the "!" that a prompt may contain.
-            first = _shared(ids, empty)
-            last = len(ids) - min(_shared(ids[::-1], empty[::-1]), max(0, len(empty) - first))
-            while first < last and _is_one_of(ids[last - 1], fill):
-                last -= 1
-            while first < last and _is_one_of(ids[first], fill):
-                first += 1
-            content += [(offset + i, vocabulary.get(ids[i], "")) for i in range(first, last) if isinstance(ids[i], int)]
-            offset += len(ids)
-        return content
-
-
-def label_of(key: str) -> str:
-    """The label of an encoder: "CLIP-L"; its token key if it has none."""
-    return ENCODERS[key][1] if key in ENCODERS else key
+    def _content(self, key: str, chunks: list[Chunk]):
+        """The tokens of the prompt itself, as `Vocabulary.content` gives them."""
+        return self._vocabulary(key).content([[token for token, *_ in chunk] for chunk in chunks])
 
 
 def _is_one_of(token: Any, ids: Collection[Any]) -> bool:
     return isinstance(token, int) and token in ids  # all other tokens are embeddings
-
-
-def _shared(a: list[Any], b: list[Any]) -> int:
-    """The length of the common beginning of two lists of ids; an embedding ends it."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((index for index, (x, y) in pairs if not isinstance(x, int) or x != y), min(len(a), len(b)))

@@ -16,7 +16,7 @@ CLIP_SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
 T5_SIZE = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 3}
 QWEN_SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1,
              "num_key_value_heads": 1}  # fmt: skip
-KEYS = {"CLIP-L": "l", "CLIP-G": "g", "T5": "t5xxl", "qwen25_7b": "qwen25_7b"}
+KEYS = {"CLIP-L": "l", "CLIP-G": "g", "T5": "t5xxl", "Qwen2.5-VL 7B": "qwen25_7b"}
 TEMPLATE = 34  # tokens that Qwen-Image's text model cuts off the front
 
 
@@ -78,7 +78,7 @@ class Encoded:
         text_at = {}
         for encoder in self.map.encoders:
             ids = [token for chunk in self.tokens[KEYS[encoder.name]] for token, *_ in chunk]
-            offset = encoder.start if encoder.name != "qwen25_7b" else -TEMPLATE
+            offset = encoder.start if encoder.name != "Qwen2.5-VL 7B" else -TEMPLATE
             inside = [ids[position - offset] for position in positions if encoder.start <= position < encoder.stop]
             if encoder.present and inside:
                 text_at[encoder.name] = self.tokenizers[encoder.name].decode(inside).strip().lower()
@@ -116,7 +116,7 @@ def test_a_phrase_is_found_in_every_encoder_and_its_tokens_decode_to_it(
         with pytest.raises(phrase_error, match="is not in the prompt"):
             encoded.text_at(phrase)
         return
-    expected = {"sd3": SD3_ENCODERS, "flux_clip": ("T5",), "qwen": ("qwen25_7b",)}[which]
+    expected = {"sd3": SD3_ENCODERS, "flux_clip": ("T5",), "qwen": ("Qwen2.5-VL 7B",)}[which]
     text_at = {name: words.replace(" ", "") for name, words in encoded.text_at(phrase).items()}
     assert text_at == dict.fromkeys(expected, tokens.replace(" ", ""))
 
@@ -128,13 +128,13 @@ def test_a_phrase_may_contain_weighted_words(request, text, which):
 
 
 def test_qwen_reads_weights_as_text(text, qwen):
-    assert Encoded(text, qwen, "a (red:1.3) circle").text_at("1.3") == {"qwen25_7b": "1.3"}
+    assert Encoded(text, qwen, "a (red:1.3) circle").text_at("1.3") == {"Qwen2.5-VL 7B": "1.3"}
 
 
 @pytest.mark.parametrize("phrase", ["the color", "size", "objects", "background", "text", "assistant"])
 def test_words_of_qwens_template_are_found_in_the_prompt_only(text, qwen, phrase_error, phrase):
     prompt = "the color and size of objects, text, background, assistant"
-    assert Encoded(text, qwen, prompt).text_at(phrase) == {"qwen25_7b": phrase}
+    assert Encoded(text, qwen, prompt).text_at(phrase) == {"Qwen2.5-VL 7B": phrase}
     with pytest.raises(phrase_error, match="The prompt's words: a red circle$"):
         Encoded(text, qwen, "a red circle").text_at(phrase)
 
@@ -149,7 +149,7 @@ def test_words_of_qwens_template_are_found_in_the_prompt_only(text, qwen, phrase
     ],
 )
 def test_a_chinese_phrase_is_found_with_qwen_and_clip(text, qwen, sd3, prompt, phrase):
-    assert phrase in Encoded(text, qwen, prompt).text_at(phrase)["qwen25_7b"]
+    assert phrase in Encoded(text, qwen, prompt).text_at(phrase)["Qwen2.5-VL 7B"]
     assert Encoded(text, sd3, prompt).text_at(phrase, "clip") == dict.fromkeys(SD3_ENCODERS[:2], phrase)
 
 
