@@ -12,7 +12,7 @@ from ..mmdit_core.control.model_call import ControlError
 from ..mmdit_core.control.presets import BY_NAME, Preset, presets_of
 from ..mmdit_core.control.spec import CHOICES, BlockControl
 from ..mmdit_core.flow.window import FADES, Window
-from ..mmdit_core.text.tokens import NoTokenMap
+from ..mmdit_core.text.tokens import NoTokenMap, PartNotFound
 from .comfyui import patching
 from .comfyui.families import SUPPORTED, block_counts, family_of, network_of, why_refused
 from .comfyui.frontend import messages
@@ -23,6 +23,13 @@ CATEGORY = "MMDiT/blocks"
 MOST_STRENGTH = 10.0
 NO_PRESET = "none"
 MODEL: Widget = ("MODEL", {"tooltip": f"An MMDiT model: {SUPPORTED}. It is not changed."})
+# What helps where a phrase cannot be found, by the kind of NoTokenMap.
+WHOLE_TEXT = "empty the phrase and set part to all"
+RIGHT_OF = {
+    "changed": f"Connect the prompt as its text encode node made it, or {WHOLE_TEXT}",
+    "unknown": f"Connect a prompt straight from CLIPTextEncode or TripleTextEncode, or {WHOLE_TEXT}",
+    "unmapped": f"Act on the whole text: {WHOLE_TEXT}",
+}
 WINDOW: dict[str, Widget] = {"start_percent": START, "end_percent": END}
 
 
@@ -131,7 +138,7 @@ class TextBoost(_BlockNode):
 
     DESCRIPTION = (
         "Makes the text stronger or weaker in the chosen blocks. residual is the paper's method and acts on the blocks "
-        "that follow; attention and value act in the chosen blocks. A phrase needs a prompt from TripleTextEncode."
+        "that follow; attention and value act in the chosen blocks. A phrase of the prompt can be chosen."
     )
     SEARCH_ALIASES = ["prompt strength", "text strength", "enhance", "emphasis", "text alignment"]
 
@@ -148,10 +155,12 @@ class TextBoost(_BlockNode):
             "value: the text values that the image reads are scaled."
         )
         phrase = (
-            "Acts on these words of the prompt alone, one phrase a line. Empty: the whole text. Needs a prompt from "
-            "TripleTextEncode and acts on the positive branch."
+            "Acts on these words of the prompt alone, one phrase a line. Empty: the whole text. Any text encode node "
+            "can make the prompt; averaging or scaling it afterwards hides its words. Acts on the positive branch."
         )
-        part = "The text of all encoders, of the CLIPs, or of T5."
+        part = (
+            "The text of all encoders, of the CLIPs, or of T5. Other encoders (Qwen, Gemma, Mistral) are in all only."
+        )
         fade = "The strength over the window: constant, growing from 1 (in), returning to 1 (out), or both (cosine)."
         return {
             "required": {
@@ -190,11 +199,13 @@ class TextBoost(_BlockNode):
 
     @staticmethod
     def word_error(error: ControlError) -> InputError:
-        """An error of the phrase."""
-        right = "Write whole words of the prompt, one phrase a line"
-        if isinstance(error.__cause__, NoTokenMap):
-            right = "Put TripleTextEncode in the place of the node that made the sampler's prompt"
-        return InputError("TextBoost", "phrase", str(error), right)
+        """An error of the phrase or the part."""
+        cause, name, right = error.__cause__, "phrase", "Write whole words of the prompt, one phrase a line"
+        if isinstance(cause, NoTokenMap):
+            right = RIGHT_OF[cause.kind]
+        elif isinstance(cause, PartNotFound):
+            name, right = "part", "Set part to all"
+        return InputError("TextBoost", name, str(error), right)
 
     def _boosts(self, model, blocks: str, strength: float, mode: str) -> Sequence[BlockControl]:
         """One boost for each strength in the block list; one of no blocks if it is empty."""
