@@ -9,7 +9,8 @@ import torch
 from ...attributes.words import CaptionError, parse_caption
 from ...attributes.world import Scene
 from ...mmdit_core.analysis import Cell
-from ..comfyui.text.conditioning import TOKEN_MAP
+from ...mmdit_core.text.tokens import NoTokenMap
+from ..comfyui.text.contexts import token_map_of
 from ..errors import InputError
 
 NOTE = (
@@ -51,10 +52,11 @@ def scores_for(node: str, positive) -> Scores:
 
     Raises: InputError for a prompt without a token map, or one that names no scene of the small model's world.
     """
-    tokens = positive[0][1].get(TOKEN_MAP)
-    if tokens is None:
-        right = "Encode it with TripleTextEncode, or turn attributes off"
-        raise InputError(node, "attributes", "the positive prompt does not carry its words", right)
+    try:
+        tokens = token_map_of(positive[0])
+    except NoTokenMap as error:
+        right = "Connect a prompt straight from CLIPTextEncode or TripleTextEncode, or turn attributes off"
+        raise InputError(node, "attributes", f"the positive prompt's words are not known: {error}", right) from error
     read = [encoder.words for encoder in tokens.encoders if encoder.present and encoder.words]
     try:
         return Scores(parse_caption(" ".join(word.text for word in read[0]) if read else ""))

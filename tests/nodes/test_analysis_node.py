@@ -321,10 +321,10 @@ def image_of(comfyui, record, node: str):
 def prompted(pack, text):
     """Conditionings with a token map of the prompt, as TripleTextEncode makes them."""
     core = sys.modules[f"{pack.__name__}.mmdit_core.text.tokens"]
-    key = sys.modules[f"{pack.__name__}.nodes.comfyui.text.conditioning"].TOKEN_MAP
+    contexts = sys.modules[f"{pack.__name__}.nodes.comfyui.text.contexts"]
     words = tuple(core.Word(word, (position,)) for position, word in enumerate(text.split()))
     positive, negative = texts()
-    positive[0][1][key] = core.TokenMap((core.EncoderTokens("CLIP-L", True, 0, 20, words),))
+    contexts.note_map(positive[0][0], core.TokenMap((core.EncoderTokens("CLIP-L", True, 0, 20, words),)))
     return positive, negative
 
 
