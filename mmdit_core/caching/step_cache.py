@@ -10,10 +10,11 @@ a step's end is in the next step), and so is a step that an adaptive solver repe
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..flow.sigma import same_sigma
@@ -89,7 +90,9 @@ class PredictionCount:
     """What a run computed, in predictions.
 
     Fields: cond and uncond, computed; extrapolated, cond that were not computed; reused, uncond that were not computed;
-    without_uncond, predictions that had no uncond; other, what other nodes requested, all computed.
+    without_cond and without_uncond, predictions that had none; out_of_range, how many of these because all its prompts
+    have a range of steps without this one; other, what other nodes requested, all computed; ends_at, the last sigma of
+    the schedule, above 0 for a part of a run whose other parts are not known.
     """
 
     predictions: int = 0
@@ -97,13 +100,16 @@ class PredictionCount:
     uncond: int = 0
     extrapolated: int = 0
     reused: int = 0
+    without_cond: int = 0
     without_uncond: int = 0
+    out_of_range: int = 0
     other: int = 0
+    ends_at: float = 0.0
 
     @property
     def work(self) -> float:
         """Fraction that was computed of what a run without a step cache computes."""
-        whole = 2 * self.predictions - self.without_uncond + self.other
+        whole = 2 * self.predictions - self.without_cond - self.without_uncond + self.other
         return (self.cond + self.uncond + self.other) / whole if whole else 1.0
 
 
@@ -130,6 +136,12 @@ class Extrapolation:
         # At most as far as the two points are apart: a line is no use further out.
         return last + (last - first) * min(1.0, (last_sigma - sigma) / (first_sigma - last_sigma))
 
+    def to(self, device: torch.device | str) -> Extrapolation:
+        """A copy with its values on a device, bit for bit."""
+        copy = Extrapolation(self.order)
+        copy.points = [(sigma, value.to(device)) for sigma, value in self.points]
+        return copy
+
 
 @dataclass
 class _Stored:
@@ -138,6 +150,10 @@ class _Stored:
     cond: Extrapolation
     difference: Extrapolation
     step: int
+
+    def to(self, device: torch.device | str) -> _Stored:
+        """A copy with its values on a device."""
+        return _Stored(self.cond.to(device), self.difference.to(device), self.step)
 
 
 @dataclass(frozen=True)
@@ -160,16 +176,27 @@ class Prediction:
 class StepCacheRun:
     """The state of one sampling run under a step cache: stored predictions, and a count.
 
+    A run in several parts, each with a state of its own, is the run in one piece if each part has the sigmas of all of
+    them and the `stored` of the part before.
+
     Args: sigmas [steps + 1], the run's schedule. If it does not fall all is computed: an inversion must be exact.
+    stored, of the part before, by kind; it becomes this run's own.
     """
 
-    def __init__(self, step_cache: StepCache, sigmas: Sequence[float]):
+    def __init__(
+        self, step_cache: StepCache, sigmas: Sequence[float], stored: Mapping[Hashable, _Stored] | None = None
+    ):
         falls = len(sigmas) > 1 and all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
         self.step_cache = step_cache if falls else StepCache()
         self.sigmas = sigmas
         self.steps = max(1, len(sigmas) - 1)
-        self.count = PredictionCount()
-        self._kinds: dict[Hashable, _Stored] = {}
+        self.count = PredictionCount(ends_at=sigmas[-1] if falls else 0.0)
+        self._kinds: dict[Hashable, _Stored] = dict(stored or {})
+
+    @property
+    def stored(self) -> dict[Hashable, _Stored]:
+        """What the next part of the run needs, by kind; copies on the CPU."""
+        return {kind: stored.to("cpu") for kind, stored in self._kinds.items()}
 
     def step_of(self, sigma: float) -> int:
         """The step that begins at a sigma or contains it."""

@@ -256,3 +256,35 @@ def test_a_plan_in_a_shorter_run_has_no_larger_gaps(plan):
 def test_the_costs_are_of_the_shipped_model():
     shipped = Path(__file__).parents[3] / "models" / "mmdit-small.safetensors"
     assert check_transformer(read_header(shipped))[0] == MEASURED_ON
+
+
+@pytest.mark.parametrize("cache", [StepCache(every=3), StepCache(uncond_every=2, order=0), PLANS[2].step_cache])
+@pytest.mark.parametrize("cut", [1, 4, 7])
+def test_a_part_with_all_sigmas_and_the_stored_predictions_continues_the_run(cache, cut):
+    """And the predictions that it was given stay as they were, so that a run may be continued twice."""
+    levels = sigmas(9, "linear", 3.0)
+
+    def part(x, run, first, last):
+        model = Model()
+
+        def velocity(x, sigma):
+            cond, uncond = model.predict(run, x, sigma)
+            return uncond + 3.0 * (cond - uncond)
+
+        return solve(velocity, x, levels[first : last + 1], "heun"), model.calls
+
+    begin = torch.zeros(1, 3, dtype=torch.float64)
+    whole, calls = part(begin, StepCacheRun(cache, levels.tolist()), 0, 9)
+    first = StepCacheRun(cache, levels.tolist())
+    middle, before = part(begin, first, 0, cut)
+    for _ in range(2):
+        second = StepCacheRun(cache, levels.tolist(), first.stored)
+        end, after = part(middle, second, cut, 9)
+        assert torch.equal(end, whole) and before + after == calls
+        assert second.count.predictions + first.count.predictions == 18 - 1
+
+
+def test_the_count_holds_the_last_sigma_of_a_schedule_that_falls():
+    assert StepCacheRun(StepCache(every=2), [1.0, 0.5]).count.ends_at == 0.5
+    assert StepCacheRun(StepCache(every=2), [1.0, 0.0]).count.ends_at == 0
+    assert StepCacheRun(StepCache(every=2), [0.0, 1.0]).count.ends_at == 0  # an inversion is no part of a run
