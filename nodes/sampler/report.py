@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...mmdit_core.caching.step_cache import PredictionCount
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.flow.sigma import PercentToSigma
 from ...mmdit_core.flow.window import Window
@@ -99,7 +100,7 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
             "without_negative": run.without_negative,
         },
         block_calls={**asdict(block_calls), "words": str(block_calls)} if block_calls.total else None,
-        speed_plan=None if cached is None else {**asdict(cached), "work": cached.work},
+        speed_plan=None if cached is None else _predictions(cached),
         seconds={
             "total": round(seconds, 4),
             "a_step": round(seconds / ran, 4) if ran and not steps.is_adaptive else None,
@@ -107,6 +108,13 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
         },
         notes=[] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"],
     )
+
+
+def _predictions(count: PredictionCount) -> dict[str, Any]:
+    """A step cache's count; what is seldom there only if it is."""
+    seldom = ("without_cond", "out_of_range", "ends_at")
+    found = {name: value for name, value in asdict(count).items() if value or name not in seldom}
+    return {**found, "work": count.work}
 
 
 def summary(report: SamplerReport) -> str:
