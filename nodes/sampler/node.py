@@ -71,7 +71,8 @@ class FlowMatchingSampler:
         if extra_pnginfo is not None:
             extra_pnginfo.setdefault(METADATA, {})[str(unique_id)] = asdict(report)
         messages.show_text(unique_id, short(report))
-        state = run.resume_state(samples, plan.prepared.noise, plan.prepared.samples)
+        prepared = plan.prepared
+        state = run.resume_state(model, samples, prepared.noise, prepared.samples, latent_image.get("noise_mask"))
         return sampling.finish(latent_image, samples, state), curve(plan, plan.facts.name), summary(report)
 
 

@@ -95,6 +95,7 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
         inputs.solver_options,
         max(0, zero_steps - first),
         start,
+        tuple(sigmas[last + 1 :].tolist()),
     )
     return SamplerPlan(
         inputs=inputs,

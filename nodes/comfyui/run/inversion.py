@@ -14,6 +14,7 @@ from torch import Tensor
 from ....mmdit_core.editing.inversion import masked_velocity
 from ....mmdit_core.solvers import History, Point, solve_with_history
 from .. import patching
+from ..fingerprint import fingerprint
 from . import nan_check
 from .guidance import Guidance, make_guider
 from .resume import Flow, ResumeState
@@ -55,6 +56,7 @@ def invert_flow(
         solver=solver,
         history=tuple(Point(point.sigma, point.x.cpu(), point.velocity.cpu()) for point in run.history),
         flow=flow,
+        mask=fingerprint(prepared.mask),
     )
     return end, run.predictions
 

@@ -135,7 +135,8 @@ def finish(latent: Latent, samples: Tensor, state: resume.ResumeState | None = N
     """
     marks = ("downscale_ratio_spacial", "downscale_ratio_temporal", resume.KEY)
     rest = {key: value for key, value in latent.items() if key not in marks}
-    return {**rest, "samples": samples, **({resume.KEY: state} if state is not None else {})}
+    resumed = {} if state is None else {resume.KEY: state, resume.NOT_SAMPLED: None}
+    return {**rest, "samples": samples, **resumed}
 
 
 def call(prepared: PreparedLatent, model, sampler, sigmas: Tensor, callback: Callback | None = None) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ....mmdit_core.solvers import SOLVERS, CallLimitError, History, Point, solve_with_history
 from .. import patching
-from . import nan_check
+from ..fingerprint import fingerprint, of_model
+from ..step_cache import Stored
+from . import nan_check, parts
 from .guidance import Guidance
 from .resume import ResumeState
 from .run_cache import RunCache
@@ -30,7 +32,7 @@ class RunSteps:
 
     Fields: solver; sigmas [steps + 1], float64 on the CPU, falling; guidance; seeds of the noise of stochastic steps,
     one for all images or one for each; options of the solver; zero_steps, in how many of the first steps the velocity
-    is zero; start, the earlier run that this one continues.
+    is zero; start, the earlier run that this one continues; rest, the sigmas of the schedule after these steps.
     """
 
     solver: str
@@ -40,6 +42,7 @@ class RunSteps:
     options: Mapping[str, float] = field(default_factory=dict)
     zero_steps: int = 0
     start: ResumeState | None = None
+    rest: tuple[float, ...] = ()
 
     @property
     def count(self) -> int:
@@ -55,6 +58,12 @@ class RunSteps:
     def history(self) -> History:
         """What the solver continues from."""
         return () if self.start is None else self.start.history
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """The sigmas of the run in one piece: of the earlier run, of these steps, and of those that are left."""
+        before = () if self.start is None else self.start.schedule[:-1]
+        return torch.tensor([*before, *self.sigmas.tolist(), *self.rest], dtype=torch.float64)
 
     @cached_property
     def segments(self) -> tuple[tuple[int, int], ...]:
@@ -114,7 +123,8 @@ class SolverRun:
 
     Attributes: seconds of each segment that ran; reused, the number of steps taken from the run cache; predictions,
     made in this run, and without_negative, those without the uncond prediction; evaluated, all sigmas at which the
-    model is called, for `patching.Run`; counts, that Run; end, the state after the last step, on the CPU.
+    model is called, for `patching.Run`; counts, that Run; end, the state after the last step, on the CPU; stored
+    predictions of the step cache there.
     """
 
     def __init__(self, steps: RunSteps, cache: RunCache | None = None, node: str = ""):
@@ -125,10 +135,12 @@ class SolverRun:
         self.reused = self.predictions = self.without_negative = 0
         self.counts: patching.Run | None = None
         self.end: RunState | None = None
+        self.stored: Stored = {}
 
     def __call__(self, model, x: Tensor, sigmas, extra_args: dict[str, Any], callback, disable=None) -> Tensor:
         """Run the steps. Args: as ComfyUI calls a sampler; x [B, ...], noise and image mixed. Returns: x at the end."""
         steps, segments, velocity = self.steps, self.steps.segments, _Velocity(self, model, extra_args, x)
+        parts.begin(steps, model, velocity.options, self.counts, x)
         first, state = self._start(x)
         self.reused = segments[first - 1][1] if first else 0
         log.debug("%s: %d steps, %d of them from the run cache", steps.solver, steps.count, self.reused)
@@ -160,18 +172,32 @@ class SolverRun:
             self.seconds.append(time.perf_counter() - began)
         self.cache.keep(len(segments), state)
         self.end = state.to("cpu")
+        self.stored = parts.stored(steps, model, self.counts)
         return state.x
 
-    def resume_state(self, samples: Tensor, noise: Tensor, image: Tensor) -> ResumeState | None:
+    def resume_state(self, model, samples: Tensor, noise: Tensor, image: Tensor, mask: Any) -> ResumeState | None:
         """What another sampler needs to continue this run; None if it ended at sigma 0.
 
-        Args: samples, as they go out; noise and image that the run began with.
+        Args: model, as it came into the node; samples, as they go out; noise and image that the run began with; mask,
+        the LATENT's noise mask.
         """
         steps, sigma, end = self.steps, float(self.steps.sigmas[-1]), self.end
         if sigma == 0 or end is None:
             return None
         return ResumeState(
-            samples.cpu(), sigma, end.x, noise, image, steps.solver, end.history, steps.seeds, end.generators
+            samples.cpu(),
+            sigma,
+            end.x,
+            noise,
+            image,
+            steps.solver,
+            end.history,
+            steps.seeds,
+            end.generators,
+            mask=fingerprint(mask),
+            schedule=tuple(steps.whole.tolist())[: len(steps.whole) - len(steps.rest)],
+            stored=self.stored,
+            stored_of=of_model(model) if self.stored else None,
         )
 
     def _start(self, x: Tensor) -> tuple[int, RunState]:

@@ -136,17 +136,18 @@ def test_a_start_step_on_a_finished_image_adds_the_noise_of_that_step(bench):
 
 
 def test_a_resume_state_is_valid_for_its_own_samples_only(bench):
-    """ComfyUI's nodes carry a LATENT's other keys along; what they changed is an image like any other."""
+    """ComfyUI's nodes carry a LATENT's other keys along; what a sampler made of it is an image like any other."""
     half = bench.all(end_step=3)[0]
     resume = bench.module("comfyui.run.resume")
-    assert resume.resume_state(half) is not None
+    assert resume.resume_state(half) is not None and resume.changed_since(half) is None
     done = host_advanced(bench, half, add_noise="disable", start_at_step=3)
+    assert resume.KEY in done and resume.resume_state(done) is None and resume.changed_since(done) is None
+    plain = {"samples": done["samples"]}
+    assert torch.equal(bench.run(done, start_step=2), bench.run(plain, start_step=2))
     (upscaled,) = host_nodes.LatentUpscale().upscale(half, "nearest-exact", 96, 96, "disabled")
     (taken,) = host_nodes.LatentFromBatch().frombatch(bench.all(bench.empty(2), end_step=3)[0], 1, 1)
-    for changed in (done, upscaled, taken):
-        assert resume.KEY in changed and resume.resume_state(changed) is None
-        plain = {key: value for key, value in changed.items() if key != resume.KEY}
-        assert torch.equal(bench.run(changed, start_step=2), bench.run(plain, start_step=2))
+    for changed in (upscaled, taken):
+        assert resume.resume_state(changed) is None and resume.changed_since(changed).sigma == 0.75
 
 
 def test_noise_may_be_added_to_an_unfinished_latent(bench):
