@@ -10,6 +10,7 @@ from .comfyui.frontend import messages
 from .comfyui.run import inversion, resume, sampling
 from .errors import require
 from .sampler.checks import check_inputs, check_latent
+from .sampler.start import refuse_unfinished
 from .widgets import HIDDEN, SHIFT, check_values, choice, steps_widget
 
 NODE = "FlowInvert"
@@ -58,9 +59,7 @@ class FlowInvert:
         """Run the inversion. Returns: LATENT with a resume state."""
         check_values(NODE, self.INPUT_TYPES()["required"], dict(steps=steps, solver=solver, shift=shift))
         check_latent(NODE, latent_image)
-        ended = resume.resume_state(latent_image) is None
-        found = "it comes from a run that ended early, so that it still holds noise"
-        require(ended, NODE, "latent_image", found, "Connect a finished image's latent")
+        refuse_unfinished(NODE, latent_image, "Connect a finished image's latent")
         right = "Connect an image's latent, from VAE Encode or a sampler"
         require(latent_image["samples"].any(), NODE, "latent_image", "it is empty", right)
         facts = sampling.read_model(model)

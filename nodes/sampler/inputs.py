@@ -115,8 +115,9 @@ class SamplerInputs:
         "In a batch. shared: one seed's noise continues through the batch, as in KSampler. per image: image k is the "
         "one that seed + k gives alone; with a variation, variation_seed + k.")
     add_noise: str = advanced(choice, ("auto", "enable", "disable"), "auto",
-        "auto: add noise unless the latent comes from a run that ended early, or from FlowInvert. disable: the latent "
-        "already holds noise, from KSampler (Advanced) or a file. enable: always add noise.")
+        "auto: add noise unless the latent comes from a run that ended early, or from FlowInvert; it is an error if a "
+        "node changed such a latent since. disable: the latent already holds noise, from KSampler (Advanced) or a "
+        "file. enable: always add noise.")
     step_noise_seed: int = advanced(integer, -1, -1, MAX_SEED,
         "The seed of the noise that stochastic solvers add. -1: made from the seed.")
     tolerance: float = advanced(number, 1e-3, 1e-6, 1.0, 1e-4,

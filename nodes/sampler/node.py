@@ -15,6 +15,7 @@ from .checks import check_inputs, check_latent
 from .inputs import DENOISE, LATENT, MODEL, NODE, REQUIRED, SEED, WIDGETS, SamplerInputs
 from .plan import make_plan
 from .report import curve, make_report, short, summary
+from .start import refuse_unfinished
 
 METADATA = "mmdit_sampler"  # of the report in a PNG, next to ComfyUI's own "prompt" and "workflow"
 LINKS = {"model": MODEL, "positive": POSITIVE, "negative": NEGATIVE, "latent_image": LATENT}
@@ -105,6 +106,7 @@ class MMDiTSampler:
         """Run the sampler. Args: given, the values of the widgets. Returns: LATENT."""
         check_values("MMDiTSampler", self.INPUT_TYPES()["required"], given)
         check_latent("MMDiTSampler", latent_image, one_kind=False)
+        refuse_unfinished("MMDiTSampler", latent_image, "Continue it with Flow Matching Sampler and its start_step")
         prepared = sampling.prepare(sampling.fitted(model, latent_image), given["seed"])
         check_inputs("MMDiTSampler", sampling.read_model(model), positive, negative, prepared.samples, flow=False)
         return (sampling.finish(latent_image, sampling.sample_comfyui(model, positive, negative, prepared, **given)),)

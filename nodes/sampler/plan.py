@@ -9,15 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from ...mmdit_core.control.spec import BlockControl
-from ...mmdit_core.flow.sigma import same_sigma
 from ..comfyui import patching
-from ..comfyui.run import resume, sampling
+from ..comfyui.run import sampling
 from ..comfyui.run.guidance import FORMS
 from ..comfyui.run.solver import RunSteps
-from ..errors import InputError, require
+from ..errors import require
 from .checks import check_inputs, check_latent
 from .inputs import MIN_DENOISE, NODE, SamplerInputs
 from .schedule import OWN, shift_for, sigmas_for
+from .start import Start, part_notes, start_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SamplerPlan:
     Fields: inputs of the node; facts of the model; model, a clone with the shift; controls, the block controls on it;
     shift_from and sigmas_from, in words where they come from; sigmas [steps + 1] of the whole schedule, float64 on the
     CPU; first and last, the steps of it to run, last left out; prepared, the latent and its noise, with add_noise False
-    if the noise is zero or an earlier run's; steps to run, None if there are none.
+    if the noise is zero or an earlier run's; steps to run, None if there are none; notes, lines on where they start.
     """
 
     inputs: SamplerInputs
@@ -43,6 +43,7 @@ class SamplerPlan:
     prepared: sampling.PreparedLatent
     add_noise: bool
     steps: RunSteps | None
+    notes: tuple[str, ...] = ()
 
     @property
     def why_nothing(self) -> str:
@@ -78,7 +79,8 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
     right = "Set it to a few of the first steps, usually 0 or 1"
     require(not 0 < count <= zero_steps, NODE, "zero_steps", found, right)
     runs = first < last and inputs.denoise >= MIN_DENOISE
-    start = _start(latent, float(sigmas[first]), inputs) if runs else None
+    begun = start_of(latent, float(sigmas[first]), inputs) if runs else Start()
+    start = begun.state
     add_noise = start is None and inputs.add_noise != "disable"
     prepared = sampling.prepare(fitted, inputs.seeds, add_noise=add_noise)
     if start is not None:
@@ -97,6 +99,7 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
         start,
         tuple(sigmas[last + 1 :].tolist()),
     )
+    notes = (*begun.notes, *part_notes(sampled, latent, steps, add_noise)) if runs else ()
     return SamplerPlan(
         inputs=inputs,
         facts=facts,
@@ -111,22 +114,5 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
         prepared=prepared,
         add_noise=add_noise,
         steps=steps if runs else None,
+        notes=notes,
     )
-
-
-def _start(latent: dict[str, Any], sigma: float, inputs: SamplerInputs) -> resume.ResumeState | None:
-    """The run that the latent comes from, if this one is to continue it. Args: sigma at the first step to run."""
-    found, step = resume.resume_state(latent), inputs.start_step
-    if inputs.add_noise == "enable":
-        return None
-    if found is not None and same_sigma(found.sigma, sigma):
-        return found
-    if inputs.add_noise == "disable":
-        problem = f"without noise there is nothing to start from at step {step}, sigma {sigma:g}"
-        right = "Set start_step to the step that the latent is at, or add_noise to auto"
-        require(not same_sigma(sigma, 1.0), NODE, "add_noise", problem, right)
-    elif found is not None:
-        problem = f"the latent comes from a run that ended at sigma {found.sigma:g}, and step {step} is at {sigma:g}"
-        right = "Give both samplers the same schedule and this one the first one's end_step, or set add_noise to enable"
-        raise InputError(NODE, "start_step", problem, right)
-    return None

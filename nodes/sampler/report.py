@@ -106,7 +106,7 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
             "a_step": round(seconds / ran, 4) if ran and not steps.is_adaptive else None,
             "a_call": round(seconds / calls.calls, 4) if calls.calls else None,
         },
-        notes=[] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"],
+        notes=[*plan.notes, *([] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"])],
     )
 
 
@@ -139,12 +139,12 @@ def summary(report: SamplerReport) -> str:
 
 
 def short(report: SamplerReport) -> str:
-    """The lines that the node itself shows: the work, and what was saved of it."""
+    """The lines that the node itself shows: the work, what was saved of it, and the notes."""
     reused = report.steps["reused"]
     lines = [f"{_counted(report.calls['model'], 'model call')}, {_time(report.seconds)}"]
     if reused:
         lines.append(f"{reused} steps taken from the last run")
-    return "\n".join([*lines, *(f"skipped {line}" for line in _skipped(report))])
+    return "\n".join([*lines, *(f"skipped {line}" for line in _skipped(report)), *report.notes])
 
 
 def _blocks(blocks: dict[str, int] | None) -> str:

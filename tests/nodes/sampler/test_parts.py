@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.patcher_extension
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import SplitSigmas
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
 import nodes as host_nodes
@@ -140,3 +141,25 @@ def test_a_start_step_on_an_image_keeps_its_own_part_of_the_schedule(bench):
     )[0]["samples"]  # fmt: skip
     ours = bench.run(soft(bench), schedule="sd3", start_step=2, model=model)
     assert ((ours - theirs).abs().max() / theirs.std()).item() <= 1e-5
+
+
+def test_a_schedule_that_was_split_before_the_samplers_is_said(bench):
+    high, low = SplitSigmas.execute(sigmas(6, "linear", 3.0).float(), 3).result
+    for model, latent, what in (
+        (with_soft_mask(bench.model), soft(bench), "the soft mask"),
+        (with_plan(bench), bench.empty(), "the speed plan"),
+    ):
+        half, _, first = bench.all(latent, sigmas=high, model=model)
+        assert f"Parts: the schedule ends at sigma 0.75, and so did {what}. To split a run" in first
+        assert "Parts:" not in bench.all(half, sigmas=low, model=model)[2]
+    assert "Parts:" not in bench.all(sigmas=high)[2]
+
+
+def test_what_another_sampler_does_not_know_is_said(bench):
+    model = with_plan(bench, with_soft_mask(bench.model))
+    half, _, first = bench.all(soft(bench), end_step=3, model=model)
+    does = "leaves noise outside the mask, and begins the soft mask and the speed plan again"
+    assert f"Parts: continue with Flow Matching Sampler. KSampler (Advanced) {does}" in first
+    second = bench.all({"samples": half["samples"]}, start_step=3, add_noise="disable", model=with_plan(bench))[2]
+    assert "Parts: the steps of another sampler are not known: the speed plan began with this one's" in second
+    assert "Parts:" not in bench.all(soft(bench), model=model)[2]
