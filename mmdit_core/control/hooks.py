@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..text.tokens import NoTokenMap, PhraseError, TokenMap
+from ..text.tokens import NoTokenMap, PhraseError, Positions
 from .attention import attention_override, cross_attention_override
 from .block_prompt import add_block_prompt
 from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall, rows_of, with_rows
@@ -96,7 +96,7 @@ def _require_phrases(controls: Sequence[BlockControl], call: ModelCall) -> None:
             raise ControlError(control, "phrases", str(errors[0])) from errors[0]
 
 
-def phrase_error(control: BlockControl, tokens: TokenMap | None) -> PhraseError | None:
+def phrase_error(control: BlockControl, tokens: Positions | None) -> PhraseError | None:
     """Why a control's phrases or part cannot be found in a prompt; None if they can."""
     try:
         if tokens is None:
@@ -107,7 +107,7 @@ def phrase_error(control: BlockControl, tokens: TokenMap | None) -> PhraseError 
     return None
 
 
-def _map(call: ModelCall, chunk: int) -> TokenMap | None:
+def _map(call: ModelCall, chunk: int) -> Positions | None:
     return call.maps[chunk] if chunk < len(call.maps) else None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.adaln import CACHE
-from ..text.tokens import TokenMap
+from ..text.tokens import Positions
 from .spec import BlockControl
 
 Key = tuple[str, int]  # ("double_block" or "single_block", its number within the kind)
@@ -78,7 +78,7 @@ class ModelCall:
     single: int
     branches: tuple[int, ...]
     batch: int
-    maps: tuple[TokenMap | None, ...] = ()
+    maps: tuple[Positions | None, ...] = ()
     lengths: tuple[int, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     partial_rows: bool = True

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ...mmdit_core.control.hooks import compile_controls, phrase_error
 from ...mmdit_core.control.model_call import BlockCallCount, ControlError, ModelCall
 from ...mmdit_core.control.spec import POSITIVE, BlockControl
-from ...mmdit_core.text.tokens import TokenMap
+from ...mmdit_core.text.tokens import Positions
 from .block_forward import hooked
 from .families import Family, family_of, network_of, why_refused
 from .frontend import messages
 from .other_prompt import HostCall, first_args
 from .rows import Entry, rows_of_call
 from .run import adaln_cache
-from .text.conditioning import TOKEN_MAP
+from .text.contexts import LazyTokenMap
 
 if TYPE_CHECKING:
     from .patching import Attached, Run
@@ -63,7 +63,7 @@ def _model_call(controls: Sequence[BlockControl], family: Family, run: Run, host
         single=single,
         branches=rows.branches,
         batch=host.x.shape[0],
-        maps=tuple(map(token_map, rows.entries)),
+        maps=tuple(_token_map(entry, run) for entry in rows.entries),
         lengths=tuple(map(_length, rows.entries)) if None not in rows.entries else (),
         groups=rows.groups,
         partial_rows=family.partial_rows(host.inputs),
@@ -74,9 +74,11 @@ def _model_call(controls: Sequence[BlockControl], family: Family, run: Run, host
     return call
 
 
-def token_map(entry: Entry | None) -> TokenMap | None:
-    """The token map of a conditioning; None if it has none."""
-    return None if entry is None else entry.get(TOKEN_MAP)
+def _token_map(entry: Entry | None, run: Run) -> Positions | None:
+    """The token map of a conditioning, made once a run; None for one that is not known."""
+    if entry is None:
+        return None
+    return run.maps.setdefault(id(entry["cross_attn"]), LazyTokenMap(entry))  # the map holds the tensor
 
 
 def _length(entry: Entry | None) -> int:
@@ -91,7 +93,7 @@ def require_phrases(items: Iterable[Attached[BlockControl]], positive: Sequence[
     """
     for control in (item.value for item in items):
         if control.phrases:
-            errors = [phrase_error(control, token_map(entry)) for entry in positive]
+            errors = [phrase_error(control, LazyTokenMap(entry)) for entry in positive]
             if errors and None not in errors:
                 raise ControlError(control, "phrases", str(errors[0])) from errors[0]
 

@@ -87,7 +87,7 @@ def _hunyuan(label: str, *models: str, prompt_last: bool = False) -> Family:
         ("double", "single"),
         text=TextLayout(prompt_last=prompt_last),  # 1.5 puts an image's and ByT5's tokens before the prompt's
         width=lambda core: core.txt_in.input_embedder.in_features,
-        text_inputs=("attention_mask", "txt_byt5", "clip_fea"),
+        text_inputs=("attention_mask", "txt_byt5"),
         text_changes=True,  # its token refiner is given the timestep
     )
 

@@ -18,6 +18,7 @@ from ...mmdit_core.caching.step_cache import StepCache, StepCacheRun
 from ...mmdit_core.control.model_call import BlockCallCount, ControlError
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.models.adaln import CACHE, CALL
+from ...mmdit_core.text.tokens import Positions
 from . import controls, step_cache
 from .families import block_counts
 from .frontend import messages
@@ -74,6 +75,7 @@ class Run:
         guider: whose run it is, None outside of one.
         prompts: the conditionings of the running `calc_cond_batch`.
         phrases_known: True if each control's phrase was found in a positive prompt of the run.
+        maps: token maps, by the id of the text's tensor.
         texts: what the first block is given for block prompts.
     """
 
@@ -88,6 +90,7 @@ class Run:
     guider: Any = None
     prompts: Prompts | None = None
     phrases_known: bool = False
+    maps: dict[int, Positions] = field(default_factory=dict)
     texts: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     @property

@@ -1,0 +1,29 @@
+"""Every oracle on every family: tiny random models in float32, cfg 1 and 3, batch 1 and 2, odd sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.nodes.families.oracles import ORACLES, ROUNDING, Bench
+from tests.nodes.families.tiny import FAMILIES
+
+SETTINGS = {"cfg 3, batch 2": (3.0, 2), "cfg 1, batch 1": (1.0, 1)}
+# The reason why a control is refused on a family.
+REFUSED = {("Qwen-Image with a text mask", oracle): "text mask" for oracle in ("prompt", "longer")}
+
+
+@pytest.fixture(params=SETTINGS)
+def setting(request):
+    return SETTINGS[request.param]
+
+
+@pytest.mark.parametrize("oracle", ORACLES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_oracle_on_a_family(bench, name, oracle, setting):
+    made = Bench.make(bench.module, name, *setting)
+    assert made.family is not None
+    if (name, oracle) in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[name, oracle]):
+            ORACLES[oracle](made)
+    else:
+        assert ORACLES[oracle](made) <= ROUNDING

@@ -1,0 +1,242 @@
+"""Tiny random models of the families that the nodes support, built as ComfyUI builds them.
+
+    family = FAMILIES["Z-Image"]
+    model, prompt, latent = build(family)  # a MODEL; prompt(seed, length) -> CONDITIONING; a latent [1, C, ...]
+
+Float32 on the CPU; a model call takes milliseconds. Prompts of different seeds share the pooled text, so that the token
+text alone tells them apart. Settings keep every branch of their class: refiners, padding, registers, references,
+guidance embedding, second attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+
+WEIGHT_SEED, POOLED_SEED = 7, 99
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One tiny model.
+
+    Fields: kind, its class in comfy.supported_models; config, of its network; latent, the shape of a latent; text,
+    channels of a token; pooled, channels of the pooled text, None without; extra, more entries of a conditioning from
+    (seed, length); text_tokens, text tokens in the blocks for a prompt of so many; image_tokens, with padding and
+    references; prompt_last, True if other tokens come before the prompt's; image_first, of the joint sequence; std, of
+    the weights.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    latent: tuple[int, ...]
+    text: int = 24
+    pooled: int | None = None
+    extra: Callable[[int, int], dict[str, Any]] = lambda seed, length: {}
+    text_tokens: Callable[[int], int] = field(default=lambda length: length)
+    image_tokens: int = 20
+    prompt_last: bool = False
+    image_first: bool = False
+    std: float = 0.1
+
+
+def build(tiny: Tiny, weight_seed: int = WEIGHT_SEED):
+    """A MODEL, a maker of CONDITIONINGs (seed, length), and a latent."""
+    described = getattr(comfy.supported_models, tiny.kind)(dict(tiny.config))
+    described.unet_config.update(tiny.config)  # some classes fix their sizes over what they are given
+    described.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    base = described.get_model({}, "", device=cpu)
+    source = torch.Generator().manual_seed(weight_seed)
+    for parameter in base.diffusion_model.parameters():
+        parameter.requires_grad_(False).copy_(tiny.std * torch.randn(parameter.shape, generator=source))
+    for name, buffer in base.diffusion_model.named_buffers():
+        if name == "pos_embed":  # SD3's positions are made without values
+            buffer.copy_(torch.randn(buffer.shape, generator=source))
+    base.diffusion_model.eval()
+
+    def prompt(seed: int, length: int = 7) -> list:
+        options = dict(tiny.extra(seed, length))
+        if tiny.pooled is not None:
+            options["pooled_output"] = randn((1, tiny.pooled), POOLED_SEED)
+        return [[randn((1, length, tiny.text), seed), options]]
+
+    model = comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu)
+    return model, prompt, randn(tiny.latent, 1)
+
+
+def randn(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Normal values, the same in every run."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _guidance(value: float, **more: Any) -> Callable[[int, int], dict[str, Any]]:
+    return lambda seed, length: {"guidance": value, **more}
+
+
+def _reference(shape: tuple[int, ...], **more: Any) -> Callable[[int, int], dict[str, Any]]:
+    return lambda seed, length: {"reference_latents": [randn(shape, 2)], **more}
+
+
+def _mask(seed: int, length: int) -> dict[str, Any]:
+    return {"attention_mask": torch.ones(1, length, dtype=torch.long)}
+
+
+def _part_mask(seed: int, length: int) -> dict[str, Any]:
+    return {"attention_mask": torch.tensor([[1] * (length - 2) + [0] * 2])}
+
+
+def _fill(seed: int, length: int) -> dict[str, Any]:
+    return {"guidance": 3.5, "concat_latent_image": randn(PICTURE, 2), "concat_mask": torch.ones(1, 1, 56, 72)}
+
+
+PICTURE, FRAME, PACKED = (1, 16, 7, 9), (1, 16, 1, 7, 9), (1, 128, 4, 5)  # odd sizes: 4 x 5 tokens
+
+SD3 = dict(
+    in_channels=16, out_channels=16, patch_size=2, input_size=None, depth=2, num_blocks=4, num_patches=256,
+    pos_embed_max_size=16, pos_embed_scaling_factor=None, adm_in_channels=20, context_size=128, qk_norm="rms",
+    rmsnorm=False,
+    context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
+)  # fmt: skip
+FLUX = dict(
+    image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=20, context_in_dim=24,
+    hidden_size=64, num_heads=2, mlp_ratio=4.0, depth=2, depth_single_blocks=2, axes_dim=[8, 12, 12], theta=10000,
+    qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
+)  # fmt: skip
+FLUX2 = dict(
+    image_model="flux2", in_channels=128, out_channels=128, patch_size=1, vec_in_dim=None, context_in_dim=24,
+    hidden_size=64, num_heads=2, mlp_ratio=3.0, depth=2, depth_single_blocks=2, axes_dim=[8, 8, 8, 8], theta=2000,
+    qkv_bias=False, guidance_embed=True, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False,
+    default_ref_method="index", ref_index_scale=10.0,
+)  # fmt: skip
+CHROMA = dict(
+    image_model="chroma", in_channels=64, out_channels=64, patch_size=2, context_in_dim=24, hidden_size=64,
+    num_heads=2, mlp_ratio=4.0, depth=2, depth_single_blocks=2, axes_dim=[8, 12, 12], theta=10000, qkv_bias=True,
+    in_dim=64, out_dim=64, hidden_dim=64, n_layers=1, vec_in_dim=None, txt_ids_dims=[],
+)  # fmt: skip
+RADIANCE = CHROMA | dict(
+    image_model="chroma_radiance", in_channels=3, out_channels=3, patch_size=4, nerf_hidden_size=16, nerf_mlp_ratio=2,
+    nerf_depth=1, nerf_max_freqs=4, nerf_tile_size=512, nerf_final_head_type="conv",
+    nerf_embedder_dtype=torch.float32, use_x0=False, use_sequential_txt_ids=False,
+)  # fmt: skip
+QWEN = dict(
+    image_model="qwen_image", in_channels=64, out_channels=16, num_layers=3, attention_head_dim=32,
+    num_attention_heads=2, joint_attention_dim=24, axes_dims_rope=(8, 12, 12),
+)  # fmt: skip
+AURA = dict(
+    cond_seq_dim=24, max_seq=256, n_double_layers=2, n_layers=4, in_channels=4, out_channels=4, patch_size=2, dim=64,
+    n_heads=2,
+)  # fmt: skip
+HUNYUAN = dict(
+    image_model="hunyuan_video", in_channels=16, out_channels=16, vec_in_dim=20, context_in_dim=24, hidden_size=64,
+    mlp_ratio=4.0, num_heads=2, depth=2, depth_single_blocks=2, axes_dim=[8, 12, 12], theta=256, patch_size=[1, 2, 2],
+    qkv_bias=True, guidance_embed=True, byt5=False, meanflow=False, use_cond_type_embedding=False, vision_in_dim=None,
+    meanflow_sum=False,
+)  # fmt: skip
+HUNYUAN_15 = dict(
+    in_channels=65, out_channels=32, patch_size=[1, 1, 1], vec_in_dim=None, use_cond_type_embedding=True,
+    vision_in_dim=24, guidance_embed=False,
+)  # fmt: skip
+LENS = dict(
+    image_model="lens", in_channels=128, out_channels=32, num_layers=3, attention_head_dim=32, num_attention_heads=2,
+    enc_hidden_dim=12, axes_dims_rope=(8, 12, 12), multi_layer_encoder_feature=True, selected_layer_index=(0, 1),
+)  # fmt: skip
+MAGE = dict(
+    image_model="mage_flow", in_channels=128, out_channels=128, num_layers=3, attention_head_dim=32,
+    num_attention_heads=2, joint_attention_dim=24, axes_dims_rope=(8, 12, 12),
+)  # fmt: skip
+JOY = dict(
+    image_model="joyimage", in_channels=16, hidden_size=256, num_attention_heads=2, text_dim=24, num_layers=3
+)  # fmt: skip
+LUMINA = dict(
+    image_model="lumina2", patch_size=2, in_channels=16, dim=96, cap_feat_dim=24, n_layers=3, n_refiner_layers=1,
+    qk_norm=True, n_heads=3, n_kv_heads=3, axes_dims=[8, 12, 12], axes_lens=[300, 512, 512], rope_theta=10000.0,
+    ffn_dim_multiplier=1.0,
+)  # fmt: skip
+Z_IMAGE = LUMINA | dict(
+    dim=288, n_heads=9, n_kv_heads=9, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32
+)
+KREA2 = dict(
+    image_model="krea2", features=64, tdim=16, txtdim=12, heads=2, kvheads=1, multiplier=2, layers=3, channels=16,
+    txtlayers=2, txtheads=2, txtkvheads=2,
+)  # fmt: skip
+LTXV = dict(
+    image_model="ltxv", in_channels=128, cross_attention_dim=64, attention_head_dim=32, num_attention_heads=2,
+    caption_channels=24, num_layers=3,
+)  # fmt: skip
+
+QWEN_IMAGE = Tiny("QwenImage", QWEN, FRAME)
+QWEN_EDIT = replace(QWEN_IMAGE, extra=_reference(FRAME), image_tokens=40)
+FLUX1 = Tiny("Flux", FLUX, PICTURE, pooled=20, extra=_guidance(3.5), prompt_last=True)
+FLUX2_DEV = Tiny(
+    "Flux2", FLUX2, PACKED, extra=_guidance(3.5), text_tokens=lambda length: max(length, 512), prompt_last=True
+)
+VIDEO = Tiny("HunyuanVideo", HUNYUAN, FRAME, pooled=20, extra=_guidance(6.0))
+
+FAMILIES: dict[str, Tiny] = {
+    "SD3": Tiny("SD3", SD3, PICTURE, pooled=20),
+    "SD3.5 Medium": Tiny("SD3", {**SD3, "x_block_self_attn_layers": [0, 1]}, PICTURE, pooled=20),
+    "FLUX.1 dev": FLUX1,
+    "FLUX.1 schnell": replace(
+        FLUX1, kind="FluxSchnell", config={**FLUX, "guidance_embed": False}, extra=lambda seed, length: {}
+    ),
+    "FLUX.1 Fill": replace(FLUX1, kind="FluxInpaint", config={**FLUX, "in_channels": 96}, extra=_fill),
+    "FLUX.1 Kontext": replace(FLUX1, extra=_reference(PICTURE, guidance=3.5), image_tokens=40),
+    "FLUX.2": FLUX2_DEV,
+    "FLUX.2 with a reference": replace(FLUX2_DEV, extra=_reference(PACKED, guidance=3.5), image_tokens=40),
+    "Chroma": Tiny("Chroma", CHROMA, PICTURE),
+    "Chroma Radiance": Tiny("ChromaRadiance", RADIANCE, (1, 3, 15, 18), std=0.2),
+    "LongCat-Image": Tiny(
+        "LongCatImage",
+        {**FLUX, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]},
+        PICTURE,
+        prompt_last=True,
+    ),
+    "Ovis-Image": Tiny(
+        "FluxSchnell",
+        FLUX | dict(vec_in_dim=None, guidance_embed=False, txt_ids_dims=[1, 2], yak_mlp=True, txt_norm=True),
+        PICTURE,
+        prompt_last=True,
+    ),
+    "Qwen-Image": QWEN_IMAGE,
+    "Qwen-Image-Edit": QWEN_EDIT,
+    "Qwen-Image-Edit-2511": replace(QWEN_EDIT, config={**QWEN, "default_ref_method": "index_timestep_zero"}),
+    "Qwen-Image with a text mask": replace(QWEN_IMAGE, extra=_part_mask),
+    "MageFlow": Tiny("MageFlow", MAGE, PACKED, std=0.2),
+    "Z-Image": Tiny("ZImage", Z_IMAGE, PICTURE, text_tokens=lambda length: -(-length // 32) * 32, image_tokens=32),
+    "Lumina2": Tiny("Lumina2", LUMINA, PICTURE),
+    "NewBie": Tiny("Lumina2", {**LUMINA, "clip_text_dim": 20}, PICTURE, pooled=20),
+    "Krea 2": Tiny("Krea2", KREA2, FRAME),
+    "Krea 2 with a reference": Tiny(
+        "Krea2", {**KREA2, "default_ref_method": "index_timestep_zero"}, FRAME, extra=_reference(FRAME), image_tokens=40
+    ),
+    "AuraFlow": Tiny(
+        "AuraFlow", AURA, (1, 4, 8, 10), text_tokens=lambda length: length + 8, prompt_last=True, std=0.05
+    ),
+    "Lens": Tiny("Lens", LENS, PACKED, extra=_part_mask, image_first=True, std=0.2),
+    "JoyImage": Tiny("JoyImage", JOY, FRAME, image_first=True),
+    "HunyuanVideo": VIDEO,
+    "HunyuanVideo 1.5": replace(
+        VIDEO, kind="HunyuanVideo15", config={**HUNYUAN, **HUNYUAN_15}, latent=(1, 32, 1, 4, 5), prompt_last=True
+    ),
+    "HunyuanImage 2.1": replace(
+        VIDEO,
+        kind="HunyuanImage21",
+        config=HUNYUAN | dict(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[16, 16], vec_in_dim=None),
+        latent=(1, 64, 4, 5),
+        pooled=None,
+    ),
+    "LTX-Video": Tiny(
+        "LTXV",
+        LTXV,
+        (1, 128, 1, 4, 5),
+        extra=lambda seed, length: {"frame_rate": 25, **_mask(seed, length)},
+    ),
+}
+# One of each, for tests of what the nodes do with rows rather than with blocks.
+FEW = ("SD3", "FLUX.1 dev", "FLUX.2", "Qwen-Image-Edit-2511", "Z-Image", "Krea 2", "JoyImage", "LTX-Video")
