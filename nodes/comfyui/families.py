@@ -25,7 +25,8 @@ class Family:
         label: its name for people.
         models: classes in `comfy.supported_models`.
         networks: classes of the diffusion model, with their modules.
-        double, single: its lists of double (two streams) and of single blocks, "" for none. Refiners are not blocks.
+        double, single: its lists of double (two streams) and of single blocks, "" for none; one list alone is the
+            first, whatever its blocks are. Refiners are not blocks.
         sections: what people call these lists.
         text: how its blocks take the text.
         width: of the text that it takes, in channels, read from the network; None if unknown.
@@ -111,7 +112,7 @@ def _nextdit(label: str, model: str) -> Family:
         label,
         (model,),
         ("comfy.ldm.lumina.model.NextDiT",),
-        single="layers",
+        "layers",
         sections=("main",),
         width=lambda core: core.cap_embedder[1].in_features,
         text_inputs=("attention_mask", "num_tokens"),
@@ -154,7 +155,7 @@ FAMILIES = (
         "Krea 2",
         ("Krea2",),
         ("comfy.ldm.krea2.model.SingleStreamDiT",),
-        single="blocks",
+        "blocks",
         width=lambda core: core.txtlayers * core.txtdim,
         arguments={
             "x": "img",

@@ -224,13 +224,19 @@ TEXT_FIRST = ("QwenImageTransformerBlock", "LensTransformerBlock", "MMDiTBlock",
 def identity_in_place(bench: Bench, block: torch.nn.Module) -> Iterator[None]:
     """A block that gives back what it is given."""
     signature = inspect.signature(type(block).forward)
-    double = any(block is each for each in getattr(bench.model.model.diffusion_model, bench.family.double or "_", ()))
+    family, network = bench.family, bench.model.model.diffusion_model
+    single = (
+        family.text.cross
+        or family.arguments
+        or any(block is each for each in getattr(network, family.single or "_", ()))
+    )
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        if type(block).__name__ == "JointBlock" and args:  # ComfyUI's SD3: (text, image)
+            return args[:2]
         given = signature.bind(block, *args, **kwargs).arguments
-        names = list(given)[1:]
-        if bench.family.text.cross or not double:
-            return given[names[0]]
+        if single:
+            return given[list(given)[1]]
         img = next(given[name] for name in ("hidden_states", "img", "x") if name in given)
         txt = next(given[name] for name in ("encoder_hidden_states", "txt", "context", "c") if name in given)
         return (txt, img) if type(block).__name__ in TEXT_FIRST else (img, txt)

@@ -176,7 +176,8 @@ FLUX1 = Tiny("Flux", FLUX, PICTURE, pooled=20, extra=_guidance(3.5), prompt_last
 FLUX2_DEV = Tiny(
     "Flux2", FLUX2, PACKED, extra=_guidance(3.5), text_tokens=lambda length: max(length, 512), prompt_last=True
 )
-VIDEO = Tiny("HunyuanVideo", HUNYUAN, FRAME, pooled=20, extra=_guidance(6.0))
+# ComfyUI itself fails on odd sizes here.
+VIDEO = Tiny("HunyuanVideo", HUNYUAN, (1, 16, 1, 8, 10), pooled=20, extra=_guidance(6.0))
 
 FAMILIES: dict[str, Tiny] = {
     "SD3": Tiny("SD3", SD3, PICTURE, pooled=20),
