@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..mmdit_core.checkpoints.detect import count_blocks
+from ..mmdit_core.checkpoints.blocks import FileBlocks, find_blocks
 from ..mmdit_core.checkpoints.errors import CheckpointError
 from ..mmdit_core.checkpoints.header import read_header
 from ..mmdit_core.control.presets import PRESETS, Preset
@@ -35,17 +35,19 @@ def register() -> None:
 
 
 async def blocks(request: web.Request) -> web.Response:
-    """GET ?name=FILE&folder=FOLDER: {"double": n, "single": n}, null if unknown.
+    """GET ?name=FILE&folder=FOLDER: the blocks of a file's model.
 
+    Returns: {"sections": [{"name": "double", "count": 19}, ...], "refiners": [...], "double": 19, "single": 38}: the
+        kinds of its blocks in order, the blocks that run before them and are not counted, and the two numbers that
+        block lists are written in; both null if the model is unknown.
     Only files that ComfyUI lists are read: in that folder or, without one, in those of MMDiTLoader.
     """
     path = folders.listed_path(request.query.get("name", ""), request.query.get("folder", ""))
     found = None
     if path is not None:
         status = path.stat()
-        found = await asyncio.to_thread(_count_blocks, str(path), status.st_mtime_ns, status.st_size)
-    double, single = found or (None, None)
-    return web.json_response({"double": double, "single": single})
+        found = await asyncio.to_thread(_blocks, str(path), status.st_mtime_ns, status.st_size)
+    return web.json_response(_as_json(found))
 
 
 async def presets(request: web.Request) -> web.Response:
@@ -105,12 +107,26 @@ def _count_tokens(texts: Mapping[str, str], limit: int | None) -> dict[str, list
 
 
 @lru_cache(maxsize=64)
-def _count_blocks(path: str, modified: int, size: int) -> tuple[int, int] | None:
+def _blocks(path: str, modified: int, size: int) -> FileBlocks | None:
     """The blocks in a file; time and size are part of the cache's key, so that a changed file is read again."""
     try:
-        return count_blocks(read_header(path).tensors)
+        return find_blocks(read_header(path).tensors)
     except CheckpointError:
         return None
+
+
+def _as_json(found: FileBlocks | None) -> dict[str, Any]:
+    """The answer of /mmdit/blocks."""
+    if found is None:
+        return {"sections": [], "refiners": [], "double": None, "single": None}
+    single = sum(count for name, count in found.sections if name == "single")
+    total = sum(count for _, count in found.sections)
+    return {
+        "sections": [{"name": name, "count": count} for name, count in found.sections],
+        "refiners": [{"name": name, "count": count} for name, count in found.refiners],
+        "double": total - single,
+        "single": single,
+    }
 
 
 def _preset(preset: Preset) -> dict[str, object]:

@@ -63,15 +63,6 @@ ALONE: tuple[tuple[str, str], ...] = (
     ),
 )
 
-# The block lists of the models that block controls support: (double or joint, single).
-BLOCK_LISTS: tuple[tuple[str, str], ...] = (
-    (BLOCKS, ""),  # SD3
-    ("double_blocks", "single_blocks"),  # FLUX, Chroma
-    ("double_layers", "single_layers"),  # AuraFlow
-    ("joint_transformer_blocks", "single_transformer_blocks"),  # AuraFlow in diffusers' layout
-    (DIFFUSERS_BLOCKS, "single_transformer_blocks"),  # Qwen-Image; SD3 and FLUX in diffusers' layout
-)
-
 # Tensors of quantised weights with separate scales: fp8-scaled, int8 and 4-bit files.
 QUANTISED = (
     r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale(_2)?|input_scale|comfy_quant|absmax|quant_map"
@@ -152,22 +143,6 @@ def describe_unknown(names: Iterable[str]) -> str:
     if parts:
         return f"the file holds {', '.join(parts)} and no transformer"
     return f"unknown architecture ({len(names)} tensors: {listing(sorted(names))})"
-
-
-def count_blocks(names: Iterable[str]) -> tuple[int, int] | None:
-    """The numbers of double (joint) and single blocks of the transformer in a file, or None if there is none.
-
-    Args: names of its tensors, with or without the single file's prefix; also of families that are not loaded here.
-    """
-    numbers: dict[str, set[str]] = {}
-    for name in names:
-        match = re.match(r"(?:model\.diffusion_model\.)?(\w+)\.(\d+)\.", name)
-        if match:
-            numbers.setdefault(match[1], set()).add(match[2])
-    for double, single in BLOCK_LISTS:
-        if double in numbers:
-            return len(numbers[double]), len(numbers.get(single, ()))
-    return None
 
 
 def _matching(table: tuple[tuple[str, str], ...], names: list[str]) -> str | None:

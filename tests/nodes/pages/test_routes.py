@@ -13,11 +13,13 @@ import pytest
 import torch
 from comfy.ldm.aura.mmdit import MMDiT as AuraFlow
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.krea2.model import SingleStreamDiT
+from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel as QwenImage
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel
 
 from mmdit_core import MMDiT, MMDiTConfig
-from mmdit_core.checkpoints.detect import count_blocks
+from mmdit_core.checkpoints.blocks import find_blocks
 from mmdit_core.control.presets import PRESETS
 from mmdit_core.flow.schedules import sigmas
 from scripts.client import ComfyUIError
@@ -46,27 +48,57 @@ MODELS = {
         in_channels=16, out_channels=16, dim=64, n_layers=8, n_double_layers=3, n_heads=2, global_conddim=64,
         cond_seq_dim=8, max_seq=16, operations=OPERATIONS,
     ),
+    "Z-Image": lambda: NextDiT(
+        dim=288, n_layers=3, n_refiner_layers=2, n_heads=9, n_kv_heads=9, axes_dims=[8, 12, 12],
+        axes_lens=[300, 16, 16], cap_feat_dim=24, qk_norm=True, z_image_modulation=True, pad_tokens_multiple=32,
+        operations=OPERATIONS,
+    ),
+    "Krea 2": lambda: SingleStreamDiT(
+        features=64, tdim=16, txtdim=12, heads=2, kvheads=2, multiplier=2, layers=3, txtlayers=2, txtheads=2,
+        txtkvheads=2, operations=OPERATIONS,
+    ),
 }  # fmt: skip
-SINGLE = {"FLUX": 5, "FLUX in diffusers": 5, "AuraFlow": 5}
+TWO_KINDS = (("double", 3), ("single", 5))
+SECTIONS = {
+    "FLUX": TWO_KINDS, "FLUX in diffusers": TWO_KINDS, "AuraFlow": TWO_KINDS, "Z-Image": (("main", 3),),
+    "Krea 2": (("blocks", 3),),
+}  # fmt: skip
+REFINERS = {"Z-Image": (("noise", 2), ("context", 2))}
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_blocks_of_every_supported_model_are_counted_from_tensor_names(pack, name, prefix):
+def test_the_kinds_of_blocks_of_every_family_are_found_from_tensor_names(pack, name, prefix):
     with torch.device("meta"):
         model = MODELS[name]()
-    expected = (3, SINGLE.get(name, 0))
-    assert count_blocks([prefix + key for key in model.state_dict()]) == expected
-    if "diffusers" not in name:
-        families = sys.modules[f"{pack.__name__}.nodes.comfyui.families"]
-        network = families.CORE if name == "SD3" else f"{type(model).__module__}.{type(model).__qualname__}"
-        family = next(family for family in families.FAMILIES if network in family.networks)
-        assert family.counts(model) == expected, "the strip and the controls must count the same"
+    found = find_blocks([prefix + key for key in model.state_dict()])
+    assert found.sections == SECTIONS.get(name, (("joint", 3),))
+    assert found.refiners == REFINERS.get(name, ())
+    families = sys.modules[f"{pack.__name__}.nodes.comfyui.families"]
+    network = families.CORE if name == "SD3" else f"{type(model).__module__}.{type(model).__qualname__}"
+    family = next((family for family in families.FAMILIES if network in family.networks), None)
+    if "diffusers" not in name and family is not None:
+        counted = sum(count for _, count in found.sections)
+        assert sum(family.counts(model)) == counted, "the strip and the controls must count the same"
 
 
-@pytest.mark.parametrize("names", [[], ["input_blocks.1.1.transformer_blocks.0.norm1.weight"], ["transformer_blocks"]])
-def test_files_without_blocks_have_none(names):
-    assert count_blocks(names) is None
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["input_blocks.1.1.transformer_blocks.0.norm1.weight"],
+        ["transformer_blocks"],
+        ["layers.0.attention.qkv.weight"],  # of a text encoder, or of a family without block controls
+        ["blocks.0.self_attn.q.weight"],  # Wan
+    ],
+)
+def test_files_without_known_blocks_have_none(names):
+    assert find_blocks(names) is None
+
+
+def test_blocks_without_a_known_kind_are_only_counted():
+    found = find_blocks([f"transformer_blocks.{i}.attn1.to_q.weight" for i in range(4)])  # LTX
+    assert found.sections == (("blocks", 4),)
 
 
 def header_only(path: Path, names: list[str]) -> None:
@@ -91,15 +123,29 @@ def blocks(comfyui, **query):
 
 
 def test_blocks_are_counted_by_folder_or_in_the_loaders_folders(comfyui, flux):
-    assert blocks(comfyui, name=flux.name, folder="diffusion_models") == {"double": 19, "single": 38}
-    assert blocks(comfyui, name=flux.name) == {"double": 19, "single": 38}
-    assert blocks(comfyui, name="mmdit-small.safetensors") == {"double": 8, "single": 0}
+    sections = [{"name": "double", "count": 19}, {"name": "single", "count": 38}]
+    expected = {"sections": sections, "refiners": [], "double": 19, "single": 38}
+    assert blocks(comfyui, name=flux.name, folder="diffusion_models") == expected
+    assert blocks(comfyui, name=flux.name) == expected
+    small = blocks(comfyui, name="mmdit-small.safetensors")
+    assert small == {"sections": [{"name": "joint", "count": 8}], "refiners": [], "double": 8, "single": 0}
+
+
+def test_refiners_are_named_and_not_counted(comfyui, flux):
+    lists = {"layers": 30, "noise_refiner": 2, "context_refiner": 2}
+    header_only(flux, [f"{name}.{i}.attention.qkv.weight" for name, count in lists.items() for i in range(count)])
+    assert blocks(comfyui, name=flux.name) == {
+        "sections": [{"name": "main", "count": 30}],
+        "refiners": [{"name": "noise", "count": 2}, {"name": "context", "count": 2}],
+        "double": 30,
+        "single": 0,
+    }
 
 
 def test_a_changed_file_is_counted_again(comfyui, flux):
     assert blocks(comfyui, name=flux.name)["single"] == 38
     header_only(flux, ["joint_blocks.0.x_block.attn.qkv.weight"])
-    assert blocks(comfyui, name=flux.name) == {"double": 1, "single": 0}
+    assert blocks(comfyui, name=flux.name)["sections"] == [{"name": "joint", "count": 1}]
 
 
 def test_only_files_that_comfyui_lists_are_read(comfyui, flux):
@@ -107,7 +153,7 @@ def test_only_files_that_comfyui_lists_are_read(comfyui, flux):
     header_only(outside, ["joint_blocks.0.x_block.attn.qkv.weight"])
     damaged = flux.with_name("routes-damaged.safetensors")
     damaged.write_bytes(b"no header")
-    unknown = {"double": None, "single": None}
+    unknown = {"sections": [], "refiners": [], "double": None, "single": None}
     for query in (
         {"name": "../../outside.safetensors"},
         {"name": "../../outside.safetensors", "folder": "diffusion_models"},
