@@ -8,6 +8,7 @@ from PIL import Image
 
 from ...mmdit_core.analysis import Cell, mean
 from ..comfyui.frontend.progress import model_name
+from ..comfyui.run.sampling import Sections
 from ..plots.canvas import ACTION_COLOURS
 from ..plots.contact_sheet import Row, Tile, contact_sheet
 from ..plots.line_plot import Line, Panel, line_plot
@@ -26,10 +27,21 @@ def draw_sheet(sweep: Sweep) -> Image.Image:
         label = (_name(cells[0]), WINDOW_NAMES[cells[0].window])
         tiles = (baseline, *(_tile(sweep, cell, largest) for cell in cells))
         rows.append(Row(label, ACTION_COLOURS[cells[0].operation], tiles))
-    blocks = [f"block {b}" if b < sweep.double else f"{b} (s{b - sweep.double})" for b in sweep.settings.blocks]
+    blocks = [_block_name(block, sweep.sections) for block in sweep.settings.blocks]
     subtitle = _subtitle(sweep) + ". Below each image: distance to the baseline, latent and image"
     aspect = sweep.size[0] / sweep.size[1]
     return contact_sheet("What each block does", subtitle, ["baseline", *blocks], rows, aspect=aspect)
+
+
+def _block_name(block: int, sections: Sections) -> str:
+    """A column's name: "block 3"; for a block of a second kind, with its number among them: "22 (s3)"."""
+    first = sections[0][1] if sections else block + 1
+    own = block - first
+    for name, count in sections[1:]:
+        if 0 <= own < count:
+            return f"{block} ({name[0]}{own})"
+        own -= count
+    return f"block {block}"
 
 
 def draw_plot(sweep: Sweep) -> Image.Image:

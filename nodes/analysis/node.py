@@ -128,7 +128,8 @@ class BlockAnalysis:
         key = (of_model(model), fingerprint([positive, negative, latent, inputs.steps, float(inputs.cfg)]))
         if key != self._key:
             self._key, self._latents = key, {}
-        sweep = Sweep(model, positive, negative, latent, vae, double, settings, self._latents, unique_id, scores)
+        kinds, done = facts.sections, self._latents
+        sweep = Sweep(model, positive, negative, latent, vae, kinds, settings, done, unique_id, scores)
         sweep.run(lambda: draw_sheet(sweep))
         notes = [f"The latent held {batch} images: the first was used."] if batch > 1 else []
         report = analysis.report(

@@ -53,7 +53,7 @@ class Sweep:
     negative: Any
     latent: dict[str, Any]
     vae: Any
-    double: int  # number of double blocks
+    sections: sampling.Sections
     settings: SweepSettings
     latents: Latents
     node_id: str | None

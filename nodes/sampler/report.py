@@ -32,7 +32,7 @@ class SamplerReport:
     """
 
     model: str
-    blocks: dict[str, int] | None
+    blocks: dict[str, Any] | None
     controls: list[str]
     solver: str
     calls_per_step: int | None
@@ -56,13 +56,14 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
     steps, guidance, seeds = run.steps, run.steps.guidance, plan.inputs.seeds
     counts = run.counts or patching.Run()
     blocks, start = plan.facts.blocks, steps.start
+    sections = [[name, count] for name, count in plan.facts.sections]
     ran, seconds = steps.count - run.reused, sum(run.seconds)
     added, drawn = plan.add_noise, bool(steps.options.get("eta"))
     cached = None if counts.step_cache is None else counts.step_cache.count
     calls, block_calls = counts.calls, counts.block_calls
     return SamplerReport(
         model=plan.facts.name,
-        blocks=None if blocks is None else {"double": blocks[0], "single": blocks[1]},
+        blocks=None if blocks is None else {"double": blocks[0], "single": blocks[1], "sections": sections},
         controls=[f"{control_label(control)}{_window(control)}" for control in plan.controls],
         solver=steps.solver,
         calls_per_step=None if steps.is_adaptive else SOLVERS[steps.solver].calls_per_step,
@@ -147,11 +148,13 @@ def short(report: SamplerReport) -> str:
     return "\n".join([*lines, *(f"skipped {line}" for line in _skipped(report)), *report.notes])
 
 
-def _blocks(blocks: dict[str, int] | None) -> str:
-    if blocks is None:
-        return ""
-    kinds = f" double and {blocks['single']} single" if blocks["single"] else ""
-    return f", {blocks['double']}{kinds} blocks"
+def _blocks(blocks: dict[str, Any] | None) -> str:
+    """The numbers of each kind of block: ", blocks double 0-18, single 19-56"."""
+    kinds, start = [], 0
+    for name, count in blocks["sections"] if blocks else ():
+        kinds.append(f"{'' if name == 'blocks' else name} {start}-{start + count - 1}".strip())
+        start += count
+    return f", blocks {', '.join(kinds)}" if kinds else ""
 
 
 def _solver(report: SamplerReport) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ....mmdit_core.config import MMDiTConfig
-from ..families import block_counts
+from ..families import block_counts, family_of
 from ..frontend.progress import model_name
 from ..loading.model import core_config
 from . import resume
@@ -26,7 +26,9 @@ from .noise import Seeds
 from .solver import RunSteps, SolverRun
 
 Latent = dict[str, Any]
+Sections = tuple[tuple[str, int], ...]  # (name, count) of each kind of block, in order
 Callback = Callable[..., None]  # (step, denoised, x, steps), instead of ComfyUI's progress bar and preview
+JOINT = ("joint_blocks", "transformer_blocks")  # lists of blocks that their models do not call double
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class ModelFacts:
 
     Fields: kind, its class; name, with its file; is_flow, True if it predicts a rectified flow's velocity (SD3, FLUX,
     Qwen-Image, ...); shift, its own, after any shift node; config of our core, None for ComfyUI's models; blocks,
-    double and single, None if no block hook reaches them; has_guidance, True if another node's guidance is on it.
+    double and single, None if no block hook reaches them; sections, the kinds of its blocks, (name, count) in order;
+    has_guidance, True if another node's guidance is on it.
     """
 
     kind: str
@@ -53,6 +56,7 @@ class ModelFacts:
     shift: float
     config: MMDiTConfig | None
     blocks: tuple[int, int] | None
+    sections: Sections
     has_guidance: bool
 
 
@@ -66,8 +70,18 @@ def read_model(model) -> ModelFacts:
         shift=shift_in(flow),
         config=core_config(model),
         blocks=block_counts(model.model),
+        sections=sections_in(model),
         has_guidance=CFG_FUNCTION in model.model_options,
     )
+
+
+def sections_in(model) -> Sections:
+    """The kinds of a MODEL's blocks, (name, count) in order; () if no block hook reaches them."""
+    core = model.model.diffusion_model
+    family, (double, single) = family_of(core), block_counts(core) or (0, 0)
+    if not single:
+        return (("joint" if family and family.double in JOINT else "double", double),) if double else ()
+    return ("double", double), ("single", single)
 
 
 def shift_in(sampling) -> float:

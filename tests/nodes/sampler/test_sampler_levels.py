@@ -113,7 +113,7 @@ def test_the_summary_reports_what_ran(bench):
     model = bench.attach(bench.model, controls)
     summary = bench.all(model=model, steps=4, solver="heun", guidance="rescale", cfg_end=0.75, shift=2.0)[2]
     for line in (
-        "Model: tiny-sd35.safetensors (MMDiTBase), 2 blocks",
+        "Model: tiny-sd35.safetensors (MMDiTBase), blocks joint 0-1",
         "Control: skip, blocks 1, negative, from 0% to 50% of the sampling",
         "Control: boost x1.5 (residual), blocks 0\n",
         "Solver: heun, 2 model calls a step",

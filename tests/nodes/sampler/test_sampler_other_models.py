@@ -91,6 +91,32 @@ def test_a_batch_is_its_images(bench, other):
         assert error(batch[k : k + 1], bench.run(seed=5 + k, **other)) <= 1e-4
 
 
+def test_the_kinds_of_blocks_are_reported_as_the_family_names_them(bench, other):
+    double = hasattr(other["model"].model.diffusion_model, "double_blocks")
+    expected = "blocks double 0-1, single 2-3" if double else "blocks joint 0-"
+    assert expected in bench.all(steps=1, **other)[2].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("sections", "text"),
+    [
+        ((("main", 30),), ", blocks main 0-29"),
+        ((("blocks", 28),), ", blocks 0-27"),
+        ((("double", 19), ("single", 38)), ", blocks double 0-18, single 19-56"),
+        ((), ""),
+    ],
+)
+def test_each_kind_has_its_range_in_the_summary(bench, sections, text):
+    assert bench.module("sampler.report")._blocks({"sections": sections}) == text
+
+
+def test_a_column_of_the_contact_sheet_names_a_second_kind(bench):
+    named = bench.module("analysis.figures")._block_name
+    flux = (("double", 19), ("single", 38))
+    assert [named(block, flux) for block in (3, 19, 56)] == ["block 3", "19 (s0)", "56 (s37)"]
+    assert named(7, (("main", 30),)) == "block 7"
+
+
 def test_fluxs_rule_counts_the_models_tokens(bench, other):
     facts = bench.facts(bench.empty(size=(12, 9)), size_shift="flux", steps=2, **other)
     assert facts["shift"] == pytest.approx(math.exp(flux_mu(6 * 5)), abs=1e-6)
