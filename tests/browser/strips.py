@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 SMALL = "mmdit-small.safetensors"  # 8 blocks
-MEDIUM, FLUX = "strip-medium.safetensors", "strip-flux.safetensors"  # headers only: 24 blocks, 19 + 38 blocks
+# Headers only: 24 blocks, 19 + 38 blocks, 30 blocks after 2 + 2 refiners, 28 blocks, 60 blocks.
+MEDIUM, FLUX, Z_IMAGE = "strip-medium.safetensors", "strip-flux.safetensors", "strip-z-image.safetensors"
+KREA, QWEN = "strip-krea.safetensors", "strip-qwen.safetensors"
 
 FIND = """([type, block]) => {
     const graphs = [app.graph, ...app.graph.subgraphs?.values() ?? []];
@@ -26,6 +28,8 @@ FIND = """([type, block]) => {
         field: place(element.querySelector(".mmdit-text").getBoundingClientRect()),
         rows: [...element.querySelectorAll(".mmdit-row")].map((row) => row.children.length),
         foot: element.querySelector(".mmdit-foot").textContent,
+        list: element.querySelector(".mmdit-strip").ariaLabel,
+        opens: cells.flatMap((cell, i) => cell.matches(".opens") ? [i] : []),
         focused: element.contains(document.activeElement),
         inert: element.inert,
         height: element.getBoundingClientRect().height,
@@ -138,11 +142,18 @@ def clear_hover_texts(comfy) -> None:
 
 
 def write_headers(folder: Path) -> list[Path]:
-    """Write MEDIUM and FLUX: headers of checkpoints, enough to count their blocks."""
+    """Write the files above: headers of checkpoints, enough to count their blocks."""
+
+    def listed(name: str, count: int) -> list[str]:
+        return [f"{name.format(index)}.weight" for index in range(count)]
+
+    refiners = [*listed("noise_refiner.{}.attention.qkv", 2), *listed("context_refiner.{}.attention.qkv", 2)]
     names = {
-        MEDIUM: [f"model.diffusion_model.joint_blocks.{i}.x_block.attn.qkv.weight" for i in range(24)],
-        FLUX: [f"double_blocks.{i}.img_attn.qkv.weight" for i in range(19)]
-        + [f"single_blocks.{i}.linear1.weight" for i in range(38)],
+        MEDIUM: listed("model.diffusion_model.joint_blocks.{}.x_block.attn.qkv", 24),
+        FLUX: [*listed("double_blocks.{}.img_attn.qkv", 19), *listed("single_blocks.{}.linear1", 38)],
+        Z_IMAGE: [*refiners, *listed("layers.{}.attention.qkv", 30)],
+        KREA: [*listed("blocks.{}.attn.wq", 28), "txtfusion.projector.weight"],
+        QWEN: listed("transformer_blocks.{}.img_mod.1", 60),
     }
     folder.mkdir(exist_ok=True)
     for name, tensors in names.items():

@@ -23,13 +23,16 @@ const en = {
   prompt: "prompt",
   analyse: "analyse",
   block: (number) => `block ${number}`,
-  doubleBlock: (number, own) => `block ${number} (double d${own})`,
-  singleBlock: (number, own) => `block ${number} (single s${own})`,
+  blockOf: (number, kind, own) => `block ${number} (${kind} ${kind[0]}${own})`,
   strength: (action, strength) => `${action} × ${strength}`,
   effect: (effect) => `effect ${effect}`,
   chosen: (name, count, total) => `${name}: ${count} of ${total} chosen`,
   row: (first, last) => `blocks ${first} to ${last}`,
-  kinds: (double, total) => `double 0–${double - 1}, single ${double}–${total - 1}`,
+  kindAt: (kind, block) => `${kind} ${block}`,
+  span: (kind, first, last) => `${kind} ${first}–${last}`,
+  comma: ", ",
+  refiners: (names) => `${names.join(" and ")} refiner${names.length > 1 ? "s" : ""} not counted`,
+  guess: (total) => `model unknown: ${total} blocks are a guess`,
   nothing: "none",
   fromLink: "linked",
   whenRun: "counted during the run",
@@ -65,6 +68,11 @@ const WRONG = {
   backwards: () => "范围写反了，请把较小的块号写在前面",
 };
 
+// Kinds of blocks and of refiners, as the server names them.
+const KINDS = { double: "双流", single: "单流", joint: "联合", main: "主干", blocks: "块" };
+const REFINERS = { noise: "噪声", context: "上下文", reference: "参考图" };
+const kindName = (kind) => KINDS[kind] ?? kind;
+
 const zh = {
   all: "全选",
   none: "全不选",
@@ -83,13 +91,16 @@ const zh = {
   prompt: "换提示词",
   analyse: "分析",
   block: (number) => `块 ${number}`,
-  doubleBlock: (number, own) => `块 ${number}（双流 d${own}）`,
-  singleBlock: (number, own) => `块 ${number}（单流 s${own}）`,
+  blockOf: (number, kind, own) => `块 ${number}（${kindName(kind)} ${kind[0]}${own}）`,
   strength: (action, strength) => `${action} × ${strength}`,
   effect: (effect) => `影响 ${effect}`,
   chosen: (name, count, total) => `${name}：已选 ${count} / ${total}`,
   row: (first, last) => `块 ${first} 到 ${last}`,
-  kinds: (double, total) => `双流 0–${double - 1}，单流 ${double}–${total - 1}`,
+  kindAt: (kind, block) => `${kindName(kind)} ${block}`,
+  span: (kind, first, last) => `${kindName(kind)} ${first}–${last}`,
+  comma: "，",
+  refiners: (names) => `${names.map((name) => REFINERS[name] ?? name).join("、")}精炼块不计入`,
+  guess: (total) => `模型未知：${total} 块只是猜测`,
   nothing: "未选",
   fromLink: "来自连线",
   whenRun: "运行时计数",

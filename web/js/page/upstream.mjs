@@ -36,7 +36,8 @@ export async function blocksIn(file) {
   if (!file) return null;
   const query = new URLSearchParams({ name: file.name, folder: file.folder });
   const found = await requestOnce(`/mmdit/blocks?${query}`);
-  return found?.double ? new Blocks(found.double, found.single) : null;
+  if (!found || !(found.double + found.single > 0)) return null;
+  return new Blocks(found.double, found.single, found.sections, found.refiners);
 }
 
 /** The nodes from an input to its source, nearest first, each with its input slot; -1 at the source. */

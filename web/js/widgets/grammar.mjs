@@ -13,12 +13,21 @@ const PERCENT = new RegExp(`^(first|last|middle)${SPACE}*(\\p{Nd}+(?:\\.\\p{Nd}+
 const DIGITS = "\\d(?:_?\\d)*";
 const FLOAT = new RegExp(`^[+-]?(?:${DIGITS}(?:\\.(?:${DIGITS})?)?|\\.${DIGITS})(?:e[+-]?${DIGITS})?$`);
 
-/** The number of a model's blocks: double (joint) blocks first, then single ones, numbered consecutively. */
+/**
+ * The number of a model's blocks: double (joint) blocks first, then single ones, numbered consecutively. sections, the
+ * kinds of blocks as its family names them, [{ name, count }] in order; refiners, those that run before and have no number.
+ */
 export class Blocks {
-  constructor(double, single = 0) {
-    this.double = double;
-    this.single = single;
-    this.total = double + single;
+  constructor(double, single = 0, sections = sectionsOf(double, single), refiners = []) {
+    Object.assign(this, { double, single, total: double + single, sections, refiners });
+  }
+
+  /** The kind of a block, { name, own, index }: own, its number in its section; index, the section's. */
+  kindOf(block) {
+    let own = block;
+    let index = 0;
+    while (own >= this.sections[index].count) own -= this.sections[index++].count;
+    return { name: this.sections[index].name, own, index };
   }
 
   describe() {
@@ -29,6 +38,15 @@ export class Blocks {
       `and single s0 to s${single - 1} (${double} to ${total - 1})`
     );
   }
+}
+
+/** The sections of a model of which only the two numbers are known. */
+function sectionsOf(double, single) {
+  if (!single) return [{ name: "blocks", count: double }];
+  return [
+    { name: "double", count: double },
+    { name: "single", count: single },
+  ];
 }
 
 // Each returns [first, end) or [first, end, step).
@@ -55,8 +73,9 @@ const FRACTIONS = {
 
 /**
  * Parse a text. Returns: `chosen`, Map of block -> own strength or null, sorted by block; `errors`,
- * [{ part, message, kind }] for the invalid parts, which are left out of `chosen`. The kind "beyond" means that only this
- * model lacks the block.
+ * [{ part, message, kind, kept }] for the invalid parts. The kind "beyond" means that only this model lacks the block; of
+ * such a range the blocks that exist are in `chosen`, and `kept` is the text of the others. Other invalid parts are kept
+ * whole.
  */
 export function read(text, blocks, { strengths = false } = {}) {
   const parts = text.split(/[,;\n]/).map((part) => strip(part).toLowerCase()).filter(Boolean);
@@ -65,18 +84,20 @@ export function read(text, blocks, { strengths = false } = {}) {
   const onlyExceptions = parts.length && parts.every((part) => part.startsWith("!"));
   if (onlyExceptions) each(WORDS.get("all")(blocks), (block) => chosen.set(block, null));
   for (const part of parts) {
+    const except = part.startsWith("!");
+    const colon = except ? -1 : part.indexOf(":");
+    const body = strip(colon < 0 ? part.slice(except ? 1 : 0) : part.slice(0, colon));
+    let strength = null;
+    const apply = (range) => each(range, (block) => (except ? chosen.delete(block) : chosen.set(block, strength)));
     try {
-      if (part.startsWith("!")) {
-        each(blocksOf(strip(part.slice(1)), part, blocks), (block) => chosen.delete(block));
-        continue;
-      }
-      const colon = part.indexOf(":");
-      const strength = colon < 0 ? null : strengthOf(part.slice(colon + 1), part, strengths);
-      const body = colon < 0 ? part : part.slice(0, colon);
-      each(blocksOf(strip(body), part, blocks), (block) => chosen.set(block, strength));
+      if (colon >= 0) strength = strengthOf(part.slice(colon + 1), part, strengths);
+      apply(blocksOf(body, part, blocks));
     } catch (error) {
       if (!(error instanceof InvalidPart)) throw error;
-      errors.push({ part, message: error.message, kind: error.kind });
+      const { message, kind, exists, rest } = error;
+      if (exists) apply(exists);
+      const kept = exists ? `${except ? "!" : ""}${rest}${colon < 0 ? "" : part.slice(colon)}` : part;
+      errors.push({ part, message, kind, kept });
     }
   }
   return { chosen: sorted(chosen), errors };
@@ -97,10 +118,11 @@ export function write(chosen, blocks) {
     .join(", ");
 }
 
+/** exists, the blocks of a range that the model has, [first, end); rest, the text of its other blocks. */
 class InvalidPart extends Error {
-  constructor(kind, message) {
+  constructor(kind, message, exists = null, rest = "") {
     super(message);
-    this.kind = kind;
+    Object.assign(this, { kind, exists, rest });
   }
 }
 
@@ -155,20 +177,24 @@ function blocksOf(body, part, blocks) {
   const first = numberOf(kind, start, part, blocks);
   if (!dash) return [first, first + 1];
   if (end === undefined) return [first, kind === "d" ? blocks.double : blocks.total];
-  const last = numberOf(endKind || kind, end, part, blocks);
+  const last = numberOf(endKind || kind, end, part, blocks, first);
   if (last < first) throw new InvalidPart("backwards", `${quoted(part)} runs backwards. Write the smaller block first`);
   return [first, last + 1];
 }
 
-/** A block's number in the whole model. */
-function numberOf(kind, digits, part, blocks) {
+/** A block's number in the whole model. Args: first, of the range that it ends. */
+function numberOf(kind, digits, part, blocks, first = Infinity) {
+  const before = kind === "s" ? blocks.double : 0;
   const most = { d: blocks.double, s: blocks.single, "": blocks.total }[kind];
   const value = BigInt(ascii(digits));
   if (value >= most) {
     const where = part === kind + digits ? "" : ` (in ${quoted(part)})`;
-    throw new InvalidPart("beyond", `block ${kind}${value} does not exist${where}. ${blocks.describe()}`);
+    const message = `block ${kind}${value} does not exist${where}. ${blocks.describe()}`;
+    if (first >= before + most) throw new InvalidPart("beyond", message);
+    const rest = value === BigInt(most) ? `${kind}${most}` : `${kind}${most}-${value}`;
+    throw new InvalidPart("beyond", message, [first, before + most], rest);
   }
-  return Number(value) + (kind === "s" ? blocks.double : 0);
+  return Number(value) + before;
 }
 
 /** Decimal digits of any script as ASCII, as Python's int and float accept them; Unicode has them in runs of ten. */

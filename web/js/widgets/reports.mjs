@@ -23,14 +23,17 @@ export function listenForReports(changed) {
   });
 }
 
-/** Each block's measured effect, or null; among reports with the same number of blocks, that of this file first. */
+/**
+ * Each block's measured effect, or null; among reports with the same number of blocks, that of this file first. A report is
+ * a workflow's data and can be malformed.
+ */
 export function effectsFor(action, blocks, file) {
   const matching = [...everyNode()]
     .map((node) => node.properties?.[PROPERTY])
-    .filter((report) => report?.double === blocks.double && report.single === blocks.single);
+    .filter((report) => report?.double + report?.single === blocks.total && report.effects);
   const name = file?.split(/[\\/]/).at(-1);
-  const report = matching.find((each) => name && each.model.startsWith(name)) ?? matching[0];
-  const operation = report && SIMILAR[action]?.find((each) => report.effects[each]);
+  const report = matching.find((each) => name && String(each.model).startsWith(name)) ?? matching[0];
+  const operation = report && SIMILAR[action]?.find((each) => Array.isArray(report.effects[each]));
   return operation ? report.effects[operation] : null;
 }
 

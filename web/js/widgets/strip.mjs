@@ -3,16 +3,15 @@
 // It does not depend on nodes: its state is set from outside, and changes by the user are reported through `changed`.
 
 import { Blocks, read, write } from "./grammar.mjs";
+import { footOf } from "./foot.mjs";
 import { make } from "../page/frontend.mjs";
 import { listenToKeys } from "./keys.mjs";
 import { clamped, height } from "./bar.mjs";
 import { listenToPointer } from "./pointer.mjs";
 import { words } from "../words.mjs";
 
-const DEFAULT_BLOCKS = new Blocks(24); // drawn while the model is unknown
+const DEFAULT_BLOCKS = new Blocks(24); // a guess, drawn while the model is unknown
 const MAX_ROW = 40; // cells
-const RULER_STEPS = [1, 2, 4, 5, 8, 10];
-const MAX_MARKS = 8;
 
 let strips = 0;
 
@@ -29,7 +28,7 @@ export class BlockStrip {
     this.known = false;
     this.chosen = new Map();
     this.errors = [];
-    this.beyond = []; // entries of the text for blocks that are not drawn, while the model is unknown
+    this.kept = []; // entries of the text that no cell shows
     this.defaultStrength = 1.5; // of a block without its own
     this.effects = null; // block -> measured effect
     this.preset = null; // { name, chosen }: shown instead of the text
@@ -55,8 +54,7 @@ export class BlockStrip {
   /** Args: blocks, a Blocks, or null if the model is unknown. */
   setBlocks(blocks) {
     const now = blocks ?? DEFAULT_BLOCKS;
-    const same = now.double === this.blocks.double && now.single === this.blocks.single;
-    if (same && Boolean(blocks) === this.known) return;
+    if (JSON.stringify(now) === JSON.stringify(this.blocks) && Boolean(blocks) === this.known) return;
     this.blocks = now;
     this.known = Boolean(blocks);
     this.cursor = Math.min(this.cursor, now.total - 1);
@@ -90,9 +88,11 @@ export class BlockStrip {
     this.changed(text, done);
   }
 
-  /** Choose exactly these blocks; entries for blocks that are not drawn yet stay in the text. */
+  /** Choose exactly these blocks; entries that no cell shows stay in the text. */
   choose(chosen, done = true) {
-    const text = [write(chosen, this.blocks), ...this.beyond].filter(Boolean).join(", ");
+    // Exceptions alone would mean all other blocks.
+    const empty = this.kept.length && this.kept.every((part) => part.startsWith("!")) ? "none" : "";
+    const text = [write(chosen, this.blocks) || empty, ...this.kept].filter(Boolean).join(", ");
     if (text !== this.text) this.write(text, done);
     else if (done) this.changed(text, true);
   }
@@ -153,7 +153,8 @@ export class BlockStrip {
     this.field.placeholder = this.linked ? text.fromLink : this.preset ? text.fromPreset : text.nothing;
     this.field.setAttribute("aria-invalid", String(this.errors.length > 0));
     this.list.setAttribute("aria-readonly", String(!this.editable));
-    this.list.setAttribute("aria-label", text.chosen(this.label, shown.size, this.blocks.total));
+    const count = text.chosen(this.label, shown.size, this.blocks.total);
+    this.list.setAttribute("aria-label", this.known ? count : `${count} · ${text.guess(this.blocks.total)}`);
     this.list.setAttribute("aria-activedescendant", this._cellId(this.cursor));
     const most = this.effects ? Math.max(...this.effects.filter(Number.isFinite), 0) : 0;
     this.cells.forEach((cell, block) => {
@@ -172,12 +173,10 @@ export class BlockStrip {
 
   /** A block in words: its number, whether it is chosen, its strength, its measured effect. */
   describe(block) {
-    const { double, single } = this.blocks;
+    const { name, own } = this.blocks.kindOf(block);
     const text = words();
     const action = text[this.action];
-    const parts = [
-      !single ? text.block(block) : block < double ? text.doubleBlock(block, block) : text.singleBlock(block, block - double),
-    ];
+    const parts = [this.blocks.sections.length > 1 ? text.blockOf(block, name, own) : text.block(block)];
     if (this.shown.has(block)) parts.push(this.levels ? text.strength(action, this.strengthOf(block)) : action);
     const effect = this.effects?.[block];
     if (Number.isFinite(effect)) parts.push(text.effect(Number(effect.toPrecision(3))));
@@ -186,13 +185,12 @@ export class BlockStrip {
 
   _read() {
     const found = read(this.text, this.blocks, { strengths: this.levels });
-    const notDrawn = this.known ? [] : found.errors.filter((error) => error.kind === "beyond");
     this.chosen = found.chosen;
-    this.beyond = notDrawn.map((error) => error.part);
-    this.errors = found.errors.filter((error) => !notDrawn.includes(error));
+    this.kept = found.errors.map((error) => error.kept);
+    this.errors = found.errors.filter((error) => this.known || error.kind !== "beyond");
   }
 
-  /** The line below: the block under the pointer, else the preset, else the error, else the ruler. */
+  /** The line below: the block under the pointer, else the preset, else the error, else the kinds of blocks. */
   _drawFoot() {
     const { foot } = this;
     const pointed = this.hovered !== null && this.hovered < this.blocks.total;
@@ -203,24 +201,8 @@ export class BlockStrip {
       (wrong && words().wrong(this.errors[0], this.blocks));
     foot.classList.toggle("words", Boolean(text));
     foot.classList.toggle("error", wrong);
-    foot.title = text || "";
-    if (text) foot.textContent = text;
-    else foot.replaceChildren(...this._ruler());
-  }
-
-  /** Numbers under some cells of a single row; for two rows, which blocks they hold. */
-  _ruler() {
-    if (this.rows.length > 1) {
-      const { double, single, total } = this.blocks;
-      return [single ? words().kinds(double, total) : `0–${total - 1}`];
-    }
-    const step = RULER_STEPS.find((each) => this.blocks.total / each <= MAX_MARKS) ?? 10;
-    return this.cells.flatMap((_, block) => {
-      if (block % step) return [];
-      const mark = make("span", "", String(block));
-      mark.style.left = `${((block + 0.5) / this.blocks.total) * 100}%`;
-      return [mark];
-    });
+    foot.replaceChildren(...(text ? [text] : footOf(this.blocks, this.known, this.rows.length)));
+    foot.title = foot.childElementCount ? "" : foot.textContent;
   }
 
   _build() {
@@ -242,12 +224,12 @@ export class BlockStrip {
     this.element.replaceChildren(this.name, this.field, this.list, this.foot);
   }
 
-  /** Create the cells: double and single blocks in separate rows, and long rows split. */
+  /** Create the cells: two kinds of blocks in separate rows, more kinds with lines between them, and long rows split. */
   _layOut() {
-    const { double, single, total } = this.blocks;
-    const half = Math.ceil(total / 2);
+    const { sections, total } = this.blocks;
+    const half = sections.length === 2 ? sections[0].count : Math.ceil(total / 2);
     let spans = [[0, total, ""]]; // first, end, title
-    if (single) spans = [[0, double, "d"], [double, total, "s"]];
+    if (sections.length === 2) spans = [[0, half, sections[0].name[0]], [half, total, sections[1].name[0]]];
     else if (total > MAX_ROW) spans = [[0, half, "0"], [half, total, String(half)]];
     this.cells = [];
     this.rows = spans.map(([first, end, title]) => {
@@ -259,6 +241,8 @@ export class BlockStrip {
         const cell = make("div", "mmdit-cell");
         cell.id = this._cellId(block);
         cell.setAttribute("role", "option");
+        const { index, own } = this.blocks.kindOf(block);
+        cell.classList.toggle("opens", index > 0 && own === 0 && block > first);
         row.append(cell);
         this.cells.push(cell);
       }
