@@ -1,4 +1,4 @@
-"""Write `workflows/*.json` from scripts/workflow_specs.py: their nodes, inputs and notes.
+"""Write `workflows/*.json` from the specs of scripts/workflow_specs.py: their nodes, inputs and notes.
 
     python -m scripts.make_workflows [name ...]
 
@@ -19,10 +19,13 @@ from scripts.console import say
 from scripts.environment import ROOT
 from scripts.server import temporary_server
 from scripts.workflow import has_control, inputs_in_order, is_widget
-from scripts.workflow_specs import WORKFLOWS, Node, WorkflowSpec
+from scripts.workflow_parts import Node, WorkflowSpec
+from scripts.workflow_specs import WORKFLOWS
 
 TARGET = ROOT / "workflows"
 LEFT, TOP, GAP_X, GAP_Y = 40, 120, 60, 60
+PREVIEW = 300  # below a node that shows previews while it runs, which stay on it
+PREVIEWING = {"FlowMatchingSampler", "BlockAnalysis"}
 WIDTHS = {"TripleTextEncode": 420, "SaveImage": 340, "PreviewImage": 340, "PreviewAny": 340}
 IMAGE_NODES = {"SaveImage", "PreviewImage", "LoadImage"}
 TITLE, ROW, TEXT, IMAGE = 36, 24, 130, 320  # heights of a title, a slot or widget, a long text, an image
@@ -181,7 +184,7 @@ def _values(one: Placed) -> list[Any]:
     for name, kind, options in one.inputs:
         if not is_widget(kind, options):
             continue
-        first = kind[0] if isinstance(kind, list) and kind else None
+        first = kind[0] if isinstance(kind, list) and kind else "" if kind == "STRING" else None
         values.append(one.node.values.get(name, options.get("default", first)))
         if has_control(name, kind, options):
             values.append("fixed")
@@ -198,7 +201,7 @@ def _spots(placed: list[Placed]) -> dict[str, list[int]]:
         y = TOP
         for one in columns[column]:
             spots[one.node.key] = [x, y]
-            y += one.height + GAP_Y
+            y += one.height + GAP_Y + (PREVIEW if one.node.type in PREVIEWING else 0)
         x += max(one.width for one in columns[column]) + GAP_X
     return spots
 

@@ -37,6 +37,15 @@ def runs(paths):
     return each([path for path in paths if path.stem not in LARGE])
 
 
+def test_a_sampler_has_room_below_for_its_preview():
+    for path in SHIPPED:
+        nodes = [node for node in read(path)["nodes"] if path.stem in SPECS]
+        for upper in (node for node in nodes if node["type"] == "FlowMatchingSampler"):
+            bottom = upper["pos"][1] + upper["size"][1]
+            below = [n["pos"][1] for n in nodes if n["pos"][0] == upper["pos"][0] and n["pos"][1] > upper["pos"][1]]
+            assert all(top >= bottom + 300 for top in below), (path.stem, upper["id"])
+
+
 def test_there_is_a_frozen_copy_of_every_workflow():
     assert {path.name for path in SHIPPED} <= {path.name for path in FROZEN} and len(SHIPPED) > 10
 
@@ -68,7 +77,7 @@ def test_links_widgets_and_choices_fit_the_node_definitions(comfyui, path):
             assert name in linked or name in {widget for widget, _, _ in widgets}, (node["type"], name)
         for name, value in to_prompt(workflow, info)[str(node["id"])]["inputs"].items():
             kind = dict((n, k) for n, k, _ in widgets).get(name)
-            is_file = name in ("checkpoint", "unet_name", "vae_name") or name.startswith("clip_name")
+            is_file = name in ("checkpoint", "unet_name", "vae_name", "image") or name.startswith("clip_name")
             if isinstance(kind, list) and not is_file:
                 assert value in kind, (node["type"], name, value)
 
