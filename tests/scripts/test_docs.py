@@ -41,5 +41,12 @@ def test_every_image_and_data_file_in_docs_belongs_to_a_page():
     assert [name for name in sorted(files) if name not in texts] == []
 
 
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_every_shared_workflow_is_in_the_readmes_table(page):
+    rows = [line.split("|")[1] for line in (ROOT / page).read_text("utf-8").splitlines() if line.startswith("| ")]
+    names = {name for row in rows for name in re.split(r"[,、 ]+", row.strip())}
+    assert {path.stem for path in (ROOT / "workflows").glob("*.json")} <= names
+
+
 def test_the_list_of_modules_is_up_to_date():
     assert list_modules.TARGET.read_text(encoding="utf-8") == list_modules.page()
