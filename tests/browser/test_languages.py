@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from scripts.environment import ROOT
 from tests.browser.quickstart import ADD, SET, compare_by_toolbox
 from tests.browser.strips import opened
@@ -229,3 +231,31 @@ def test_each_language_has_all_texts(shared):
         assert isinstance(word, str) == isinstance(chinese[key], str)
         if isinstance(word, str) and key != "colon":
             assert re.search("[\u4e00-\u9fff]", chinese[key]), key
+
+
+@pytest.mark.parametrize(
+    ("answer", "foot"),
+    [
+        (
+            {
+                "sections": [{"name": "main", "count": 30}],
+                "refiners": [{"name": "noise", "count": 2}, {"name": "context", "count": 2}],
+                "double": 30,
+                "single": 0,
+            },
+            "主干 0–29 · 噪声、上下文精炼块不计入",
+        ),
+        ({"double": 19, "single": 38}, "双流 0–18，单流 19–56"),
+        ({"double": None, "single": None}, "模型未知：24 块只是猜测"),
+    ],
+)
+def test_the_kinds_of_blocks_are_translated(chinese, answer, foot):
+    chinese.page.route("**/mmdit/blocks?*", lambda route: route.fulfill(json=answer))
+    total = (answer["double"] or 24) + (answer["single"] or 0)
+    strip = opened(chinese, "BlockSkip", cells=total, file="any.safetensors")
+    strip.mouse.move(700, 700)
+    strip.until(f"s.foot === '{foot}'")
+    assert left_in_english(chinese) <= {"d", "s"}
+    strip.mouse.move(*strip.place(total - 1))
+    strip.until(f"s.foot.startsWith('块 {total - 1}')", total - 1)
+    assert chinese.pack_errors() == []

@@ -20,26 +20,21 @@ export function footOf(blocks, known, rows) {
 /** "double 0–18, single 19–56"; "main 0–29 · noise and context refiners not counted". */
 function kinds({ sections, refiners }) {
   const text = words();
-  let first = 0;
-  const spans = sections.map(({ name, count }) => {
-    first += count;
-    return text.span(name, first - count, first - 1);
-  });
+  let next = 0;
+  const spans = sections.map(({ name, count }) => ({ kind: name, first: next, last: (next += count) - 1 }));
   const uncounted = refiners.length ? [text.refiners(refiners.map(({ name }) => name))] : [];
-  return [spans.join(text.comma), ...uncounted].join(" · ");
+  return [text.kinds(spans), ...uncounted].join(" · ");
 }
 
 /** "joint 0" at the left, numbers in between, and the last block's. */
 function ruler({ name, count }) {
   const step = STEPS.find((each) => count / each <= MAX_MARKS) ?? STEPS.at(-1);
   const last = count - 1;
-  const marks = Array.from({ length: count }, (_, block) => block).filter(
-    (block) => block === last || (block > 0 && block % step === 0 && last - block >= step / 2),
-  );
-  const opening = make("span", "first", words().kindAt(name, 0));
+  const marked = (block) => block > 0 && (block === last || (block % step === 0 && last - block >= step / 2));
+  const marks = Array.from({ length: count }, (_, block) => block).filter(marked);
   return [
-    opening,
-    ...marks.filter(Boolean).map((block) => {
+    make("span", "first", words().kindAt(name, 0)),
+    ...marks.map((block) => {
       const mark = make("span", "", String(block));
       mark.style.left = `${((block + 0.5) / count) * 100}%`;
       return mark;
