@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.strips import FLUX, SMALL, clear_hover_texts, opened, write_headers
+from tests.browser.strips import FLUX, clear_hover_texts, opened, write_headers
 
 ALIGNMENT = "FLUX.1-dev: text alignment"
 
@@ -202,39 +202,6 @@ def test_typed_text_is_drawn_and_its_errors_are_shown(comfy):
     assert "'3:2' has a strength" in strip.state()["foot"]
     strip.press("Control+a", "Backspace", "Tab")
     assert strip.value() == "" and strip.state()["foot"] == "block 0" or strip.state()["foot"].startswith("joint 0")
-
-
-@pytest.mark.parametrize(
-    ("text", "shown", "block", "after", "then"),
-    [
-        ("3-20", [3, 4, 5, 6, 7], 6, "3-5, 7, 8-20", "3-7, 8-20"),
-        ("2, 99", [2], 6, "2, 6, 99", "2, 99"),
-        ("12-14", [], 0, "0, 12-14", "12-14"),
-        ("6-8", [6, 7], 7, "6, 8", "6-7, 8"),
-        ("all, !5-40", [0, 1, 2, 3, 4], 0, "1-4, !8-40", "0-4, !8-40"),
-        ("0, !99", [0], 0, "none, !99", "0, !99"),
-        ("frog, 3", [3], 4, "3-4, frog", "3, frog"),
-    ],
-)
-def test_a_click_keeps_the_numbers_that_no_cell_shows(comfy, text, shown, block, after, then):
-    strip = opened(comfy, "BlockSkip", cells=8, loader="MMDiTLoader", file=SMALL)
-    strip.set(text)
-    assert strip.state()["chosen"] == shown, "the blocks of a range that exist are shown"
-    strip.mouse.move(700, 700)
-    strip.until("/does not exist|cannot be read/.test(s.foot)")
-    strip.click(block)
-    assert strip.value() == after
-    strip.click(block)
-    assert strip.value() == then
-    assert set(strip.state()["chosen"]) == set(shown)
-
-
-def test_a_range_beyond_the_blocks_keeps_its_strength(comfy):
-    strip = opened(comfy, "TextBoost", cells=57, file=FLUX)
-    strip.set("d17-30:2, s36-s50:1.2")
-    assert strip.state()["chosen"] == [17, 18, 55, 56]
-    strip.click(0)
-    assert strip.value() == "0, 17-18:2, 55-56:1.2, d19-30:2, s38-50:1.2"
 
 
 def test_a_copied_node_has_its_own_text(comfy):
