@@ -7,8 +7,8 @@ from collections.abc import Callable
 from PIL import Image
 
 from ...mmdit_core.analysis import Cell, mean
+from ..comfyui.families import Sections
 from ..comfyui.frontend.progress import model_name
-from ..comfyui.run.sampling import Sections
 from ..plots.canvas import ACTION_COLOURS
 from ..plots.contact_sheet import Row, Tile, contact_sheet
 from ..plots.line_plot import Line, Panel, line_plot

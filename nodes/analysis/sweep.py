@@ -13,6 +13,7 @@ from PIL import Image
 from ...mmdit_core.analysis import OPERATIONS, WINDOWS, Cell, Distances, plan, relative_l2
 from ...mmdit_core.flow.schedules import sigmas
 from ..comfyui import patching
+from ..comfyui.families import Sections
 from ..comfyui.frontend import messages
 from ..comfyui.frontend.progress import Progress
 from ..comfyui.loading.clip_vae import decode_image
@@ -53,7 +54,7 @@ class Sweep:
     negative: Any
     latent: dict[str, Any]
     vae: Any
-    sections: sampling.Sections
+    sections: Sections
     settings: SweepSettings
     latents: Latents
     node_id: str | None

@@ -15,6 +15,7 @@ from ...mmdit_core.control.model_call import TextLayout
 from ...mmdit_core.models.sd3 import MMDiT
 
 CORE = "mmdit_core"  # the name of our own network
+Sections = tuple[tuple[str, int], ...]  # (name, count) of each kind of block, in order
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ FAMILIES = (
         ("QwenImage",),
         ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",),
         "transformer_blocks",
+        sections=("joint",),
         mask_in_closure=True,
     ),
     Family(
@@ -147,6 +149,7 @@ FAMILIES = (
         ("MageFlow",),
         ("comfy.ldm.mage_flow.model.MageFlowTransformer2DModel",),
         "transformer_blocks",
+        sections=("joint",),
         mask_in_closure=True,
     ),
     _nextdit("Z-Image", "ZImage"),
@@ -181,6 +184,7 @@ FAMILIES = (
         ("Lens",),
         ("comfy.ldm.lens.model.LensTransformer2DModel",),
         "transformer_blocks",
+        sections=("joint",),
         text=TextLayout(image_first=True),
     ),
     Family(
@@ -188,6 +192,7 @@ FAMILIES = (
         ("JoyImage",),
         ("comfy.ldm.joyimage.model.JoyImageTransformer3DModel",),
         "double_blocks",
+        sections=("double",),
         text=TextLayout(image_first=True),
         width=lambda core: core.condition_embedder.text_embedder.linear_1.in_features,
     ),
@@ -276,21 +281,14 @@ def block_counts(base) -> tuple[int, int] | None:
     return None if family is None else family.counts(network_of(base))
 
 
-def sections_of(base) -> list[tuple[str, int]]:
-    """The lists of blocks of ComfyUI's model, each with its name for people and its length; [] for one in no row."""
+def sections_of(base) -> Sections:
+    """The kinds of blocks of ComfyUI's model, (name, count) in order; () for a model that is in no row."""
     family = family_of(base)
     if family is None:
-        return []
-    return [(name, len(blocks)) for name, blocks in zip(family.sections, family.lists(network_of(base)), strict=True)]
-
-
-def ranges(sections: list[tuple[str, int]]) -> str:
-    """The block numbers of each section, in words: "double 0-18, single 19-56"."""
-    words, first = [], 0
-    for name, count in sections:
-        words.append(f"{name} {first}-{first + count - 1}")
-        first += count
-    return ", ".join(words)
+        return ()
+    return tuple(
+        (name, len(blocks)) for name, blocks in zip(family.sections, family.lists(network_of(base)), strict=True)
+    )
 
 
 def _name(network: Any) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ....mmdit_core.config import MMDiTConfig
-from ..families import block_counts, family_of
+from ..families import Sections, block_counts, sections_of
 from ..frontend.progress import model_name
 from ..loading.model import core_config
 from . import resume
@@ -26,9 +26,7 @@ from .noise import Seeds
 from .solver import RunSteps, SolverRun
 
 Latent = dict[str, Any]
-Sections = tuple[tuple[str, int], ...]  # (name, count) of each kind of block, in order
 Callback = Callable[..., None]  # (step, denoised, x, steps), instead of ComfyUI's progress bar and preview
-JOINT = ("joint_blocks", "transformer_blocks")  # lists of blocks that their models do not call double
 
 
 @dataclass(frozen=True)
@@ -70,18 +68,9 @@ def read_model(model) -> ModelFacts:
         shift=shift_in(flow),
         config=core_config(model),
         blocks=block_counts(model.model),
-        sections=sections_in(model),
+        sections=sections_of(model.model),
         has_guidance=CFG_FUNCTION in model.model_options,
     )
-
-
-def sections_in(model) -> Sections:
-    """The kinds of a MODEL's blocks, (name, count) in order; () if no block hook reaches them."""
-    core = model.model.diffusion_model
-    family, (double, single) = family_of(core), block_counts(core) or (0, 0)
-    if not single:
-        return (("joint" if family and family.double in JOINT else "double", double),) if double else ()
-    return ("double", double), ("single", single)
 
 
 def shift_in(sampling) -> float:
