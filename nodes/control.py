@@ -22,7 +22,8 @@ from .widgets import END, HIDDEN, START, Widget, blocks_widget, branch_widget, c
 CATEGORY = "MMDiT/blocks"
 MOST_STRENGTH = 10.0
 NO_PRESET = "none"
-MODEL: Widget = ("MODEL", {"tooltip": f"An MMDiT model: {SUPPORTED}. It is not changed."})
+KINDS = "SD3.5, FLUX, Qwen-Image, Z-Image, Krea or another model of docs/families.md"
+MODEL: Widget = ("MODEL", {"tooltip": f"{KINDS}. It is not changed."})
 # What helps where a phrase cannot be found, by the kind of NoTokenMap.
 WHOLE_TEXT = "empty the phrase and set part to all"
 RIGHT_OF = {

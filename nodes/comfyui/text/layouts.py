@@ -120,7 +120,10 @@ LAYOUTS = {
 
 def assembly_of(text_model: Any) -> Assembly:
     """How a CLIP's text model (`cond_stage_model`) assembles its context, by the function that does it."""
-    function = getattr(text_model.encode_token_weights, "__func__", text_model.encode_token_weights)
+    method = getattr(text_model, "encode_token_weights", None)
+    function = getattr(method, "__func__", method)
+    if function is None:
+        return Assembly(type(text_model).__name__, None, (), frozenset(), frozenset(), {})
     owner = f"{function.__module__}.{function.__qualname__.split('.')[0]}"
     inside = owner[owner.find("nodes.comfyui.") :] if ".nodes.comfyui." in owner else owner  # of this pack, by any name
     layout = None if hasattr(function, "__wrapped__") else LAYOUTS.get(inside)

@@ -7,8 +7,10 @@ import sys
 
 import comfy.sample
 import comfy.sd
+import comfy.supported_models
 import pytest
 import torch
+from comfy.ldm.flux.model import Flux
 
 import nodes as comfyui_nodes
 
@@ -243,9 +245,11 @@ def test_a_skipped_block_is_skipped_for_the_block_prompt_too(blocks, model):
 
 def like_flux(model, double=19, single=38):
     """A MODEL that has as many blocks as FLUX.1, for what is decided before sampling."""
-    other = model.clone()
-    core = type("Flux", (), {"double_blocks": range(double), "single_blocks": range(single)})()
-    other.model = type("Model", (), {"diffusion_model": core})()
+    other, core = model.clone(), Flux.__new__(Flux)
+    torch.nn.Module.__init__(core)
+    core.double_blocks, core.single_blocks = range(double), range(single)
+    config = comfy.supported_models.Flux({})
+    other.model = type("Flux", (), {"diffusion_model": core, "model_config": config})()
     return other
 
 
@@ -272,8 +276,9 @@ def test_a_preset_for_another_model_or_of_no_name_is_refused(blocks, model):
 
 def test_a_model_without_joint_blocks_is_refused(blocks, model):
     other = model.clone()
-    other.model = type("SD15", (), {"diffusion_model": torch.nn.Linear(1, 1)})()
-    with pytest.raises(ValueError, match="BlockSkip: model: SD15 has no blocks.*SD3"):
+    config = comfy.supported_models.SD15({})
+    other.model = type("Model", (), {"diffusion_model": torch.nn.Linear(1, 1), "model_config": config})()
+    with pytest.raises(ValueError, match="BlockSkip: model: SD15 is not supported: a U-Net.*Connect one of SD3"):
         skip(blocks, other)
 
 

@@ -14,7 +14,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from mmdit_core.control.hooks import compile_controls
-from mmdit_core.control.model_call import BlockCallCount, ControlError, ModelCall
+from mmdit_core.control.model_call import BlockCallCount, ModelCall
 from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl
 from mmdit_core.text.tokens import EncoderTokens, TokenMap, words_of
 from tests.core.control.first_args import captured
@@ -290,9 +290,3 @@ def test_a_block_prompt_in_all_blocks_is_that_prompt(model, length):
     ours = run(model, [BlockControl("prompt", tuple(range(6)), context=context)], call)
     assert error(ours, run(model, call=call, context=context)) <= 1e-5
     assert torch.equal(context, kept)
-
-
-def test_a_block_prompt_of_another_length_is_refused_with_an_attention_mask(model):
-    mask = torch.zeros(4, TEXT + IMAGE, TEXT + IMAGE)
-    with pytest.raises(ControlError, match="it has 4 tokens, the sampler's prompt 7, and the attention mask"):
-        run(model, [BlockControl("prompt", (1,), context=other_context(4))], attention_mask=mask)

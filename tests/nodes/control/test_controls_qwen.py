@@ -239,7 +239,9 @@ def test_a_block_prompt_is_refused_with_a_text_mask(model):
     assert torch.equal(run(model, [BlockControl("prompt", (), context=other_context(1))], MASK), run(model, mask=MASK))
 
 
-def test_a_block_prompt_is_refused_with_a_prompt_of_a_single_token(model):
-    one = {"context": inputs()["context"][:, :1]}
-    with pytest.raises(ControlError, match="it has 2 tokens, the sampler's prompt a single one"):
-        run(model, [BlockControl("prompt", (1,), context=other_context(2))], **one)
+def test_a_block_prompt_is_that_prompt_next_to_a_prompt_of_a_single_token(model):
+    one, other = {"context": inputs()["context"][:, :1]}, other_context(2)
+    prompt = BlockControl("prompt", tuple(range(DEPTH)), context=other)
+    call = ModelCall(DEPTH, 0, (POSITIVE,), batch=4)
+    theirs = run(model, call=call, context=other.expand(4, -1, -1))
+    assert error(run(model, [prompt], call=call, **one), theirs) <= 1e-5
