@@ -31,6 +31,7 @@ class Family:
         sections: what people call these lists.
         text: how its blocks take the text.
         width: of the text that it takes, in channels, read from the network; None if unknown.
+        patch: latent pixels along a side of an image token; None if the network's `patch_size` says so.
         text_inputs: of the model's inputs, those that belong to the text.
         text_changes: True if the text that enters the blocks depends on the timestep.
         mask_in_closure: True if its blocks hold the text mask of the whole batch where no hook reaches it.
@@ -48,6 +49,7 @@ class Family:
     sections: tuple[str, ...] = ("blocks",)
     text: TextLayout = TextLayout()
     width: Callable[[Any], int | None] = lambda core: core.txt_in.in_features
+    patch: int | None = None
     text_inputs: tuple[str, ...] = ("attention_mask",)
     text_changes: bool = False
     mask_in_closure: bool = False
@@ -150,6 +152,7 @@ FAMILIES = (
         ("comfy.ldm.mage_flow.model.MageFlowTransformer2DModel",),
         "transformer_blocks",
         sections=("joint",),
+        patch=1,
         mask_in_closure=True,
     ),
     _nextdit("Z-Image", "ZImage"),
@@ -160,6 +163,7 @@ FAMILIES = (
         ("comfy.ldm.krea2.model.SingleStreamDiT",),
         "blocks",
         width=lambda core: core.txtlayers * core.txtdim,
+        patch=2,
         arguments={
             "x": "img",
             "vec": "vec",
@@ -185,6 +189,7 @@ FAMILIES = (
         ("comfy.ldm.lens.model.LensTransformer2DModel",),
         "transformer_blocks",
         sections=("joint",),
+        patch=1,  # of a latent that holds patches already
         text=TextLayout(image_first=True),
     ),
     Family(
@@ -204,6 +209,7 @@ FAMILIES = (
         ("LTXV",),
         ("comfy.ldm.lightricks.model.LTXVModel",),
         "transformer_blocks",
+        patch=1,
         text=TextLayout(cross=True),
         width=lambda core: getattr(getattr(core.caption_projection, "linear_1", None), "in_features", None),
     ),

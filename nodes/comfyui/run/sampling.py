@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ....mmdit_core.config import MMDiTConfig
-from ..families import Sections, block_counts, sections_of
+from ..families import Sections, block_counts, family_of, sections_of
 from ..frontend.progress import model_name
 from ..loading.model import core_config
 from . import resume
@@ -105,8 +105,9 @@ def shifted(original, model_config, shift: float):
 
 def tokens_of(model, samples: Tensor) -> int:
     """The number of image tokens of a latent [B, C, ..., H, W]."""
-    core, config = model.model.diffusion_model, core_config(model)
-    patch: Any = getattr(core, "patch_size", None) or getattr(config, "patch_size", 2)
+    core, config, family = model.model.diffusion_model, core_config(model), family_of(model.model)
+    known = family.patch if family is not None else None
+    patch: Any = known or getattr(core, "patch_size", None) or getattr(config, "patch_size", 2)
     patch = patch if isinstance(patch, int) else patch[-1]
     return -(-samples.shape[-2] // patch) * -(-samples.shape[-1] // patch)
 

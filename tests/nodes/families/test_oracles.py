@@ -32,3 +32,13 @@ def test_an_oracle_on_a_family(bench, name, oracle, setting):
         assert ROUNDING < ORACLES[oracle](made) < 5e-3
     else:
         assert ORACLES[oracle](made) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_knows_the_size_of_an_image_token(bench, name):
+    """A schedule's shift by size is that of the image's tokens, of one frame and without padding and references."""
+    made = Bench.make(bench.module, name)
+    height, width = made.latent.shape[-2:]
+    patch = {"Chroma Radiance": 4}.get(name, 1 if made.latent.shape[1] in (128, 64, 32) else 2)
+    expected = -(-height // patch) * -(-width // patch)
+    assert bench.module("comfyui.run.sampling").tokens_of(made.model, made.latent) == expected == 20
