@@ -44,9 +44,9 @@ def attention_override(
             return run(q, k, v, heads, *args, **kwargs)  # such as SD3.5 Medium's second attention
         q, k, v, mask, keep_heads = _by_head(q, k, v, heads, args, kwargs)
         txt = run(q[:, :, of_text], k, v, heads, mask=_query_rows(mask, of_text), **kwargs)
-        img = _image_queries(
-            run, q[:, :, of_image], k, v, heads, _query_rows(mask, of_image), kwargs, of_text, attention, value
-        )
+        width = q.shape[-1]
+        q, k, v, kwargs = _for_image(q[:, :, of_image], k, v, kwargs, of_text, attention, value)
+        img = run(q, k, v, heads, mask=_query_rows(mask, of_image), **kwargs)[..., :width]
         out = torch.cat((img, txt) if image_first else (txt, img), dim=2)
         return out if keep_heads else out.transpose(1, 2).flatten(2)
 
@@ -80,7 +80,9 @@ def cross_attention_override(
         if attention is not None:
             is_seen = (attention > 0).any(dim=1, keepdim=True).to(attention.dtype).expand_as(attention)
             seen = is_seen if value is None else value * is_seen
-        out = _image_queries(run, q, k, v, heads, mask, kwargs, slice(0, text), attention, seen)
+        width = q.shape[-1]
+        q, k, v, kwargs = _for_image(q, k, v, kwargs, slice(0, text), attention, seen)
+        out = run(q, k, v, heads, mask=mask, **kwargs)[..., :width]
         return out if keep_heads else out.transpose(1, 2).flatten(2)
 
     return override
@@ -106,8 +108,19 @@ def _by_head(
     return q, k, v, mask, keep_heads
 
 
-def _image_queries(run, q, k, v, heads, mask, kwargs, of_text: slice, attention, value) -> Tensor:
-    """Attention of image queries [B, heads, L, d] with the factors of the text's keys and values."""
+def _for_image(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kwargs: dict[str, Any],
+    of_text: slice,
+    attention: Tensor | None,
+    value: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    """What image queries [B, heads, L, d] attend with: the factors are in the text's keys and values.
+
+    The output has as many channels as the returned values; the first d of them count.
+    """
     width = q.shape[-1]
     if value is not None:
         factors = value[:, None, :, None].to(v.dtype)
@@ -116,7 +129,7 @@ def _image_queries(run, q, k, v, heads, mask, kwargs, of_text: slice, attention,
         q, k, v = _with_logits(q, k, v, of_text, attention)
         # The widened keys span more than a quantised kernel resolves.
         kwargs = {**kwargs, "scale": 1.0 / math.sqrt(width), "low_precision_attention": False}
-    return run(q, k, v, heads, mask=mask, **kwargs)[..., :width]
+    return q, k, v, kwargs
 
 
 def _with_logits(q: Tensor, k: Tensor, v: Tensor, of_text: slice, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdit_core.control.spec import NEGATIVE, POSITIVE, BlockControl, ControlValueError
+from mmdit_core.control.spec import NEGATIVE, OTHER, POSITIVE, BlockControl, ControlValueError
 from mmdit_core.flow.window import Window
 
 CONTEXT = torch.ones(1, 2, 3)
@@ -46,7 +46,7 @@ def test_blocks_are_sorted_and_each_is_there_once():
 @pytest.mark.parametrize(
     ("control", "branches"),
     [
-        (BlockControl("skip", (1,)), (POSITIVE, NEGATIVE)),
+        (BlockControl("skip", (1,)), (POSITIVE, NEGATIVE, OTHER)),
         (BlockControl("skip", (1,), branch="negative"), (NEGATIVE,)),
         (BlockControl("boost", (1,), phrases=("red",)), (POSITIVE,)),
         (BlockControl("boost", (1,), phrases=("red",), branch="negative"), (POSITIVE,)),
