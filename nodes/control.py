@@ -31,6 +31,15 @@ RIGHT_OF = {
     "unknown": f"Connect a prompt straight from CLIPTextEncode or TripleTextEncode, or {WHOLE_TEXT}",
     "unmapped": f"Act on the whole text: {WHOLE_TEXT}",
 }
+REMOVE_IT = "Remove the other node, or this one"
+# Field of a ControlError -> the input of a block node, and what is right.
+WHILE_SAMPLING = {
+    "model": ("model", f"Connect one of {SUPPORTED}"),
+    "blocks": ("model", f"A cache of blocks and block controls do not work together. {REMOVE_IT}"),
+    "branch": ("branch", f"Set branch to both, or {REMOVE_IT[0].lower()}{REMOVE_IT[1:]}"),
+    "phrases": ("phrase", "Write whole words of the prompt, one phrase a line"),
+    "context": ("conditioning", "Encode one prompt at a time, both to the same length, without masks"),
+}
 WINDOW: dict[str, Widget] = {"start_percent": START, "end_percent": END}
 
 
@@ -83,7 +92,17 @@ class _BlockNode:
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("A copy of the model with this control.",)
     controls: Callable[..., Sequence[BlockControl]]
-    word_error: Callable[[ControlError], InputError] | None = None  # of what is found while sampling
+
+    @classmethod
+    def word_error(cls, error: ControlError) -> InputError:
+        """What is found while sampling, as an error of the node's input."""
+        inputs: Any = cls.INPUT_TYPES()  # type: ignore[attr-defined]
+        name, right = WHILE_SAMPLING[error.field]
+        if name not in inputs["required"]:
+            name, right = "model", REMOVE_IT
+        if error.control.phrases and error.field == "branch":
+            name, right = "phrase", f"Empty the phrase and set branch to both, or {REMOVE_IT[0].lower()}{REMOVE_IT[1:]}"
+        return InputError(cls.__name__, name, str(error), right)
 
     def apply(self, model, unique_id=None, **given):
         """A copy of the model with the node's controls; shows on the node if they have no effect. Raises: InputError.
@@ -198,15 +217,15 @@ class TextBoost(_BlockNode):
             require(not (alike and _reads_by_cross_attention(model)), "TextBoost", "mode", found, right)
         return boosts
 
-    @staticmethod
-    def word_error(error: ControlError) -> InputError:
-        """An error of the phrase or the part."""
-        cause, name, right = error.__cause__, "phrase", "Write whole words of the prompt, one phrase a line"
+    @classmethod
+    def word_error(cls, error: ControlError) -> InputError:
+        """As for all block nodes, and where a phrase or part was not found."""
+        cause, control = error.__cause__, error.control
         if isinstance(cause, NoTokenMap):
-            right = RIGHT_OF[cause.kind]
-        elif isinstance(cause, PartNotFound):
-            name, right = "part", "Set part to all"
-        return InputError("TextBoost", name, str(error), right)
+            return InputError("TextBoost", "phrase" if control.phrases else "part", str(error), RIGHT_OF[cause.kind])
+        if isinstance(cause, PartNotFound):
+            return InputError("TextBoost", "part", str(error), "Set part to all")
+        return super().word_error(error)
 
     def _boosts(self, model, blocks: str, strength: float, mode: str) -> Sequence[BlockControl]:
         """One boost for each strength in the block list; one of no blocks if it is empty."""
@@ -263,12 +282,6 @@ class BlockPrompt(_BlockNode):
         chosen = read_blocks("BlockPrompt", model, blocks)
         context, options = self._prompt(model, conditioning)
         return [BlockControl("prompt", chosen, context=context, context_inputs=options)]
-
-    @staticmethod
-    def word_error(error: ControlError) -> InputError:
-        """An error of the prompt."""
-        right = "Encode one prompt at a time, both to the same length, without masks"
-        return InputError("BlockPrompt", "conditioning", str(error), right)
 
     def _prompt(self, model, conditioning):
         """The prompt's context [1, L, W] and its options. Raises: InputError for one that cannot be used."""

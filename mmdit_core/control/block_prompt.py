@@ -42,7 +42,7 @@ def add_block_prompt(
         # Cross-attention gives every block the text as it was encoded: nothing needs to be carried to the chosen ones.
         if block not in skipped and (chosen or not call.text.cross):
             key = call.key_of(block)
-            hooks[key] = stream.hook(hooks.get(key, existing.get(key)), existing.get(key), chosen)
+            hooks[key] = stream.hook(key, hooks.get(key, existing.get(key)), existing.get(key), chosen)
 
 
 class _Stream:
@@ -57,10 +57,11 @@ class _Stream:
         self.txt: Tensor = self.given.pop("txt").clone()  # some blocks write into their arguments
         self.tokens = 0  # of the first prompt; single blocks of some models are not given it
 
-    def hook(self, first: Hook | None, existing: Hook | None, chosen: bool) -> Hook:
+    def hook(self, key: Key, first: Hook | None, existing: Hook | None, chosen: bool) -> Hook:
         """The hook of one block. Args: first, the hook of the first prompt; existing, the model's own."""
 
         def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+            self.call.called.add(key)
             single = args.get("txt") is None
             if not single:
                 self.tokens = args["txt"].shape[1]

@@ -48,7 +48,7 @@ def compile_controls(
     hooks: dict[Key, Hook] = {}
     for block, own in acting.items():
         key = call.key_of(block)
-        hooks[key] = made.hook(own, residuals.get(block, ()), existing.get(key))
+        hooks[key] = made.hook(key, own, residuals.get(block, ()), existing.get(key))
     skips = [control for control in active if control.action == "skip" and POSITIVE in control.branches]
     skipped = {block for control in skips for block in control.blocks}
     for control in active:
@@ -91,8 +91,8 @@ def _require_phrases(controls: Sequence[BlockControl], call: ModelCall) -> None:
             continue
         chunks = call.chunks_of(control)
         errors = [error for chunk in chunks if (error := phrase_error(control, _map(call, chunk))) is not None]
-        enough = call.phrases_known or len(errors) < len(chunks) if control.phrases else not errors
-        if errors and not enough:
+        enough = len(errors) < len(chunks) if control.phrases else not errors
+        if errors and not (enough or call.phrases_known):
             raise ControlError(control, "phrases", str(errors[0])) from errors[0]
 
 
@@ -161,7 +161,9 @@ class _CallHooks:
         self.tokens: int | None = None
         self.factors: dict[Any, _Factors] = {}
 
-    def hook(self, controls: Sequence[BlockControl], residual: tuple[Term, ...], previous: Hook | None) -> Hook:
+    def hook(
+        self, key: Key, controls: Sequence[BlockControl], residual: tuple[Term, ...], previous: Hook | None
+    ) -> Hook:
         """The hook of one block. Args: residual, what scales its text; previous, the hook that is already there."""
         call, count = self.call, self.count
         skipped = _skipped(controls, call)
@@ -178,6 +180,7 @@ class _CallHooks:
         }
 
         def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+            call.called.add(key)
             block = extra["original_block"] if previous is None else lambda given: previous(given, extra)
             streams = {name: args[name] for name in ("img", "txt") if args.get(name) is not None}
             if "txt" in streams:

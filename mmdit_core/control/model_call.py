@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .spec import BlockControl
 
 Key = tuple[str, int]  # ("double_block" or "single_block", its number within the kind)
 Hook = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+ROW_NAMES = "mmdit_row_names"  # in transformer_options: a name of the prompt of each row of the batch, for reports
 
 
 class ControlError(ValueError):
@@ -36,10 +37,19 @@ class BlockCallCount:
     skipped: int = 0
     extra: int = 0
 
+    def add(self, other: BlockCallCount) -> None:
+        """Add the block calls of a model call to those of a run."""
+        self.total += other.total
+        self.skipped += other.skipped
+        self.extra += other.extra
+
     def __str__(self) -> str:
+        more = f"{self.extra:,} block calls more than {self.total:,}, for a block prompt"
+        if self.extra and not self.skipped:
+            return more
         percent = 100 * self.skipped / self.total if self.total else 0.0
-        more = f"; {self.extra:,} more for a block prompt" if self.extra else ""
-        return f"skipped {self.skipped:,} of {self.total:,} block calls, {percent:.1f}%{more}"
+        skipped = f"skipped {self.skipped:,} of {self.total:,} block calls, {percent:.1f}%"
+        return f"{skipped}; {more}" if self.extra else skipped
 
 
 @dataclass(frozen=True)
@@ -69,9 +79,10 @@ class ModelCall:
         lengths: tokens of each chunk's prompt as it was encoded; () where the text stream holds nothing else.
         partial_rows: True if a block can run on some of the rows.
         text: how the blocks take the text.
-        phrases_known: True if each control's phrase was found in a prompt of the run, so that a chunk may lack it.
+        phrases_known: True if each control's phrase or part is in a prompt of the run, so that a chunk may lack it.
         first_args: of a block prompt's control and some rows: what the first block is given when the rows have that
             prompt. "txt" [rows, L, D], and the other arguments that depend on the text. Needed for block prompts.
+        called: keys of the hooks that the model has called so far.
     """
 
     double: int
@@ -85,6 +96,7 @@ class ModelCall:
     text: TextLayout = TextLayout()
     phrases_known: bool = False
     first_args: Callable[[BlockControl, Sequence[int]], Mapping[str, Any]] | None = None
+    called: set[Key] = field(default_factory=set, compare=False)
 
     @property
     def blocks(self) -> range:
@@ -145,6 +157,8 @@ class ModelCall:
         for name in ("cond_or_uncond", "uuids"):
             if not self.groups and len(options.get(name) or ()) == len(self.branches):
                 options[name] = [options[name][chunk] for chunk in chunks]
+        if options.get(ROW_NAMES):
+            options[ROW_NAMES] = [options[ROW_NAMES][row] for row in rows]
         return {**picked, "transformer_options": options}
 
 

@@ -6,7 +6,6 @@ replacement that is already there is the block that the hook runs.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -50,20 +49,26 @@ class _TextLength:
 
 
 def _calling(hook: Hook, family: Family, text: _TextLength, original: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward of a single block that calls the hook."""
-    signature = inspect.signature(original)
-    names = family.arguments
+    """A forward of a single block that calls the hook.
 
-    def block(args: dict[str, Any]) -> dict[str, Any]:
-        return {"img": original(**{name: args[ours] for name, ours in names.items() if ours in args})}
+    The family names the arguments in order: another node's module in the block's place may not.
+    """
+    names = family.arguments
+    own = {ours: name for name, ours in names.items()}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = {names[name]: value for name, value in bound.arguments.items()}
+        given = dict(zip(names.values(), args, strict=False))
+        in_order = tuple(given)
+        given.update({names.get(name, name): value for name, value in kwargs.items()})
+        given.setdefault("transformer_options", {})
         if text.tokens is not None:
             img_slice = [text.tokens, given["img"].shape[1]]
             given["transformer_options"] = {**given["transformer_options"], "img_slice": img_slice}
+
+        def block(args: dict[str, Any]) -> dict[str, Any]:
+            by_name = {own.get(ours, ours): value for ours, value in args.items() if ours not in in_order}
+            return {"img": original(*(args[ours] for ours in in_order), **by_name)}
+
         return hook(given, {"original_block": block})["img"]
 
     return forward

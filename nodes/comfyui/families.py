@@ -58,11 +58,11 @@ class Family:
 
     def lists(self, core) -> list[Any]:
         """A network's lists of blocks, in the order in which they run."""
-        return [getattr(core, name) for name in (self.double, self.single) if name]
+        return [_blocks(core, name) for name in (self.double, self.single) if name]
 
     def counts(self, core) -> tuple[int, int]:
         """A network's double and single blocks."""
-        return tuple(len(getattr(core, name)) if name else 0 for name in (self.double, self.single))  # type: ignore[return-value]
+        return len(_blocks(core, self.double)), len(_blocks(core, self.single))
 
     def partial_rows(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a block can run on some rows of a batch. Args: inputs, of the model call."""
@@ -295,6 +295,12 @@ def sections_of(base) -> Sections:
     return tuple(
         (name, len(blocks)) for name, blocks in zip(family.sections, family.lists(network_of(base)), strict=True)
     )
+
+
+def _blocks(core, name: str) -> Any:
+    """A network's list of blocks by name; () for none. Another node may have put one module in its place."""
+    found = getattr(core, name, ()) if name else ()
+    return found if hasattr(found, "__len__") else (found,)
 
 
 def _name(network: Any) -> str:

@@ -6,29 +6,25 @@ sampler runs: around the run, around the predictions of a step's conditionings, 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from comfy.patcher_extension import WrappersMP
 
 from ...mmdit_core.caching.step_cache import StepCache, StepCacheRun
-from ...mmdit_core.control.model_call import BlockCallCount, ControlError
+from ...mmdit_core.control.model_call import ROW_NAMES, ControlError
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.models.adaln import CACHE, CALL
-from ...mmdit_core.text.tokens import Positions
 from . import controls, step_cache
 from .families import block_counts
 from .frontend import messages
 from .other_prompt import HostCall
-from .rows import Prompts, named
+from .rows import Prompts, Rows, all_of, named, rows_of_call
 from .run import adaln_cache
-from .run.adaln_cache import KEY, RunAdaLNCache
-
-RUN = "mmdit_run"  # of the Run in the transformer_options of a run
-
+from .run.adaln_cache import KEY
+from .run.state import RUN, Run, run_of
 
 Value = TypeVar("Value", bound="BlockControl | StepCache", covariant=True)
 
@@ -44,59 +40,6 @@ class Attached(Generic[Value]):
     node_id: str | None = None
     word_error: Callable[[ControlError], Exception] | None = None
     blocks: tuple[int, int] | None = None
-
-
-@dataclass
-class CallCount:
-    """Model calls of a run, and rows of their batches by branch (0 cond, 1 uncond)."""
-
-    calls: int = 0
-    rows: Counter[int] = field(default_factory=Counter)
-
-    def add(self, batch: int, branches: Sequence[int]) -> None:
-        """Count one call. Args: batch, its rows; branches, of its equal chunks."""
-        self.calls += 1
-        for branch in branches:
-            self.rows[branch] += batch // len(branches)
-
-
-@dataclass
-class Run:
-    """One sampling run. The run's wrapper makes it, puts it into transformer_options, and drops it at the end.
-
-    Fields:
-        sigmas: of the schedule, [steps + 1].
-        evaluated: all sigmas at which the solver evaluates the model, None if the sampler is not ours or adaptive.
-        block_calls: of the block controls; all zero without any.
-        step_cache: the state of the step cache, None without one.
-        adaln: the AdaLN cache, None for a model that is not our core.
-        sigma: of the present model call, set by our solver; None if the sampler is ComfyUI's.
-        requested, computed: calls of the model, and those that no other node's cache answered in its place.
-        guider: whose run it is, None outside of one.
-        prompts: the conditionings of the running `calc_cond_batch`.
-        phrases_known: True if each control's phrase was found in a positive prompt of the run.
-        maps: token maps, by the id of the text's tensor.
-        texts: what the first block is given for block prompts.
-    """
-
-    sigmas: tuple[float, ...] = ()
-    evaluated: tuple[float, ...] | None = None
-    block_calls: BlockCallCount = field(default_factory=BlockCallCount)
-    step_cache: StepCacheRun | None = None
-    adaln: RunAdaLNCache | None = None
-    sigma: float | None = None
-    requested: CallCount = field(default_factory=CallCount)
-    computed: CallCount = field(default_factory=CallCount)
-    guider: Any = None
-    prompts: Prompts | None = None
-    phrases_known: bool = False
-    maps: dict[int, Positions] = field(default_factory=dict)
-    texts: dict[Any, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def calls(self) -> CallCount:
-        """What the model computed. Some of ComfyUI's models do not report that a cache answered in their place."""
-        return self.computed if self.computed.calls else self.requested
 
 
 def attach(
@@ -143,11 +86,6 @@ def install(patcher) -> None:
             patcher.add_wrapper_with_key(kind, KEY, wrapper)
 
 
-def run_of(transformer_options: Mapping[str, Any]) -> Run | None:
-    """The run that these options are of; None outside of one."""
-    return transformer_options.get(RUN)
-
-
 def _step_cache(options: Mapping[str, Any]) -> Attached[StepCache] | None:
     return next(iter(_of_type(StepCache, options)), None)
 
@@ -163,15 +101,16 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     cache, levels = _step_cache(options), tuple(sigmas.tolist())
     guider = executor.class_obj
     items = _of_type(BlockControl, options)
-    with _worded(items):
-        controls.require_phrases(items, guider.conds.get("positive", ()))
-    run = options[RUN] = Run(
+    run = Run(
         sigmas=levels,
         evaluated=getattr(getattr(sampler, "sampler_function", sampler), "evaluated", None),
         step_cache=None if cache is None else StepCacheRun(cache.value, levels),
         guider=guider,
-        phrases_known="positive" in guider.conds,
     )
+    with _worded(items):
+        controls.require(items, run)
+    options[RUN] = run
+    _put_innermost(options)
     adaln = run.adaln = adaln_cache.make(executor.class_obj, run.evaluated or run.sigmas[:-1])
     if adaln is not None:
         options[CACHE] = adaln
@@ -185,7 +124,25 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
         options.pop(CACHE, None)
         if adaln is not None:
             adaln.close()
-        controls.show(run.block_calls, _of_type(BlockControl, options))
+        controls.show(run, items)
+
+
+def _put_innermost(options: dict[str, Any]) -> None:
+    """Move our APPLY_MODEL wrapper within those of other nodes: the rows that it finds are those that the model runs.
+
+    torch.compile's stays where it is: it changes no rows. Args: options, of this run alone.
+    """
+    wrappers = options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    keys = list(wrappers)
+    last = max((index for index, key in enumerate(keys) if _is_foreign(key)), default=-1)
+    if KEY in keys and keys.index(KEY) < last:
+        keys.insert(last, keys.pop(keys.index(KEY)))
+        options["wrappers"][WrappersMP.APPLY_MODEL] = {key: wrappers[key] for key in keys}
+
+
+def _is_foreign(key: str) -> bool:
+    """Whether a wrapper's key is of a node that may change the rows of a batch."""
+    return key not in (KEY, "torch.compile") and not key.startswith(f"{KEY}_")
 
 
 def _around_conditionings(executor, model, conds, x_in, timestep, model_options):
@@ -193,40 +150,59 @@ def _around_conditionings(executor, model, conds, x_in, timestep, model_options)
     run = run_of(options)
     if run is None:
         return executor(model, conds, x_in, timestep, model_options)
-    with _known_prompts(run, conds, model_options):
+    with _known_prompts(run, conds, model_options) as prompts:
         if run.adaln is not None:
-            run.adaln.add_conditionings(conds)
+            run.adaln.add_conditionings(prompts)
         if run.step_cache is None:
             return executor(model, conds, x_in, timestep, model_options)
         windows = [item.value.window for item in _of_type(BlockControl, options)]
-        return step_cache.predict(run.step_cache, windows, executor, model, conds, x_in, timestep, model_options)
+        return step_cache.predict(
+            run.step_cache, windows, prompts.names, executor, model, conds, x_in, timestep, model_options
+        )
 
 
 @contextmanager
-def _known_prompts(run: Run, conds, model_options) -> Iterator[None]:
+def _known_prompts(run: Run, conds, model_options) -> Iterator[Prompts]:
     """The run knows the conditionings of the running `calc_cond_batch`."""
-    wrappers = model_options["transformer_options"].get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    others = any(found and key != KEY for key, found in wrappers.items())
+    wrappers = model_options["transformer_options"].get("wrappers", {})
+    kinds = WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL
+    others = any(found and _is_foreign(key) for kind in kinds for key, found in wrappers.get(kind, {}).items())
     changeable = others or "model_function_wrapper" in model_options
     # A guider's lists are processed after its run begins, so they are looked up here.
     before, run.prompts = run.prompts, named(run.guider.conds, conds, changeable)
+    run.requested_lists.update(name for name in run.prompts.names if name is not None)
     try:
-        yield
+        yield run.prompts
     finally:
         run.prompts = before
+
+
+def _rows(run: Run, host: HostCall, exact: bool) -> Rows:
+    """The rows of a model call."""
+    wrappers, prompts = host.options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}), run.prompts
+    if prompts is None and run.guider is not None:
+        prompts = all_of(run.guider.conds)
+    elif prompts is not None and any(found and _is_foreign(key) for key, found in wrappers.items()):
+        prompts = replace(prompts, changeable=True)  # a conditioning's hooks may add a wrapper
+    inputs = {**host.inputs, "c_crossattn": host.c_crossattn}
+    return rows_of_call(prompts, host.options, host.x.shape[0], inputs, exact)
 
 
 def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     options = transformer_options or {}
     run = run_of(options) or Run()
-    branches = tuple(options.get("cond_or_uncond") or (0,))
-    run.requested.add(x.shape[0], branches)
     items = _of_type(BlockControl, options)
     host = HostCall(executor.class_obj, x, t, c_concat, c_crossattn, options, kwargs)
-    with _worded(items), controls.acting(items, run, host) if items else nullcontext(options) as options:
+    rows = _rows(run, host, exact=bool(items) or ROW_NAMES in options)
+    run.add_call(run.requested, rows)
+    if ROW_NAMES in options:
+        options = {**options, ROW_NAMES: rows.of_rows}
+        host = replace(host, options=options)
+    with _worded(items), controls.acting(items, run, host, rows) if items else nullcontext() as acting:
+        options = options if acting is None else acting.options
         if run.adaln is not None:
-            options = {**options, CALL: run.adaln.identify(options, run.sigma)}
-        options = _counting(options, run.computed, branches)
+            options = {**options, CALL: run.adaln.identify(options, run.sigma, run.prompts)}
+        options = _counting(options, run, rows, acting)
         if _is_compiled(executor.class_obj.diffusion_model, options):
             kwargs["options"] = options
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -254,16 +230,24 @@ def _is_compiled(core, options: Mapping[str, Any]) -> bool:
     return getattr(core, "takes_options", False) and (wrapped or hasattr(core, "_orig_mod"))
 
 
-def _counting(options: dict[str, Any], count: CallCount, branches: Sequence[int]) -> dict[str, Any]:
-    """Options that count the calls which other nodes' wrappers next to the model, such as EasyCache's, let through."""
+def _counting(options: dict[str, Any], run: Run, rows: Rows, acting: controls.Acting | None) -> dict[str, Any]:
+    """Options that note the calls which other nodes' wrappers next to the model, such as EasyCache's, let through.
+
+    What these wrappers give the network is checked. Some of ComfyUI's models do not call them.
+    """
     wrappers = options.get("wrappers", {})
     inner = wrappers.get(WrappersMP.DIFFUSION_MODEL)
     if not inner:
         return options
+    if acting is not None:
+        acting.ran = None
 
-    def counted(executor, x, *args, **kwargs):
-        count.add(x.shape[0], branches)
-        return executor(x, *args, **kwargs)
+    def counted(executor, x, timestep, *args, **kwargs):
+        run.add_call(run.computed, rows)
+        if acting is not None:
+            acting.ran = True
+            acting.check(x, args[0] if args else kwargs.get("context"))
+        return executor(x, timestep, *args, **kwargs)
 
     return {**options, "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: {**inner, KEY: [counted]}}}
 

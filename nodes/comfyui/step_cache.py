@@ -31,12 +31,14 @@ class Kind(NamedTuple):
     hooks: frozenset[Hashable]
 
 
+GUIDED = ("positive", "negative")  # names of the lists of classifier-free guidance, in the order of a call
 Stored = Mapping[Kind, Any]  # the stored predictions of a run
 
 
 def predict(
     cache: StepCacheRun,
     windows: Sequence[Window],
+    names: Sequence[str | None],
     executor,
     model,
     conds,
@@ -46,14 +48,16 @@ def predict(
 ) -> list[Tensor]:
     """The denoised predictions of some conditionings, computed as far as the step cache has it.
 
-    Args: windows, of the block controls on the model; executor and the rest, as a CALC_COND_BATCH wrapper gets them.
+    Args: windows, of the block controls on the model; names, of the guider's lists that the conditionings are;
+        executor and the rest, as a CALC_COND_BATCH wrapper gets them.
     """
     sigma, count = float(timestep.max()), cache.count
     # ComfyUI computes nothing for a branch whose prompts all have a range of steps without this one.
     acts = [any(_acts(entry, sigma) for entry in entries or ()) for entries in conds]
     # Anything but cond and uncond is another kind of guidance, or a prediction that another node requests. A context
     # window has a part of the latent.
-    if len(conds) != 2 or not conds[0] or model_options.get("context_handler") is not None:
+    known = [name for name, entries in zip(names, conds, strict=True) if entries] in (["positive"], [*GUIDED])
+    if len(conds) != 2 or not conds[0] or not known or model_options.get("context_handler") is not None:
         count.other += sum(acts)
         return executor(model, conds, x_in, timestep, model_options)
     if sigma <= 0:

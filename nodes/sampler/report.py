@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...mmdit_core.caching.step_cache import PredictionCount
+from ...mmdit_core.control.model_call import BlockCallCount
 from ...mmdit_core.control.spec import BlockControl
 from ...mmdit_core.flow.sigma import PercentToSigma
 from ...mmdit_core.flow.window import Window
@@ -95,8 +96,8 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
         },
         calls={
             "model": calls.calls,
-            "positive_rows": calls.rows[0],
-            "negative_rows": calls.rows[1],
+            "positive_rows": calls.rows["positive"],
+            "negative_rows": calls.rows["negative"],
             "predictions": run.predictions,
             "without_negative": run.without_negative,
         },
@@ -133,6 +134,7 @@ def summary(report: SamplerReport) -> str:
         f"Model calls: {calls['model']}; images in them: {calls['positive_rows']} positive, "
         f"{calls['negative_rows']} negative",
         *(f"Skipped: {line}" for line in _skipped(report)),
+        *(f"Block prompt: {line}" for line in _extra(report)),
         f"Time: {_time(report.seconds)}",
         *report.notes,
     ]
@@ -145,7 +147,8 @@ def short(report: SamplerReport) -> str:
     lines = [f"{_counted(report.calls['model'], 'model call')}, {_time(report.seconds)}"]
     if reused:
         lines.append(f"{reused} steps taken from the last run")
-    return "\n".join([*lines, *(f"skipped {line}" for line in _skipped(report)), *report.notes])
+    lines += [*(f"skipped {line}" for line in _skipped(report)), *_extra(report)]
+    return "\n".join([*lines, *report.notes])
 
 
 def _blocks(blocks: dict[str, Any] | None) -> str:
@@ -212,14 +215,20 @@ def _skipped(report: SamplerReport) -> list[str]:
             f"the negative prompt in {calls['without_negative']} of {calls['predictions']} predictions, "
             f"which saves {saved:.0%} of the model's work"
         )
-    if blocks is not None and (blocks["skipped"] or blocks["extra"]):
-        lines.append(blocks["words"].removeprefix("skipped "))
+    if blocks is not None and blocks["skipped"]:
+        lines.append(str(BlockCallCount(blocks["total"], blocks["skipped"])).removeprefix("skipped "))
     if plan is not None and plan["work"] < 1:
         lines.append(
             f"by the speed plan {plan['reused']} negative and {plan['extrapolated']} positive "
             f"of {plan['predictions']} predictions, which saves {1 - plan['work']:.0%} of the model's work"
         )
     return lines
+
+
+def _extra(report: SamplerReport) -> list[str]:
+    """The block calls of block prompts."""
+    blocks = report.block_calls
+    return [str(BlockCallCount(blocks["total"], extra=blocks["extra"]))] if blocks and blocks["extra"] else []
 
 
 def _time(seconds: dict[str, float | None]) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from ....mmdit_core.models.adaln import CACHED_WEIGHTS, AdaLNCache, CallIdentity
 from ....mmdit_core.models.sd3 import MMDiT
+from ..rows import Prompts
 
 log = logging.getLogger(__name__)
 
@@ -22,30 +23,34 @@ OPEN_FUNCTIONS = ("model_function_wrapper", "sampler_calc_cond_batch_function")
 
 
 class RunAdaLNCache(AdaLNCache):
-    """The AdaLN cache of one run: its conditionings are known by branch (0 cond, 1 uncond) and ComfyUI's uuid."""
+    """The AdaLN cache of one run: its conditionings are known by the guider's list and ComfyUI's uuid."""
 
     def __init__(self, core: MMDiT, sampling, sigmas: torch.Tensor | Sequence[float], open_to_others: bool):
         super().__init__(core, sampling.timestep(torch.as_tensor(sigmas).float().cpu()))
         self._sampling, self._open = sampling, open_to_others
 
-    def add_conditionings(self, conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> None:
-        """The conditionings of a CALC_COND_BATCH call, by branch."""
-        for branch, entries in enumerate(conds):
-            for entry in entries or ():
+    def add_conditionings(self, prompts: Prompts) -> None:
+        """The conditionings of a CALC_COND_BATCH call."""
+        for name, entries in zip(prompts.names, prompts.lists, strict=True):
+            for entry in entries:
                 y = entry.get("model_conds", {}).get("y")
                 if y is not None and "uuid" in entry:
-                    self.add((branch, entry["uuid"]), y.cond)
+                    self.add((name, entry["uuid"]), y.cond)
 
-    def identify(self, options: Mapping[str, Any], sigma: float | None) -> CallIdentity:
+    def identify(self, options: Mapping[str, Any], sigma: float | None, prompts: Prompts | None) -> CallIdentity:
         """What an APPLY_MODEL call is made of. Its value for `options[CALL]`.
 
-        Args: options, of the call; sigma, at which our solver evaluates the model, None under another sampler. Without
-            it, and where another pack may change the call's inputs, the cache compares them, and waits for the device.
+        Args: options, of the call; sigma, at which our solver evaluates the model, None under another sampler; prompts,
+            of the running CALC_COND_BATCH. Without a sigma or a prompt's list, and where another pack may change the
+            call's inputs, the cache compares them, and waits for the device.
         """
-        names = tuple(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
+        lists = prompts.names if prompts is not None else ()
+        numbers = options.get("cond_or_uncond") or ()
+        of = [lists[number] if number < len(lists) else None for number in numbers]
+        names = tuple(zip(of, options.get("uuids") or (), strict=False))
         wrappers = options.get("wrappers", {})
         others = any(found and key != KEY for kind in OPEN_KINDS for key, found in wrappers.get(kind, {}).items())
-        if sigma is None or others or self._open:
+        if sigma is None or others or self._open or None in of:
             return CallIdentity(names)
         return CallIdentity(names, self._sampling.timestep(torch.tensor(sigma, dtype=torch.float32)).item())
 

@@ -11,12 +11,13 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ....mmdit_core.control.model_call import Hook, Key
+from ....mmdit_core.control.model_call import ROW_NAMES, Hook, Key
 from ..block_forward import hooked
 from ..families import Family, family_of, network_of
+from .state import run_of
 
 KEY = "mmdit_nan_check"
-BRANCHES = {0: "positive", 1: "negative"}
+ORDER = ("positive", "negative")  # in which the guider's lists are named
 REMEDY = (
     "Load the model with weight_dtype bf16, which has the range that fp16 lacks, and lower what is set high: cfg, the "
     "strength of a LoRA, of a TextBoost or of prompt weights"
@@ -55,20 +56,25 @@ def error(
 
 @dataclass
 class _Found:
-    """The first bad value of a checked call. block: in words what the block did; branches: whose rows they are."""
+    """The first bad value of a checked call.
+
+    Fields: block, in words what the block did; prompts, the names of the guider's lists whose rows they are, "extra"
+    for others.
+    """
 
     block: str = ""
-    branches: set[int] = field(default_factory=set)
+    prompts: set[str] = field(default_factory=set)
 
 
 def _source(calls: list[Call], again, model_options: dict[str, Any], base) -> str:
-    """The branch and block of the first value that is not finite, in words."""
+    """The prompt and block of the first value that is not finite, in words."""
     call = next((call for call in calls if not is_finite(call.velocity)), None)
     if call is None:
         return "the solver's own arithmetic left the range of numbers, the predictions were finite"
     found, family = _Found(), family_of(base)
     options = comfy.model_patcher.create_model_options_clone(model_options)
-    replaced = options.setdefault("transformer_options", {}).setdefault("patches_replace", {})
+    options.setdefault("transformer_options", {})[ROW_NAMES] = []
+    replaced = options["transformer_options"].setdefault("patches_replace", {})
     existing = dict(replaced.get("dit", {}))
     if family is None:
         again(call, _checked(options, found))
@@ -78,9 +84,10 @@ def _source(calls: list[Call], again, model_options: dict[str, Any], base) -> st
     else:
         replaced["dit"] = existing | _hooks(family, base, found, existing)
         again(call, _checked(options, found))
-    if not found.branches:
+    if not found.prompts:
         return "the predictions were finite: guidance, or another node's patch after the model, made it"
-    names = " and the ".join(BRANCHES.get(branch, "extra") for branch in sorted(found.branches))
+    rank = {name: index for index, name in enumerate(ORDER)}
+    names = " and the ".join(sorted(found.prompts, key=lambda name: (rank.get(name, len(ORDER)), name)))
     who = f"the {names} prediction"
     if family is None:
         return f"{who}; this model's blocks cannot be checked"
@@ -97,11 +104,13 @@ def _hooks(family: Family, base, found: _Found, existing: Mapping[Key, Hook]) ->
 def _checked(options: dict[str, Any], found: _Found) -> dict[str, Any]:
     """A run's options, in which both predictions are checked, too."""
 
-    def check_predictions(executor, model, conds, *args):
-        out = executor(model, conds, *args)
-        if not found.branches:
-            computed = [branch for branch, cond in enumerate(conds) if cond is not None]
-            found.branches.update(branch for branch in computed if not is_finite(out[branch]))
+    def check_predictions(executor, model, conds, x, timestep, model_options):
+        out = executor(model, conds, x, timestep, model_options)
+        run = run_of(model_options["transformer_options"])
+        names = run.prompts.names if run is not None and run.prompts is not None else [None] * len(conds)
+        if not found.prompts:
+            computed = [index for index, cond in enumerate(conds) if cond is not None]
+            found.prompts.update(names[index] or "extra" for index in computed if not is_finite(out[index]))
         return out
 
     comfy.patcher_extension.add_wrapper_with_key(
@@ -114,9 +123,9 @@ def _hook(found: _Found, name: str, previous):
     """A block hook that notes the first block whose streams are not finite, and whose rows they are."""
 
     def note(streams: dict[str, Any], names: tuple[str, ...], args: dict[str, Any], words: str) -> None:
-        branches = _bad_branches(streams, names, args)
-        if branches and not found.block:
-            found.block, found.branches = words, branches
+        prompts = set() if found.block else _bad_prompts(streams, names, args)
+        if prompts:
+            found.block, found.prompts = words, prompts
 
     def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         # Before the block: some of ComfyUI's blocks write into their inputs. The cause is then the text, the latent, or
@@ -129,13 +138,16 @@ def _hook(found: _Found, name: str, previous):
     return hook
 
 
-def _bad_branches(streams: dict[str, Any], names: tuple[str, ...], args: dict[str, Any]) -> set[int]:
-    """The branches of the rows that are not finite."""
-    branches = args["transformer_options"].get("cond_or_uncond") or [0]
-    bad: set[int] = set()
+def _bad_prompts(streams: dict[str, Any], names: tuple[str, ...], args: dict[str, Any]) -> set[str]:
+    """The names of the prompts of the rows that are not finite."""
+    rows = args["transformer_options"].get(ROW_NAMES) or [None]
+    bad: set[str] = set()
     for name in names:
         stream = streams.get(name)
         if isinstance(stream, Tensor) and not is_finite(stream):
-            rows = stream.chunk(len(branches)) if stream.shape[0] % len(branches) == 0 else [stream] * len(branches)
-            bad.update(branch for branch, part in zip(branches, rows, strict=True) if not is_finite(part))
+            # A reference image has vectors of its own after those of the batch, in the same order of rows.
+            finite = torch.isfinite(stream.flatten(1)).all(dim=1).tolist()
+            if len(finite) % len(rows):
+                finite = [False] * len(rows)
+            bad.update(rows[row % len(rows)] or "extra" for row, is_good in enumerate(finite) if not is_good)
     return bad

@@ -98,7 +98,7 @@ def test_a_run_is_there_while_it_runs_and_gone_afterwards_even_after_an_error(be
         if run is not None:
             assert len(run.sigmas) == 4 and run.sigmas[-1] == 0 and run.evaluated is None and run.step_cache is None
             assert (run.block_calls.total, run.block_calls.skipped) == (12, 3)
-            assert run.calls.calls == 3 and dict(run.calls.rows) == {0: 3, 1: 3}
+            assert run.calls.calls == 3 and dict(run.calls.rows) == {"positive": 3, "negative": 3}
 
 
 def test_block_calls_are_counted_with_controls_alone(bench, patching):
@@ -139,7 +139,7 @@ def test_calls_that_another_nodes_cache_answers_are_not_counted_as_computed(benc
     ksampler(bench, model, steps=6)
     (run,) = runs
     assert (run.requested.calls, run.computed.calls, run.calls.calls) == (6, 3, 3)
-    assert dict(run.calls.rows) == {0: 3, 1: 3}
+    assert dict(run.calls.rows) == {"positive": 3, "negative": 3}
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(2, 7)])
