@@ -10,7 +10,7 @@ from typing import Any
 from ..mmdit_core.control.grammar import BlockTextError, parse_block_strengths, parse_blocks
 from ..mmdit_core.control.model_call import ControlError
 from ..mmdit_core.control.presets import BY_NAME, Preset, presets_of
-from ..mmdit_core.control.spec import CHOICES, BlockControl
+from ..mmdit_core.control.spec import BRANCHES, CHOICES, BlockControl
 from ..mmdit_core.flow.window import FADES, Window
 from ..mmdit_core.text.tokens import NoTokenMap, PartNotFound
 from .comfyui import patching
@@ -84,6 +84,16 @@ def _reads_by_cross_attention(model) -> bool:
     return family is not None and family.text.cross
 
 
+def _skips_all(model) -> bool:
+    """Whether the controls on a MODEL skip all blocks of both branches in all steps."""
+    skips = [c for c in patching.controls_of(model) if c.action == "skip" and c.window.is_whole]
+    left = [
+        set(range(sum(block_counts(model.model) or ()))) - {b for c in skips if branch in c.branches for b in c.blocks}
+        for branch in BRANCHES["both"][:2]
+    ]
+    return not any(left)
+
+
 class _BlockNode:
     """The common part of the nodes. Each has `controls`, which makes its controls of all inputs but the window's."""
 
@@ -124,7 +134,10 @@ class _BlockNode:
         ):
             reason = "no later block reads its text"
             messages.show_text(unique_id, f"a residual boost of the last block does nothing: {reason}")
-        return (patching.attach(model, controls, unique_id, self.word_error),)
+        attached = patching.attach(model, controls, unique_id, self.word_error)
+        if controls[0].action == "skip" and blocks and _skips_all(attached):
+            messages.show_text(unique_id, "all blocks are skipped: the image does not depend on the prompt")
+        return (attached,)
 
 
 class BlockSkip(_BlockNode):

@@ -14,7 +14,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from tests.nodes.families.oracles import Bench, difference
+from tests.nodes.families.oracles import Bench
 
 SIGMAS = (0.9, 0.5)  # one step: linear in the predictions
 CFG = 3.0
@@ -166,4 +166,35 @@ def apply_wrapper(model: Any, change: Callable[..., Tensor]) -> Any:
 
 
 WRAPPERS = {"function": function_wrapper, "apply": apply_wrapper}
-__all__ = ["difference"]
+
+
+class Apart(comfy.samplers.CFGGuider):
+    """Guidance of predictions that are computed one list at a time, each with its own controls, of no branch.
+
+    Fields: given, the values on the MODEL for each list.
+    """
+
+    given: Mapping[str, Any]
+
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
+        """The guided prediction."""
+        out = {}
+        for name, entries in self.conds.items():
+            options = {**model_options["transformer_options"], "mmdit": self.given[name]}
+            (out[name],) = comfy.samplers.calc_cond_batch(
+                self.inner_model, [entries], x, timestep, {**model_options, "transformer_options": options}
+            )
+        return out["negative"] + self.cfg * (out["positive"] - out["negative"])
+
+
+def apart(bench: Bench, conds: Mapping[str, list], control: Any, model: Any = None) -> Any:
+    """A guider that gives the right value of any number of steps."""
+    made = Apart(attached(bench, bench.control("boost", (0,), 1.0), model=model))
+    made.set_conds(conds["positive"], conds["negative"])
+    made.set_cfg(CFG)
+    made.given = {}
+    for branch, name in enumerate(("positive", "negative")):
+        whole = control if control.phrases or control.action == "prompt" else replace(control, branch="both")
+        acting = [whole] if branch in control.branches else []
+        made.given[name] = bench.of("comfyui.patching").attached(attached(bench, *acting))
+    return made
