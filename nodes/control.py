@@ -35,7 +35,7 @@ REMOVE_IT = "Remove the other node, or this one"
 # Field of a ControlError -> the input of a block node, and what is right.
 WHILE_SAMPLING = {
     "model": ("model", f"Connect one of {SUPPORTED}"),
-    "blocks": ("model", f"A cache of blocks and block controls do not work together. {REMOVE_IT}"),
+    "blocks": ("model", f"Block controls need the model's own blocks. {REMOVE_IT}"),
     "branch": ("branch", f"Set branch to both, or {REMOVE_IT[0].lower()}{REMOVE_IT[1:]}"),
     "phrases": ("phrase", "Write whole words of the prompt, one phrase a line"),
     "context": ("conditioning", "Encode one prompt at a time, both to the same length, without masks"),

@@ -52,7 +52,7 @@ def acting(items: Sequence[Attached[BlockControl]], run: Run, host: HostCall, ro
     family = family_of(base)
     if family is None:
         raise ControlError(items[0].value, "model", why_refused(base))
-    _check_blocks(items, family, base)
+    _check_blocks(items, family, base, run)
     by_branch = [control for control in controls if _needs_prompts(control)]
     if rows.unknown and by_branch:
         raise ControlError(by_branch[0], "branch", rows.unknown)
@@ -64,7 +64,7 @@ def acting(items: Sequence[Attached[BlockControl]], run: Run, host: HostCall, ro
     hooks = compile_controls(controls, call, existing, count)
 
     def check(x: Tensor, context: Any) -> None:
-        _check_blocks(items, family, base)
+        _check_blocks(items, family, base, run)
         if hooks and not _same_rows(host, x, context, by_branch):
             raise ControlError((by_branch or controls)[0], "branch", CHANGED)
 
@@ -176,13 +176,16 @@ def _require_texts(items: Iterable[Attached[BlockControl]], run: Run, names: Col
                 raise ControlError(control, "phrases", str(errors[0])) from errors[0]
 
 
-def _check_blocks(items: Sequence[Attached[BlockControl]], family: Family, base) -> None:
+def _check_blocks(items: Sequence[Attached[BlockControl]], family: Family, base, run: Run) -> None:
     """Raises: ControlError if the model's lists of blocks are not those that the controls were made for."""
     found = family.counts(network_of(base))
     for item in items:
         if item.blocks is not None and item.blocks != found:
             kinds = sorted({type(block).__name__ for blocks in family.lists(network_of(base)) for block in blocks})
-            reason = f"another node replaced the model's {sum(item.blocks)} blocks by {sum(found)} ({', '.join(kinds)})"
+            blocks = f"{sum(found)} ({', '.join(kinds)})"
+            reason = f"another node replaced the model's {sum(item.blocks)} blocks by {blocks}"
+            if getattr(run.guider, "inner_model", base) is not base:
+                reason = f"the guider has a second model of {blocks} blocks, the first has {sum(item.blocks)}"
             raise ControlError(item.value, "blocks", reason)
 
 

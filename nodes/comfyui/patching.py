@@ -140,9 +140,9 @@ def _put_innermost(options: dict[str, Any]) -> None:
         options["wrappers"][WrappersMP.APPLY_MODEL] = {key: wrappers[key] for key in keys}
 
 
-def _is_foreign(key: str) -> bool:
+def _is_foreign(key: str | None) -> bool:
     """Whether a wrapper's key is of a node that may change the rows of a batch."""
-    return key not in (KEY, "torch.compile") and not key.startswith(f"{KEY}_")
+    return key not in (KEY, "torch.compile") and not str(key).startswith(f"{KEY}_")
 
 
 def _around_conditionings(executor, model, conds, x_in, timestep, model_options):

@@ -89,7 +89,7 @@ def _name(owned: Mapping[str, Sequence[Entry]], entries: Sequence[Entry] | None)
     """The name of the guider's list that holds these entries: itself, a part of it, or copies."""
     if not entries:
         return None
-    if names := [name for name, own in owned.items() if own is entries]:
+    if len(names := [name for name, own in owned.items() if own is entries]) == 1:
         return names[0]
     # An area's entry is copied to the other lists with its uuid, but with that list's text. So an entry is known by the
     # model's input of its text first. Context windows may cut that, too; their copies keep the uuids.

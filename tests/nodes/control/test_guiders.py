@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom
 import comfy_extras.nodes_perpneg as perpneg
@@ -21,6 +23,8 @@ from tests.nodes.control.rows_bench import (
     single,
 )
 from tests.nodes.families.oracles import Bench, difference
+from tests.nodes.families.tiny import FAMILIES as TINY
+from tests.nodes.families.tiny import build
 
 FAMILIES = ("SD3", "FLUX.1 dev", "Z-Image")
 NAMES = (
@@ -211,3 +215,36 @@ def test_a_call_of_the_model_without_the_samplers_function(case, control, known)
         cond, uncond = single(bench, conds["positive"], 0, control), single(bench, conds["negative"], 1, control)
         extra = uncond if known else alone(bench, conds["third"], control)
         assert difference(sample(bench, made), uncond + CFG * (cond - uncond) + 0.5 * (extra - cond)) <= ROUNDING
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_guider_with_a_second_model_for_the_negative_prompt(bench, family):
+    """ComfyUI gives the second model the options of the first, so controls act on it, too."""
+    made = Bench.make(bench.module, family)
+    conds, given = prompts(made), controls(made)
+    for name in NAMES:
+        two = custom.Guider_DualModel(attached(made, given[name]), build(TINY[family])[0])
+        two.set_conds(conds["positive"], conds["negative"])
+        two.set_cfg(CFG)
+        cond, uncond = single(made, conds["positive"], 0, given[name]), single(made, conds["negative"], 1, given[name])
+        assert difference(sample(made, two), uncond + CFG * (cond - uncond)) <= ROUNDING
+
+
+def test_a_second_model_with_other_blocks_is_refused(bench):
+    made = Bench.make(bench.module, "FLUX.1 dev")
+    smaller = replace(TINY["FLUX.1 dev"], config={**TINY["FLUX.1 dev"].config, "depth": 1})
+    conds = prompts(made)
+    two = custom.Guider_DualModel(attached(made, controls(made)["skip negative"]), build(smaller)[0])
+    two.set_conds(conds["positive"], conds["negative"])
+    two.set_cfg(CFG)
+    with pytest.raises(ValueError, match=r"the guider has a second model of 3 \(.*\) blocks, the first has 4"):
+        sample(made, two)
+
+
+def test_a_wrapper_without_a_key_is_of_another_node(case):
+    bench, conds = case
+    control = controls(bench)["skip negative"]
+    model = attached(bench, control)
+    model.add_wrapper("apply_model", lambda executor, *args, **kwargs: executor(*args, **kwargs))
+    cond, uncond = single(bench, conds["positive"], 0, control), single(bench, conds["negative"], 1, control)
+    assert difference(sample(bench, guider(model, conds)), uncond + CFG * (cond - uncond)) <= ROUNDING

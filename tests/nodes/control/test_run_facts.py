@@ -116,7 +116,7 @@ ERRORS = [
     ("BlockPrompt", "branch", "BlockPrompt: model: why. Remove the other node, or this one"),
     ("BlockPrompt", "context", "BlockPrompt: conditioning: why. Encode one prompt at a time"),
     ("TextBoost", "phrases", "TextBoost: phrase: why. Write whole words of the prompt"),
-    *((name, "blocks", f"{name}: model: why. A cache of blocks") for name in ("BlockSkip", "TextBoost")),
+    *((name, "blocks", f"{name}: model: why. Block controls need the model") for name in ("BlockSkip", "TextBoost")),
     *((name, "model", f"{name}: model: why. Connect one of SD3") for name in ("TextDisable", "BlockPrompt")),
 ]
 
