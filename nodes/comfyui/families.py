@@ -264,15 +264,13 @@ def network_of(base) -> Any:
 
 def family_of(base) -> Family | None:
     """The family of ComfyUI's model; None if it is in no row."""
-    network = _name(network_of(base))
-    kinds = [kind.__name__ for kind in type(base.model_config).__mro__]
-    rows = [family for family in FAMILIES if network in family.networks]
-    return next((family for kind in kinds for family in rows if kind in family.models), None)
+    kind, network = _kind(base), _name(network_of(base))
+    return next((family for family in FAMILIES if kind in family.models and network in family.networks), None)
 
 
 def why_refused(base) -> str:
     """Why a model is in no row, in words, with the names of its classes."""
-    kind, network = type(base.model_config).__name__, _name(network_of(base))
+    kind, network = _kind(base), _name(network_of(base))
     if kind in REFUSED:
         return f"{kind} is not supported: {REFUSED[kind]}"
     known = any(kind in family.models for family in FAMILIES)
@@ -301,6 +299,15 @@ def _blocks(core, name: str) -> Any:
     """A network's list of blocks by name; () for none. Another node may have put one module in its place."""
     found = getattr(core, name, ()) if name else ()
     return found if hasattr(found, "__len__") else (found,)
+
+
+def _kind(base) -> str:
+    """The class of ComfyUI's model; for another pack's class, the one of ComfyUI that it derives from.
+
+    ComfyUI's own classes derive from each other too: a new one is not what its parent is.
+    """
+    kinds = type(base.model_config).__mro__
+    return next((kind for kind in kinds if kind.__module__ == "comfy.supported_models"), kinds[0]).__name__
 
 
 def _name(network: Any) -> str:

@@ -45,13 +45,23 @@ class Tiny:
     std: float = 0.1
 
 
-def build(tiny: Tiny, weight_seed: int = WEIGHT_SEED):
-    """A MODEL, a maker of CONDITIONINGs (seed, length), and a latent."""
+def _base(tiny: Tiny, device: torch.device):
+    """ComfyUI's model, without weights."""
     described = getattr(comfy.supported_models, tiny.kind)(dict(tiny.config))
     described.unet_config.update(tiny.config)  # some classes fix their sizes over what they are given
     described.set_inference_dtype(torch.float32, None)
+    return described.get_model({}, "", device=device)
+
+
+def network_on_meta(tiny: Tiny) -> torch.nn.Module:
+    """The network that the model's class builds, without memory for its weights."""
+    return _base(tiny, torch.device("meta")).diffusion_model
+
+
+def build(tiny: Tiny, weight_seed: int = WEIGHT_SEED):
+    """A MODEL, a maker of CONDITIONINGs (seed, length), and a latent."""
     cpu = torch.device("cpu")
-    base = described.get_model({}, "", device=cpu)
+    base = _base(tiny, cpu)
     source = torch.Generator().manual_seed(weight_seed)
     for parameter in base.diffusion_model.parameters():
         parameter.requires_grad_(False).copy_(tiny.std * torch.randn(parameter.shape, generator=source))
