@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from tests.nodes.families.tiny import FAMILIES, Tiny, build
 
 SIGMAS = (1.0, 0.6, 0.0)
+MODES = ("residual", "attention", "value")
 EXACT, ROUNDING = 0.0, 2e-5  # a split batch is computed with other kernels
 
 
@@ -62,12 +64,16 @@ class Bench:
         """A block control, as `BlockControl` takes it."""
         return self.of("comfyui.patching").BlockControl(action, tuple(blocks), *given, **named)
 
+    def attach(self, model, controls: Sequence[Any]):
+        """A clone of the MODEL with controls."""
+        return self.of("comfyui.patching").attach(model, controls)
+
     def run(
         self, *controls: Any, positive=None, negative=None, model=None, cfg: float | None = None, sigmas=SIGMAS
     ) -> Tensor:
         """The latent after two steps of Euler. Args: positive and negative, CONDITIONINGs; those of seed 1 and 3."""
-        patching, sampling = self.of("comfyui.patching"), self.of("comfyui.run.sampling")
-        attached = patching.attach(model or self.model, controls) if controls else model or self.model
+        sampling = self.of("comfyui.run.sampling")
+        attached = self.attach(model or self.model, controls) if controls else model or self.model
         empty = torch.zeros(self.batch, *self.latent.shape[1:])
         return sampling.sample_flow(
             attached,
@@ -140,7 +146,7 @@ def nothing(bench: Bench) -> float:
     """A boost of 1, and controls outside their window, change nothing, bit for bit."""
     plain, late = bench.run(), bench.of("comfyui.patching").BlockControl.__dataclass_fields__["window"].default
     window = type(late)(0.0, 0.0)
-    idle = [bench.control("boost", bench.numbers, 1.0, mode) for mode in ("residual", "attention", "value")]
+    idle = [bench.control("boost", bench.numbers, 1.0, mode) for mode in MODES]
     idle += [bench.control(action, bench.numbers, window=window) for action in ("skip", "disable")]
     return float(not torch.equal(bench.run(*idle), plain))
 
@@ -153,7 +159,9 @@ def all_positions(bench: Bench) -> float:
     prompt = bench.with_map(bench.prompt(1), [f"w{index}" for index in range(length)], first=0)
     phrases = (" ".join(f"w{index}" for index in range(length)),)
     found = []
-    for mode in ("residual", "value") if bench.family.text.cross else ("residual", "attention", "value"):
+    for mode in MODES:
+        if bench.family.text.cross and mode == "attention":
+            continue  # all text alike cancels: TextBoost refuses it
         whole = bench.control("boost", bench.numbers, 1.7, mode, branch="positive")
         spelled = bench.control("boost", bench.numbers, 1.7, mode, phrases=phrases)
         found.append(difference(bench.run(spelled, positive=prompt), bench.run(whole)))
@@ -170,13 +178,15 @@ def strength_0(bench: Bench) -> float:
     return max(difference(bench.run(a), bench.run(b)) for a, b in pairs)
 
 
-def weighed_attention(bench: Bench) -> float:
+def weighed_attention(
+    bench: Bench, modes: Sequence[str] = MODES[1:], texts: Sequence[tuple[str, ...]] = ((), ("red circle",))
+) -> float:
     """Attention and value boosts, whole and of a phrase, are attention written out with dense factors."""
     prompt, found = bench.with_map(bench.prompt(1)), []
     text = bench.tiny.text_tokens(7)
     first = (text - 7 if bench.tiny.prompt_last else 0) + 1
-    for mode, strength in (("attention", 2.5), ("attention", 0.0), ("value", 2.5), ("value", 0.0)):
-        for phrases in ((), ("red circle",)):
+    for mode, strength in product(modes, (2.5, 0.0)):
+        for phrases in texts:
             if bench.family.text.cross and mode == "attention" and not phrases and strength:
                 continue  # all text alike cancels: TextBoost refuses it
             factors = torch.ones(text)

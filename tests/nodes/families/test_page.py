@@ -1,0 +1,66 @@
+"""docs/families.md is what the command prints today: its rows, columns and verdicts; figures differ by machine."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from scripts.environment import ROOT
+from tests.nodes.families.node_cells import CELLS
+from tests.nodes.families.page import page, refused
+from tests.nodes.families.tiny import FAMILIES
+
+STORED = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+LIVE = ("FLUX.1 dev", "Qwen-Image with a text mask", "LTX-Video")  # quick ones, and all that refuse something
+NOTE = re.compile(r"^(\d+)\. (.+)$", re.M)
+
+
+def verdicts(text: str) -> dict[str, dict[str, str]]:
+    """Model -> node -> "exact", or another word with its note. Args: text, a page."""
+    notes, found = dict(NOTE.findall(text.partition("## Notes")[2])), {}
+    for table in re.split(r"^## ", text, flags=re.M):
+        head, *rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")] or [[]]
+        if head[:1] == ["model"]:
+            for name, *cells in rows[1:]:
+                found.setdefault(name, {}).update(zip(head[1:], (said(cell, notes) for cell in cells), strict=True))
+    return found
+
+
+def said(cell: str, notes: dict[str, str]) -> str:
+    word, _, rest = cell.partition(" ")
+    return f"{word}: {notes[rest.strip('()')]}" if rest.startswith("(") else word
+
+
+@pytest.fixture(scope="module")
+def live(pack) -> str:
+    return page(pack, LIVE)
+
+
+def test_the_page_has_every_tiny_family_and_every_node(pack):
+    stored = verdicts(STORED)
+    assert list(stored) == list(FAMILIES)
+    assert all(list(row) == list(CELLS) for row in stored.values())
+    nodes = {column.split()[0] for column in CELLS}
+    assert nodes | {"MMDiTLoader", "TripleTextEncode"} == set(pack.NODE_CLASS_MAPPINGS)  # these two take no MODEL
+
+
+def test_every_cell_is_exact_or_refused_by_its_node():
+    for name, row in verdicts(STORED).items():
+        for column, word in row.items():
+            assert word == "exact" or word.startswith(f"refused: {column.split()[0]}: "), (name, column)
+
+
+def test_a_refusal_is_in_a_family_that_the_live_part_runs():
+    refusing = {name for name, row in verdicts(STORED).items() if set(row.values()) != {"exact"}}
+    assert refusing <= set(LIVE)
+
+
+def test_the_verdicts_of_some_families_are_what_comes_out_today(live):
+    stored = verdicts(STORED)
+    assert verdicts(live) == {name: stored[name] for name in LIVE}
+
+
+def test_the_rest_of_the_page_is_what_the_command_prints(pack, live):
+    assert STORED.endswith(refused(pack))
+    assert STORED.partition("## The block nodes")[0] == live.partition("## The block nodes")[0]

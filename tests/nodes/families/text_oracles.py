@@ -1,0 +1,87 @@
+"""Oracles of what enters a block: text that is multiplied in front of a plain block, and text that must not matter."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.nodes.families import oracles
+from tests.nodes.families.oracles import Bench, difference
+
+ACTS = 1e-4  # a difference that is more than rounding
+PHRASE = ("red circle",)
+
+
+def scaled_text(bench: Bench, factor: float = 1.7) -> float:
+    """A residual boost multiplies the text that enters the block, and what follows is built on that; each block."""
+    found, plain = [], bench.run()
+    for number, block in enumerate(bench.blocks):
+        ours = bench.run(bench.control("boost", (number,), factor))
+        assert number or difference(ours, plain) > ACTS, "the boost did nothing"
+        # Cross-attention gives each block the text as it was encoded.
+        scaled = bench.blocks[number:] if bench.family.text.cross else [block]
+        with multiplied(bench, scaled, factor, slice(None)):
+            found.append(difference(ours, bench.run()))
+    return max(found)
+
+
+def boosted_phrase(bench: Bench, factor: float = 2.5) -> float:
+    """A phrase in all modes: residual as its tokens multiplied, attention and value written out."""
+    first = (bench.tiny.text_tokens(7) - 7 if bench.tiny.prompt_last else 0) + 1
+    prompt, tokens = bench.with_map(bench.prompt(1)), slice(first, first + 2)
+    ours = bench.run(bench.control("boost", (0,), factor, phrases=PHRASE), positive=prompt, cfg=1.0)
+    with multiplied(bench, bench.blocks if bench.family.text.cross else bench.blocks[:1], factor, tokens):
+        residual = difference(ours, bench.run(positive=prompt, cfg=1.0))
+    return max(residual, oracles.weighed_attention(bench, texts=(PHRASE,)))
+
+
+def boosted_whole(bench: Bench, mode: str) -> float:
+    """Attention or value boosts of the whole text are attention written out with dense factors."""
+    bench.attach(bench.model, [bench.control("boost", bench.numbers, 2.5, mode)])  # refused by some models
+    return oracles.weighed_attention(bench, (mode,), ((),))
+
+
+def without_text(bench: Bench, oracle: oracles.Oracle) -> float:
+    """Two prompts give one image without the text, and two with it."""
+    assert difference(bench.run(), bench.run(positive=bench.prompt(2))) > ACTS, "the prompt does nothing"
+    return oracle(bench)
+
+
+@contextmanager
+def multiplied(bench: Bench, blocks: Sequence[torch.nn.Module], factor: float, tokens: slice) -> Iterator[None]:
+    """Some of the text tokens that enter these blocks are multiplied."""
+    for block in blocks:
+        block.forward = partial(_with_scaled_text, bench, block, factor, tokens)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _with_scaled_text(bench: Bench, block: Any, factor: float, tokens: slice, *args: Any, **kwargs: Any) -> Any:
+    forward = type(block).forward
+    if type(block).__name__ == "JointBlock":  # ComfyUI's SD3: (text, image, ...)
+        return forward(block, _scaled(args[0], factor, tokens), *args[1:], **kwargs)
+    bound = inspect.signature(forward).bind(block, *args, **kwargs)
+    names = [name for name in ("encoder_hidden_states", "txt", "context", "c") if name in bound.arguments]
+    if names:
+        bound.arguments[names[0]] = _scaled(bound.arguments[names[0]], factor, tokens)
+    else:  # one stream, the text first
+        text, name = bench.tiny.text_tokens(7), list(bound.arguments)[1]
+        stream = bound.arguments[name]
+        txt = _scaled(stream[:, :text], factor, tokens)
+        bound.arguments[name] = torch.cat((txt, stream[:, text:]), dim=1)
+    return forward(*bound.args, **bound.kwargs)
+
+
+def _scaled(txt: Tensor, factor: float, tokens: slice) -> Tensor:
+    txt = txt.clone()
+    txt[:, tokens] *= factor
+    return txt
