@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall, with_rows
+from .model_call import BlockCallCount, Hook, Key, ModelCall, with_rows
 from .spec import BlockControl
 
 
@@ -29,13 +29,10 @@ def add_block_prompt(
     Each chunk that carries the prompt through a block is one extra block call. Other controls act on the first prompt.
     Args: hooks, of the other controls, extended in place; existing, the model's own; skipped, blocks that are skipped
         on the positive branch, and so for this prompt too.
-    Raises: ControlError if the model masks its text where no hook reaches the mask, which is of the first prompt.
     """
     chunks = call.chunks_of(prompt)
     if not chunks:
         return
-    if not call.partial_rows:
-        raise ControlError(prompt, "context", "the sampler's prompt has a text mask, which does not fit another prompt")
     stream = _Stream(prompt, call, chunks, count)
     for block in range(max(prompt.blocks) + 1):
         chosen = block in prompt.blocks

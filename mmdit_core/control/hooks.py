@@ -16,7 +16,7 @@ from torch import Tensor
 from ..text.tokens import NoTokenMap, PhraseError, Positions
 from .attention import attention_override, cross_attention_override
 from .block_prompt import add_block_prompt
-from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall, rows_of, with_rows
+from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall, with_rows
 from .spec import POSITIVE, BlockControl
 
 
@@ -168,13 +168,12 @@ class _CallHooks:
         call, count = self.call, self.count
         skipped = _skipped(controls, call)
         running = tuple(chunk for chunk in call.chunks if chunk not in skipped)
-        chunks = running if call.partial_rows else call.chunks
         terms = {"residual": residual}
         for effect in ("attention", "value"):
             own = [control for control in controls if control.effect == effect]
             terms[effect] = tuple((control, frozenset(call.chunks_of(control))) for control in own)
         scaled = {
-            effect: self.factors.setdefault((each, chunks), _Factors(each, chunks, call))
+            effect: self.factors.setdefault((each, running), _Factors(each, running, call))
             for effect, each in terms.items()
             if each
         }
@@ -190,12 +189,9 @@ class _CallHooks:
                 return streams
             if not skipped:
                 return block(self._with_factors(args, scaled))
-            if call.partial_rows:
-                count.skipped += len(skipped)
-                given, before = call.args_of(args, running), args
-            else:  # the block must run on all rows, and may write into them: nothing is saved
-                given, before = args, {**args, **{name: stream.clone() for name, stream in streams.items()}}
-            return _merged(block(self._with_factors(given, scaled)), before, running, call)
+            count.skipped += len(skipped)
+            given = self._with_factors(call.args_of(args, running), scaled)
+            return _merged(block(given), args, call.rows(running))
 
         return hook
 
@@ -229,12 +225,7 @@ class _CallHooks:
         return changed
 
 
-def _merged(out: dict[str, Any], before: dict[str, Any], running: Sequence[int], call: ModelCall) -> dict[str, Any]:
-    """A block's output for the running chunks, and its input for the others."""
-    rows = call.rows(running)
-    merged = dict(out)
-    for name, value in out.items():
-        if value is not None:
-            done = value if call.partial_rows else rows_of(value, rows)
-            merged[name] = with_rows(before[name], rows, done)
-    return merged
+def _merged(out: dict[str, Any], before: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """A block's output for the rows that it ran on, and its input for the others."""
+    done = {name: with_rows(before[name], rows, value) for name, value in out.items() if value is not None}
+    return {**out, **done}

@@ -77,7 +77,6 @@ class ModelCall:
         groups: the rows of each chunk; () for equal chunks in order.
         maps: the token map of each chunk, None if its prompt has none.
         lengths: tokens of each chunk's prompt as it was encoded; () where the text stream holds nothing else.
-        partial_rows: True if a block can run on some of the rows.
         text: how the blocks take the text.
         phrases_known: True if each control's phrase or part is in a prompt of the run, so that a chunk may lack it.
         first_args: of a block prompt's control and some rows: what the first block is given when the rows have that
@@ -92,7 +91,6 @@ class ModelCall:
     maps: tuple[Positions | None, ...] = ()
     lengths: tuple[int, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
-    partial_rows: bool = True
     text: TextLayout = TextLayout()
     phrases_known: bool = False
     first_args: Callable[[BlockControl, Sequence[int]], Mapping[str, Any]] | None = None

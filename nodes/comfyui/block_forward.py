@@ -49,7 +49,7 @@ class _TextLength:
 
 
 def _calling(hook: Hook, family: Family, text: _TextLength, original: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward of a single block that calls the hook.
+    """A forward of a block that calls the hook.
 
     The family names the arguments in order: another node's module in the block's place may not.
     """
@@ -67,9 +67,11 @@ def _calling(hook: Hook, family: Family, text: _TextLength, original: Callable[.
 
         def block(args: dict[str, Any]) -> dict[str, Any]:
             by_name = {own.get(ours, ours): value for ours, value in args.items() if ours not in in_order}
-            return {"img": original(*(args[ours] for ours in in_order), **by_name)}
+            out = original(*(args[ours] for ours in in_order), **by_name)
+            return dict(zip(family.returns, out if len(family.returns) > 1 else (out,), strict=True))
 
-        return hook(given, {"original_block": block})["img"]
+        out = hook(given, {"original_block": block})
+        return tuple(out[name] for name in family.returns) if len(family.returns) > 1 else out["img"]
 
     return forward
 

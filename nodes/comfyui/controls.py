@@ -57,10 +57,11 @@ def acting(items: Sequence[Attached[BlockControl]], run: Run, host: HostCall, ro
     if rows.unknown and by_branch:
         raise ControlError(by_branch[0], "branch", rows.unknown)
     _require_texts(items, run, {name for name in rows.names if name is not None})
-    call, count = _model_call(family, run, host, rows), BlockCallCount()
+    by_forward = family.by_forward(_is_masked(controls, host))
+    call, count = _model_call(family, by_forward, run, host, rows), BlockCallCount()
     replaced = options.get("patches_replace", {})
     # Hooks of other nodes, which such a network never calls, stay without effect.
-    existing = {} if family.arguments else replaced.get("dit", {})
+    existing = {} if by_forward else replaced.get("dit", {})
     hooks = compile_controls(controls, call, existing, count)
 
     def check(x: Tensor, context: Any) -> None:
@@ -71,7 +72,7 @@ def acting(items: Sequence[Attached[BlockControl]], run: Run, host: HostCall, ro
     made = Acting(options, check)
     if not hooks:
         yield made
-    elif family.arguments:
+    elif by_forward:
         with hooked(network_of(base), family, hooks):
             yield made
     else:  # A copy: ComfyUI shares this dictionary between calls.
@@ -101,12 +102,18 @@ def _same_rows(host: HostCall, x: Tensor, context: Any, by_branch: Sequence[Bloc
     return len(x) == len(host.x) and torch.equal(context, given.to(context.device, context.dtype))
 
 
-def _model_call(family: Family, run: Run, host: HostCall, rows: Rows) -> ModelCall:
+def _is_masked(controls: Sequence[BlockControl], host: HostCall) -> bool:
+    """True if the text of the call, or of a block prompt, has a mask."""
+    inputs = [control.context_inputs or {} for control in controls]
+    return any(given.get("attention_mask") is not None for given in (host.inputs, *inputs))
+
+
+def _model_call(family: Family, by_forward: bool, run: Run, host: HostCall, rows: Rows) -> ModelCall:
     double, single = family.counts(network_of(host.base))
 
     def first(prompt: BlockControl, of: Sequence[int]) -> dict[str, Any]:
         prompts = rows.names, tuple(host.options.get("uuids") or ())
-        return _first_args(prompt, (tuple(of), prompts), family, call, run, host)
+        return _first_args(prompt, (tuple(of), prompts), family, by_forward, call, run, host)
 
     call = ModelCall(
         double=double,
@@ -116,7 +123,6 @@ def _model_call(family: Family, run: Run, host: HostCall, rows: Rows) -> ModelCa
         maps=tuple(_token_map(entry, run) for entry in rows.entries),
         lengths=tuple(map(_length, rows.entries)) if None not in rows.entries else (),
         groups=rows.groups,
-        partial_rows=family.partial_rows(host.inputs),
         text=family.text,
         phrases_known=run.phrases_known,
         first_args=first,
@@ -203,6 +209,7 @@ def _first_args(
     prompt: BlockControl,
     of: tuple[tuple[int, ...], Hashable],
     family: Family,
+    by_forward: bool,
     call: ModelCall,
     run: Run,
     host: HostCall,
@@ -212,11 +219,11 @@ def _first_args(
     changes = family.text_changes or patcher is None or adaln_cache.may_change(patcher, ("",))
     # Positions may depend on more than the text, such as references or a video's frames.
     if changes or run.prompts is None or run.prompts.changeable or options.get("context_window") is not None:
-        return first_args(family, host, call, prompt, of[0])
+        return first_args(family, by_forward, host, call, prompt, of[0])
     # The MODEL holds the context for as long as the run.
-    key = id(prompt.context), id(host.base), tuple(host.x.shape), host.x.device, of
+    key = id(prompt.context), id(host.base), tuple(host.x.shape), host.x.device, of, by_forward
     if key not in run.texts:
-        run.texts[key] = first_args(family, host, call, prompt, of[0])
+        run.texts[key] = first_args(family, by_forward, host, call, prompt, of[0])
     return run.texts[key]
 
 

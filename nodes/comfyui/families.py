@@ -34,9 +34,10 @@ class Family:
         patch: latent pixels along a side of an image token; None if the network's `patch_size` says so.
         text_inputs: of the model's inputs, those that belong to the text.
         text_changes: True if the text that enters the blocks depends on the timestep.
-        mask_in_closure: True if its blocks hold the text mask of the whole batch where no hook reaches it.
-        arguments: parameter of a block's `forward` -> argument of a block hook. Given for networks that call no
-            block hooks; their blocks are reached through `forward`.
+        hooks: False for networks that call no block hooks; their blocks are reached through `forward`.
+        arguments: parameter of a block's `forward` -> argument of a block hook, in order. Given for networks that call
+            no hooks, and for those whose hooks are not given the text's mask.
+        returns: what a block's `forward` gives back, by the hook's names.
         text_from: of such a network, the list of modules whose last one gives out the text; "" if the network says in
             `img_slice` where the image begins.
     """
@@ -52,8 +53,9 @@ class Family:
     patch: int | None = None
     text_inputs: tuple[str, ...] = ("attention_mask",)
     text_changes: bool = False
-    mask_in_closure: bool = False
+    hooks: bool = True
     arguments: Mapping[str, str] = field(default_factory=dict)
+    returns: tuple[str, ...] = ("img",)
     text_from: str = ""
 
     def lists(self, core) -> list[Any]:
@@ -64,9 +66,9 @@ class Family:
         """A network's double and single blocks."""
         return len(_blocks(core, self.double)), len(_blocks(core, self.single))
 
-    def partial_rows(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a block can run on some rows of a batch. Args: inputs, of the model call."""
-        return not (self.mask_in_closure and inputs.get("attention_mask") is not None)
+    def by_forward(self, masked: bool) -> bool:
+        """Whether blocks are reached through `forward`. Args: masked, True if a text of the call has a mask."""
+        return not self.hooks or (masked and bool(self.arguments))
 
 
 def _flux(label: str, *models: str) -> Family:
@@ -100,6 +102,15 @@ def _chroma(label: str, model: str, network: str) -> Family:
     return Family(label, (model,), (network,), "double_blocks", "single_blocks", ("double", "single"))
 
 
+QWEN_ARGUMENTS = {
+    "hidden_states": "img",
+    "encoder_hidden_states": "txt",
+    "encoder_hidden_states_mask": "attn_mask",
+    "temb": "vec",
+    "image_rotary_emb": "pe",
+    "timestep_zero_index": "timestep_zero_index",
+    "transformer_options": "transformer_options",
+}
 NEXTDIT_ARGUMENTS = {
     "x": "img",
     "x_mask": "attn_mask",
@@ -119,6 +130,7 @@ def _nextdit(label: str, model: str) -> Family:
         sections=("main",),
         width=lambda core: core.cap_embedder[1].in_features,
         text_inputs=("attention_mask", "num_tokens"),
+        hooks=False,
         arguments=NEXTDIT_ARGUMENTS,
         text_from="context_refiner",  # which runs over the padded text
     )
@@ -144,7 +156,8 @@ FAMILIES = (
         ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",),
         "transformer_blocks",
         sections=("joint",),
-        mask_in_closure=True,
+        arguments=QWEN_ARGUMENTS,
+        returns=("txt", "img"),
     ),
     Family(
         "MageFlow",
@@ -153,7 +166,8 @@ FAMILIES = (
         "transformer_blocks",
         sections=("joint",),
         patch=1,
-        mask_in_closure=True,
+        arguments=QWEN_ARGUMENTS,
+        returns=("txt", "img"),
     ),
     _nextdit("Z-Image", "ZImage"),
     _nextdit("Lumina2", "Lumina2"),
@@ -164,6 +178,7 @@ FAMILIES = (
         "blocks",
         width=lambda core: core.txtlayers * core.txtdim,
         patch=2,
+        hooks=False,
         arguments={
             "x": "img",
             "vec": "vec",

@@ -37,11 +37,12 @@ class HostCall:
 
 
 def first_args(
-    family: Family, host: HostCall, call: ModelCall, prompt: BlockControl, rows: Sequence[int]
+    family: Family, by_forward: bool, host: HostCall, call: ModelCall, prompt: BlockControl, rows: Sequence[int]
 ) -> dict[str, Any]:
     """The first block's arguments for another prompt, less the image's: "txt" [rows, L, D] and what fits it.
 
-    Args: call, the model's blocks; prompt, with the other context; rows, of the call's batch.
+    Args: by_forward, how its blocks are reached; call, the model's blocks; prompt, with the other context; rows, of the
+        call's batch.
     """
     base, batch = host.base, host.x.shape[0]
 
@@ -73,10 +74,10 @@ def first_args(
     options |= {
         "cond_or_uncond": [0],
         "patches": patches,
-        "patches_replace": {} if family.arguments else {"dit": hooks},
+        "patches_replace": {} if by_forward else {"dit": hooks},
     }
     network = network_of(base)
-    with hooked(network, family, hooks) if family.arguments else nullcontext():
+    with hooked(network, family, hooks) if by_forward else nullcontext():
         base._apply_model(x, picked(host.t), picked(host.c_concat), context, None, options, **inputs)
     stream, tokens = found.get("txt"), 0
     if stream is None:

@@ -78,7 +78,7 @@ def _source(calls: list[Call], again, model_options: dict[str, Any], base) -> st
     existing = dict(replaced.get("dit", {}))
     if family is None:
         again(call, _checked(options, found))
-    elif family.arguments:  # a network that calls no hooks
+    elif not family.hooks:
         with hooked(network_of(base), family, _hooks(family, base, found, {})):
             again(call, _checked(options, found))
     else:

@@ -306,14 +306,6 @@ def test_skipping_one_branch_really_runs_fewer_rows(model):
     assert rows_run(model, []) == [4] * 5
     assert rows_run(model, [BlockControl("skip", (1, 3), branch="negative")]) == [4, 2, 4, 2, 4]
     assert rows_run(model, [BlockControl("skip", (1, 3))]) == [4, 4, 4]
-    whole = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, partial_rows=False)
-    assert rows_run(model, [BlockControl("skip", (1,), branch="negative")], whole) == [4] * 5
-
-
-def test_models_that_cannot_run_part_of_the_rows_give_the_same_result(model):
-    control = BlockControl("skip", (1, 3), branch="negative")
-    whole = ModelCall(5, 0, (NEGATIVE, POSITIVE), 4, partial_rows=False)
-    assert error(run(model, [control], whole), run(model, [control])) <= 1e-5
 
 
 def test_the_count_counts_block_calls_by_prompt(model):
@@ -321,13 +313,6 @@ def test_the_count_counts_block_calls_by_prompt(model):
     run(model, [BlockControl("skip", (1, 3), branch="negative"), BlockControl("skip", (0,))], block_calls=block_calls)
     assert (block_calls.total, block_calls.skipped) == (10, 4)
     assert str(block_calls) == "skipped 4 of 10 block calls, 40.0%"
-    run(
-        model,
-        [BlockControl("skip", (1,), branch="negative")],
-        ModelCall(5, 0, (0, 1), 4, partial_rows=False),
-        block_calls,
-    )
-    assert (block_calls.total, block_calls.skipped) == (20, 4)  # nothing was saved there
 
 
 def test_nothing_that_came_in_is_changed(model):

@@ -237,7 +237,7 @@ def identity_in_place(bench: Bench, block: torch.nn.Module) -> Iterator[None]:
     family, network = bench.family, bench.model.model.diffusion_model
     single = (
         family.text.cross
-        or family.arguments
+        or not family.hooks
         or any(block is each for each in getattr(network, family.single or "_", ()))
     )
 
