@@ -58,8 +58,8 @@ def network_on_meta(tiny: Tiny) -> torch.nn.Module:
     return _base(tiny, torch.device("meta")).diffusion_model
 
 
-def build(tiny: Tiny, weight_seed: int = WEIGHT_SEED):
-    """A MODEL, a maker of CONDITIONINGs (seed, length), and a latent."""
+def build(tiny: Tiny, weight_seed: int = WEIGHT_SEED, state: Mapping[str, torch.Tensor] | None = None):
+    """A MODEL, a maker of CONDITIONINGs (seed, length), and a latent. Args: state, of the network; random if None."""
     cpu = torch.device("cpu")
     base = _base(tiny, cpu)
     source = torch.Generator().manual_seed(weight_seed)
@@ -68,6 +68,8 @@ def build(tiny: Tiny, weight_seed: int = WEIGHT_SEED):
     for name, buffer in base.diffusion_model.named_buffers():
         if name == "pos_embed":  # SD3's positions are made without values
             buffer.copy_(torch.randn(buffer.shape, generator=source))
+    if state is not None:
+        base.diffusion_model.load_state_dict(state)
     base.diffusion_model.eval()
 
     def prompt(seed: int, length: int = 7) -> list:
