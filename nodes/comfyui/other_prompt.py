@@ -52,7 +52,7 @@ def first_args(
         return rows_of(value, rows) if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch else value
 
     x = picked(host.x)
-    texts = _model_inputs(base, prompt, x)
+    texts = _model_inputs(host, prompt, x)
     context = texts.pop("c_crossattn")
     inputs = {name: picked(value) for name, value in host.inputs.items() if name not in family.text_inputs}
     inputs |= {name: value for name, value in texts.items() if name in family.text_inputs}
@@ -86,10 +86,13 @@ def first_args(
     return {"txt": stream, **{name: value for name, value in found.items() if name not in OWN}}
 
 
-def _model_inputs(base, prompt: BlockControl, x: Tensor) -> dict[str, Any]:
+def _model_inputs(host: HostCall, prompt: BlockControl, x: Tensor) -> dict[str, Any]:
     """A prompt as the model's inputs, as ComfyUI makes them of a conditioning. Args: x [rows, ...]."""
-    entries = comfy.sampler_helpers.convert_cond([[prompt.context, dict(prompt.context_inputs or {})]])
-    entry = comfy.samplers.encode_model_conds(base.extra_conds, entries, x, x.device, "positive")[0]
+    given, y = dict(prompt.context_inputs or {}), host.inputs.get("y")
+    if y is not None:  # some models need a pooled text, which is not used here
+        given.setdefault("pooled_output", y.new_zeros(1, y.shape[-1]))
+    entries = comfy.sampler_helpers.convert_cond([[prompt.context, given]])
+    entry = comfy.samplers.encode_model_conds(host.base.extra_conds, entries, x, x.device, "positive")[0]
     processed = {
         name: value.process_cond(batch_size=x.shape[0], area=None) for name, value in entry["model_conds"].items()
     }
