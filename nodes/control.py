@@ -38,7 +38,6 @@ WHILE_SAMPLING = {
     "blocks": ("model", f"Block controls need the model's own blocks. {REMOVE_IT}"),
     "branch": ("branch", f"Set branch to both, or {REMOVE_IT[0].lower()}{REMOVE_IT[1:]}"),
     "phrases": ("phrase", "Write whole words of the prompt, one phrase a line"),
-    "context": ("conditioning", "Encode one prompt at a time, both to the same length, without masks"),
 }
 WINDOW: dict[str, Widget] = {"start_percent": START, "end_percent": END}
 
@@ -58,8 +57,11 @@ def read_preset(node: str, model, name: str) -> Preset:
     preset, (double, single) = BY_NAME[name], counts(node, model)
     made_for = f"it is for {preset.model} with {preset.double} double and {preset.single} single blocks"
     right = f"Connect {preset.model}, or set the preset to {NO_PRESET} and find blocks with BlockAnalysis"
-    fits = (double, single) == (preset.double, preset.single)
-    require(fits, node, "preset", f"{made_for}, this model has {double} and {single}", right)
+    family = family_of(model.model)
+    label = "" if family is None else family.label
+    # Chroma has FLUX.1's numbers of blocks, and other blocks.
+    fits = (double, single) == (preset.double, preset.single) and preset.model.startswith(label)
+    require(fits, node, "preset", f"{made_for}, this model is {label} with {double} and {single}", right)
     return preset
 
 

@@ -10,6 +10,7 @@ import comfy.sd
 import comfy.supported_models
 import pytest
 import torch
+from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
 
 import nodes as comfyui_nodes
@@ -268,8 +269,13 @@ def test_presets_set_what_was_published_and_keep_the_nodes_window(blocks, model,
 
 
 def test_a_preset_for_another_model_or_of_no_name_is_refused(blocks, model):
-    with pytest.raises(ValueError, match="BlockSkip: preset: .*FLUX.1-dev with 19 double and 38 single.*has 2 and 0"):
+    with pytest.raises(ValueError, match="BlockSkip: preset: .*FLUX.1-dev with 19 double and 38 single.*with 2 and 0"):
         skip(blocks, model, "", preset="FLUX.1-dev: fewer blocks with true CFG")
+    chroma = like_flux(model)
+    chroma.model.diffusion_model.__class__ = Chroma
+    chroma.model.model_config = comfy.supported_models.Chroma({})
+    with pytest.raises(ValueError, match="BlockSkip: preset: .*this model is Chroma with 19 and 38"):
+        skip(blocks, chroma, "", preset="FLUX.1-dev: fewer blocks with true CFG")
     with pytest.raises(ValueError, match="BlockSkip: preset: 'x' is unknown"):
         skip(blocks, model, "", preset="x")
 
