@@ -114,7 +114,6 @@ ERRORS = [
     ("TextDisable", "branch", "TextDisable: branch: why. Set branch to both, or remove"),
     ("TextBoost", "branch", "TextBoost: branch: why. Set branch to both, or remove"),
     ("BlockPrompt", "branch", "BlockPrompt: model: why. Remove the other node, or this one"),
-    ("BlockPrompt", "context", "BlockPrompt: conditioning: why. Encode one prompt at a time"),
     ("TextBoost", "phrases", "TextBoost: phrase: why. Write whole words of the prompt"),
     *((name, "blocks", f"{name}: model: why. Block controls need the model") for name in ("BlockSkip", "TextBoost")),
     *((name, "model", f"{name}: model: why. Connect one of SD3") for name in ("TextDisable", "BlockPrompt")),
