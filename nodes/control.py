@@ -38,6 +38,8 @@ WHILE_SAMPLING = {
     "blocks": ("model", f"Block controls need the model's own blocks. {REMOVE_IT}"),
     "branch": ("branch", f"Set branch to both, or {REMOVE_IT[0].lower()}{REMOVE_IT[1:]}"),
     "phrases": ("phrase", "Write whole words of the prompt, one phrase a line"),
+    "place": ("phrase", f"Act on the whole text: {WHOLE_TEXT}"),
+    "context": ("conditioning", "Encode both prompts to the same length, or set another reference_latents_method"),
 }
 WINDOW: dict[str, Widget] = {"start_percent": START, "end_percent": END}
 
@@ -305,12 +307,20 @@ class BlockPrompt(_BlockNode):
         right = "Connect one prompt, without areas or combinations"
         require(len(conditioning) == 1, *here, f"it holds {len(conditioning)} prompts", right)
         context, options = conditioning[0]
+        found, right = f"the text is of shape {list(context.shape)}", "Encode one text, as [1, tokens, channels]"
+        require(context.ndim == 3 and context.shape[0] == 1 and context.shape[1], *here, found, right)
         width, found = family.width(network_of(model.model)), context.shape[-1]
         right = "Encode the prompt with the CLIP that belongs to this model"
         require(width in (None, found), *here, f"the text is {found} channels wide, the model takes {width}", right)
         right = "Connect it without areas or masks; here it is for the whole image"
         for name in ("area", "mask"):
             require(options.get(name) is None, *here, f"the prompt is for a part of the image: it has {name}", right)
+        right = (
+            "Connect the prompt as it was encoded; when it acts is set by start_percent and end_percent of this node"
+        )
+        plain = {"start_percent": 0.0, "end_percent": 1.0, "strength": 1.0, "hooks": None, "control": None}
+        for name, value in plain.items():
+            require(options.get(name, value) == value, *here, f"it has {name}, which has no effect here", right)
         return context, options
 
 

@@ -57,6 +57,7 @@ def acting(items: Sequence[Attached[BlockControl]], run: Run, host: HostCall, ro
     if rows.unknown and by_branch:
         raise ControlError(by_branch[0], "branch", rows.unknown)
     _require_texts(items, run, {name for name in rows.names if name is not None})
+    _require_places(controls, family, host)
     by_forward = family.by_forward(_is_masked(controls, host))
     call, count = _model_call(family, by_forward, run, host, rows), BlockCallCount()
     replaced = options.get("patches_replace", {})
@@ -113,7 +114,9 @@ def _model_call(family: Family, by_forward: bool, run: Run, host: HostCall, rows
 
     def first(prompt: BlockControl, of: Sequence[int]) -> dict[str, Any]:
         prompts = rows.names, tuple(host.options.get("uuids") or ())
-        return _first_args(prompt, (tuple(of), prompts), family, by_forward, call, run, host)
+        args = _first_args(prompt, (tuple(of), prompts), family, by_forward, call, run, host)
+        _check_length(prompt, args["txt"].shape[1], family, host)
+        return args
 
     call = ModelCall(
         double=double,
@@ -182,6 +185,15 @@ def _require_texts(items: Iterable[Attached[BlockControl]], run: Run, names: Col
                 raise ControlError(control, "phrases", str(errors[0])) from errors[0]
 
 
+def _require_places(controls: Sequence[BlockControl], family: Family, host: HostCall) -> None:
+    """Raises: ControlError for a phrase or part where the prompt's place in the text stream is not known."""
+    moved = [name for name in family.moves_prompt if host.inputs.get(name) is not None]
+    for control in controls:
+        if moved and (control.phrases or control.part != "all"):
+            reason = f"{family.label} puts other text before the prompt's here, because of {', '.join(moved)}"
+            raise ControlError(control, "place", reason)
+
+
 def _check_blocks(items: Sequence[Attached[BlockControl]], family: Family, base, run: Run) -> None:
     """Raises: ControlError if the model's lists of blocks are not those that the controls were made for."""
     found = family.counts(network_of(base))
@@ -225,6 +237,17 @@ def _first_args(
     if key not in run.texts:
         run.texts[key] = first_args(family, by_forward, host, call, prompt, of[0])
     return run.texts[key]
+
+
+def _check_length(prompt: BlockControl, own: int, family: Family, host: HostCall) -> None:
+    """Raises: ControlError for a prompt of another length where the single blocks take texts of one length alone."""
+    params = getattr(network_of(host.base), "params", None)
+    method = host.inputs.get("ref_latents_method", getattr(params, "default_ref_method", ""))
+    given = own if host.c_crossattn is None else host.c_crossattn.shape[1]
+    kept = host.inputs.get("ref_latents") is not None and method == family.keeps_length
+    if kept and given != own:
+        reason = f"it has {own} tokens, the sampler's prompt {given}, and {method} takes one length alone"
+        raise ControlError(prompt, "context", reason)
 
 
 def show(run: Run, items: Iterable[Attached[BlockControl]]) -> None:

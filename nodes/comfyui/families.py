@@ -33,6 +33,8 @@ class Family:
         width: of the text that it takes, in channels, read from the network; None if unknown.
         patch: latent pixels along a side of an image token; None if the network's `patch_size` says so.
         text_inputs: of the model's inputs, those that belong to the text.
+        moves_prompt: of the model's inputs, those with which the prompt's place in the text stream is not known.
+        keeps_length: a value of `ref_latents_method` with which its single blocks take texts of one length alone.
         text_changes: True if the text that enters the blocks depends on the timestep.
         hooks: False for networks that call no block hooks; their blocks are reached through `forward`.
         arguments: parameter of a block's `forward` -> argument of a block hook, in order. Given for networks that call
@@ -52,6 +54,8 @@ class Family:
     width: Callable[[Any], int | None] = lambda core: core.txt_in.in_features
     patch: int | None = None
     text_inputs: tuple[str, ...] = ("attention_mask",)
+    moves_prompt: tuple[str, ...] = ()
+    keeps_length: str = ""
     text_changes: bool = False
     hooks: bool = True
     arguments: Mapping[str, str] = field(default_factory=dict)
@@ -80,6 +84,7 @@ def _flux(label: str, *models: str) -> Family:
         "single_blocks",
         ("double", "single"),
         text=TextLayout(prompt_last=True),  # FLUX.2-dev pads a prompt on the left to 512 tokens
+        keeps_length="index_timestep_zero",  # they are not told again where the reference's tokens are
     )
 
 
@@ -129,7 +134,8 @@ def _nextdit(label: str, model: str) -> Family:
         "layers",
         sections=("main",),
         width=lambda core: core.cap_embedder[1].in_features,
-        text_inputs=("attention_mask", "num_tokens"),
+        text_inputs=("attention_mask", "num_tokens", "ref_contexts"),
+        moves_prompt=("ref_latents",),  # a text of each reference comes before the prompt
         hooks=False,
         arguments=NEXTDIT_ARGUMENTS,
         text_from="context_refiner",  # which runs over the padded text

@@ -92,7 +92,9 @@ def _model_inputs(host: HostCall, prompt: BlockControl, x: Tensor) -> dict[str, 
     if y is not None:  # some models need a pooled text, which is not used here
         given.setdefault("pooled_output", y.new_zeros(1, y.shape[-1]))
     entries = comfy.sampler_helpers.convert_cond([[prompt.context, given]])
-    entry = comfy.samplers.encode_model_conds(host.base.extra_conds, entries, x, x.device, "positive")[0]
+    entry = comfy.samplers.encode_model_conds(
+        host.base.extra_conds, entries, x, x.device, "positive", latent_image=x, denoise_mask=None
+    )[0]
     processed = {
         name: value.process_cond(batch_size=x.shape[0], area=None) for name, value in entry["model_conds"].items()
     }
