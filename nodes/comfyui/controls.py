@@ -244,7 +244,7 @@ def _check_length(prompt: BlockControl, own: int, family: Family, host: HostCall
     params = getattr(network_of(host.base), "params", None)
     method = host.inputs.get("ref_latents_method", getattr(params, "default_ref_method", ""))
     given = own if host.c_crossattn is None else host.c_crossattn.shape[1]
-    kept = host.inputs.get("ref_latents") is not None and method == family.keeps_length
+    kept = bool(family.keeps_length) and host.inputs.get("ref_latents") is not None and method == family.keeps_length
     if kept and given != own:
         reason = f"it has {own} tokens, the sampler's prompt {given}, and {method} takes one length alone"
         raise ControlError(prompt, "context", reason)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.nodes.families.tiny import FAMILIES, Tiny, build
+from tests.nodes.families.tiny import FAMILIES, Tiny, build, randn
 
 SIGMAS = (1.0, 0.6, 0.0)
 MODES = ("residual", "attention", "value")
@@ -41,9 +41,18 @@ class Bench:
     batch: int = 1
 
     @classmethod
-    def make(cls, of: Callable[[str], Any], name: str, cfg: float = 3.0, batch: int = 1) -> Bench:
-        """The bench of a family."""
-        return cls(of, FAMILIES[name], *build(FAMILIES[name]), cfg, batch)
+    def make(cls, of: Callable[[str], Any], name: str, cfg: float = 3.0, batch: int = 1, lora: bool = False) -> Bench:
+        """The bench of a family. Args: lora, True to patch all matrices of the model as a LoRA loader does."""
+        model, prompt, latent = build(FAMILIES[name])
+        if lora:
+            model = model.clone()
+            state = model.model.diffusion_model.state_dict()
+            shapes = {name: tensor.shape for name, tensor in state.items() if tensor.ndim == 2}
+            changes = {
+                f"diffusion_model.{name}": ("diff", (0.01 * randn(tuple(shape), 4),)) for name, shape in shapes.items()
+            }
+            assert model.add_patches(changes, 1.0)
+        return cls(of, FAMILIES[name], model, prompt, latent, cfg, batch)
 
     @property
     def family(self):

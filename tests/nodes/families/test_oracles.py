@@ -1,4 +1,4 @@
-"""Every oracle on every family: tiny random models in float32, cfg 1 and 3, batch 1 and 2, odd sizes."""
+"""Every oracle on every family: tiny random models in float32, cfg 1 and 3, batch 1 and 2, odd sizes, with a LoRA."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.nodes.families.oracles import ORACLES, ROUNDING, Bench
 from tests.nodes.families.tiny import FAMILIES
 
-SETTINGS = {"cfg 3, batch 2": (3.0, 2), "cfg 1, batch 1": (1.0, 1)}
+SETTINGS = {"cfg 3, batch 2, LoRA": (3.0, 2, True), "cfg 1, batch 1": (1.0, 1, False)}
 # Its image is padded to a multiple of 32 tokens at position 0, so that the refiners before the blocks see how long the
 # text is: with another padded length the prompt is not quite that prompt.
 SEES_THE_LENGTH = ("Z-Image", "longer")
