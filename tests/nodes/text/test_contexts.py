@@ -252,7 +252,10 @@ def test_a_replacement_of_the_clips_method_is_not_taken_for_it(contexts, tokens,
 def test_text_boosts_errors_say_what_helps(pack, tokens, make, words):
     boost = pack.NODE_CLASS_MAPPINGS["TextBoost"]
     cause = make(tokens)
-    error = type("ControlError", (ValueError,), {})(str(cause))
+    spec, model_call = (sys.modules[f"{pack.__name__}.mmdit_core.control.{room}"] for room in ("spec", "model_call"))
+    phrases = ("red",) if words.startswith("phrase") else ()
+    control = spec.BlockControl("boost", (0,), 2.0, phrases=phrases, part="all" if phrases else "t5")
+    error = model_call.ControlError(control, "phrases", str(cause))
     error.__cause__ = cause
     with pytest.raises(ValueError, match=f"TextBoost: {words}"):
         raise boost.word_error(error)
