@@ -31,12 +31,12 @@ RIGHT_OF = {
     "unknown": f"Connect a prompt straight from CLIPTextEncode or TripleTextEncode, or {WHOLE_TEXT}",
     "unmapped": f"Act on the whole text: {WHOLE_TEXT}",
 }
-REMOVE_IT = "Remove the other node, or this one"
+REMOVE_IT = "remove the other node, or this one"
 # Field of a ControlError -> the input of a block node, and what is right.
 WHILE_SAMPLING = {
     "model": ("model", f"Connect one of {SUPPORTED}"),
-    "blocks": ("model", f"Block controls need the model's own blocks. {REMOVE_IT}"),
-    "branch": ("branch", f"Set branch to both, or {REMOVE_IT[0].lower()}{REMOVE_IT[1:]}"),
+    "blocks": ("model", f"Block controls need the model's own blocks. {REMOVE_IT.capitalize()}"),
+    "branch": ("branch", f"Set branch to both, or {REMOVE_IT}"),
     "phrases": ("phrase", "Write whole words of the prompt, one phrase a line"),
     "place": ("phrase", f"Act on the whole text: {WHOLE_TEXT}"),
     "context": ("conditioning", "Encode both prompts to the same length, or set another reference_latents_method"),
@@ -60,7 +60,8 @@ def read_preset(node: str, model, name: str) -> Preset:
     made_for = f"it is for {preset.model} with {preset.double} double and {preset.single} single blocks"
     right = f"Connect {preset.model}, or set the preset to {NO_PRESET} and find blocks with BlockAnalysis"
     family = family_of(model.model)
-    label = "" if family is None else family.label
+    assert family is not None  # `counts` has refused other models
+    label = family.label
     # Chroma has FLUX.1's numbers of blocks, and other blocks.
     fits = (double, single) == (preset.double, preset.single) and preset.model.startswith(label)
     require(fits, node, "preset", f"{made_for}, this model is {label} with {double} and {single}", right)
@@ -113,9 +114,9 @@ class _BlockNode:
         inputs: Any = cls.INPUT_TYPES()  # type: ignore[attr-defined]
         name, right = WHILE_SAMPLING[error.field]
         if name not in inputs["required"]:
-            name, right = "model", REMOVE_IT
+            name, right = "model", REMOVE_IT.capitalize()
         if error.control.phrases and error.field == "branch":
-            name, right = "phrase", f"Empty the phrase and set branch to both, or {REMOVE_IT[0].lower()}{REMOVE_IT[1:]}"
+            name, right = "phrase", f"Empty the phrase and set branch to both, or {REMOVE_IT}"
         return InputError(cls.__name__, name, str(error), right)
 
     def apply(self, model, unique_id=None, **given):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model_call import BlockCallCount, Hook, Key, ModelCall, with_rows
+from .model_call import BlockCallCount, Hook, Key, ModelCall, text_length, with_rows
 from .spec import BlockControl
 
 
@@ -52,7 +52,7 @@ class _Stream:
         # Positions, masks and lengths are those of this text in every block.
         self.given = dict(call.first_args(prompt, self.rows))
         self.txt: Tensor = self.given.pop("txt").clone()  # some blocks write into their arguments
-        self.tokens = 0  # of the first prompt; single blocks of some models are not given it
+        self.tokens: int | None = None  # of the first prompt; single blocks of some models are not given it
 
     def hook(self, key: Key, first: Hook | None, existing: Hook | None, chosen: bool) -> Hook:
         """The hook of one block. Args: first, the hook of the first prompt; existing, the model's own."""
@@ -60,11 +60,7 @@ class _Stream:
         def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
             self.call.called.add(key)
             single = args.get("txt") is None
-            if not single:
-                self.tokens = args["txt"].shape[1]
-            elif args["transformer_options"].get("img_slice") is not None:
-                self.tokens = args["transformer_options"]["img_slice"][0]
-            tokens = self.tokens
+            tokens = self.tokens = text_length(args, self.tokens)
             other = self.call.args_of(args, self.chunks)
             other.update((name, value) for name, value in self.given.items() if name in other)
             txt, length = self.txt, self.txt.shape[1]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..text.tokens import NoTokenMap, PhraseError, Positions
 from .attention import attention_override, cross_attention_override
 from .block_prompt import add_block_prompt
-from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall, with_rows
+from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall, text_length, with_rows
 from .spec import POSITIVE, BlockControl
 
 
@@ -87,7 +87,7 @@ def _skipped(controls: Sequence[BlockControl], call: ModelCall) -> frozenset[int
 def _require_phrases(controls: Sequence[BlockControl], call: ModelCall) -> None:
     """Raises: ControlError for a phrase that no prompt of the call has, and for a part that one of them lacks."""
     for control in controls:
-        if not control.phrases and control.part == "all":
+        if not control.is_selective:
             continue
         chunks = call.chunks_of(control)
         errors = [error for chunk in chunks if (error := phrase_error(control, _map(call, chunk))) is not None]
@@ -139,7 +139,7 @@ class _Factors:
 
 def _positions(control: BlockControl, call: ModelCall, chunk: int, tokens: int) -> Sequence[int]:
     """The tokens of a chunk's text stream that a control acts on; none if its prompt lacks the phrase."""
-    if not control.phrases and control.part == "all":
+    if not control.is_selective:
         return range(tokens)
     known = _map(call, chunk)
     if known is None or phrase_error(control, known) is not None:
@@ -182,8 +182,7 @@ class _CallHooks:
             call.called.add(key)
             block = extra["original_block"] if previous is None else lambda given: previous(given, extra)
             streams = {name: args[name] for name in ("img", "txt") if args.get(name) is not None}
-            if "txt" in streams:
-                self.tokens = streams["txt"].shape[1]
+            self.tokens = text_length(args, self.tokens)
             if not running:
                 count.skipped += len(skipped)
                 return streams
@@ -202,9 +201,7 @@ class _CallHooks:
         options, layout = args["transformer_options"], self.call.text
         single = args.get("txt") is None  # a single block has one stream, [text; image]
         stream: Tensor = args["img"] if single else args["txt"]
-        tokens: int | None = stream.shape[1]
-        if single:
-            tokens = options["img_slice"][0] if options.get("img_slice") is not None else self.tokens
+        tokens = text_length(args, self.tokens)
         if tokens is None:
             raise ValueError("this model does not say where the text ends in its single blocks")
         by_effect = {effect: factors(tokens, stream) for effect, factors in scaled.items()}

@@ -130,20 +130,17 @@ class ModelCall:
         """A block's arguments for some chunks: copies of their rows, and options that name these chunks alone."""
         rows = self.rows(chunks)
 
-        def pick(value: Any, batch: int, rows: Sequence[int]) -> Any:
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
+        def pick(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.batch:
                 return rows_of(value, rows)
             if isinstance(value, tuple | list):
-                items = [pick(item, batch, rows) for item in value]
+                items = [pick(item) for item in value]
                 return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
             if is_dataclass(value) and not isinstance(value, type):  # Chroma's modulation
-                return replace(value, **{f.name: pick(getattr(value, f.name), batch, rows) for f in fields(value)})
+                return replace(value, **{f.name: pick(getattr(value, f.name)) for f in fields(value)})
             return value
 
-        picked = {
-            name: value if name == "transformer_options" else pick(value, self.batch, rows)
-            for name, value in args.items()
-        }
+        picked = {name: value if name == "transformer_options" else pick(value) for name, value in args.items()}
         vec = args.get("vec")
         if isinstance(vec, Tensor) and vec.ndim and vec.shape[0] == 2 * self.batch:
             # A reference image is modulated at timestep 0, with vectors after those of the batch.
@@ -158,6 +155,14 @@ class ModelCall:
         if options.get(ROW_NAMES):
             options[ROW_NAMES] = [options[ROW_NAMES][row] for row in rows]
         return {**picked, "transformer_options": options}
+
+
+def text_length(args: Mapping[str, Any], noted: int | None = None) -> int | None:
+    """Text tokens in the streams of a block. Args: noted, for a single block of a model that does not say."""
+    if args.get("txt") is not None:
+        return args["txt"].shape[1]
+    img_slice = args["transformer_options"].get("img_slice")
+    return noted if img_slice is None else img_slice[0]
 
 
 def rows_of(value: Tensor, rows: Sequence[int]) -> Tensor:

@@ -94,6 +94,11 @@ class BlockControl:
         return (POSITIVE,) if self.phrases or self.action == "prompt" else BRANCHES[self.branch]
 
     @property
+    def is_selective(self) -> bool:
+        """True if the control acts on phrases or on a part of the text, which a token map finds."""
+        return bool(self.phrases) or self.part != "all"
+
+    @property
     def effect(self) -> str:
         """What changes in a block: "skip", "prompt", or what is scaled: "residual", "attention" or "value"."""
         if self.action == "disable":

@@ -90,7 +90,7 @@ def acting(items: Sequence[Attached[BlockControl]], run: Run, host: HostCall, ro
 
 def _needs_prompts(control: BlockControl) -> bool:
     """Whether a control tells the prompts of a batch apart."""
-    return control.branch != "both" or control.branches == (POSITIVE,) or control.part != "all"
+    return control.branch != "both" or control.branches == (POSITIVE,) or control.is_selective
 
 
 def _same_rows(host: HostCall, x: Tensor, context: Any, by_branch: Sequence[BlockControl]) -> bool:
@@ -176,10 +176,9 @@ def _require_texts(items: Iterable[Attached[BlockControl]], run: Run, names: Col
     """
     new = set(names) - run.required if run.guider is not None else set()
     run.required.update(new)
-    for control in (item.value for item in items) if new else ():
-        for name in (
-            new & {_list_of(control) or name for name in new} if control.phrases or control.part != "all" else ()
-        ):
+    for control in (item.value for item in items if item.value.is_selective):
+        own = _list_of(control)
+        for name in new if own is None else new & {own}:
             errors = [phrase_error(control, LazyTokenMap(entry)) for entry in run.guider.conds[name]]
             if errors and None not in errors:
                 raise ControlError(control, "phrases", str(errors[0])) from errors[0]
@@ -189,7 +188,7 @@ def _require_places(controls: Sequence[BlockControl], family: Family, host: Host
     """Raises: ControlError for a phrase or part where the prompt's place in the text stream is not known."""
     moved = [name for name in family.moves_prompt if host.inputs.get(name) is not None]
     for control in controls:
-        if moved and (control.phrases or control.part != "all"):
+        if moved and control.is_selective:
             reason = f"{family.label} puts other text before the prompt's here, because of {', '.join(moved)}"
             raise ControlError(control, "place", reason)
 

@@ -15,7 +15,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 from torch import Tensor
 
-from ...mmdit_core.control.model_call import ModelCall, rows_of
+from ...mmdit_core.control.model_call import ModelCall, rows_of, text_length
 from ...mmdit_core.control.spec import BlockControl
 from .block_forward import hooked
 from .families import Family, network_of
@@ -79,10 +79,9 @@ def first_args(
     network = network_of(base)
     with hooked(network, family, hooks) if by_forward else nullcontext():
         base._apply_model(x, picked(host.t), picked(host.c_concat), context, None, options, **inputs)
-    stream, tokens = found.get("txt"), 0
+    stream = found.get("txt")
     if stream is None:
-        tokens = found["transformer_options"]["img_slice"][0]
-        stream = found["img"][:, :tokens]
+        stream = found["img"][:, : text_length(found)]
     return {"txt": stream, **{name: value for name, value in found.items() if name not in OWN}}
 
 

@@ -16,7 +16,7 @@ from comfy.text_encoders import flux, krea2, qwen_image, z_image
 from torch import Tensor
 
 CPU = torch.device("cpu")
-VOCABULARY = 997  # rows of the random table that stands for a text model
+VOCABULARY = 997  # rows of the random table in place of a text model
 LATENT_SIDE = 8  # of an encoded image, whatever its size
 
 

@@ -102,7 +102,7 @@ def _checksum(context: torch.Tensor) -> torch.Tensor:
 
 
 def _is_as_noted(context: torch.Tensor, note: Note) -> bool:
-    """True if nobody wrote into the context since it was noted."""
+    """True if the context was not written to since it was noted."""
     return torch.equal(_checksum(context), note.checksum)
 
 

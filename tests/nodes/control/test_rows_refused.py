@@ -1,4 +1,4 @@
-"""Rows that nobody can know are refused with words, and only where a control tells the branches apart."""
+"""Unknown rows are refused with words, and only where a control tells the branches apart."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What must hold of block controls on any model, without a look at how they are carried out.
 
-Each oracle runs the nodes' controls on a tiny model and something plain beside them: another prompt, an identity in a
+Each oracle runs the nodes' controls on a tiny model and next to them something plain: another prompt, an identity in a
 block's place, attention written out with a dense mask. It gives back the largest difference, in standard deviations of
 the latent; 0 is right.
 """

@@ -1,4 +1,4 @@
-"""Block controls beside reference images and inputs that belong to the sampler's call, not to the second prompt."""
+"""Block controls with reference images and inputs that belong to the sampler's call, not to the second prompt."""
 
 from __future__ import annotations
 
