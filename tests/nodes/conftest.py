@@ -121,3 +121,16 @@ def bench(pack: ModuleType, tiny_file: Path) -> Bench:
     return Bench(
         pack, importlib.import_module(f"{pack.__name__}.nodes.comfyui.loading.model").load_model(str(tiny_file))
     )
+
+
+@pytest.fixture
+def said(bench, monkeypatch):
+    """What runs show on node 3."""
+    lines = []
+
+    def show_text(node, text):
+        if node == "3":
+            lines.append(text)
+
+    monkeypatch.setattr(bench.module("comfyui.frontend.messages"), "show_text", show_text)
+    return lines

@@ -21,19 +21,6 @@ def step_cache(bench):
     return bench.module("comfyui.step_cache")
 
 
-@pytest.fixture
-def said(bench, monkeypatch):
-    """What runs show on node 3."""
-    lines = []
-
-    def show_text(node, text):
-        if node == "3":
-            lines.append(text)
-
-    monkeypatch.setattr(bench.module("comfyui.frontend.messages"), "show_text", show_text)
-    return lines
-
-
 def ksampler(bench, model, *, sampler="euler", steps=6, cfg=3.0, batch=1, positive=None, negative=None, seed=5):
     texts = positive or bench.positive, negative or bench.negative
     latent = bench.empty(batch)

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 import nodes as comfyui_nodes
-
-
-@pytest.fixture
-def said(bench, monkeypatch):
-    """What runs show on node 3."""
-    lines = []
-
-    def show_text(node, text):
-        if node == "3":
-            lines.append(text)
-
-    monkeypatch.setattr(bench.module("comfyui.frontend.messages"), "show_text", show_text)
-    return lines
 
 
 def ksampler(bench, model, *, positive=None, negative=None):

@@ -19,6 +19,16 @@ from tests.nodes.families.oracles import Bench
 SIGMAS = (0.9, 0.5)  # one step: linear in the predictions
 CFG = 3.0
 ROUNDING = 2e-5  # another batch is computed with other kernels
+NAMES = (  # of controls, as `controls` makes them
+    "skip negative",
+    "skip positive",
+    "skip both",
+    "boost positive",
+    "boost negative",
+    "phrase",
+    "disable negative",
+    "prompt",
+)
 
 
 def prompts(bench: Bench) -> dict[str, list]:

@@ -12,6 +12,7 @@ import torch
 
 from tests.nodes.control.rows_bench import (
     CFG,
+    NAMES,
     ROUNDING,
     SIGMAS,
     alone,
@@ -27,16 +28,6 @@ from tests.nodes.families.tiny import FAMILIES as TINY
 from tests.nodes.families.tiny import build
 
 FAMILIES = ("SD3", "FLUX.1 dev", "Z-Image")
-NAMES = (
-    "skip negative",
-    "skip positive",
-    "skip both",
-    "boost positive",
-    "boost negative",
-    "phrase",
-    "disable negative",
-    "prompt",
-)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

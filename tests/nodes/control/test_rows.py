@@ -6,6 +6,7 @@ import pytest
 
 from tests.nodes.control.rows_bench import (
     CHANGES,
+    NAMES,
     ROUNDING,
     WRAPPERS,
     attached,
@@ -17,17 +18,6 @@ from tests.nodes.control.rows_bench import (
 )
 from tests.nodes.families.oracles import Bench, difference
 from tests.nodes.families.tiny import FEW
-
-NAMES = (
-    "skip negative",
-    "skip positive",
-    "skip both",
-    "boost positive",
-    "boost negative",
-    "phrase",
-    "disable negative",
-    "prompt",
-)
 
 
 @pytest.fixture(scope="module", params=[name for name in FEW if name != "JoyImage"])
