@@ -116,3 +116,12 @@ class AttentionProjections(nn.Module):
         x = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # under the same name, so that the input is freed
         q, k, v = x.unbind(2)
         return self.ln_q(q).transpose(1, 2), self.ln_k(k).transpose(1, 2), v.transpose(1, 2)
+
+    def pre_attention(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, L, D] -> q and k [B, L, D], v [B, L, heads, d]: as ComfyUI's, for packs that rebuild a block."""
+        q, k, v = (each.transpose(1, 2) for each in self.to_qkv(x))
+        return q.flatten(2), k.flatten(2), v
+
+    def post_attention(self, x: Tensor) -> Tensor:
+        """The output projection. x [B, L, D] -> [B, L, D]."""
+        return self.proj(x)

@@ -7,6 +7,8 @@ Source: Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolut
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from ..config import MMDiTConfig
 from . import adaln
 from .attention import attention as plain_attention
+from .block_methods import StreamMethods
 from .checks import VAE_FACTOR, LatentTooLarge, check_inputs
 from .layers import (
     ABSENT,
@@ -44,7 +47,7 @@ class StreamModulation(NamedTuple):
     attn2: Modulation = ABSENT
 
 
-class Stream(nn.Module):
+class Stream(StreamMethods, nn.Module):
     """The layers of one stream, image or text, of a joint block.
 
     Args: dual_attention, a second attention over the stream's own tokens; has_output, False if the stream ends at the
@@ -56,6 +59,7 @@ class Stream(nn.Module):
     ):
         super().__init__()
         size, norm = config.hidden_size, {"elementwise_affine": False, "eps": NORM_EPS}
+        self.has_output, self.dual_attention = has_output, dual_attention
         self.norm1 = operations.LayerNorm(size, **norm, **factory)
         self.attn = AttentionProjections(config, has_output=has_output, operations=operations, **factory)
         if dual_attention:
@@ -95,8 +99,16 @@ class JointBlock(nn.Module):
         self.context_block = Stream(config, has_output=self.has_text_output, operations=operations, **factory)
         self.x_block = Stream(config, dual_attention=self.dual_attention, operations=operations, **factory)
 
-    def forward(self, img: Tensor, txt: Tensor, vec: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """img [B, Li, D], txt [B, Lt, D], vec [B, D] -> img and txt; txt is None after the last block."""
+    def forward(
+        self, context: Tensor, x: Tensor, c: Tensor, transformer_options: Options = MappingProxyType({}), **kwargs: Any
+    ) -> tuple[Tensor | None, Tensor]:
+        """One step of both streams, called as ComfyUI calls its own SD3 blocks, which others wrap.
+
+        Args: context [B, Lt, D]; x [B, Li, D]; c [B, D], the vector of AdaLN; kwargs, what else ComfyUI's takes, is not
+            read.
+        Returns: (context, x); context is None after the last block.
+        """
+        img, txt, vec, options = x, context, c, transformer_options
         img_stream, txt_stream = self.x_block, self.context_block  # the checkpoints' names
         img_mod = img_stream.modulation(vec, options)
         txt_mod = txt_stream.modulation(vec, options)
@@ -125,14 +137,15 @@ class JointBlock(nn.Module):
         # MLP of each stream
         img = gated(img, img_mod.mlp.gate, img_stream.mlp(modulate(img_stream.norm2(img), img_mod.mlp)))
         if not self.has_text_output:
-            return img, None
+            return None, img
         txt = gated(txt, txt_mod.mlp.gate, txt_stream.mlp(modulate(txt_stream.norm2(txt), txt_mod.mlp)))
-        return img, txt
+        return txt, img
 
-    def original_block(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """The block as a block hook calls it: a dictionary in, a dictionary out."""
-        img, txt = self(args["img"], args["txt"], args["vec"], args["transformer_options"])
-        return {"img": img, "txt": txt}
+
+def original_block(block: nn.Module, args: Mapping[str, Any]) -> dict[str, Any]:
+    """A block as a block hook calls it: a dictionary in, a dictionary out."""
+    txt, img = block(args["txt"], args["img"], c=args["vec"], transformer_options=args["transformer_options"])
+    return {"img": img, "txt": txt}
 
 
 class FinalLayer(nn.Module):
@@ -222,10 +235,10 @@ class MMDiT(nn.Module):
             options["block_index"] = index
             hook = block_hook(index, options)
             if hook is None:
-                img, txt = block(img, txt, vec, options)
+                txt, img = block(txt, img, c=vec, transformer_options=options)
             else:
                 args = {"img": img, "txt": txt, "vec": vec, "transformer_options": options}
-                out = hook(args, {"original_block": block.original_block})
+                out = hook(args, {"original_block": partial(original_block, block)})
                 img, txt = out["img"], out["txt"]
             img, txt = patch_block(img, txt, x, index, options)
             if index < len(residuals) and residuals[index] is not None:

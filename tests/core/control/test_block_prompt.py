@@ -23,8 +23,7 @@ def reference(model, given, txt2, chosen):
     img, txt = model.embed_latent(given["x"]), model.context_embedder(given["context"])
     txt2 = txt2.expand(len(img), -1, -1)
     for index, block in enumerate(model.joint_blocks):
-        first, txt = block(img, txt, vec, {})
-        second, txt2 = block(img, txt2, vec, {})
+        (txt, first), (txt2, second) = block(txt, img, vec), block(txt2, img, vec)
         img = second if index in chosen else first
     return model.unpatchify(model.final_layer(img, vec, {}), *given["x"].shape[-2:])
 
