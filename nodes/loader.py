@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from ..mmdit_core.checkpoints.detect import components
-from ..mmdit_core.checkpoints.errors import CheckpointError
-from ..mmdit_core.checkpoints.header import read_header
-from .comfyui.loading import clip_vae, folders
-from .comfyui.loading.model import WEIGHT_DTYPES, load_model
+from ..mmdit_core.checkpoints.detect import components, describe_unknown, find_layout
+from ..mmdit_core.checkpoints.errors import CheckpointError, UnknownModelError
+from ..mmdit_core.checkpoints.header import Header, read_header
+from ..mmdit_core.checkpoints.quantised import QuantisedError
+from .comfyui.frontend.messages import show_text
+from .comfyui.loading import clip_vae, folders, other_models
+from .comfyui.loading.metadata import says_shift
+from .comfyui.loading.model import WEIGHT_DTYPES, core_config, load_model
 from .errors import InputError
-from .widgets import check_values, choice
+from .widgets import HIDDEN, check_values, choice
 
 NODE = "MMDiTLoader"
 # The messages of components that a checkpoint lacks.
@@ -29,17 +31,57 @@ ABSENT: dict[type[clip_vae.ComponentError], str] = {
     "connect its VAE in place of this one",
 }
 
+OTHER_LOADER = "Load them with CLIPLoader, set to this model, and VAELoader"
+# Class of ComfyUI's model -> where its text encoder comes from.
+OTHER_LOADERS = {
+    "Flux": "Load them with DualCLIPLoader, set to flux (clip_l and t5xxl), and VAELoader (ae.safetensors)",
+    "FluxSchnell": "Load them with DualCLIPLoader, set to flux (clip_l and t5xxl), and VAELoader (ae.safetensors)",
+    "FluxInpaint": "Load them with DualCLIPLoader, set to flux (clip_l and t5xxl), and VAELoader (ae.safetensors)",
+    "Flux2": "Load them with CLIPLoader, set to flux2, and VAELoader (flux2-vae.safetensors)",
+    "Chroma": "Load them with CLIPLoader, set to chroma (t5xxl), and VAELoader (ae.safetensors)",
+    "QwenImage": "Load them with CLIPLoader, set to qwen_image, and VAELoader (qwen_image_vae.safetensors)",
+    "ZImage": "Load them with CLIPLoader, set to lumina2 (qwen_3_4b), and VAELoader (ae.safetensors)",
+    "Lumina2": "Load them with CLIPLoader, set to lumina2 (gemma_2_2b), and VAELoader (ae.safetensors)",
+    "Krea2": "Load them with CLIPLoader, set to krea2, and VAELoader (qwen_image_vae.safetensors)",
+    "SD3": "Load them with TripleCLIPLoader and VAELoader",
+}
+# What a file may hold in place of a model, as `describe_unknown` calls it -> what takes it.
+OTHER_FILES = {
+    "a LoRA": "Apply it with LoraLoaderModelOnly to the MODEL of this loader",
+    "a ControlNet": "Load it with ControlNetLoader",
+    "a VAE alone": "Load it with VAELoader",
+    "a text encoder alone": "Load it with CLIPLoader, or with DualCLIPLoader or TripleCLIPLoader beside the others",
+}
+NEEDED = "A model of a family in docs/families.md is needed, such as SD3.5, FLUX, Qwen-Image, Z-Image or Krea 2"
+# The ends of tensor names that the format of another pack has -> its name, and what reads it.
+OTHER_PACKS = {
+    ".wscales": (
+        "the weights are quantised for Nunchaku (SVDQuant)",
+        "Load it with the pack ComfyUI-nunchaku; Flow Matching Sampler takes its MODEL. Its blocks are its own, so the "
+        "block nodes refuse it",
+    ),
+    ".absmax": (
+        "the weights are quantised by bitsandbytes (NF4 or FP4)",
+        "Load it with a pack that reads bitsandbytes; the nodes of this pack take its MODEL",
+    ),
+}
+NO_SHIFT = (
+    "The file does not say its shift, and it is no published model: SD3's 3.0 is used. Set another with the sampler's "
+    "shift or ModelSamplingSD3."
+)
+
 log = logging.getLogger(__name__)
 
 
 class MMDiTLoader:
-    """An SD3-family checkpoint as MODEL, CLIP and VAE."""
+    """A checkpoint as MODEL, CLIP and VAE: of the SD3 family in this pack's model, of other families in ComfyUI's."""
 
     CATEGORY = "MMDiT"
     DESCRIPTION = (
-        "Loads an SD3, SD3.5 or compatible MMDiT checkpoint (safetensors; single file or diffusers layout). "
+        "Loads SD3, SD3.5 and the other models that this pack acts on, such as FLUX, Qwen-Image, Z-Image and Krea 2 "
+        "(safetensors; single file or diffusers layout; bf16, fp16, fp8 with or without scales). "
         "The MODEL works with ComfyUI's samplers, LoRAs, ControlNets and patches. "
-        "If the file holds no text encoders or no VAE, connect a TripleCLIPLoader or VAELoader instead."
+        "If the file holds no text encoders or no VAE, connect ComfyUI's loaders of these instead."
     )
     SEARCH_ALIASES = ["sd3", "sd3.5", "stable diffusion 3", "checkpoint", "load model", "mmdit"]
     FUNCTION = "load"
@@ -65,10 +107,11 @@ class MMDiTLoader:
             "required": {
                 "checkpoint": (folders.checkpoint_names(), {"tooltip": files}),
                 "weight_dtype": choice(list(WEIGHT_DTYPES), "default", dtypes),
-            }
+            },
+            "hidden": HIDDEN,
         }
 
-    def load(self, checkpoint: str, weight_dtype: str):
+    def load(self, checkpoint: str, weight_dtype: str, unique_id: str | None = None):
         """Load the checkpoint. Returns: MODEL, CLIP, VAE. Raises: InputError."""
         path = folders.listed_path(checkpoint)
         if path is None:
@@ -76,20 +119,49 @@ class MMDiTLoader:
             raise InputError(NODE, "checkpoint", f"{checkpoint!r} was not found", right)
         check_values(NODE, self.INPUT_TYPES()["required"], {"weight_dtype": weight_dtype})
         try:
-            model = load_model(str(path), weight_dtype)
-            clip, vae = _component(clip_vae.load_clip, path), _component(clip_vae.load_vae, path)
-            found = components(read_header(path))
+            header = read_header(path)
+            if find_layout(header.tensors) is None:
+                return _load_other(header, weight_dtype, unique_id)
+            try:
+                model = load_model(header, weight_dtype)
+            except QuantisedError:
+                return _load_other(header, weight_dtype, unique_id)
+            clip, vae = _component(clip_vae.load_clip, header), _component(clip_vae.load_vae, header)
         except CheckpointError as error:
             raise ValueError(f"{NODE}: checkpoint: {error}") from error
-        layout = found["transformer"].layout
-        log.info("Loaded %s: %s layout, %s, with %s", checkpoint, layout, model.model_dtype(), ", ".join(found))
+        log.info("Loaded %s: %s, with %s", checkpoint, model.model_dtype(), ", ".join(components(header)))
+        if not says_shift(header, core_config(model)):
+            show_text(unique_id, NO_SHIFT)
         return model, clip, vae
 
 
-def _component(load: Callable[[Path], Any], path: Path) -> Any:
+def _load_other(header: Header, weight_dtype: str, unique_id: str | None):
+    """A file of another family, or in a format that the core does not read: as ComfyUI's own loaders give it."""
+    for end, (found, right) in OTHER_PACKS.items():
+        if any(name.endswith(end) for name in header.tensors):
+            raise UnknownModelError(header.source, found, right)
+    kind = other_models.detect(header)
+    if kind is None:
+        found = describe_unknown(header.tensors)
+        right = next((right for words, right in OTHER_FILES.items() if words in found), NEEDED)
+        raise UnknownModelError(header.source, found, right)
+    try:
+        label = other_models.family_label(kind)
+    except LookupError as error:
+        found = f"this is {kind.name}, on which the nodes of this pack do not act: {error}"
+        raise UnknownModelError(header.source, found, "Load it with Load Checkpoint or Load Diffusion Model") from error
+    model = other_models.load_model(str(header.source), weight_dtype)
+    clip, vae = other_models.load_parts(header, kind)
+    show_text(unique_id, f"{label}: ComfyUI's own MODEL. All nodes of this pack take it.")
+    words = OTHER_LOADERS.get(kind.name, OTHER_LOADER)
+    lacks = f"{NODE}: {{}}: {header.source.name} holds none. {words}"
+    return model, clip or clip_vae.StandIn(lacks.format("CLIP")), vae or clip_vae.StandIn(lacks.format("VAE"))
+
+
+def _component(load: Callable[[Header], Any], header: Header) -> Any:
     """Load a component of a checkpoint, or make a stand-in that explains its absence."""
     try:
-        return load(path)
+        return load(header)
     except clip_vae.ComponentError as error:
         return clip_vae.StandIn(f"{NODE}: {ABSENT[type(error)].format(file=error.file)}")
 

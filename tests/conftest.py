@@ -7,11 +7,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from scripts.client import Client
 from scripts.installations import COMFYUI_HOME, Installation, installed, is_comfyui, python_of
 from scripts.server import Server
+
+# A time limit for each example says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / ".test-output"

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .names import bare
+
 Counts = tuple[tuple[str, int], ...]  # (name, count) in the order of the forward pass
 
 
@@ -55,9 +57,9 @@ _ROWS = (
 def find_blocks(names: Iterable[str]) -> FileBlocks | None:
     """The blocks of the transformer in a file, or None if no row fits.
 
-    Args: names of its tensors, with or without the single file's prefix.
+    Args: names of its tensors, under any usual prefix.
     """
-    stripped = [name.removeprefix("model.diffusion_model.") for name in names]
+    stripped = [bare(name) for name in names]
     numbers: dict[str, set[str]] = {}
     for name in stripped:
         if match := re.match(r"(\w+)\.(\d+)\.", name):

@@ -15,18 +15,18 @@ from ..config import MMDiTConfig
 from .errors import TensorsError, UnknownModelError, UnreadableError, are, listing
 from .header import Header
 from .keymaps import BLOCKS, DIFFUSERS_BLOCKS, core_name, rule_for
+from .names import bare, prefix_of, without_wrapped
 
 MAX_BLOCKS = 200  # the published models have 24 and 38
 HEAD_DIM = 64  # of every published model of the family; without QK-norm no shape depends on it
 
 SINGLE_FILE, DIFFUSERS = "single file", "diffusers"
 
-# Layout, the prefix of its tensors, and names that only it has. Other models' diffusers files also have
-# `transformer_blocks` with `add_q_proj`, but no `norm1_context`.
-LAYOUTS: tuple[tuple[str, str, str], ...] = (
-    (SINGLE_FILE, "model.diffusion_model.", rf"{BLOCKS}\.\d+\."),
-    (SINGLE_FILE, "", rf"{BLOCKS}\.\d+\."),
-    (DIFFUSERS, "", rf"{DIFFUSERS_BLOCKS}\.\d+\.norm1_context\."),
+# Names, after the prefix, that only a layout has. Other models' diffusers files also have `transformer_blocks` with
+# `add_q_proj`, but no `norm1_context`.
+LAYOUTS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    (SINGLE_FILE, re.compile(rf"{BLOCKS}\.\d+\.")),
+    (DIFFUSERS, re.compile(rf"{DIFFUSERS_BLOCKS}\.\d+\.norm1_context\.")),
 )
 
 # The other parts of a single file. Source: Stability AI's published files.
@@ -63,12 +63,6 @@ ALONE: tuple[tuple[str, str], ...] = (
     ),
 )
 
-# Tensors of quantised weights with separate scales: fp8-scaled, int8 and 4-bit files.
-QUANTISED = (
-    r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale(_2)?|input_scale|comfy_quant|absmax|quant_map"
-    r"|quant_state\..*|SCB|qweight|qzeros|wscales)"
-)
-
 # The tensors whose shapes determine the config, and their ranks.
 DECIDING = {
     "pos_embed": 3,
@@ -80,8 +74,8 @@ DECIDING = {
 }
 
 NEEDED = (
-    "An MMDiT of the SD3 family is needed (SD3, SD3.5): tensors named joint_blocks.* (single file, with or without "
-    "the prefix model.diffusion_model.) or transformer_blocks.* with norm1_context (diffusers)"
+    "An MMDiT of the SD3 family is needed (SD3, SD3.5): tensors named joint_blocks.* (single file) or "
+    "transformer_blocks.* with norm1_context (diffusers), under any usual prefix such as model.diffusion_model."
 )
 
 
@@ -89,12 +83,13 @@ NEEDED = (
 class Part:
     """One part of a checkpoint.
 
-    Fields: layout, "single file" or "diffusers"; prefix of its tensors' names; dtypes by safetensors' names ("BF16",
-    "F8_E4M3"), the one with the most bytes first.
+    Fields: layout, "single file" or "diffusers"; prefix of its tensors' names; names, name without the prefix -> name
+    in the file; dtypes by safetensors' names ("BF16", "F8_E4M3"), the one with the most bytes first.
     """
 
     layout: str
     prefix: str
+    names: Mapping[str, str]
     dtypes: tuple[str, ...]
 
 
@@ -105,19 +100,24 @@ def components(header: Header) -> dict[str, Part]:
         layouts.insert(0, ("transformer", *transformer))
     parts = {}
     for part, layout, prefix in layouts:
+        names = names_under(header.tensors, prefix)
         sizes: Counter[str] = Counter()
-        for name in names_under(header.tensors, prefix):
+        for name in names.values():
             info = header.tensors[name]
             sizes[info.dtype] += info.end - info.start
         if sizes:
-            parts[part] = Part(layout, prefix, tuple(dtype for dtype, _ in sizes.most_common()))
+            parts[part] = Part(layout, prefix, names, tuple(dtype for dtype, _ in sizes.most_common()))
     return parts
 
 
-def names_under(names: Iterable[str], prefix: str) -> list[str]:
-    """The names that begin with the prefix; for the empty prefix, all that belong to no other part."""
+def names_under(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Name without the prefix -> name; for the empty prefix, of all tensors that belong to no other part."""
     others = () if prefix else tuple(PART_PREFIXES.values())
-    return [name for name in names if name.startswith(prefix) and not name.startswith(others)]
+    return {
+        without_wrapped(name[len(prefix) :]): name
+        for name in names
+        if name.startswith(prefix) and not name.startswith(others)
+    }
 
 
 def find_layout(names: Iterable[str]) -> tuple[str, str] | None:
@@ -125,10 +125,10 @@ def find_layout(names: Iterable[str]) -> tuple[str, str] | None:
     names = list(names)
     if _matching(FOREIGN, names) is not None:
         return None
-    for layout, prefix, pattern in LAYOUTS:
-        if any(name.startswith(prefix) and re.match(pattern, name[len(prefix) :]) for name in names):
-            return layout, prefix
-    return None
+    found = Counter(
+        (layout, prefix_of(name)) for name in names for layout, pattern in LAYOUTS if pattern.match(bare(name))
+    )
+    return found.most_common(1)[0][0] if found else None
 
 
 def describe_unknown(names: Iterable[str]) -> str:
@@ -147,7 +147,7 @@ def describe_unknown(names: Iterable[str]) -> str:
 
 def _matching(table: tuple[tuple[str, str], ...], names: list[str]) -> str | None:
     """The first label in a table whose pattern matches the beginning of a name."""
-    stripped = [name.removeprefix("model.diffusion_model.") for name in names]
+    stripped = [bare(name) for name in names]
     return next((label for label, pattern in table if any(map(re.compile(pattern).match, stripped))), None)
 
 
@@ -171,10 +171,10 @@ def config_from_state_dict(
         raise UnknownModelError(source, describe_unknown(tensors), NEEDED)
     kind, prefix = layout
     shapes: dict[str, tuple[int, ...]] = {}
-    for name in names_under(tensors, prefix):
-        own_name = core_name(name) if kind == DIFFUSERS else name[len(prefix) :]
+    for name, stored in names_under(tensors, prefix).items():
+        own_name = core_name(name) if kind == DIFFUSERS else name
         if own_name is not None:
-            value = tensors[name]
+            value = tensors[stored]
             shapes[own_name] = tuple(value.shape if isinstance(value, Tensor) else value)
     missing = [name for name in DECIDING if name not in shapes]
     if missing:

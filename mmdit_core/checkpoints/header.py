@@ -19,6 +19,10 @@ from .errors import DOWNLOAD_AGAIN, DamagedError, NotSafetensorsError, Unreadabl
 
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 MAX_RANK = 32
+# A tensor of bytes, JSON, with what else stands in the metadata: programs that save a loaded model drop metadata and
+# keep tensors.
+SETTINGS = "mmdit.settings"
+MAX_SETTINGS = 1_000_000  # bytes
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -61,6 +65,7 @@ def read_header(path: str | PathLike[str]) -> Header:
     Args: path of a safetensors file; of a diffusers folder (a transformer, or a pipeline with one); of a
         `*.safetensors.index.json`; or of any one shard, with its index in the same folder.
     Returns: Header; shards are merged. A diffusers config.json in the same folder is the metadata "diffusers.config".
+        What is in the tensor `mmdit.settings` is metadata, not a tensor.
     Raises: UnreadableError, NotSafetensorsError or DamagedError for anything but whole, well-formed safetensors.
     """
     source = Path(path)
@@ -73,7 +78,25 @@ def read_header(path: str | PathLike[str]) -> Header:
             metadata["diffusers.config"] = config.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UnreadableError(source, f"it cannot be read ({error.strerror or error})") from error
-    return Header(source, header.tensors, metadata)
+    tensors = dict(header.tensors)
+    if SETTINGS in tensors:
+        metadata = _read_settings(tensors.pop(SETTINGS)) | metadata
+    return Header(source, tensors, metadata)
+
+
+def _read_settings(info: TensorInfo) -> dict[str, str]:
+    """The metadata in the tensor `mmdit.settings`."""
+    try:
+        if info.end - info.start > MAX_SETTINGS:
+            raise ValueError(f"it has {info.end - info.start} bytes")
+        with info.file.open("rb") as stream:
+            stream.seek(info.start)
+            values = json.loads(stream.read(info.end - info.start))
+        if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+            raise ValueError("it must be a JSON object of texts")
+        return values
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(info.file, f"the tensor {SETTINGS} cannot be read ({error!s:.200})") from error
 
 
 def _find_file(path: Path) -> Path:
@@ -212,7 +235,12 @@ _SIGNATURES: tuple[tuple[str, str, str], ...] = (
     (r"\Z", "the file is empty", DOWNLOAD_AGAIN),
     (r"PK\x03\x04", "this is a pickle in a zip archive, as torch.save writes it", _NO_PICKLE),
     (r"\x80[\x00-\x05]", "this is a pickle", _NO_PICKLE),
-    (r"GGUF", "this is a GGUF file", "Take the .safetensors version of this model, or a loader made for GGUF"),
+    (
+        r"GGUF",
+        "this is a GGUF file",
+        "Take the .safetensors version of this model. In ComfyUI the pack ComfyUI-GGUF loads it (Unet Loader (GGUF)), "
+        "and the nodes of this pack take its MODEL",
+    ),
     (
         r"version https://git-lfs",
         "this is a git-lfs pointer, a few lines of text in place of the real file",

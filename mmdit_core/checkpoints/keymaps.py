@@ -20,7 +20,7 @@ from .errors import are, listing
 
 
 class Rule(NamedTuple):
-    """The diffusers name of a module or tensor.
+    """The names of a module or tensor in another layout, diffusers' where nothing else is said.
 
     Fields: name in the core; diffusers, its names there; several are concatenated along the rows (q, k, v); swap, True
     if the two halves of the rows are swapped: diffusers stores (scale, shift), the single files (shift, scale).
@@ -89,6 +89,11 @@ def expected_shapes(config: MMDiTConfig) -> Mapping[str, tuple[int, ...]]:
 def key_map(config: MMDiTConfig) -> dict[str, Rule]:
     """Name -> rule of every tensor of the model with this config, with full tensor names."""
     return {name: rule_for(name, config.depth) for name in expected_shapes(config)}
+
+
+def single_file_map(config: MMDiTConfig) -> dict[str, Rule]:
+    """As `key_map`, of a single file, whose names are the core's."""
+    return {name: Rule(name, (name,)) for name in expected_shapes(config)}
 
 
 def rule_for(name: str, depth: int) -> Rule:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,17 +18,16 @@ from ..models.sd3 import MMDiT
 from .detect import (
     DIFFUSERS,
     NEEDED,
-    QUANTISED,
     Part,
     components,
     config_from_state_dict,
     describe_unknown,
     missing_tensors,
-    names_under,
 )
 from .errors import DamagedError, TensorsError, UnknownModelError, UnreadableError, are, listing
 from .header import Header, TensorInfo, read_header
-from .keymaps import Rule, diffusers_shapes, expected_shapes, join, key_map
+from .keymaps import Rule, diffusers_shapes, expected_shapes, join, key_map, single_file_map
+from .quantised import ScaledLayer, as_tensors, dequantised, is_quantisation, scaled_layers
 
 log = logging.getLogger(__name__)
 
@@ -42,37 +40,56 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+# And of what else a text encoder or a VAE may hold.
+READABLE = DTYPES | {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def load_checkpoint(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | Header,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     allow_mixed: bool = False,
+    keep_scales: bool = False,
+    copy: bool = False,
 ) -> tuple[MMDiTConfig, dict[str, Tensor]]:
     """The config and the state dict of a checkpoint's transformer.
 
     Everything is checked from the header first. On the CPU and in the file's own dtype, tensors stay mapped to the
     file: for a model on the meta device and `load_state_dict(..., assign=True)`, memory grows by the file's size at
     most, and only when weights are used. Of a diffusers file, qkv and two modulations are copies. Tensors that are
-    converted are read one by one.
-    Args: path as for `read_header`; device and dtype of the result; allow_mixed, True to keep tensors of several dtypes
-        as they are, for layers that cast their own weights.
+    converted are read one by one. Tensors that the model does not need are ignored, with one line in the log.
+    Args: path as for `read_header`, or what that gave; device and dtype of the result; allow_mixed, True to keep
+        tensors of several dtypes as they are, for layers that cast their own weights; keep_scales, True to keep float8
+        weights that have a scale, with `weight_scale`, `input_scale` and `comfy_quant` of each such layer beside them,
+        else they are multiplied; copy, True to map nothing, so that the file may be overwritten.
     Returns: (config, name -> tensor).
-    Raises: CheckpointError for anything but a whole model of the SD3 family; TensorsError for several dtypes in one
-        file (except pos_embed, which the model casts), unless dtype or allow_mixed is given.
+    Raises: CheckpointError for anything but a whole model of the SD3 family; QuantisedError for weights quantised in
+        another format than float8; TensorsError for several dtypes in one file (except pos_embed, which the model
+        casts), unless dtype or allow_mixed is given.
     """
-    header = read_header(path)
-    config, part = check_transformer(header)
+    header = path if isinstance(path, Header) else read_header(path)
+    found = check_transformer(header)
     if dtype is None and not allow_mixed:
-        _refuse_mixture(header, part)
-    rules = key_map(config)
-    if part.layout != DIFFUSERS:
-        rules = {name: Rule(name, (part.prefix + name,)) for name in rules}
-    stored = "/".join(part.dtypes)
-    log.info("%s: %s layout, %d blocks of width %d, %s", path, part.layout, config.depth, config.hidden_size, stored)
-    return config, _read(header, rules, torch.device(device), dtype)
+        _refuse_mixture(header, found)
+    stored = "/".join(found.part.dtypes)
+    sizes = f"{found.config.depth} blocks of width {found.config.hidden_size}"
+    log.info("%s: %s layout, %s, %s", header.source, found.part.layout, sizes, stored)
+    if found.unused:
+        log.info("%s: %s not needed and ignored: %s", header.source, are(len(found.unused)), listing(found.unused))
+    with _mapped(header) as mapped:
+        reader = _Reader(header, found.scaled, torch.device(device), dtype, keep_scales, read_one if copy else mapped)
+        state: dict[str, Tensor] = {}
+        for rule in found.rules.values():
+            state.update(reader.read(rule))
+    return found.config, state
 
 
 def load_model(
@@ -85,108 +102,173 @@ def load_model(
     Raises: as `load_checkpoint`; TensorsError for float8 weights without a dtype: no plain layer computes in float8.
     """
     config, state_dict = load_checkpoint(path, device=device or "cpu", dtype=dtype)
-    found = {tensor.dtype for name, tensor in state_dict.items() if name != "pos_embed"}
-    if any(each.itemsize == 1 for each in found):
-        raise TensorsError(path, f"its weights are {listing(found)}", "Pass dtype=, such as torch.bfloat16")
-    model = MMDiT(config, device="meta", dtype=found.pop())
+    dtypes = {tensor.dtype for name, tensor in state_dict.items() if name != "pos_embed"}
+    if any(each.itemsize == 1 for each in dtypes):
+        raise TensorsError(path, f"its weights are {listing(dtypes)}", "Pass dtype=, such as torch.bfloat16")
+    model = MMDiT(config, device="meta", dtype=dtypes.pop())
     model.load_state_dict(state_dict, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def load_component(
-    path: str | PathLike[str], prefix: str, *, dtype: torch.dtype | None = None
+    path: str | PathLike[str] | Header, prefix: str, *, dtype: torch.dtype | None = None, copy: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """One part of a file (a text encoder, a VAE), tensor by tensor; no other part is read.
 
-    Args: path as for `read_header`; prefix of its tensors' names (`components` has it), which is removed from them;
-        dtype of floating-point tensors.
+    Args: path as for `read_header`, or what that gave; prefix of its tensors' names (`components` has it), which is
+        removed from them; dtype of floating-point tensors; copy, True to map nothing, so that the file may be
+        overwritten.
     Yields: (name, tensor). In the file's own dtype, tensors stay mapped to the file.
     Raises: CheckpointError if the file is damaged; UnknownModelError if no tensor has the prefix.
     """
-    header = read_header(path)
+    header = path if isinstance(path, Header) else read_header(path)
     names = [name for name in header.tensors if name.startswith(prefix)]
     if not names:
         parts = ", ".join(components(header)) or "none that is known"
         raise UnknownModelError(header.source, f"no tensor begins with {prefix}; the parts in it are {parts}")
-    with _mapped(header) as get:
+    with _mapped(header) as mapped:
         for name in names:
-            tensor = get(name)
+            tensor = (read_one if copy else mapped)(header.tensors[name], name)
             yield name[len(prefix) :], tensor.to(dtype=dtype) if tensor.is_floating_point() else tensor
 
 
-def check_transformer(header: Header) -> tuple[MMDiTConfig, Part]:
-    """The config and the part of a file's transformer, checked. No tensor is read.
+class Transformer(NamedTuple):
+    """The transformer of a file, checked.
 
-    Raises: UnknownModelError for an unknown architecture; TensorsError for quantised weights with scales, missing or
-        surplus tensors, wrong shapes, unsupported dtypes.
+    Fields: config; part; rules, the core's name of each tensor -> its names in the file; scaled, name of a weight in
+    the file -> its layer, for float8 weights with a scale; unused, names in the file of tensors that no model of this
+    config has.
+    """
+
+    config: MMDiTConfig
+    part: Part
+    rules: Mapping[str, Rule]
+    scaled: Mapping[str, ScaledLayer]
+    unused: tuple[str, ...]
+
+
+def check_transformer(header: Header) -> Transformer:
+    """The transformer of a file, checked. No weight is read.
+
+    Raises: UnknownModelError for an unknown architecture; QuantisedError for weights quantised in another format than
+        float8; TensorsError for missing tensors, wrong shapes, unsupported dtypes.
     """
     part = components(header).get("transformer")
     if part is None:
         raise UnknownModelError(header.source, describe_unknown(header.tensors), NEEDED)
-    names = names_under(header.tensors, part.prefix)
-    scales = [name for name in names if re.fullmatch(QUANTISED, name)]
-    if scales:
-        found = f"the weights are quantised with separate scales ({len(scales)} tensors: {listing(scales)})"
-        right = "Such files are not supported: take the bf16, the fp16 or a plain fp8 version, without scales"
-        raise TensorsError(header.source, found, right, names=scales)
+    names = {name: stored for name, stored in part.names.items() if not is_quantisation(name)}
+    layers = scaled_layers(header, part.names, part.prefix, _bytes)
     in_file = {name: info.shape for name, info in header.tensors.items()}
     config = config_from_state_dict(in_file, header.metadata, source=header.source)
     try:
         shapes = diffusers_shapes(config) if part.layout == DIFFUSERS else expected_shapes(config)
     except RuntimeError as error:  # of torch, for sizes whose product overflows
         raise UnknownModelError(header.source, f"its tensors fit no MMDiT ({error})", NEEDED) from error
-    _check_tensors(header, names, {part.prefix + name: shape for name, shape in shapes.items()})
-    return config, part
+    _check_tensors(header, part.prefix, names, shapes)
+    rules = {
+        name: rule._replace(diffusers=tuple(names[each] for each in rule.diffusers))
+        for name, rule in (key_map(config) if part.layout == DIFFUSERS else single_file_map(config)).items()
+    }
+    unused = tuple(stored for name, stored in names.items() if name not in shapes)
+    return Transformer(config, part, rules, {layer.weight: layer for layer in layers.values()}, unused)
 
 
-def _check_tensors(header: Header, names: list[str], expected: dict[str, tuple[int, ...]]) -> None:
-    present = set(names)
-    missing = [name for name in expected if name not in present]
-    surplus = [name for name in names if name not in expected]
-    found = f"{are(len(surplus))} surplus: {listing(surplus)}"
+def _check_tensors(
+    header: Header, prefix: str, names: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Args: names, name in the layout -> name in the file."""
+    missing = [prefix + name for name in expected if name not in names]
+    surplus = [stored for name, stored in names.items() if name not in expected]
     if missing:
-        raise missing_tensors(header.source, missing, f"; {found}" if surplus else "")
-    if surplus:
-        right = f"A model with these blocks and this width has only the {len(expected)} others"
-        raise TensorsError(header.source, found, right, names=surplus)
-    wrong = [name for name in names if header.tensors[name].shape != expected[name]]
+        besides = f"; {are(len(surplus))} surplus: {listing(surplus)}" if surplus else ""
+        raise missing_tensors(header.source, missing, besides)
+    shapes = {names[name]: shape for name, shape in sorted(expected.items())}
+    infos = {name: header.tensors[name] for name in shapes}
+    wrong = [name for name, info in infos.items() if info.shape != shapes[name]]
     if wrong:
-        details = [f"{name} is {list(header.tensors[name].shape)}, expected {list(expected[name])}" for name in wrong]
+        details = [f"{name} is {list(infos[name].shape)}, expected {list(shapes[name])}" for name in wrong]
         found = f"{are(len(wrong))} of a wrong shape: {'; '.join(details[:4])}"
         raise TensorsError(header.source, found, names=wrong)
-    wrong = [name for name in names if header.tensors[name].dtype not in DTYPES]
+    wrong = [name for name, info in infos.items() if info.dtype not in DTYPES]
     if wrong:
-        details = [f"{name} ({header.tensors[name].dtype})" for name in wrong]
+        details = [f"{name} ({infos[name].dtype})" for name in wrong]
         found = f"{are(len(wrong))} of an unsupported dtype: {listing(details)}"
         raise TensorsError(header.source, found, f"Use one of {listing(DTYPES, 9)}", names=wrong)
 
 
-def _refuse_mixture(header: Header, part: Part) -> None:
-    found: dict[str, list[str]] = {}
-    for name in names_under(header.tensors, part.prefix):
-        if not name.endswith("pos_embed"):
-            found.setdefault(header.tensors[name].dtype, []).append(name)
-    if len(found) > 1:
-        mixture = "; ".join(f"{len(names)} {dtype}, as {names[0]}" for dtype, names in sorted(found.items()))
+def _refuse_mixture(header: Header, found: Transformer) -> None:
+    if found.scaled:
+        stored = f"{are(len(found.scaled))} float8 with a scale, as {next(iter(found.scaled))}"
+        raise TensorsError(header.source, stored, "Pass dtype= to multiply them, such as torch.bfloat16")
+    names: dict[str, list[str]] = {}
+    for rule in found.rules.values():
+        for name in rule.diffusers:
+            if rule.name != "pos_embed":
+                names.setdefault(header.tensors[name].dtype, []).append(name)
+    if len(names) > 1:
+        mixture = "; ".join(f"{len(each)} {dtype}, as {each[0]}" for dtype, each in sorted(names.items()))
         right = "Pass dtype= to convert all to one, or allow_mixed=True if the layers cast their own weights"
         raise TensorsError(header.source, f"its tensors have mixed dtypes: {mixture}", right)
 
 
-def _read(header: Header, rules: dict[str, Rule], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    with _mapped(header) as mapped:
-        for name, rule in rules.items():
-            infos = [header.tensors[stored] for stored in rule.diffusers]
-            unchanged = len(infos) == 1 and not rule.swap and device.type == "cpu"
-            if unchanged and dtype in (None, DTYPES[infos[0].dtype]):
-                state[name] = mapped(rule.diffusers[0])
-            else:
-                state[name] = join([_read_one(info).to(device, dtype) for info in infos], rule)
-    return state
+class _Reader:
+    """Reads the tensors of the core from a file, in the wanted dtype, on the wanted device."""
+
+    def __init__(
+        self,
+        header: Header,
+        scaled: Mapping[str, ScaledLayer],
+        device: torch.device,
+        dtype: torch.dtype | None,
+        keep_scales: bool,
+        get: Callable[[TensorInfo, str], Tensor],
+    ):
+        self.tensors, self.scaled = header.tensors, scaled
+        self.device, self.dtype, self.keep_scales, self.get = device, dtype, keep_scales, get
+
+    def read(self, rule: Rule) -> dict[str, Tensor]:
+        """A tensor of the core and, if its float8 weight is kept, what belongs to its scale."""
+        first, *others = rule.diffusers
+        # Only the weights of linear layers may be kept: of a convolution ComfyUI knows no scales.
+        if first in self.scaled and self.keep_scales and not others and len(self.tensors[first].shape) == 2:
+            layer = self.scaled[first]
+            weight = join([self._one(first)], rule).to(self.device)
+            input_scale = None if layer.input_scale is None else self._one(layer.input_scale)
+            extra = as_tensors(rule.name.removesuffix(".weight"), layer, self._one(layer.scale), input_scale)
+            return {rule.name: weight, **{name: tensor.to(self.device) for name, tensor in extra.items()}}
+        infos = [self.tensors[name] for name in rule.diffusers]
+        stored = {DTYPES[info.dtype] for info in infos}
+        if not others and not rule.swap and self.device.type == "cpu" and first not in self.scaled:
+            if self.dtype in (None, *stored):
+                return {rule.name: self.get(infos[0], first)}
+        dtype = self.dtype or (_widest(stored) if not self.scaled.keys() & {*rule.diffusers} else torch.bfloat16)
+        return {rule.name: join([self._converted(name, dtype) for name in rule.diffusers], rule)}
+
+    def _one(self, name: str) -> Tensor:
+        return read_one(self.tensors[name], name)
+
+    def _converted(self, name: str, dtype: torch.dtype) -> Tensor:
+        if name in self.scaled:
+            return dequantised(self._one(name), self._one(self.scaled[name].scale), dtype).to(self.device)
+        return self._one(name).to(self.device, dtype)
 
 
-def _read_one(info: TensorInfo) -> Tensor:
+def _widest(dtypes: set[torch.dtype]) -> torch.dtype:
+    """The dtype that holds the values of all."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    size = max(dtype.itemsize for dtype in dtypes)
+    widest = {dtype for dtype in dtypes if dtype.itemsize == size}
+    return next(iter(widest)) if len(widest) == 1 and size > 1 else torch.float32
+
+
+def read_one(info: TensorInfo, name: str = "") -> Tensor:
     """One tensor, read and not mapped, so that nothing of a converted tensor stays in memory."""
+    buffer, dtype = _bytes(info), READABLE[info.dtype]
+    return torch.frombuffer(buffer, dtype=dtype).view(info.shape) if buffer else torch.empty(info.shape, dtype=dtype)
+
+
+def _bytes(info: TensorInfo) -> bytearray:
     buffer = bytearray(info.end - info.start)
     try:
         with info.file.open("rb") as stream:  # buffered: a raw read returns 2 GB at most
@@ -195,17 +277,17 @@ def _read_one(info: TensorInfo) -> Tensor:
                 raise DamagedError(info.file, "the file became shorter while it was read")
     except OSError as error:
         raise UnreadableError(info.file, f"the file cannot be read ({error.strerror or error})") from error
-    return torch.frombuffer(buffer, dtype=DTYPES[info.dtype]).view(info.shape)
+    return buffer
 
 
 @contextmanager
-def _mapped(header: Header) -> Iterator[Callable[[str], Tensor]]:
-    """A function name -> tensor, mapped to its file for the tensor's lifetime; a file is opened at its first use."""
+def _mapped(header: Header) -> Iterator[Callable[[TensorInfo, str], Tensor]]:
+    """A function that gives a tensor, mapped to its file for its lifetime; a file is opened at its first use."""
     handles: dict[Path, Any] = {}
     with ExitStack() as stack:
 
-        def get(name: str) -> Tensor:
-            file = header.tensors[name].file
+        def get(info: TensorInfo, name: str) -> Tensor:
+            file = info.file
             try:
                 if file not in handles:
                     handles[file] = stack.enter_context(safe_open(str(file), framework="pt", device="cpu"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -100,7 +99,7 @@ class JointBlock(nn.Module):
         self.x_block = Stream(config, dual_attention=self.dual_attention, operations=operations, **factory)
 
     def forward(
-        self, context: Tensor, x: Tensor, c: Tensor, transformer_options: Options = MappingProxyType({}), **kwargs: Any
+        self, context: Tensor, x: Tensor, c: Tensor, transformer_options: Options | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, Tensor]:
         """One step of both streams, called as ComfyUI calls its own SD3 blocks, which others wrap.
 
@@ -108,7 +107,8 @@ class JointBlock(nn.Module):
             read.
         Returns: (context, x); context is None after the last block.
         """
-        img, txt, vec, options = x, context, c, transformer_options
+        img, txt, vec = x, context, c
+        options = {} if transformer_options is None else transformer_options
         img_stream, txt_stream = self.x_block, self.context_block  # the checkpoints' names
         img_mod = img_stream.modulation(vec, options)
         txt_mod = txt_stream.modulation(vec, options)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from os import PathLike
 from typing import Any
 
 import comfy.model_management
@@ -17,11 +15,17 @@ import folder_paths
 import torch
 
 from ....mmdit_core.checkpoints.detect import components
-from ....mmdit_core.checkpoints.header import read_header
+from ....mmdit_core.checkpoints.errors import TensorsError, UnreadableError
+from ....mmdit_core.checkpoints.header import Header
 from ....mmdit_core.checkpoints.load import load_component
 from ....mmdit_core.text.encoders import TextWidths, assemble
+from .metadata import TEXT, read_metadata
+from .part_checks import WHOLE, check_tensors, finite
 
 ENCODERS = ("clip_l", "clip_g", "t5xxl")
+# What SD3 never computes with: files lack it, and ComfyUI then saves whatever was in memory.
+UNUSED = ("logit_scale", "clip_l.transformer.text_projection.weight")
+DIFFUSERS_VAE = "decoder.up_blocks.0.resnets.0.norm1.weight"
 
 
 class ComponentError(ValueError):
@@ -82,28 +86,33 @@ class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
         return *assemble(encoded["clip_l"], encoded["clip_g"], t5, widths=self.widths, device=device), {}
 
 
-def load_clip(path: str | PathLike[str]) -> comfy.sd.CLIP:
+def load_clip(header: Header) -> comfy.sd.CLIP:
     """Load the text encoders of a checkpoint.
 
-    The metadata `mmdit.text` gives the encoders' sizes; a file without it has SD3's.
-    Raises: NoTextEncoders; UnknownTextEncoders; CheckpointError.
+    The metadata `mmdit.text` gives the sizes of encoders that are not of SD3's.
+    Raises: NoTextEncoders; UnknownTextEncoders; CheckpointError, also for tensors that are missing, of a wrong shape or
+        dtype, or not finite.
     """
-    header = read_header(path)
     state_dict: dict[str, torch.Tensor] = {}
-    for name in ENCODERS:
-        if name in components(header):
-            prefix = f"{name}.transformer."
-            state_dict.update({prefix + key: value for key, value in load_component(path, f"text_encoders.{prefix}")})
+    for name, part in components(header).items():
+        if name in ENCODERS:
+            tensors = dict(
+                finite(header, name, part.prefix, load_component(header, part.prefix, copy=comfy.utils.DISABLE_MMAP))
+            )
+            tensors = comfy.utils.convert_old_quants(tensors, "", metadata={})[0]
+            state_dict.update({f"{name}.transformer.{key}": tensor for key, tensor in tensors.items()})
     if not state_dict:
         raise NoTextEncoders(header.source.name)
-    if "mmdit.text" in header.metadata:
-        target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.sd3_clip.SD3Tokenizer, SizedTextEncoders)
-        target.params = {"configs": json.loads(header.metadata["mmdit.text"])}
-    elif _has_sd3_sizes(state_dict):
+    text = read_metadata(header).text
+    if _has_sd3_sizes(state_dict):
         sd3 = comfy.supported_models.SD3({})
         target = sd3.clip_target({f"text_encoders.{name}": tensor for name, tensor in state_dict.items()})
+    elif text is not None:
+        target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.sd3_clip.SD3Tokenizer, SizedTextEncoders)
+        target.params = {"configs": text}
     else:
         raise UnknownTextEncoders(header.source.name)
+    _check_encoders(header, target, state_dict)
     return comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
@@ -111,6 +120,23 @@ def load_clip(path: str | PathLike[str]) -> comfy.sd.CLIP:
         parameters=comfy.utils.calculate_parameters(state_dict),
         state_dict=state_dict,
     )
+
+
+def _read(header: Header, part: str, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a part that are used, all finite, without the prefix of their names."""
+    tensors = load_component(header, prefix, copy=comfy.utils.DISABLE_MMAP)
+    return dict(finite(header, part, prefix, (each for each in tensors if not (prefix + each[0]).endswith(UNUSED))))
+
+
+def _check_encoders(header: Header, target: Any, state_dict: Mapping[str, torch.Tensor]) -> None:
+    try:
+        model = target.clip(device=torch.device("meta"), dtype=torch.float32, model_options={}, **target.params)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        found = f"the metadata {TEXT} describes no text encoders ({error!s:.200})"
+        raise UnreadableError(header.source, found, "Take the original file") from error
+    present = tuple(f"{name}." for name in ENCODERS if any(key.startswith(f"{name}.") for key in state_dict))
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(present)}
+    check_tensors(header, "text encoders", "text_encoders.", state_dict, expected, UNUSED)
 
 
 def _has_sd3_sizes(state_dict: Mapping[str, torch.Tensor]) -> bool:
@@ -123,13 +149,26 @@ def _has_sd3_sizes(state_dict: Mapping[str, torch.Tensor]) -> bool:
     return all(state_dict[name].shape == (width,) for name, width in widths.items() if name in state_dict)
 
 
-def load_vae(path: str | PathLike[str]) -> comfy.sd.VAE:
-    """Load the VAE of a checkpoint. Raises: NoVAE; CheckpointError."""
-    header = read_header(path)
-    if "vae" not in components(header):
+def load_vae(header: Header) -> comfy.sd.VAE:
+    """Load the VAE of a checkpoint.
+
+    Raises: NoVAE; CheckpointError, also for tensors that are missing, of a wrong shape or dtype, or not finite.
+    """
+    part = components(header).get("vae")
+    if part is None:
         raise NoVAE(header.source.name)
-    vae = comfy.sd.VAE(sd=dict(load_component(path, "first_stage_model.")), metadata=dict(header.metadata))
-    vae.throw_exception_if_invalid()
+    tensors = dict(
+        finite(header, "VAE", part.prefix, load_component(header, part.prefix, copy=comfy.utils.DISABLE_MMAP))
+    )
+    try:
+        # A copy: ComfyUI renames tensors of the diffusers layout in it.
+        vae = comfy.sd.VAE(sd=dict(tensors), metadata=dict(header.metadata))
+        vae.throw_exception_if_invalid()
+    except Exception as error:  # ComfyUI raises what torch raises
+        found = f"its VAE ({part.prefix}*) cannot be loaded: {' '.join(str(error).split())[:300]}"
+        raise TensorsError(header.source, found, WHOLE) from error
+    if DIFFUSERS_VAE not in tensors:
+        check_tensors(header, "VAE", part.prefix, tensors, vae.first_stage_model.state_dict())
     return vae
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -17,13 +19,14 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
-from ....mmdit_core.checkpoints.header import read_header
-from ....mmdit_core.checkpoints.load import load_checkpoint
+from ....mmdit_core.checkpoints.header import SETTINGS, Header, read_header
+from ....mmdit_core.checkpoints.load import DTYPES, Transformer, check_transformer, load_checkpoint
 from ....mmdit_core.config import MMDiTConfig
 from ....mmdit_core.models.adaln import TILE, row_width
 from ....mmdit_core.models.sd3 import MMDiT
 from .. import patching
 from . import offloading
+from .metadata import KEPT, read_metadata
 
 log = logging.getLogger(__name__)
 
@@ -70,27 +73,41 @@ class ComfyMMDiT(MMDiT):
 class MMDiTBase(comfy.model_base.SD3):
     """ComfyUI's SD3 around the core's model. A subclass of SD3, because ComfyUI maps LoRA keys by that class."""
 
-    def __init__(self, model_config, config: MMDiTConfig):
+    def __init__(self, model_config, config: MMDiTConfig, metadata: Mapping[str, str]):
+        # Without memory: the tensors of the file are assigned later. ComfyUI's quantised layers have no memory for
+        # weights either, and put what they load on the device that they are made on.
+        device = "cpu" if model_config.quant_config else "meta"
         comfy.model_base.BaseModel.__init__(
-            self, model_config, comfy.model_base.ModelType.FLOW, unet_model=partial(_build, config)
+            self, model_config, comfy.model_base.ModelType.FLOW, unet_model=partial(_build, config, device)
         )
         # Computed here: other nodes may exchange the diffusion model.
         self._row_width = row_width(self.diffusion_model)
+        self._metadata = dict(metadata)
 
     def memory_required(self, *args, **kwargs):
         """As ComfyUI's SD3, and the AdaLN cache: one tile of its table."""
         cache = TILE * self._row_width * self.get_dtype_inference().itemsize
         return super().memory_required(*args, **kwargs) + cache
 
+    def state_dict_for_saving(self, *args, **kwargs):
+        """As ComfyUI's SD3, and what the file's metadata said, which ComfyUI's save nodes drop, as a tensor."""
+        tensors = super().state_dict_for_saving(*args, **kwargs)
+        if self._metadata:
+            text = json.dumps(self._metadata).encode()
+            tensors[SETTINGS] = torch.tensor(list(text), dtype=torch.uint8)
+        return tensors
 
-def _build(config: MMDiTConfig, *, operations, dtype=None, **_: Any) -> ComfyMMDiT:
-    # Without memory: the tensors of the file are assigned later. ComfyUI's description of the model, which comes as the
-    # other arguments, adds nothing to the config.
-    return ComfyMMDiT(config, "meta", dtype, operations, comfy.ldm.modules.attention.optimized_attention)
+
+def _build(config: MMDiTConfig, where: str, *, operations, dtype=None, **_: Any) -> ComfyMMDiT:
+    # ComfyUI's description of the model, which comes as the other arguments, adds nothing to the config.
+    return ComfyMMDiT(config, where, dtype, operations, comfy.ldm.modules.attention.optimized_attention)
 
 
-def comfy_config(config: MMDiTConfig, metadata: Mapping[str, str]) -> comfy.supported_models.SD3:
-    """ComfyUI's description of the model. Metadata of the file may hold its shift and the colours of its preview."""
+def comfy_config(config: MMDiTConfig, header: Header) -> comfy.supported_models.SD3:
+    """ComfyUI's description of the model. Metadata of the file may hold its shift and the colours of its preview.
+
+    Raises: UnreadableError for metadata that cannot be used.
+    """
     described = comfy.supported_models.SD3(
         {
             "in_channels": config.in_channels,
@@ -104,50 +121,74 @@ def comfy_config(config: MMDiTConfig, metadata: Mapping[str, str]) -> comfy.supp
             "x_block_self_attn_layers": list(config.dual_attention),
         }
     )
-    if "mmdit.shift" in metadata:
-        described.sampling_settings["shift"] = float(metadata["mmdit.shift"])
-    if "mmdit.latent_rgb_factors" in metadata:
-        preview = json.loads(metadata["mmdit.latent_rgb_factors"])
-        described.latent_format.latent_rgb_factors = preview["factors"]
-        described.latent_format.latent_rgb_factors_bias = preview["bias"]
+    metadata = read_metadata(header, config.in_channels)
+    if metadata.shift is not None:
+        described.sampling_settings["shift"] = metadata.shift
+    if metadata.preview is not None:
+        described.latent_format.latent_rgb_factors = metadata.preview.factors
+        described.latent_format.latent_rgb_factors_bias = metadata.preview.bias
         described.latent_format.taesd_decoder_name = None  # SD3's preview decoder does not fit this VAE
     return described
 
 
-def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool = False):
+def load_model(path: str | Header, weight_dtype: str = "default", disable_dynamic: bool = False):
     """Load the transformer of a checkpoint as a MODEL.
 
-    Args: path of a safetensors file in any layout that the core loads; weight_dtype, a key of WEIGHT_DTYPES;
-        disable_dynamic, ComfyUI's request for a patcher without dynamic loading.
+    Args: path of a safetensors file in any layout that the core loads, or its header; weight_dtype, a key of
+        WEIGHT_DTYPES; disable_dynamic, ComfyUI's request for a patcher without dynamic loading.
     Returns: a ModelPatcher.
     Raises: CheckpointError.
     """
-    config, state_dict = load_checkpoint(path, allow_mixed=True)
-    described = comfy_config(config, read_header(path).metadata)
+    header = path if isinstance(path, Header) else read_header(path)
+    found = check_transformer(header)
+    described = comfy_config(found.config, header)
     described.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
+    # Weights with scales are kept as they are unless another dtype is asked for.
+    scaled = bool(found.scaled) and WEIGHT_DTYPES[weight_dtype] in (None, torch.float8_e4m3fn)
+    if scaled:
+        described.quant_config = {"mixed_ops": True}
     device = comfy.model_management.get_torch_device()
-    dtype = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(state_dict),
-        supported_dtypes=described.supported_inference_dtypes,
-        weight_dtype=comfy.utils.weight_dtype(state_dict),
+    dtype = _weight_dtype(header, found, described, weight_dtype, scaled)
+    cast = comfy.model_management.unet_manual_cast(
+        None if scaled else dtype, device, described.supported_inference_dtypes
     )
-    cast = comfy.model_management.unet_manual_cast(dtype, device, described.supported_inference_dtypes)
     described.set_inference_dtype(dtype, cast, device=device)
 
-    for name, tensor in state_dict.items():
-        # No layer casts the positions, so fp8 would lose their precision.
-        held = torch.bfloat16 if name == "pos_embed" and dtype.itemsize == 1 else dtype
-        state_dict[name] = tensor.to(held)
-    model = MMDiTBase(described, config)
-    model.diffusion_model.load_state_dict(state_dict, strict=True, assign=True)
-    model.diffusion_model.requires_grad_(False)
-    log.info("%s: weights in %s, computed in %s on %s", path, dtype, cast or dtype, device)
+    model = MMDiTBase(described, found.config, {key: header.metadata[key] for key in KEPT if key in header.metadata})
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher_class = offloading.adaln_last(patcher_class)
     patcher = patcher_class(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+    # ComfyUI leaves weights mapped to their file only where it loads them dynamically.
+    copy = comfy.utils.DISABLE_MMAP or not patcher.is_dynamic()
+    converted = dtype if found.scaled and not scaled else None
+    state_dict = load_checkpoint(header, dtype=converted, allow_mixed=True, keep_scales=scaled, copy=copy)[1]
+    for name, tensor in state_dict.items():
+        if scaled and name.rpartition(".")[0] + ".comfy_quant" in state_dict:
+            continue
+        # No layer casts the positions, so fp8 would lose their precision.
+        held = torch.bfloat16 if name == "pos_embed" and dtype.itemsize == 1 else dtype
+        state_dict[name] = tensor.to(held)
+    model.diffusion_model.load_state_dict(state_dict, strict=True, assign=True)
+    model.diffusion_model.requires_grad_(False)
+    log.info("%s: weights in %s, computed in %s on %s", header.source, dtype, cast or dtype, device)
     patching.install(patcher)
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype))
+    patcher.cached_patcher_init = (load_model, (str(header.source), weight_dtype))
     return patcher
+
+
+def _weight_dtype(header: Header, found: Transformer, described, weight_dtype: str, scaled: bool) -> torch.dtype:
+    """The dtype of the weights in memory; of a file whose weights keep their scales, of the others."""
+    wanted = WEIGHT_DTYPES[weight_dtype]
+    if wanted is not None and not scaled:
+        return wanted
+    elements: Counter[str] = Counter()
+    for info in (header.tensors[name] for rule in found.rules.values() for name in rule.diffusers):
+        elements[info.dtype] += math.prod(info.shape)
+    return comfy.model_management.unet_dtype(
+        model_params=elements.total(),
+        supported_dtypes=described.supported_inference_dtypes,
+        weight_dtype=None if scaled else DTYPES[elements.most_common(1)[0][0]],
+    )
 
 
 def core_config(model) -> MMDiTConfig | None:

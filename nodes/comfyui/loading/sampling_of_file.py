@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_base
-import comfy.model_detection
 import comfy.model_sampling
 import comfy.supported_models
-import comfy.utils
 import torch
 
+from ....mmdit_core.checkpoints.detect import find_layout
 from ....mmdit_core.checkpoints.errors import CheckpointError
 from ....mmdit_core.checkpoints.header import Header, read_header
-from ....mmdit_core.checkpoints.load import DTYPES, check_transformer
+from ....mmdit_core.checkpoints.load import check_transformer
 from ..run.sampling import shifted
 from .model import comfy_config
+from .other_models import detect
 
 
 def read_sampling(path: Path, *, own_loader: bool) -> Any | None:
@@ -42,8 +42,8 @@ def _read_sampling(path: str, own_loader: bool, modified: int, size: int) -> Any
     """As read_sampling; time and size are part of the cache's key, so that a changed file is read again."""
     try:
         header = read_header(path)
-        if own_loader:
-            config = comfy_config(check_transformer(header)[0], header.metadata)
+        if own_loader and find_layout(header.tensors) is not None:
+            config = comfy_config(check_transformer(header).config, header)
             return comfy.model_base.model_sampling(config, comfy.model_base.ModelType.FLOW)
         sampling = _detect(header)
     except CheckpointError:
@@ -53,20 +53,12 @@ def _read_sampling(path: str, own_loader: bool, modified: int, size: int) -> Any
 
 def _detect(header: Header) -> Any | None:
     """The model_sampling that ComfyUI's loaders give this file, detected from its tensors' names and shapes."""
-    tensors = {
-        name: torch.empty(info.shape, dtype=DTYPES[info.dtype], device="meta") for name, info in header.tensors.items()
-    }
-    prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
-    tensors = comfy.utils.state_dict_prefix_replace(tensors, {prefix: ""}, filter_keys=True) or tensors
+    kind = detect(header)
+    if kind is None:
+        return None
     try:
-        config = comfy.model_detection.model_config_from_unet(tensors, "", metadata=header.metadata)
-        if config is None:
-            tensors = comfy.model_detection.convert_diffusers_mmdit(tensors, "") or {}
-            config = comfy.model_detection.model_config_from_unet(tensors, "") if tensors else None
-        if config is None:
-            return None
-        config.unet_config["disable_unet_model_creation"] = True
-        config.set_inference_dtype(torch.float32, None)
-        return config.get_model(tensors, "").model_sampling
-    except Exception:  # detection fails in many ways on unknown models; their loader reports the error
+        kind.config.unet_config["disable_unet_model_creation"] = True
+        kind.config.set_inference_dtype(torch.float32, None)
+        return kind.config.get_model(kind.tensors, "").model_sampling
+    except Exception:  # some models read the tensors' values here
         return None

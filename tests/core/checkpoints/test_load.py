@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -238,3 +239,36 @@ def test_a_missing_part_is_an_error_with_the_parts_there_are(tmp_path):
     path = write(tmp_path / "x.safetensors", prefixed(random_state(QK)))
     with pytest.raises(CheckpointError, match=r"no tensor begins with first_stage_model\.; the parts in it are transf"):
         next(load_component(path, "first_stage_model."))
+
+
+# -- prefixes ----------------------------------------------------------------------------------------------------
+
+PREFIXES = (
+    *("", "model.", "model.model.", "net.", "module.", "_orig_mod.", "transformer.", "diffusion_model."),
+    *("model.diffusion_model.", "model.diffusion_model._orig_mod.", "module.model.diffusion_model."),
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("layout", ["single file", "diffusers"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_any_prefix_goes_with_any_layout(tmp_path, prefix, layout, compiled):
+    """compiled: each block was wrapped by torch.compile, which puts a part into the middle of the names."""
+    state = random_state(QK)
+    stored = to_diffusers(state, QK) if layout == "diffusers" else state
+    if compiled:
+        stored = {re.sub(r"(blocks\.\d+\.)", r"\1_orig_mod.", name): tensor for name, tensor in stored.items()}
+    path = write(tmp_path / "x.safetensors", {prefix + name: tensor for name, tensor in {**stored}.items()})
+    config, loaded = load_checkpoint(path)
+    assert config == QK
+    assert_same(loaded, state)
+    part = components(read_header(path))["transformer"]
+    assert (part.layout, part.prefix) == (layout, prefix)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_missing_tensors_are_named_as_the_file_would_name_them(tmp_path, prefix):
+    stored = {prefix + name: tensor for name, tensor in random_state(QK).items()}
+    del stored[f"{prefix}joint_blocks.1.x_block.attn.qkv.weight"]
+    with pytest.raises(CheckpointError, match=f"missing: {re.escape(prefix)}joint_blocks.1.x_block.attn.qkv.weight"):
+        load_checkpoint(write(tmp_path / "x.safetensors", stored))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.ldm.modules.attention
 import pytest
 import torch
 
@@ -66,3 +67,64 @@ def test_controlnet_residuals_act_as_in_comfyuis_model():
     given = inputs(ours.config, (8, 8))
     control = {"output": [torch.randn(3, 16, 128), None, torch.randn(3, 16, 128)]}
     assert relative_error(ours(**given, control=control), theirs(**given, control=control)) <= 1e-5
+
+
+class Rebuilt(torch.nn.Module):
+    """A block rebuilt from its parts under ComfyUI's names, as an IP-Adapter for SD3.5 does."""
+
+    def __init__(self, original_block):
+        super().__init__()
+        self.original_block = original_block
+
+    def forward(self, context, x, c, **kwargs):
+        """As comfy.ldm.modules.diffusionmodules.mmdit computes a block."""
+        block = self.original_block
+        txt_qkv, txt_rest = block.context_block.pre_attention(context, c)
+        if block.x_block.x_block_self_attn:
+            img_qkv, second, img_rest = block.x_block.pre_attention_x(x, c)
+        else:
+            img_qkv, img_rest = block.x_block.pre_attention(x, c)
+        heads = block.x_block.attn.num_heads
+        joined = [torch.cat(each, dim=1) for each in zip(txt_qkv, img_qkv, strict=True)]
+        attn = comfy.ldm.modules.attention.optimized_attention(*joined, heads=heads)
+        length = context.shape[1]
+        text = None if block.context_block.pre_only else block.context_block.post_attention(attn[:, :length], *txt_rest)
+        if not block.x_block.x_block_self_attn:
+            return text, block.x_block.post_attention(attn[:, length:], *img_rest)
+        attn2 = comfy.ldm.modules.attention.optimized_attention(*second, heads=heads)
+        return text, block.x_block.post_attention_x(attn[:, length:], attn2, *img_rest)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_other_packs_enter_by_the_blocks_as_on_comfyuis_model(name):
+    ours, theirs = pair(CONFIGS[name])
+    given = inputs(ours.config, (9, 12))
+    expected = theirs(**given)
+    for model in (ours, theirs):
+        model.joint_blocks = torch.nn.ModuleList(Rebuilt(block) for block in model.joint_blocks)
+    assert relative_error(ours(**given), expected) <= 1e-5
+    assert relative_error(theirs(**given), expected) <= 1e-5
+    hooks = {("double_block", 1): lambda args, extra: extra["original_block"](args)}
+    hooked = ours(**given, transformer_options={"patches_replace": {"dit": hooks}})
+    assert relative_error(hooked, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_block_methods_give_comfyuis_tensors(name):
+    ours, theirs = pair(CONFIGS[name])
+    torch.manual_seed(2)
+    x, c = torch.randn(2, 7, ours.config.hidden_size), torch.randn(2, ours.config.hidden_size)
+    for mine, comfys in zip(ours.joint_blocks, theirs.joint_blocks, strict=True):
+        for stream in ("x_block", "context_block"):
+            one, two = getattr(mine, stream), getattr(comfys, stream)
+            assert (one.pre_only, one.x_block_self_attn) == (two.pre_only, two.x_block_self_attn)
+            step = "pre_attention_x" if one.x_block_self_attn else "pre_attention"
+            for a, b in zip(flat(getattr(one, step)(x, c)), flat(getattr(two, step)(x, c)), strict=True):
+                assert a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
+
+
+def flat(values) -> list[torch.Tensor]:
+    """The tensors in nested tuples; None is none."""
+    if values is None:
+        return []
+    return [values] if isinstance(values, torch.Tensor) else [tensor for value in values for tensor in flat(value)]

@@ -1,0 +1,135 @@
+"""Files that ComfyUI's own loaders read: the other families, and SD3 in formats that the core does not read."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.model_detection
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+
+from ....mmdit_core.checkpoints.errors import CheckpointError, UnknownModelError
+from ....mmdit_core.checkpoints.header import Header, read_header
+from ....mmdit_core.checkpoints.load import READABLE, load_component
+from ....mmdit_core.checkpoints.names import bare
+from .. import families
+
+log = logging.getLogger(__name__)
+
+FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fn_fast": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+
+
+class Kind(NamedTuple):
+    """The model in a file, as ComfyUI detects it from names and shapes.
+
+    Fields: config, ComfyUI's description of the model; tensors, of the model, without memory; renamed, True if it is
+    only detected without the names' usual prefixes, which ComfyUI's loaders do not remove.
+    """
+
+    config: Any
+    tensors: dict[str, torch.Tensor]
+    renamed: bool
+
+    @property
+    def name(self) -> str:
+        """Its class in `comfy.supported_models`."""
+        return type(self.config).__name__
+
+
+def detect(header: Header) -> Kind | None:
+    """The model in a file; None if ComfyUI does not know it."""
+    for renamed in (False, True):
+        tensors = {
+            bare(name) if renamed else name: torch.empty(
+                info.shape, dtype=READABLE.get(info.dtype, torch.uint8), device="meta"
+            )
+            for name, info in header.tensors.items()
+        }
+        config, tensors = _config_of(tensors, dict(header.metadata))
+        if config is not None:
+            return Kind(config, tensors, renamed)
+    return None
+
+
+def _config_of(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> tuple[Any | None, dict[str, torch.Tensor]]:
+    """ComfyUI's description of a model, and its tensors under ComfyUI's names."""
+    prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
+    tensors = comfy.utils.state_dict_prefix_replace(tensors, {prefix: ""}, filter_keys=True) or tensors
+    try:
+        config = comfy.model_detection.model_config_from_unet(tensors, "", metadata=metadata)
+        if config is None:
+            tensors = comfy.model_detection.convert_diffusers_mmdit(tensors, "") or {}
+            config = comfy.model_detection.model_config_from_unet(tensors, "") if tensors else None
+        return config, tensors
+    except Exception:  # detection fails in many ways on unknown models; their loader reports the error
+        return None, tensors
+
+
+def family_label(kind: Kind) -> str:
+    """The name of a model's family for people.
+
+    Raises: LookupError with the reason if the nodes of this pack do not act on it.
+    """
+    for family in families.FAMILIES:
+        if kind.name in family.models:
+            return family.label
+    raise LookupError(families.REFUSED.get(kind.name, "this pack does not know its blocks"))
+
+
+def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool = False) -> Any:
+    """ComfyUI's own MODEL of a file, as its loader of diffusion models gives it; the shards of an index count as one.
+
+    Raises: UnknownModelError if ComfyUI does not know the model.
+    """
+    header = read_header(path)
+    options: dict[str, Any] = {}
+    if weight_dtype in ("bf16", "fp16"):
+        options["dtype"] = torch.bfloat16 if weight_dtype == "bf16" else torch.float16
+    elif weight_dtype in FP8:
+        options |= {"dtype": FP8[weight_dtype], "fp8_optimizations": weight_dtype.endswith("fast")}
+    kind = detect(header)
+    one_file = {info.file for info in header.tensors.values()} == {Path(path)}
+    dynamic = {"disable_dynamic": True} if disable_dynamic else {}  # older versions have no such argument
+    if one_file and kind is not None and not kind.renamed:
+        return comfy.sd.load_diffusion_model(path, model_options=options, **dynamic)
+    tensors = {bare(name): tensor for name, tensor in load_component(header, "", copy=comfy.utils.DISABLE_MMAP)}
+    patcher = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata=dict(header.metadata), **dynamic)
+    if patcher is None:
+        raise UnknownModelError(header.source, "ComfyUI does not know this model", "Take the file of another source")
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype))
+    return patcher
+
+
+def load_parts(header: Header, kind: Kind) -> tuple[Any | None, Any | None]:
+    """ComfyUI's CLIP and VAE of a checkpoint, each None if the file has none where ComfyUI looks for it.
+
+    Raises: UnknownModelError if ComfyUI cannot load them.
+    """
+    has_text = any(name.startswith(tuple(kind.config.text_encoder_key_prefix)) for name in header.tensors)
+    has_vae = any(name.startswith(tuple(kind.config.vae_key_prefix)) for name in header.tensors)
+    if not has_text and not has_vae:
+        return None, None
+    tensors = dict(load_component(header, "", copy=comfy.utils.DISABLE_MMAP))
+    try:
+        _, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
+            tensors,
+            output_model=False,
+            output_clip=has_text,
+            output_vae=has_vae,
+            embedding_directory=folder_paths.get_folder_paths("embeddings"),
+            metadata=dict(header.metadata),
+        )
+        if vae is not None:
+            vae.throw_exception_if_invalid()
+    except CheckpointError:
+        raise
+    except Exception as error:  # ComfyUI's loaders raise what torch raises
+        raise UnknownModelError(header.source, f"its text encoders or VAE cannot be loaded ({error!s:.300})") from error
+    return clip, vae

@@ -1,0 +1,206 @@
+"""What a file says of its text encoders, its VAE and its metadata: checked, named where wrong, kept when saved."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import comfy.sd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from mmdit_core.checkpoints.header import SETTINGS
+from tests.nodes.models.test_model_patcher import ksampler
+
+T5 = "text_encoders.t5xxl.transformer."
+CLIP_L = "text_encoders.clip_l.transformer.text_model."
+VAE = "first_stage_model."
+
+
+@pytest.fixture(scope="module")
+def small(pack):
+    """The shipped file: its path, tensors and metadata."""
+    path = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.folders"].SHIPPED / "mmdit-small.safetensors"
+    with safe_open(path, framework="pt") as file:
+        return path, load_file(path), file.metadata()
+
+
+def read_header(pack, path):
+    return sys.modules[f"{pack.__name__}.mmdit_core.checkpoints.header"].read_header(path)
+
+
+def loading(pack, name: str):
+    return sys.modules[f"{pack.__name__}.nodes.comfyui.loading.{name}"]
+
+
+def without(name: str) -> Callable:
+    return lambda state, metadata: state.pop(name)
+
+
+def put(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
+    return lambda state, metadata: state.update({name: change(state[name])})
+
+
+def filled(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[-1] = value
+        return tensor
+
+    return change
+
+
+def one_row_less(tensor):
+    return tensor[:-1].clone()
+
+
+WRONG_PARTS = {
+    "CLIP-L without a tensor": (
+        without(f"{CLIP_L}encoder.layers.0.mlp.fc1.bias"),
+        rf"1 tensor is missing in its text encoders: {CLIP_L}encoder\.layers\.0\.mlp\.fc1\.bias",
+    ),
+    "T5 without a tensor": (
+        without(f"{T5}encoder.block.1.layer.1.DenseReluDense.wo.weight"),
+        r"1 tensor is missing .*t5xxl.*wo\.weight",
+    ),
+    "T5 of a wrong shape": (
+        put(f"{T5}encoder.block.0.layer.0.SelfAttention.q.weight", one_row_less),
+        r"wrong shape in its text encoders: .*SelfAttention\.q\.weight is \[\d+, \d+\], expected",
+    ),
+    "whole numbers": (
+        put(f"{CLIP_L}encoder.layers.0.mlp.fc1.bias", lambda tensor: tensor.to(torch.int32)),
+        r"unsupported dtype in its text encoders: .*fc1\.bias is I32",
+    ),
+    "a NaN in T5": (
+        put(f"{T5}encoder.final_layer_norm.weight", filled(float("nan"))),
+        r"t5xxl.*final_layer_norm\.weight of its t5xxl holds values that are not finite",
+    ),
+    "an infinity in CLIP-L": (
+        put(f"{CLIP_L}final_layer_norm.weight", filled(float("inf"))),
+        r"final_layer_norm\.weight of its clip_l holds values that are not finite",
+    ),
+    "VAE without a tensor": (
+        without(f"{VAE}taesd_decoder.1.bias"),
+        r"first_stage_model\.taesd_decoder\.1\.bias|VAE.*missing",
+    ),
+    "a NaN in the VAE": (
+        put(f"{VAE}taesd_decoder.1.weight", filled(float("nan"))),
+        r"taesd_decoder\.1\.weight of its VAE .*finite",
+    ),
+    "VAE of a wrong shape": (
+        put(f"{VAE}taesd_decoder.1.bias", one_row_less),
+        r"VAE.*taesd_decoder\.1\.bias|wrong shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PARTS)
+def test_a_part_that_is_not_whole_is_refused_by_name(pack, small, tmp_path, case):
+    _, state, metadata = small
+    change, words = WRONG_PARTS[case]
+    state = dict(state)
+    change(state, metadata)
+    save_file(state, tmp_path / "x.safetensors", metadata)
+    header = read_header(pack, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=rf"x\.safetensors: .*({words})"):
+        loading(pack, "clip_vae").load_clip(header)
+        loading(pack, "clip_vae").load_vae(header)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_nan_in_float8_is_found(pack, dtype):
+    finite = loading(pack, "part_checks")._is_finite
+    values = torch.linspace(-400, 400, 100).to(dtype)
+    assert finite(values)
+    assert not finite(torch.cat((values.float(), torch.tensor([float("nan")]))).to(dtype))
+
+
+WRONG_METADATA = {
+    "mmdit.shift": ("x", "", "nan", "inf", "0", "-2", "1e999"),
+    "mmdit.text": ("null", "{", "{}", "[]", '{"clip_l": 1}', "[" * 5000, '{"clip_l": {"hidden_size": "x"}}'),
+    "mmdit.latent_rgb_factors": (
+        "{}",
+        "null",
+        '{"factors": [[1, 2, 3]], "bias": [0, 0, 0]}',
+        '{"factors": [[1, 2]], "bias": 3}',
+        '{"factors": 7, "bias": [0, 0, 0]}',
+        '{"factors":' * 3000,
+        '{"factors": [], "bias": [0, 0, null]}',
+    ),
+    "mmdit.config": ("{", "null", '{"num_heads": 7}', '{"num_heads": true}'),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG_METADATA.items() for value in values])
+def test_metadata_that_cannot_be_used_is_refused_by_file_and_key(pack, small, tmp_path, key, value):
+    _, state, metadata = small
+    keep = {name: tensor for name, tensor in state.items() if not name.endswith((".ln_q.weight", ".ln_k.weight"))}
+    # The number of heads is read from the metadata only where no shape gives it.
+    save_file(keep if key == "mmdit.config" else state, tmp_path / "x.safetensors", {**metadata, key: value})
+    header = read_header(pack, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=rf"x\.safetensors: the metadata {key} ") as caught:
+        loading(pack, "model").load_model(header)
+        loading(pack, "clip_vae").load_clip(header)
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("how", ["save", "merge"])
+def test_a_saved_model_gives_the_same_image_when_it_is_loaded_again(pack, small, tmp_path, how, monkeypatch):
+    """Its shift, the colours of its previews and its text encoders' sizes stand in the metadata, which saving drops."""
+    import comfy_extras.nodes_model_merging as merging
+
+    path, _, metadata = small
+    header = read_header(pack, path)
+    model = loading(pack, "model").load_model(header)
+    clip, vae = loading(pack, "clip_vae").load_clip(header), loading(pack, "clip_vae").load_vae(header)
+    if how == "merge":
+        model = merging.ModelMergeSimple().merge(model, loading(pack, "model").load_model(header), 0.5)[0]
+    comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), model, clip, vae)
+    saved = read_header(pack, tmp_path / "saved.safetensors")
+    for key in ("mmdit.shift", "mmdit.latent_rgb_factors", "mmdit.text"):
+        assert saved.metadata[key] == metadata[key]
+    again = loading(pack, "model").load_model(saved)
+    assert again.model.model_sampling.shift == model.model.model_sampling.shift == float(metadata["mmdit.shift"])
+    assert again.model.latent_format.latent_rgb_factors == model.model.latent_format.latent_rgb_factors
+    if how == "save":
+        widths = model.model.diffusion_model.config
+        context, y = torch.randn(1, 20, widths.context_dim), torch.randn(1, widths.pooled_dim)
+        x, t = torch.randn(1, widths.in_channels, 8, 8), torch.tensor([0.5])
+        with torch.no_grad():
+            outs = [each.model.apply_model(x, t, c_crossattn=context, y=y) for each in (model, again)]
+        assert torch.equal(*outs)
+    tokens = clip.tokenize("three red circles")
+    assert torch.equal(
+        loading(pack, "clip_vae").load_clip(saved).encode_from_tokens(tokens), clip.encode_from_tokens(tokens)
+    )
+    latent = torch.randn(1, 16, 4, 4)
+    assert torch.equal(loading(pack, "clip_vae").load_vae(saved).decode(latent), vae.decode(latent))
+
+
+def test_the_settings_tensor_is_metadata_and_no_tensor_and_refused_if_damaged(pack, tiny_file, tmp_path):
+    state = load_file(tiny_file)
+    text = torch.tensor(list(json.dumps({"mmdit.shift": "4"}).encode()), dtype=torch.uint8)
+    save_file(state | {SETTINGS: text}, tmp_path / "a.safetensors")
+    assert read_header(pack, tmp_path / "a.safetensors").metadata["mmdit.shift"] == "4"
+    assert SETTINGS not in read_header(pack, tmp_path / "a.safetensors").tensors
+    save_file(state | {SETTINGS: text}, tmp_path / "b.safetensors", {"mmdit.shift": "5"})
+    assert read_header(pack, tmp_path / "b.safetensors").metadata["mmdit.shift"] == "5"  # what the file itself says
+    for number, damaged in enumerate((text[:-1], torch.zeros(2_000_000, dtype=torch.uint8), text + 1)):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(state | {SETTINGS: damaged.clone()}, path)
+        with pytest.raises(ValueError, match="the tensor mmdit.settings cannot be read"):
+            read_header(pack, path)
+
+
+def test_a_loaded_file_may_be_overwritten_in_place(pack, tiny_file, tmp_path):
+    """ComfyUI copies what it does not load dynamically; a mapped file would end the process with SIGBUS."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(tiny_file.read_bytes())
+    model = loading(pack, "model").load_model(str(path))
+    before = ksampler(model)
+    with path.open("r+b") as file:
+        file.truncate(100)
+    assert torch.equal(ksampler(model), before)
