@@ -20,7 +20,7 @@ from ....mmdit_core.checkpoints.header import Header
 from ....mmdit_core.checkpoints.load import load_component
 from ....mmdit_core.text.encoders import TextWidths, assemble
 from .metadata import TEXT, read_metadata
-from .part_checks import WHOLE, check_tensors, finite
+from .part_checks import WHOLE, check_tensors, finite, multiplied
 
 ENCODERS = ("clip_l", "clip_g", "t5xxl")
 # What SD3 never computes with: files lack it, and ComfyUI then saves whatever was in memory.
@@ -100,6 +100,8 @@ def load_clip(header: Header) -> comfy.sd.CLIP:
                 finite(header, name, part.prefix, load_component(header, part.prefix, copy=comfy.utils.DISABLE_MMAP))
             )
             tensors = comfy.utils.convert_old_quants(tensors, "", metadata={})[0]
+            if name != "t5xxl":  # ComfyUI has quantised layers for T5 alone
+                tensors = multiplied(header, part.prefix, tensors)
             state_dict.update({f"{name}.transformer.{key}": tensor for key, tensor in tensors.items()})
     if not state_dict:
         raise NoTextEncoders(header.source.name)
@@ -113,12 +115,14 @@ def load_clip(header: Header) -> comfy.sd.CLIP:
     else:
         raise UnknownTextEncoders(header.source.name)
     _check_encoders(header, target, state_dict)
+    scaled = any(name.endswith(".comfy_quant") for name in state_dict)
     return comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         tokenizer_data=state_dict,
         parameters=comfy.utils.calculate_parameters(state_dict),
         state_dict=state_dict,
+        model_options={"t5xxl_quantization_metadata": {"mixed_ops": True}} if scaled else {},
     )
 
 

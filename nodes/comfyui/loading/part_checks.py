@@ -13,7 +13,7 @@ import torch
 from ....mmdit_core.checkpoints.errors import TensorsError, are, listing
 from ....mmdit_core.checkpoints.header import Header
 from ....mmdit_core.checkpoints.load import DTYPES
-from ....mmdit_core.checkpoints.quantised import is_quantisation
+from ....mmdit_core.checkpoints.quantised import dequantised, is_quantisation
 
 WHOLE = "Take a complete file, or connect ComfyUI's loaders of the text encoders and the VAE in its place"
 # Scaled weights of these formats have the shape of the layer.
@@ -64,6 +64,19 @@ def finite(
             found = f"{prefix}{name} of its {part} holds values that are not finite (NaN or infinity)"
             raise TensorsError(header.source, found, WHOLE, names=[name])
         yield name, tensor
+
+
+def multiplied(header: Header, prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with float8 weights times their scales, in float32. Raises: TensorsError for another format."""
+    made = {name: tensor for name, tensor in tensors.items() if not is_quantisation(name)}
+    for name, scale in tensors.items():
+        if name.endswith(".weight_scale"):
+            weight = name.removesuffix("_scale")
+            if weight not in made or made[weight].dtype not in SAME_SHAPE or scale.numel() != 1:
+                found = f"{prefix}{name} is the scale of no float8 weight"
+                raise TensorsError(header.source, found, WHOLE, names=[name])
+            made[weight] = dequantised(made[weight], scale, torch.float32)
+    return made
 
 
 def _is_finite(values: torch.Tensor) -> bool:

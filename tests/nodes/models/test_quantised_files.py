@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import comfy.model_base
 import comfy.sd
 import pytest
 import torch
@@ -150,3 +151,64 @@ def test_settings_that_cannot_be_read_are_refused_by_name(pack, files, tmp_path)
     save_file(without, tmp_path / "c.safetensors", quantised(load_file(files["plain"]), "metadata")[1])
     with pytest.raises(ValueError, match="fc1 is named as quantised, but it has no scale"):
         load(pack, tmp_path / "c.safetensors")
+
+
+def scaled_part(state, prefix: str, form: str):
+    """The tensors of a text encoder with its linear layers in float8 with scales, and multiplied out again."""
+    made, plain = {}, {}
+    for name, tensor in state.items():
+        if not name.startswith(prefix):
+            continue
+        made[name] = plain[name] = tensor.float()
+        if tensor.ndim != 2 or "embed" in name or "shared" in name or "relative" in name or "projection" in name:
+            continue
+        layer, scale = name.removesuffix(".weight"), tensor.float().abs().max() / 448
+        made[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+        plain[name] = made[name].float() * scale
+        made[f"{layer}.{'scale_weight' if form == 'scaled_fp8' else 'weight_scale'}"] = scale
+        if form == "comfy_quant":
+            text = json.dumps({"format": "float8_e4m3fn"}).encode()
+            made[f"{layer}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+    if form == "scaled_fp8":
+        made[f"{prefix}scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+    return made, plain
+
+
+@pytest.mark.parametrize("form", ["scaled_fp8", "comfy_quant"])
+@pytest.mark.parametrize("part", ["t5xxl", "clip_g"])
+def test_text_encoders_with_scales_encode_as_the_multiplied_weights(pack, tmp_path, part, form):
+    loading = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.clip_vae"]
+    header = sys.modules[f"{pack.__name__}.mmdit_core.checkpoints.header"]
+    shipped = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.folders"].SHIPPED / "mmdit-small.safetensors"
+    state, metadata = load_file(shipped), header.read_header(shipped).metadata
+    made, plain = scaled_part(state, f"text_encoders.{part}.transformer.", form)
+    encoded = []
+    for name, tensors in (("scaled", made), ("plain", plain)):
+        save_file(state | tensors, tmp_path / f"{name}.safetensors", dict(metadata))
+        clip = loading.load_clip(header.read_header(tmp_path / f"{name}.safetensors"))
+        encoded.append(clip.encode_from_tokens(clip.tokenize("three red circles on white"), return_pooled=True))
+    for scaled, whole in zip(*encoded, strict=True):
+        assert error(scaled, whole) < 1e-3  # ComfyUI holds the multiplied ones in half precision
+    clip = loading.load_clip(header.read_header(shipped))
+    other = clip.encode_from_tokens(clip.tokenize("three red circles on white"), return_pooled=True)
+    assert max(error(a, b) for a, b in zip(encoded[0], other, strict=True)) > 1e-2
+
+
+def test_another_quantisation_is_left_to_comfyuis_loader(pack, files, tmp_path, monkeypatch):
+    """int8 with a scale for each row, which the core does not read: ComfyUI's own SD3 model."""
+    module = sys.modules[f"{pack.__name__}.nodes.loader"]
+    monkeypatch.setattr(module.folders, "listed_path", lambda name, folder="": tmp_path / name)
+    state = load_file(files["plain"])
+    name = f"{PREFIX}joint_blocks.0.x_block.mlp.fc1"
+    weight = state.pop(f"{name}.weight")
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    text = json.dumps({"format": "int8_tensorwise"}).encode()
+    state |= {
+        f"{name}.weight": (weight / scale).round().to(torch.int8),
+        f"{name}.weight_scale": scale,
+        f"{name}.comfy_quant": torch.tensor(list(text), dtype=torch.uint8),
+    }
+    save_file(state, tmp_path / "x.safetensors")
+    model = module.MMDiTLoader().load("x.safetensors", "default")[0]
+    assert type(model.model) is comfy.model_base.SD3
+    assert 0 < error(ksampler(model), ksampler(load(pack, files["plain"]))) < 0.1
