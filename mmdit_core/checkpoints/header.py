@@ -59,15 +59,17 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_header(path: str | PathLike[str]) -> Header:
+def read_header(path: str | PathLike[str] | Header) -> Header:
     """Names, shapes, dtypes, offsets and metadata of a checkpoint; no tensor is read.
 
     Args: path of a safetensors file; of a diffusers folder (a transformer, or a pipeline with one); of a
-        `*.safetensors.index.json`; or of any one shard, with its index in the same folder.
+        `*.safetensors.index.json`; or of any one shard, with its index in the same folder. A header is given back.
     Returns: Header; shards are merged. A diffusers config.json in the same folder is the metadata "diffusers.config".
         What is in the tensor `mmdit.settings` is metadata, not a tensor.
     Raises: UnreadableError, NotSafetensorsError or DamagedError for anything but whole, well-formed safetensors.
     """
+    if isinstance(path, Header):
+        return path
     source = Path(path)
     try:
         file = _find_file(source)

@@ -75,7 +75,7 @@ def load_checkpoint(
         another format than float8; TensorsError for several dtypes in one file (except pos_embed, which the model
         casts), unless dtype or allow_mixed is given.
     """
-    header = path if isinstance(path, Header) else read_header(path)
+    header = read_header(path)
     found = check_transformer(header)
     if dtype is None and not allow_mixed:
         _refuse_mixture(header, found)
@@ -121,7 +121,7 @@ def load_component(
     Yields: (name, tensor). In the file's own dtype, tensors stay mapped to the file.
     Raises: CheckpointError if the file is damaged; UnknownModelError if no tensor has the prefix.
     """
-    header = path if isinstance(path, Header) else read_header(path)
+    header = read_header(path)
     names = [name for name in header.tensors if name.startswith(prefix)]
     if not names:
         parts = ", ".join(components(header)) or "none that is known"

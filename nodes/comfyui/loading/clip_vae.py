@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import comfy.model_management
@@ -16,7 +17,7 @@ import torch
 
 from ....mmdit_core.checkpoints.detect import components
 from ....mmdit_core.checkpoints.errors import TensorsError, UnreadableError
-from ....mmdit_core.checkpoints.header import Header
+from ....mmdit_core.checkpoints.header import Header, read_header
 from ....mmdit_core.checkpoints.load import load_component
 from ....mmdit_core.text.encoders import TextWidths, assemble
 from .metadata import TEXT, read_metadata
@@ -86,19 +87,19 @@ class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
         return *assemble(encoded["clip_l"], encoded["clip_g"], t5, widths=self.widths, device=device), {}
 
 
-def load_clip(header: Header) -> comfy.sd.CLIP:
+def load_clip(path: str | PathLike[str] | Header) -> comfy.sd.CLIP:
     """Load the text encoders of a checkpoint.
 
     The metadata `mmdit.text` gives the sizes of encoders that are not of SD3's.
+    Args: path as for `read_header`.
     Raises: NoTextEncoders; UnknownTextEncoders; CheckpointError, also for tensors that are missing, of a wrong shape or
         dtype, or not finite.
     """
+    header = read_header(path)
     state_dict: dict[str, torch.Tensor] = {}
     for name, part in components(header).items():
         if name in ENCODERS:
-            tensors = dict(
-                finite(header, name, part.prefix, load_component(header, part.prefix, copy=comfy.utils.DISABLE_MMAP))
-            )
+            tensors = _read(header, name, part.prefix)
             tensors = comfy.utils.convert_old_quants(tensors, "", metadata={})[0]
             if name != "t5xxl":  # ComfyUI has quantised layers for T5 alone
                 tensors = multiplied(header, part.prefix, tensors)
@@ -153,17 +154,17 @@ def _has_sd3_sizes(state_dict: Mapping[str, torch.Tensor]) -> bool:
     return all(state_dict[name].shape == (width,) for name, width in widths.items() if name in state_dict)
 
 
-def load_vae(header: Header) -> comfy.sd.VAE:
+def load_vae(path: str | PathLike[str] | Header) -> comfy.sd.VAE:
     """Load the VAE of a checkpoint.
 
+    Args: path as for `read_header`.
     Raises: NoVAE; CheckpointError, also for tensors that are missing, of a wrong shape or dtype, or not finite.
     """
+    header = read_header(path)
     part = components(header).get("vae")
     if part is None:
         raise NoVAE(header.source.name)
-    tensors = dict(
-        finite(header, "VAE", part.prefix, load_component(header, part.prefix, copy=comfy.utils.DISABLE_MMAP))
-    )
+    tensors = _read(header, "VAE", part.prefix)
     try:
         # A copy: ComfyUI renames tensors of the diffusers layout in it.
         vae = comfy.sd.VAE(sd=dict(tensors), metadata=dict(header.metadata))

@@ -139,7 +139,7 @@ def load_model(path: str | Header, weight_dtype: str = "default", disable_dynami
     Returns: a ModelPatcher.
     Raises: CheckpointError.
     """
-    header = path if isinstance(path, Header) else read_header(path)
+    header = read_header(path)
     found = check_transformer(header)
     described = comfy_config(found.config, header)
     described.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"

@@ -153,7 +153,8 @@ def test_every_part_of_a_published_file_is_found_and_its_transformer_is_whole(na
     for part, (_, *dtype) in file["parts"].items():
         assert parts[part].layout == SINGLE_FILE and parts[part].dtypes == (*dtype, STAND_IN)[:1]
     assert config_from_state_dict(shapes_of(tensors)) == KNOWN_MODELS[file["model"]]
-    assert check_transformer(header) == (KNOWN_MODELS[file["model"]], parts["transformer"])
+    found = check_transformer(header)
+    assert (found.config, found.part) == (KNOWN_MODELS[file["model"]], parts["transformer"]) and not found.unused
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -163,8 +164,8 @@ def test_a_published_transformer_is_whole_in_both_layouts(name, tmp_path):
     for layout, expected in ours.items():
         tensors = expand(MODELS[name][layout]["tensors"])
         assert expected == shapes_of(tensors)
-        found, part = check_transformer(header_of(tmp_path, tensors))
-        assert found == config and (part.layout, part.prefix) == (layout, "")
+        found = check_transformer(header_of(tmp_path, tensors))
+        assert found.config == config and (found.part.layout, found.part.prefix) == (layout, "") and not found.unused
 
 
 def test_a_text_encoder_with_scales_does_not_make_its_file_a_quantised_model(tmp_path):
