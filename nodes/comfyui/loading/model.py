@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -152,7 +153,8 @@ def load_model(path: str | Header, weight_dtype: str = "default", disable_dynami
     cast = comfy.model_management.unet_manual_cast(
         None if scaled else dtype, device, described.supported_inference_dtypes
     )
-    described.set_inference_dtype(dtype, cast, device=device)
+    takes_device = "device" in inspect.signature(described.set_inference_dtype).parameters  # not in ComfyUI 0.24.0
+    described.set_inference_dtype(dtype, cast, **({"device": device} if takes_device else {}))
 
     model = MMDiTBase(described, found.config, {key: header.metadata[key] for key in KEPT if key in header.metadata})
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
