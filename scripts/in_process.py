@@ -9,7 +9,7 @@ from types import ModuleType
 
 from scripts.console import UserError
 from scripts.environment import ROOT
-from scripts.installations import COMFYUI_HOME, installed
+from scripts.installations import NEWEST, RELEASES, installed
 
 BASE = ROOT / ".test-output" / "in-process"
 PACK = "mmdit_pack"
@@ -24,7 +24,7 @@ def prepare(*arguments: str) -> Path:
     Returns: ComfyUI's folder.
     Raises: UserError if there is no ComfyUI.
     """
-    folder = installed() or COMFYUI_HOME / "ComfyUI"
+    folder = installed() or RELEASES[NEWEST].folder
     if not folder.is_dir():
         raise UserError("There is no ComfyUI here: run `python scripts/test.py` once.")
     BASE.mkdir(parents=True, exist_ok=True)
@@ -36,6 +36,10 @@ def prepare(*arguments: str) -> Path:
     comfy.options.enable_args_parsing()
     try:
         import comfy.cli_args  # noqa: F401
+
+        # As main.py does, before `nodes`: ComfyUI 0.24.0 puts its folder comfy/ first on sys.path there, and a later
+        # first `import utils` would find comfy/utils.py.
+        import utils.install_util  # noqa: F401
     finally:
         sys.argv = before
         comfy.options.enable_args_parsing(parsing)

