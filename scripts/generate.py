@@ -58,7 +58,7 @@ def serve(installation: Installation) -> None:
 
 
 def started(server: Server) -> Server:
-    """The server, up and with this pack in it.
+    """The server, up and with this pack in it. Other modules that ComfyUI could not import are remarked upon.
 
     Raises: UserError with ComfyUI's traceback if it could not import the pack.
     """
@@ -68,6 +68,9 @@ def started(server: Server) -> Server:
     if failure:
         server.stop()
         raise UserError(f"ComfyUI could not import this pack:\n{failure}")
+    for path, log in server.import_failures().items():
+        reason = log.rpartition("module for custom nodes: ")[2]
+        say(f"ComfyUI could not import {'/'.join(path.parts[-2:])} ({reason}); this pack does not need it.")
     return server
 
 

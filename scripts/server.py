@@ -28,6 +28,12 @@ LOG_HINTS = (
     ("Address already in use", "Another program took the port; try again."),
     ("CUDA out of memory", "The graphics card has no memory left for the server."),
 )
+# A traceback up to the line that names the module; none of ComfyUI's other messages is between them.
+IMPORT_FAILURE = re.compile(
+    r"Traceback \(most recent(?:(?!\[INFO\]|Cannot import ).)*"
+    r"Cannot import (?P<path>.*?) module for custom nodes: .*?$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 class Server:
@@ -121,11 +127,13 @@ class Server:
         return f"{meaning}Its last lines were:\n{last}\nThe whole log is in {self.log}."
 
     def pack_failure(self) -> str | None:
-        """Why a pack could not be imported, from the server's log; None if all were."""
-        failure = re.search(
-            r"Traceback \(most recent(?:(?!\[INFO\]).)*?Cannot import .*?$", self.read_log(), re.M | re.S
-        )
-        return failure[0] if failure else None
+        """Why a pack of this server could not be imported, from its log; None if all were."""
+        ours = {("custom_nodes", pack.name) for pack in self.packs}
+        return next((log for path, log in self.import_failures().items() if path.parts[-2:] in ours), None)
+
+    def import_failures(self) -> dict[Path, str]:
+        """Every module that ComfyUI could not import as custom nodes, its own included -> the lines of the log."""
+        return {Path(found["path"]): found[0] for found in IMPORT_FAILURE.finditer(self.read_log())}
 
     def read_log(self) -> str:
         """The server's log so far, without colours."""
