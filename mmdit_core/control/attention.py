@@ -17,6 +17,13 @@ from torch import Tensor
 
 HIDDEN = -1e4  # a logit that softmax turns into 0 in every dtype; minus infinity times zero would be NaN
 EXTRA_CHANNELS = 8  # kernels need a multiple of 8
+# Attention functions, by name, that take the scale of the logits as the keyword `scale`: ours and ComfyUI's. Others,
+# such as xformers in ComfyUI 0.24.0 or another node's kernel, may drop it, and the weights would be silently wrong. For
+# them the queries are scaled, which in half precision rounds them once more.
+TAKE_SCALE = {
+    *("attention", "attention_basic", "attention_split", "attention_sub_quad", "attention_pytorch"),
+    "attention_sage",  # which hands over to attention_pytorch, unless low precision is allowed
+}
 
 
 def attention_override(
@@ -45,7 +52,8 @@ def attention_override(
         q, k, v, mask, keep_heads = _by_head(q, k, v, heads, args, kwargs)
         txt = run(q[:, :, of_text], k, v, heads, mask=_query_rows(mask, of_text), **kwargs)
         width = q.shape[-1]
-        q, k, v, kwargs = _for_image(q[:, :, of_image], k, v, kwargs, of_text, attention, value)
+        keyword = _takes_scale(func, previous)
+        q, k, v, kwargs = _for_image(q[:, :, of_image], k, v, kwargs, of_text, attention, value, keyword)
         img = run(q, k, v, heads, mask=_query_rows(mask, of_image), **kwargs)[..., :width]
         out = torch.cat((img, txt) if image_first else (txt, img), dim=2)
         return out if keep_heads else out.transpose(1, 2).flatten(2)
@@ -81,11 +89,17 @@ def cross_attention_override(
             is_seen = (attention > 0).any(dim=1, keepdim=True).to(attention.dtype).expand_as(attention)
             seen = is_seen if value is None else value * is_seen
         width = q.shape[-1]
-        q, k, v, kwargs = _for_image(q, k, v, kwargs, slice(0, text), attention, seen)
+        keyword = _takes_scale(func, previous)
+        q, k, v, kwargs = _for_image(q, k, v, kwargs, slice(0, text), attention, seen, keyword)
         out = run(q, k, v, heads, mask=mask, **kwargs)[..., :width]
         return out if keep_heads else out.transpose(1, 2).flatten(2)
 
     return override
+
+
+def _takes_scale(func: Callable[..., Tensor], previous: Callable[..., Tensor] | None) -> bool:
+    """Whether an attention takes the keyword `scale`; of an override that is already there it is not known."""
+    return previous is None and getattr(func, "__name__", "") in TAKE_SCALE
 
 
 def _token_axis(kwargs: dict[str, Any]) -> int:
@@ -116,6 +130,7 @@ def _for_image(
     of_text: slice,
     attention: Tensor | None,
     value: Tensor | None,
+    takes_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     """What image queries [B, heads, L, d] attend with: the factors are in the text's keys and values.
 
@@ -126,16 +141,23 @@ def _for_image(
         factors = value[:, None, :, None].to(v.dtype)
         v = torch.cat((v[:, :, : of_text.start], v[:, :, of_text] * factors, v[:, :, of_text.stop :]), dim=2)
     if attention is not None:
-        q, k, v = _with_logits(q, k, v, of_text, attention)
         # The widened keys span more than a quantised kernel resolves.
-        kwargs = {**kwargs, "scale": 1.0 / math.sqrt(width), "low_precision_attention": False}
+        kwargs = {**kwargs, "low_precision_attention": False}
+        if takes_scale:
+            kwargs["scale"] = 1.0 / math.sqrt(width)
+            q, k, v = _with_logits(q, k, v, of_text, attention, math.sqrt(width))
+        else:
+            root = math.sqrt(width + EXTRA_CHANNELS)
+            q, k, v = _with_logits(q * (root / math.sqrt(width)), k, v, of_text, attention, root)
     return q, k, v, kwargs
 
 
-def _with_logits(q: Tensor, k: Tensor, v: Tensor, of_text: slice, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Widen each head so that q . k / sqrt(d) gains log(factor) at the text keys; v gains channels of zeros."""
+def _with_logits(
+    q: Tensor, k: Tensor, v: Tensor, of_text: slice, factors: Tensor, root: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Widen each head so that q . k / root gains log(factor) at the text keys; v gains channels of zeros."""
     width = q.shape[-1]
-    logits = torch.where(factors > 0, factors.float().clamp_min(1e-30).log() * math.sqrt(width), HIDDEN)
+    logits = torch.where(factors > 0, factors.float().clamp_min(1e-30).log() * root, HIDDEN)
     q, k, v = (F.pad(x, (0, EXTRA_CHANNELS)) for x in (q, k, v))
     q[..., width] = 1.0
     k[:, :, of_text, width] = logits[:, None, :].to(k.dtype)

@@ -51,6 +51,23 @@ def test_image_queries_alone_weigh_text_by_the_factors(effects, mask, by_head):
     assert (found - expected).abs().max() <= 1e-5
 
 
+def attention_that_drops_scale(q, k, v, heads, mask=None, scale=None, **kwargs):
+    """As a kernel that reads no keyword `scale`, such as ComfyUI 0.24.0's xformers."""
+    return attention(q, k, v, heads, mask=mask, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("overridden", [True, False], ids=["another node's", "ComfyUI's"])
+def test_an_attention_that_drops_the_scale_weighs_by_the_factors_too(overridden, dtype):
+    q, k, v = (torch.randn(BATCH, HEADS, TOTAL, WIDTH).to(dtype) for _ in range(3))
+    expected = written_out(q.double(), k.double(), v.double(), None, FACTORS.double())
+    kwargs = {"skip_reshape": True, "skip_output_reshape": True}
+    previous = (lambda func, *args, **kw: attention_that_drops_scale(*args, **kw)) if overridden else None
+    override = attention_override(TEXT, TOTAL, attention=FACTORS, previous=previous)
+    found = override(attention if overridden else attention_that_drops_scale, q, k, v, HEADS, **kwargs)
+    assert (found - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 3e-2)
+
+
 def test_heads_stay_multiples_of_eight_channels_wide():
     """Fast kernels of a GPU take no others."""
     widths = []
