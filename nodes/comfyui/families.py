@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfy.supported_models
+
 from ...mmdit_core.control.model_call import TextLayout
 from ...mmdit_core.models.sd3 import MMDiT
 
@@ -235,7 +237,10 @@ FAMILIES = (
         width=lambda core: getattr(getattr(core.caption_projection, "linear_1", None), "in_features", None),
     ),
 )
-SUPPORTED = ", ".join(family.label for family in FAMILIES)
+# Those of which this ComfyUI has a class: the newest families came after the oldest release that the pack supports.
+SUPPORTED = ", ".join(
+    family.label for family in FAMILIES if any(hasattr(comfy.supported_models, kind) for kind in family.models)
+)
 
 _UNET = "a U-Net, which has no transformer blocks of this kind"
 _CROSS = "its image reads the text by cross-attention in blocks that are not in the table yet"

@@ -31,6 +31,7 @@ COMFYUI_MODULES = {
     "comfy_api",
     "comfy_execution",
     "comfy_extras",
+    "comfyui_version",
     "execution",
     "folder_paths",
     "latent_preview",
