@@ -12,7 +12,7 @@ from typing import Any
 import comfy.model_patcher
 import comfy.supported_models
 import torch
-from comfy.text_encoders import flux, krea2, qwen_image, z_image
+from comfy.text_encoders import flux, qwen_image, z_image
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -155,9 +155,18 @@ FLUX2 = dict(
 KLEIN_4B = {**FLUX2, "depth": 5, "depth_single_blocks": 20, "guidance_embed": False}
 
 QWEN = qwen_image.QwenImageTokenizer
+
+
+def krea2_tokenizer():
+    """Not imported above, because ComfyUI 0.24.0 has no Krea 2."""
+    from comfy.text_encoders.krea2 import Krea2Tokenizer
+
+    return Krea2Tokenizer()
+
+
 MODELS = {
     "Z-Image": Tiny("ZImage", Z_IMAGE, z_image.ZImageTokenizer),
-    "Krea 2": Tiny("Krea2", KREA2, krea2.Krea2Tokenizer, frames=True),
+    "Krea 2": Tiny("Krea2", KREA2, krea2_tokenizer, frames=True),
     "Qwen-Image-Edit 2509": Tiny("QwenImage", QWEN_EDIT, QWEN, frames=True),
     "Qwen-Image-Edit 2511": Tiny(
         "QwenImage", {**QWEN_EDIT, "default_ref_method": "index_timestep_zero"}, QWEN, frames=True

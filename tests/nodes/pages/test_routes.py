@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import sys
@@ -13,7 +14,6 @@ import pytest
 import torch
 from comfy.ldm.aura.mmdit import MMDiT as AuraFlow
 from comfy.ldm.flux.model import Flux
-from comfy.ldm.krea2.model import SingleStreamDiT
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel as QwenImage
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel
@@ -53,7 +53,8 @@ MODELS = {
         axes_lens=[300, 16, 16], cap_feat_dim=24, qk_norm=True, z_image_modulation=True, pad_tokens_multiple=32,
         operations=OPERATIONS,
     ),
-    "Krea 2": lambda: SingleStreamDiT(
+    # Not imported above, because ComfyUI 0.24.0 has no Krea 2.
+    "Krea 2": lambda: importlib.import_module("comfy.ldm.krea2.model").SingleStreamDiT(
         features=64, tdim=16, txtdim=12, heads=2, kvheads=2, multiplier=2, layers=3, txtlayers=2, txtheads=2,
         txtkvheads=2, operations=OPERATIONS,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from functools import lru_cache
@@ -20,18 +21,21 @@ from comfy.text_encoders import (
     hunyuan_image,
     hunyuan_video,
     kandinsky5,
-    krea2,
     longcat_image,
     lumina2,
     omnigen2,
     ovis,
     pixart_t5,
-    qwen3vl,
     qwen_image,
     qwen_vl,
     sd3_clip,
     z_image,
 )
+
+try:
+    krea2, qwen3vl = (importlib.import_module(f"comfy.text_encoders.{name}") for name in ("krea2", "qwen3vl"))
+except ImportError:  # in ComfyUI 0.24.0
+    krea2 = qwen3vl = None
 
 CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 T5 = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 3}
@@ -97,7 +101,6 @@ class Families:
         "aura": (aura_t5.AuraT5Tokenizer, aura_t5.AuraT5Model, {"pile_t5xl": T5}),
         "qwen": (qwen_image.QwenImageTokenizer, qwen_image.QwenImageTEModel, {"qwen25_7b": LLAMA}),
         "z_image": (z_image.ZImageTokenizer, z_image.ZImageTEModel, {"qwen3_4b": LLAMA}),
-        "krea2": (krea2.Krea2Tokenizer, krea2.Krea2TEModel, {"qwen3vl_4b": {**LLAMA, "num_hidden_layers": 36}}),
         "flux2": (flux.Flux2Tokenizer, flux.Flux2TEModel,
                   {"mistral3_24b": {**LLAMA, "num_hidden_layers": 31, "vocab_size": 512}}),
         "klein": (flux.KleinTokenizer, flux.klein_te(), {"qwen3_4b": {**LLAMA, "num_hidden_layers": 28}}),
@@ -112,6 +115,8 @@ class Families:
         "ovis": (ovis.OvisTokenizer, ovis.OvisTEModel, {"qwen3_2b": LLAMA}),
         "omnigen2": (omnigen2.Omnigen2Tokenizer, omnigen2.Omnigen2Model, {"qwen25_3b": LLAMA}),
     }  # fmt: skip
+    if krea2:
+        ROWS["krea2"] = krea2.Krea2Tokenizer, krea2.Krea2TEModel, {"qwen3vl_4b": {**LLAMA, "num_hidden_layers": 36}}
 
     def __init__(self):
         self.made: dict[str, comfy.sd.CLIP] = {}
@@ -122,7 +127,8 @@ class Families:
                 # The vision towers have one size. transformers 5 changed the converter of Mistral's vocabulary, and
                 # its LlamaTokenizerFast no longer reads Llama 3's file as it is: it loses the spaces.
                 patch.setattr(qwen_vl, "Qwen2VLVisionTransformer", Vision)
-                patch.setattr(qwen3vl, "Qwen3VLVisionModel", lambda *a, **kw: Vision(deepstack=True))
+                if qwen3vl:
+                    patch.setattr(qwen3vl, "Qwen3VLVisionModel", lambda *a, **kw: Vision(deepstack=True))
                 patch.setattr(flux, "load_mistral_tokenizer", tekken)
                 patch.setattr(hunyuan_video, "LlamaTokenizerFast", transformers.PreTrainedTokenizerFast)
                 self.made[name] = self._make(*self.ROWS[name])
