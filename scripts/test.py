@@ -1,11 +1,14 @@
-"""Runs all checks of this project: lint, format, types and all tests.
+"""Runs all checks of this project: lint, format, types, versions and all tests.
 
     python scripts/test.py [pytest arguments]        for instance: python scripts/test.py tests/core -k schedule
+    python scripts/test.py --comfyui 0.27.0          the tests marked `floor`, on another release of ComfyUI
 
-Without arguments the tests run in several processes, each with a ComfyUI of its own. The first run makes the
-environment in .venv/ and finds or fetches ComfyUI; later runs start within seconds.
+Without arguments the tests marked `floor` run on the oldest release that the pack supports too, and all tests run in
+several processes, each with a ComfyUI of its own. The first run makes the environment in .venv/ and finds or fetches
+ComfyUI; later runs start within seconds.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -20,30 +23,54 @@ if sys.version_info < (3, 10):
 
 from scripts import browser, installations
 from scripts.console import UserError, say
+from scripts.installations import OLDEST, REFUSED, RELEASES
 
 # (name, arguments of `python -m`)
 CHECKS = (
     ("lint", ("ruff", "check", ".")),
     ("format", ("ruff", "format", "--check", ".")),
     ("types", ("scripts.check_types",)),
+    ("versions", ("scripts.check_versions",)),
 )
 
 MOST_PROCESSES = 4  # each has a ComfyUI and a browser, 3 GB together
+Result = tuple[str, int, float]  # name, exit status, seconds
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Make the environment, run all checks and print a summary; returns the exit status."""
+    given, arguments = options(words)
     installation, python = installations.find_for_tests()
     if not installation.owned:
         say(f"ComfyUI: {installation.folder} (its Python: {installation.python})")
+    if given.comfyui:
+        return summary([on_release(python, given.comfyui, arguments)])
     if browser.ensure() is None:
         say("No Chromium, Chrome or Edge was found: the browser tests will be skipped.")
-    results = [(name, *timed(python, words)) for name, words in CHECKS]
-    results.append(("tests", *timed(python, ("pytest", *(arguments or in_parallel())))))
-    say("\nSummary")
-    for name, code, seconds in results:
-        say(f"    {name:8} {'passed' if code == 0 else 'FAILED':8} {seconds:6.0f} s")
-    return int(any(code for _, code, _ in results))
+    everything = not arguments
+    if everything and installation.owned:  # packages of the user's own ComfyUI may not fit the older ones
+        installations.fetch(python, RELEASES[OLDEST])
+        installations.fetch(python, RELEASES[REFUSED])
+    results = [timed(name, python, check) for name, check in CHECKS]
+    if everything and installation.owned:
+        results.append(on_release(python, OLDEST, []))
+    results.append(timed("tests", python, ("pytest", *(arguments or in_parallel()))))
+    return summary(results)
+
+
+def options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command line: the options of this script, and the arguments for pytest."""
+    parser = argparse.ArgumentParser(prog="test.py", description="All checks; other arguments are pytest's.")
+    versions = [version for version in RELEASES if version != REFUSED]
+    parser.add_argument("--comfyui", choices=versions, help="run the tests marked `floor` on this release alone")
+    return parser.parse_known_args(words)
+
+
+def on_release(python: Path, version: str, arguments: list[str]) -> Result:
+    """Run the tests marked `floor`, or those that the arguments choose, on the copy of a release."""
+    folder = installations.fetch(python, RELEASES[version])
+    words = ("pytest", *(arguments or ("tests/nodes", "-m", "floor", *in_parallel())))
+    return timed(f"on {version}", python, words, COMFYUI_PATH=str(folder))
 
 
 def in_parallel() -> tuple[str, ...]:
@@ -51,14 +78,22 @@ def in_parallel() -> tuple[str, ...]:
     return ("-n", str(min(os.cpu_count() or 1, MOST_PROCESSES)), "--dist", "loadfile", "--durations", "25")
 
 
-def timed(python: Path, words: tuple[str, ...]) -> tuple[int, float]:
-    """Run one check in the project's folder; returns its exit status and seconds."""
-    say(f"\n$ {' '.join(words)}")
+def timed(name: str, python: Path, words: tuple[str, ...], **variables: str) -> Result:
+    """Run one check in the project's folder, with these environment variables besides the present ones."""
+    say("\n$ " + " ".join((*(f"{key}={value}" for key, value in variables.items()), *words)))
     start = time.monotonic()
     # The tests' models are tiny, and threads of several processes on the same cores wait for each other.
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | variables
     code = subprocess.run([python, "-m", *words], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL).returncode
-    return code, time.monotonic() - start
+    return name, code, time.monotonic() - start
+
+
+def summary(results: list[Result]) -> int:
+    """Print what each check gave; returns the exit status."""
+    say("\nSummary")
+    for name, code, seconds in results:
+        say(f"    {name:9} {'passed' if code == 0 else 'FAILED':8} {seconds:6.0f} s")
+    return int(any(code for _, code, _ in results))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ import pytest
 
 from scripts import in_process
 from scripts.installations import COMFYUI_HOME, NEWEST, RELEASES
+from tests.nodes.floor import FLOOR, chosen
 
 COMFY = in_process.prepare("--cpu")
+HERE = Path(__file__).parent
 
 
 # Families that ComfyUI has only after the oldest release that the pack supports -> what tests call them.
@@ -25,7 +27,11 @@ LATER = {"Krea2": ("krea 2", "krea2"), "MageFlow": ("mageflow",), "JoyImage": ("
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, not skip, what this ComfyUI lacks: tests of newer families, comparisons with a newer release."""
+    """Deselect, not skip, what this ComfyUI lacks: tests of newer families, comparisons with a newer release.
+
+    The tests that tests/nodes/floor.py chooses are marked.
+    """
+    _mark_floor(config, items)
     import comfy.supported_models
 
     lacking = [name for kind, names in LATER.items() if not hasattr(comfy.supported_models, kind) for name in names]
@@ -39,6 +45,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gone:
         config.hook.pytest_deselected(items=list(gone))
         items[:] = [item for item in items if item not in gone]
+
+
+def _mark_floor(config: pytest.Config, items: list[pytest.Item]) -> None:
+    used = set()
+    for item in items:
+        if item.path.is_relative_to(HERE) and (entries := chosen(item.path.relative_to(HERE).as_posix(), item.name)):
+            item.add_marker("floor")
+            used.update(entries)
+    if config.option.markexpr == "floor" and [Path(word).absolute() for word in config.args] == [HERE]:
+        unused = {(file, pattern) for file, patterns in FLOOR.items() for pattern in patterns} - used
+        if unused:
+            raise pytest.UsageError(f"tests/nodes/floor.py names tests that there are not: {sorted(unused)}")
 
 
 @pytest.fixture(scope="session")

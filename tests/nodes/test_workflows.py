@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.installations import NEWEST, RELEASES, Installation
 from scripts.make_workflows import build
+from scripts.server import Server
 from scripts.workflow import AFTER_RUN, has_control, inputs_in_order, is_widget, to_prompt
 from scripts.workflow_specs import WORKFLOWS
+from tests.conftest import Live
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "workflows").glob("*.json"))
@@ -27,6 +31,16 @@ def read(path: Path):
 
 def images_of(comfyui, record) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(float) for image in comfyui.images(record)]
+
+
+def images_by_node(comfyui, workflow) -> dict[str, list[np.ndarray]]:
+    """The images of a run by the node that saved them: nodes that do not depend on each other run in any order."""
+    record = comfyui.run(to_prompt(workflow, comfyui.object_info()))
+    return {
+        node: images_of(comfyui, {"outputs": {node: output}})
+        for node, output in record["outputs"].items()
+        if output.get("images")
+    }
 
 
 def each(paths):
@@ -100,6 +114,25 @@ def test_the_small_model_runs_it(comfyui, path):
     assert found and all(np.isfinite(image).all() and image.std() > 1 for image in found)
     if len(found) == 2 and path.stem != "analysis":  # without and with the node of the workflow
         assert found[0].shape != found[1].shape or np.abs(found[0] - found[1]).mean() > 0.1
+
+
+@pytest.fixture(scope="module")
+def newest(tmp_path_factory):
+    """A server of the newest ComfyUI; tests with it run on the copies of older ones alone, see conftest.py."""
+    installation = Installation(RELEASES[NEWEST].folder, Path(sys.executable), owned=True)
+    with Server(installation, tmp_path_factory.mktemp("newest")) as server:
+        yield Live(server)
+
+
+@pytest.mark.floor
+@runs(SHIPPED)
+def test_an_older_comfyui_gives_the_images_of_the_newest(comfyui, newest, path):
+    """Equal to the bit, on the CPU and in the small model's dtype."""
+    found, expected = (images_by_node(server, read(path)) for server in (comfyui, newest))
+    assert found and found.keys() == expected.keys()
+    for node, images in found.items():
+        assert len(images) == len(expected[node]), node
+        assert all(np.array_equal(image, other) for image, other in zip(images, expected[node], strict=True)), node
 
 
 @each(FROZEN)
