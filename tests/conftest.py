@@ -9,8 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from scripts import installations
+from scripts import frontend, installations
 from scripts.client import Client
+from scripts.console import UserError
 from scripts.installations import Installation
 from scripts.server import Server
 
@@ -25,12 +26,13 @@ OUTPUT = ROOT / ".test-output"
 class Live(Client):
     """A ComfyUI server with this pack in it, up for the whole test session (see scripts/client.py).
 
-    `base` contains its models, input, output, user and custom_nodes folders.
+    `base` contains its models, input, output, user and custom_nodes folders; `frontend` is the version that it serves.
     """
 
-    def __init__(self, server: Server):
+    def __init__(self, server: Server, frontend: str | None):
         super().__init__(server.url)
         self.server, self.base = server, server.base
+        self.frontend = frontend or self.get("/system_stats")["system"]["required_frontend_version"]
 
     def log(self) -> str:
         """The server's log so far, without colours."""
@@ -46,13 +48,15 @@ def find_installation() -> Installation:
 
 
 @pytest.fixture(scope="session")
-def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def comfyui(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Live]:
     """One live ComfyUI server for all tests: `comfyui.run(prompt)`, `comfyui.object_info(node)`, `comfyui.events()`."""
     base = tmp_path_factory.mktemp("comfyui")
-    with Server(find_installation(), base) as server:
+    newest = pytestconfig.getoption("frontend") == "newest"
+    arguments = ("--front-end-root", str(frontend.newest(Path(sys.executable)))) if newest else ()
+    with Server(find_installation(), base, arguments=arguments) as server:
         if failure := server.pack_failure():
             pytest.fail(f"ComfyUI could not import this pack:\n{failure}", pytrace=False)
-        yield Live(server)
+        yield Live(server, frontend.NEWEST if newest else None)
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +74,23 @@ class PlainRoot:
         return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--frontend",
+        choices=("pinned", "newest"),
+        default="pinned",
+        help="ComfyUI's frontend: the one that its requirements pin, or the newest in scripts/frontend.py",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PlainRoot())
+    # Before the tests, so that processes of one run do not fetch it at the same time.
+    if config.getoption("frontend") == "newest":
+        try:
+            frontend.newest(Path(sys.executable))
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 ORDER = ("core", "nodes", "browser")  # the fast ones first

@@ -162,9 +162,8 @@ def opened(
 
     Args: blocked, a pattern of addresses whose requests are aborted.
     """
-    version = comfyui.get("/system_stats")["system"]["required_frontend_version"]
     chosen = {
-        "Comfy.InstalledVersion": version,
+        "Comfy.InstalledVersion": comfyui.frontend,
         "Comfy.VueNodes.Enabled": RENDERERS[renderer],
         "Comfy.Locale": language,
     }
