@@ -242,6 +242,21 @@ export function addElement(node, name, type, element, height, options) {
   return widget;
 }
 
+/**
+ * Make a widget that only its input holds. Newer frontends list a subgraph node's inputs' widgets and those added to the
+ * node, so that an added one is there twice, and once more whenever the input gets its widget again.
+ */
+function heldByInput(node, make) {
+  const own = Object.getOwnPropertyDescriptor(node, "addCustomWidget");
+  Object.defineProperty(node, "addCustomWidget", { value: (widget) => widget, configurable: true });
+  try {
+    return make();
+  } finally {
+    delete node.addCustomWidget;
+    if (own) Object.defineProperty(node, "addCustomWidget", own);
+  }
+}
+
 /** Draw strips for inputs that a subgraph promotes: ComfyUI draws promoted text areas only and leaves other HTML blank. */
 function drawPromoted(node) {
   const before = node.createPromotedHostWidget;
@@ -250,6 +265,6 @@ function drawPromoted(node) {
     const stored = source.type === TYPE && added ? this._projectPromotedWidget?.(input) : null;
     if (!stored) return before?.call(this, input, id, source);
     const value = { get: () => String(stored.value ?? ""), set: (now) => (stored.value = now) };
-    return addStrip({ node: this, about: source.node, name: input.name, value });
+    return heldByInput(this, () => addStrip({ node: this, about: source.node, name: input.name, value }));
   };
 }
