@@ -32,6 +32,12 @@ ADD = f"""([type, values]) => {{
         control.widgets.find((widget) => widget.name === name).value = value;
     app.api.dispatchCustomEvent("graphChanged", {{}});
 }}"""
+# The text of a run on a node, in a subgraph too, line by line; null if it has none in view.
+RUN_TEXT = """(type) => {
+    const nodes = [app.graph, ...app.graph.subgraphs.values()].flatMap((graph) => graph._nodes);
+    const element = nodes.find((node) => node.type === type).widgets.find((widget) => widget.name === "run")?.element;
+    return element?.checkVisibility() ? element.innerText.split("\\n") : null;
+}"""
 NEAR = f"""(type) => {{
     {OF}
     const node = of(type);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.quickstart import ADD, SET, WORKFLOW, fresh
+from tests.browser.quickstart import ADD, OF, RUN_TEXT, SET, WORKFLOW, fresh
 
 NOTE = """(type) => {
     const node = app.graph._nodes.find((each) => each.type === type);
@@ -13,6 +13,13 @@ NOTE = """(type) => {
 }"""
 
 
+# The nodes with the frontend's own widget for a run's text.
+PREVIEWS = """() => app.graph._nodes
+    .filter((node) => node.widgets?.some((widget) => widget.name === "$$node-text-preview")).map((node) => node.type)"""
+# Notes that are higher than their space.
+CUT = """() => [...document.querySelectorAll(".mmdit-note")]
+    .filter((each) => each.checkVisibility() && each.scrollHeight > each.clientHeight + 1)
+    .map((each) => each.innerText)"""
 FEW = """() => {
     for (const node of app.graph._nodes)
         if (node.type === "FlowMatchingSampler") node.widgets.find(({ name }) => name === "steps").value = 4;
@@ -26,7 +33,7 @@ KIND = """(kind) => {
 
 @pytest.fixture
 def comfy(shared):
-    yield from fresh(shared, steps=4, timeout=15_000)
+    yield from fresh(shared, steps=4, timeout=60_000)
 
 
 def until(comfy, node: str, condition: str, seconds: int = 20) -> str:
@@ -34,6 +41,11 @@ def until(comfy, node: str, condition: str, seconds: int = 20) -> str:
     script = f"(type) => {{ const note = ({NOTE})(type); return {condition}; }}"
     comfy.page.wait_for_function(script, arg=node, timeout=seconds * 1000)
     return comfy.run(NOTE, node)
+
+
+def values(comfy) -> dict[int, list]:
+    """The saved values of each node."""
+    return {node["id"]: node.get("widgets_values") for node in comfy.graph()["nodes"]}
 
 
 def test_token_counts_follow_the_typed_prompt(comfy, test_output):
@@ -93,22 +105,68 @@ def test_speed_plan_shows_its_cost_before_and_after_a_run(comfy):
 
 
 def test_the_sampler_shows_its_steps_and_then_the_summary(comfy):
-    comfy.run("""() => {
+    comfy.fit()
+    comfy.run(f"""() => {{
         globalThis.texts = [];
-        app.api.addEventListener("progress_text", (event) => texts.push(event.detail.text));
-    }""")
+        const record = () => texts.push(({RUN_TEXT})("FlowMatchingSampler")?.join());
+        app.api.addEventListener("progress", record);
+    }}""")
     comfy.queue()
     texts = comfy.run("() => texts")
-    steps = [text for text in texts if text.startswith("step ")]
+    steps = [text for text in texts if text and text.startswith("step ")]
     numbers = [int(text.split()[1]) for text in steps]
     assert numbers == sorted(set(numbers)) and numbers[-1] == 4, "the server skips events of quick steps"
     assert len(steps) > 1 and all(text.split(",")[0].endswith(" of 4") for text in steps)
     assert all(" s per step, " in text for text in steps[1:])
-    shown = comfy.run("""() => app.graph._nodes.find((node) => node.type === "FlowMatchingSampler")
-        .widgets.find((widget) => widget.name === "$$node-text-preview")?.value""")
-    assert shown and not shown.startswith("step "), "the summary replaces the steps"
-    encode = """() => app.graph._nodes.find((node) => node.type === "TripleTextEncode").widgets.map((w) => w.name)"""
-    assert "$$node-text-preview" not in comfy.run(encode), "the counts are shown once"
+    (shown, *_) = comfy.wait_stable(RUN_TEXT, "FlowMatchingSampler")
+    assert shown.startswith("4 model calls, "), "the summary replaces the steps"
+    assert comfy.run(RUN_TEXT, "TripleTextEncode") is None, "the counts are shown once"
+    assert comfy.run(PREVIEWS) == []
+
+
+def test_what_a_run_did_stays_on_its_nodes_and_is_not_saved(comfy, test_output):
+    comfy.run(ADD, ["BlockSkip", {"blocks": "all", "branch": "both"}])
+    comfy.run(SET, ["FlowMatchingSampler", {"control_after_generate": "fixed"}])
+    before, prompt = values(comfy), comfy.prompt()
+    comfy.fit()
+    comfy.queue()
+    comfy.page.wait_for_function(f"() => ({RUN_TEXT})('BlockSkip')?.length === 2")
+    shown = comfy.wait_stable(RUN_TEXT, "BlockSkip")
+    assert shown == [
+        "skipped 64 of 64 block calls, 100.0%",
+        "all blocks were skipped: the image does not depend on the prompt",
+    ]
+    comfy.screenshot(test_output / f"run-text-{comfy.renderer}.png")
+    assert comfy.wait_stable(RUN_TEXT, "FlowMatchingSampler")[0].startswith("4 model calls, ")
+    assert comfy.run(PREVIEWS) == [], "the frontend's own widget does not repeat the text"
+    assert comfy.run(CUT) == [], "the widget is as high as its text"
+    assert values(comfy) == before and comfy.prompt() == prompt
+
+
+def test_the_text_of_a_run_that_stops_is_removed(comfy):
+    comfy.run(SET, ["FlowMatchingSampler", {"steps": 5000}])
+    comfy.fit()
+    comfy.run("() => void app.queuePrompt(0, 1)")
+    try:
+        comfy.page.wait_for_function(f"() => ({RUN_TEXT})('FlowMatchingSampler')?.[0].includes('s per step')")
+    finally:
+        comfy.server.interrupt()
+    comfy.page.wait_for_function(f"() => ({RUN_TEXT})('FlowMatchingSampler') === null")
+
+
+def test_the_text_of_a_run_is_on_a_node_in_a_subgraph(comfy):
+    comfy.run(f"""() => {{
+        {OF}
+        globalThis.inner = app.graph.convertToSubgraph(new Set([of("FlowMatchingSampler")])).subgraph;
+    }}""")
+    comfy.queue()
+    visible = comfy.page.locator(".mmdit-note:visible")
+    assert visible.filter(has_text="4 model calls").count() == 0, "the node is not in this graph"
+    comfy.run("() => app.canvas.setGraph(inner)")
+    comfy.fit()
+    (shown,) = comfy.wait_stable(RUN_TEXT, "FlowMatchingSampler")
+    assert shown.startswith("4 model calls, ")
+    comfy.run("() => app.canvas.setGraph(app.rootGraph)")
 
 
 def test_an_error_is_shown_on_the_node_that_it_names(comfy, test_output):

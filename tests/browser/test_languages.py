@@ -8,7 +8,8 @@ import re
 import pytest
 
 from scripts.environment import ROOT
-from tests.browser.quickstart import ADD, SET, compare_by_toolbox
+from tests.browser.conftest import TOAST
+from tests.browser.quickstart import ADD, OF, RUN_TEXT, SET, compare_by_toolbox
 from tests.browser.strips import opened
 
 NODE = "FlowMatchingSampler"
@@ -139,7 +140,7 @@ def check_comparison(comfy) -> None:
     bar.get_by_text(re.compile(rf"^正在生成不使用 {boost} 的图像：第 \d+ / 10000 步$")).wait_for()
     assert left_in_english(comfy) == set()
     bar.get_by_role("button", name="取消").click()
-    comfy.page.get_by_text("对比已取消。").wait_for()
+    comfy.page.locator(TOAST, has_text="对比已取消。").wait_for()
     comfy.run(SET, [NODE, {"steps": 2}])
     compare_by_toolbox(comfy, "TextBoost", "对比使用前后")
     dialog = comfy.page.get_by_role("dialog", name=f"使用与不使用 {boost}")
@@ -170,14 +171,13 @@ def check_tokens(comfy) -> None:
     assert [line.split("CLIP-L")[0].strip() for line in note.inner_text().splitlines() if line.strip()][:1] == [
         "提示词"
     ]
-    comfy.run("""() => {
-        globalThis.texts = [];
-        app.api.addEventListener("progress_text", (event) => texts.push(event.detail.text));
-    }""")
-    sampler = "app.graph._nodes.find((node) => node.type === 'FlowMatchingSampler').id"
-    comfy.run(f"""() => [1, 2].forEach((value) => app.api.dispatchCustomEvent("progress",
-        {{ node: String({sampler}), prompt_id: "x", value, max: 28 }}))""")
-    first, second = comfy.run("() => texts")
+    comfy.fit()
+    first, second = comfy.run(f"""() => [1, 2].map((value) => {{
+        {OF}
+        const node = String(of("FlowMatchingSampler").id);
+        app.api.dispatchCustomEvent("progress", {{ node, prompt_id: "x", value, max: 28 }});
+        return ({RUN_TEXT})("FlowMatchingSampler").join();
+    }})""")
     assert first == "第 1 / 28 步" and re.fullmatch(r"第 2 / 28 步，每步 [\d.e-]+ 秒，还需 \d+ 秒", second)
 
 

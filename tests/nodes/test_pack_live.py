@@ -150,6 +150,21 @@ def test_previews_and_progress_come_step_by_step(comfyui):
     assert len(previews) >= 3 and all(min(size) > 1 for size in previews)
 
 
+def test_texts_on_nodes_go_to_the_client_that_queued_the_run(comfyui):
+    with comfyui.events() as other, comfyui.events() as events:
+        prompt_id = comfyui.queue(graph(seed=22, steps=2), client_id=events.client_id)
+        texts = [event.image for event in events.until_done(prompt_id, timeout=120) if event.kind == "binary_3"]
+        assert any(b"model calls" in text for text in texts)
+        comfyui.post("/prompt", {"prompt": graph(seed=23, steps=2)})  # a client without an id
+        # The server reports its queue to everyone; both runs are over when the queue is empty again.
+        kinds, left = [], 1
+        while left or comfyui.get("/queue")["queue_running"]:
+            event = other.next()
+            kinds.append(event.kind)
+            left = event.data["status"]["exec_info"]["queue_remaining"] if event.kind == "status" else left
+    assert "binary_3" not in kinds and "status" in kinds
+
+
 def test_a_run_can_be_cancelled_and_the_graph_runs_again(comfyui):
     reached, cancelled = 0, False
     with comfyui.events() as events:

@@ -4,5 +4,6 @@
 import "./panels/compare.mjs";
 import "./panels/errors.mjs";
 import "./panels/progress.mjs";
+import "./panels/run_text.mjs";
 
 export { clearRequests } from "./page/frontend.mjs";

@@ -86,7 +86,7 @@ const SETTINGS = [
   },
 ];
 
-const ours = new Set(); // this pack's node types
+export const ours = new Set(); // this pack's node types
 
 app.registerExtension({
   name: "mmdit",

@@ -13,14 +13,20 @@ def current_server() -> Any | None:
 
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Show a text on a node; nothing without a server."""
-    server = current_server()
+    """Show a text on a node to the client that queued the run; nothing without a server or a client."""
+    server = _server_with_client()
     if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(text, node_id, server.client_id)
 
 
 def send_event(node_id: str | None, event: str, data: Mapping[str, Any]) -> None:
-    """Send an event about a node to the client that queued the run; nothing without a server."""
-    server = current_server()
+    """Send an event about a node to the client that queued the run; nothing without a server or a client."""
+    server = _server_with_client()
     if server is not None and node_id is not None:
         server.send_sync(event, {"node": node_id, **data}, server.client_id)
+
+
+def _server_with_client() -> Any | None:
+    """The server, if a client queued the run: without a client id ComfyUI sends a message to every open page."""
+    server = current_server()
+    return server if server is not None and server.client_id is not None else None

@@ -2,9 +2,11 @@
 
 import { api } from "../../../../scripts/api.js";
 import { app } from "../../../../scripts/app.js";
-import { addElement, setting } from "../mmdit.js";
+import { addElement, ours, setting } from "../mmdit.js";
 
-export { api, app, setting };
+export { api, app, ours, setting };
+
+const TEXT_PREVIEW = "$$node-text-preview"; // the frontend's name for the widget with a run's text
 
 const styles = new Map(); // name -> promise
 
@@ -71,6 +73,12 @@ export function after(object, method, more) {
     more.apply(this, values);
     return result;
   };
+}
+
+/** Remove the frontend's own widget with a run's text, if it is there. */
+export function removeTextPreview(node) {
+  const widget = node.widgets?.find(({ name }) => name === TEXT_PREVIEW);
+  if (widget) node.removeWidget(widget);
 }
 
 /** The node of an execution id: "5", or "12:5" for node 5 in the subgraph of node 12. */

@@ -7,8 +7,6 @@ import { sourceOf } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
 
 const NAMED = /^([A-Z]\w+): (.+)/s;
-const LINE_LENGTH = 48; // characters
-const MAX_LINES = 6;
 
 const notes = [];
 
@@ -20,8 +18,7 @@ api.addEventListener("execution_error", ({ detail }) => {
   const node = named && failed ? nearest(failed, named[1]) : null;
   if (!node) return;
   const note = new Note(node, "error");
-  const text = localized(node, named[2].trim());
-  note.show([text], Math.min(MAX_LINES, Math.ceil(text.length / LINE_LENGTH)), "bad");
+  note.showText(localized(node, named[2].trim()), "bad");
   notes.push(note);
 });
 

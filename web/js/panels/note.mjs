@@ -6,6 +6,11 @@ await addStyles("note.css");
 
 const LINE = 15; // pixels
 const MARGIN = 4;
+const PADDING = 10; // left and right, as in note.css
+const MAX_LINES = 8; // of a text; the tooltip has all of it
+const WRAPPED = 1.1; // a line that breaks between words is not full
+
+const ruler = document.createElement("canvas").getContext("2d");
 
 export class Note {
   constructor(node, name) {
@@ -26,6 +31,15 @@ export class Note {
     if (lines === this.lines) return;
     this.lines = lines;
     this._redraw(2);
+  }
+
+  /** Show a text, which keeps its line breaks, as high as it needs at the node's width. */
+  showText(text, kind = "") {
+    ruler.font = `11px ${getComputedStyle(document.body).fontFamily}`;
+    const width = this.node.size[0] - 2 * (MARGIN + PADDING);
+    const wrapped = (line) => Math.ceil((WRAPPED * ruler.measureText(line).width) / width) || 1;
+    const lines = text.split("\n").reduce((sum, line) => sum + wrapped(line), 0);
+    this.show([text], Math.min(MAX_LINES, lines), kind);
   }
 
   hide() {

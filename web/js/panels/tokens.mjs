@@ -1,7 +1,8 @@
 // TripleTextEncode: token counts of its prompts, updated while typing.
 
-import { after, api, make, nodeOfExecution, request, setting } from "../page/frontend.mjs";
+import { after, api, make, request, setting } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
+import { coverRunText } from "./run_text.mjs";
 import { clipKind } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
 
@@ -54,15 +55,8 @@ function enabled() {
   return setting("MMDiT.Nodes.Tokens");
 }
 
-// After a run the server sends the counts as text, for pages without scripts; remove the text where the counts show.
-api.addEventListener("progress_text", ({ detail }) => {
-  const node = nodeOfExecution(detail?.nodeId);
-  if (node?.comfyClass !== NODE || detail.text.includes("missing:") || !enabled() || !encoders(node)) return;
-  const index = node.widgets.findIndex((widget) => widget.name === "$$node-text-preview");
-  if (index < 0) return;
-  node.widgets[index].onRemove?.();
-  node.widgets.splice(index, 1);
-});
+// After a run the server sends the counts as text, for pages without scripts; it is left out where the counts show.
+coverRunText(NODE, (node, text) => !text.includes("missing:") && enabled() && encoders(node) !== null);
 
 async function count(node, note) {
   if (!enabled()) return note.hide();
