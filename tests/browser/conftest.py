@@ -35,6 +35,8 @@ SETTINGS = {
 }
 READY = "window.app?.extensionManager && app.isGraphReady && !document.querySelector('#splash-loader')"
 
+TOAST = ".p-toast-message, [data-testid=toast]"  # a message in the corner; the second in newer frontends
+
 # Everything that can move: the view, the nodes, and the number of nodes that Nodes 2.0 has drawn.
 VIEW = """() => [app.canvas.ds.scale, ...app.canvas.ds.offset, document.querySelectorAll("[data-node-id]").length,
     ...app.graph._nodes.flatMap((node) => [...node.pos, ...node.size])]"""
@@ -104,8 +106,11 @@ class ComfyPage:
         self.wait_stable()
 
     def graph(self) -> dict[str, Any]:
-        """The workflow as it would be saved."""
-        return self.run("() => app.graph.serialize()")
+        """The workflow as it would be saved.
+
+        As JSON, because Playwright turns undefined into null, which newer frontends refuse in a workflow.
+        """
+        return json.loads(self.run("() => JSON.stringify(app.graph.serialize())"))
 
     def prompt(self) -> dict[str, Any]:
         """The graph in API format, as it would be queued."""

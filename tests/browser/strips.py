@@ -136,9 +136,10 @@ def opened(comfy, *nodes: str, cells: int = 24, **loader: str) -> Strip:
 
 
 def clear_hover_texts(comfy) -> None:
-    """Remove tooltips: ComfyUI keeps the tooltip of a node that is removed under the mouse."""
+    """Wait until no tooltip is left; older frontends keep that of a node that is removed under the mouse."""
     comfy.page.mouse.move(20, 430)  # off the canvas, between the buttons
     comfy.run("() => document.querySelectorAll('.p-tooltip').forEach((each) => each.remove())")
+    comfy.page.locator("[role=tooltip]:visible").first.wait_for(state="detached")
 
 
 def write_headers(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.conftest import TOAST
 from tests.browser.quickstart import ADD, OF, SET, compare_by_toolbox, fresh, title
 
 NAME = "Compare with and without"
@@ -62,7 +63,8 @@ def choose(comfy, node: str = "TextBoost") -> None:
     comfy.page.keyboard.press("Escape")
     comfy.page.mouse.click(*title(comfy, node), button="right")
     # The toolbox's button has a tooltip with the same text.
-    entry = comfy.page.get_by_text(NAME, exact=True).and_(comfy.page.locator(":not(.p-tooltip-text)"))
+    other = comfy.page.locator(":not([role=tooltip], [role=tooltip] *)")
+    entry = comfy.page.get_by_text(NAME, exact=True).and_(other)
     if not entry.first.is_visible():  # Nodes 2.0 adds entries of extensions at the end of a long menu
         entry.first.scroll_into_view_if_needed()
     entry.first.click()
@@ -206,10 +208,10 @@ def test_the_selection_toolbox_of_a_block_node_offers_the_comparison(comfy):
 
 
 def toast(comfy) -> str:
-    comfy.page.wait_for_selector(".p-toast-message")
-    text = comfy.page.locator(".p-toast-message").first.inner_text()
+    shown = comfy.page.locator(TOAST).first
+    text = shown.inner_text()
     comfy.run("() => app.extensionManager.toast.removeAll()")
-    comfy.page.locator(".p-toast-message").first.wait_for(state="detached")  # it fades out
+    shown.wait_for(state="detached")  # it fades out
     return text
 
 

@@ -181,7 +181,7 @@ def test_without_any_script_the_blocks_are_a_text_field(without_scripts):
     comfy = without_scripts
     node = {"id": 1, "type": "TextBoost", "pos": [100, 100], "widgets_values": ["2:1.5, 7", 2.0]}
     comfy.load({"last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4})
-    field = comfy.page.locator("[data-node-id] input[type=text]").first
+    field = comfy.page.locator("[data-node-id]").get_by_role("textbox").first
     assert field.input_value() == "2:1.5, 7"
     field.fill("3")
     comfy.page.wait_for_function("app.graph._nodes[0].widgets[0].value === '3'")

@@ -12,6 +12,7 @@ import pytest
 
 from scripts.environment import ROOT
 from scripts.workflow_specs import WORKFLOWS
+from tests.browser.conftest import TOAST
 
 SPECS = {sheet.name: sheet for sheet in WORKFLOWS}
 FILES = sorted((ROOT / "workflows").glob("*.json"))
@@ -27,7 +28,7 @@ BOXES = """() => Object.fromEntries(app.graph._nodes.map((node) => {
     const [left, top] = app.clientPosToCanvasPos([html.left, html.top]);
     return [name, [left, top, left + html.width / scale, top + html.height / scale]];
 }))"""
-OPEN = """() => [...document.querySelectorAll(".p-toast-message, [role=dialog], [role=alertdialog]")]
+OPEN = f"""() => [...document.querySelectorAll("{TOAST}, [role=dialog], [role=alertdialog]")]
     .map((each) => each.innerText)"""
 OURS = """(pack) => Object.entries(LiteGraph.registered_node_types)
     .filter(([, type]) => type.nodeData?.python_module === `custom_nodes.${pack}`).map(([name]) => name)"""
