@@ -207,10 +207,14 @@ def test_the_selection_toolbox_of_a_block_node_offers_the_comparison(comfy):
     comfy.page.keyboard.press("Escape")
 
 
+CLOSE = ".p-toast-close-button, [data-testid=toast-close]"  # of a TOAST
+
+
 def toast(comfy) -> str:
     shown = comfy.page.locator(TOAST).first
     text = shown.inner_text()
-    comfy.run("() => app.extensionManager.toast.removeAll()")
+    for button in reversed(comfy.page.locator(CLOSE).all()):
+        button.click()
     shown.wait_for(state="detached")  # it fades out
     return text
 
