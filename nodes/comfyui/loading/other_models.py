@@ -86,9 +86,19 @@ def family_label(kind: Kind) -> str:
 def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool = False) -> Any:
     """ComfyUI's own MODEL of a file, as its loader of diffusion models gives it; the shards of an index count as one.
 
-    Raises: UnknownModelError if ComfyUI does not know the model.
+    Raises: UnknownModelError if ComfyUI does not know the model or cannot load it.
     """
     header = read_header(path)
+    try:
+        return _load_model(header, path, weight_dtype, disable_dynamic)
+    except CheckpointError:
+        raise
+    except Exception as error:  # ComfyUI's loaders raise what torch raises
+        found = f"ComfyUI cannot load this model ({error!r:.300})"
+        raise UnknownModelError(header.source, found, "A newer ComfyUI may; else take another version of it") from error
+
+
+def _load_model(header: Header, path: str, weight_dtype: str, disable_dynamic: bool) -> Any:
     options: dict[str, Any] = {}
     if weight_dtype in ("bf16", "fp16"):
         options["dtype"] = torch.bfloat16 if weight_dtype == "bf16" else torch.float16

@@ -147,6 +147,7 @@ def test_metadata_that_cannot_be_used_is_refused_by_file_and_key(pack, small, tm
     assert len(str(caught.value)) < 800
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("how", ["save", "merge"])
 def test_a_saved_model_gives_the_same_image_when_it_is_loaded_again(pack, small, tmp_path, how, monkeypatch):
     """Its shift, the colours of its previews and its text encoders' sizes stand in the metadata, which saving drops."""

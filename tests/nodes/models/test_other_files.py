@@ -99,6 +99,7 @@ def test_flux_is_loaded_as_comfyuis_own_model(node, flux, tmp_path, prefix):
             part.anything()
 
 
+@pytest.mark.floor
 def test_the_block_nodes_act_on_what_the_loader_gives(pack, node, flux, tmp_path):
     _, state, prompts, latent = flux
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "x.safetensors")
@@ -133,6 +134,7 @@ def test_the_shards_of_an_index_are_one_model(node, flux, tmp_path):
     assert torch.equal(sampled(rebuild(*arguments), prompts, latent), sampled(plain, prompts, latent))
 
 
+@pytest.mark.floor
 def test_a_checkpoint_gives_its_vae_too(pack, node, flux, tmp_path):
     folders = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.folders"]
     small = load_file(folders.SHIPPED / "mmdit-small.safetensors")
@@ -260,3 +262,13 @@ def test_diffusers_parts_of_different_dtypes_are_joined(node, tmp_path, tiny_fil
         weight = node("x.safetensors", choice)[0].model.diffusion_model.joint_blocks[0].x_block.attn.qkv.weight
         assert weight.dtype == dtype
         assert torch.equal(weight[:128].float(), stored[name].float())
+
+
+def test_what_comfyui_cannot_load_is_refused_with_its_reason(node, flux, tmp_path):
+    state = {name: tensor.contiguous() for name, tensor in flux[1].items()}
+    state["double_blocks.0.img_attn.qkv.weight"] = torch.ones(3, 3)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(
+        ValueError, match=r"MMDiTLoader: checkpoint: .*x\.safetensors: ComfyUI cannot load this model .*size"
+    ):
+        node("x.safetensors")

@@ -59,6 +59,7 @@ def files(tiny_file, tmp_path_factory):
     return {form: folder / f"{form}.safetensors" for form in FORMS} | {"plain": tiny_file}
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("form", FORMS)
 def test_the_image_is_that_of_comfyuis_loader(pack, files, form):
     ours, theirs = load(pack, files[form]), comfy.sd.load_diffusion_model(str(files[form]))

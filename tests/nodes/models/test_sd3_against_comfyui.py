@@ -95,6 +95,7 @@ class Rebuilt(torch.nn.Module):
         return text, block.x_block.post_attention_x(attn[:, length:], attn2, *img_rest)
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("name", CONFIGS)
 def test_other_packs_enter_by_the_blocks_as_on_comfyuis_model(name):
     ours, theirs = pair(CONFIGS[name])
