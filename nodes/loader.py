@@ -150,9 +150,12 @@ def _load_other(header: Header, weight_dtype: str, unique_id: str | None):
     except LookupError as error:
         found = f"this is {kind.name}, on which the nodes of this pack do not act: {error}"
         raise UnknownModelError(header.source, found, "Load it with Load Checkpoint or Load Diffusion Model") from error
-    model = other_models.load_model(str(header.source), weight_dtype)
-    clip, vae = other_models.load_parts(header, kind)
-    show_text(unique_id, f"{label}: ComfyUI's own MODEL. All nodes of this pack take it.")
+    with other_models.Missing() as missing:
+        model = other_models.load_model(str(header.source), weight_dtype)
+        clip, vae = other_models.load_parts(header, kind)
+    lines = [f"{label}: ComfyUI's own MODEL. All nodes of this pack take it."]
+    lines += [f"The file is not whole, and the image will be wrong: {report}" for report in missing.reports]
+    show_text(unique_id, "\n".join(lines))
     words = OTHER_LOADERS.get(kind.name, OTHER_LOADER)
     lacks = f"{NODE}: {{}}: {header.source.name} holds none. {words}"
     return model, clip or clip_vae.StandIn(lacks.format("CLIP")), vae or clip_vae.StandIn(lacks.format("VAE"))

@@ -11,8 +11,7 @@ from ....mmdit_core.checkpoints.errors import UnreadableError
 from ....mmdit_core.checkpoints.header import Header
 from ....mmdit_core.config import KNOWN_MODELS, MMDiTConfig
 
-SHIFT, PREVIEW, TEXT = "mmdit.shift", "mmdit.latent_rgb_factors", "mmdit.text"
-KEPT = (SHIFT, PREVIEW, TEXT, "mmdit.config")  # what a saved model takes along
+SHIFT, PREVIEW, TEXT, CONFIG = "mmdit.shift", "mmdit.latent_rgb_factors", "mmdit.text", "mmdit.config"
 WIDTHS = {"clip_l": "hidden_size", "clip_g": "hidden_size", "t5xxl": "d_model"}
 
 
@@ -46,6 +45,14 @@ def read_metadata(header: Header, channels: int | None = None) -> Metadata:
 def says_shift(header: Header, config: MMDiTConfig | None) -> bool:
     """Whether the shift of a model is known: from its metadata, or because it is a published one."""
     return SHIFT in header.metadata or config in KNOWN_MODELS.values()
+
+
+def kept_metadata(header: Header, config: MMDiTConfig) -> dict[str, str]:
+    """What a saved model takes along: what no tensor's name or shape says."""
+    kept = {key: header.metadata[key] for key in (SHIFT, PREVIEW, TEXT, CONFIG) if key in header.metadata}
+    if config.qk_norm is None:  # a diffusers file says its heads in another way
+        kept[CONFIG] = json.dumps({"num_heads": config.num_heads})
+    return kept
 
 
 def _value(header: Header, key: str, parse: Callable[[str], Any]) -> Any:

@@ -27,7 +27,7 @@ from ....mmdit_core.models.adaln import TILE, row_width
 from ....mmdit_core.models.sd3 import MMDiT
 from .. import patching
 from . import offloading
-from .metadata import KEPT, read_metadata
+from .metadata import kept_metadata, read_metadata
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def load_model(path: str | Header, weight_dtype: str = "default", disable_dynami
     takes_device = "device" in inspect.signature(described.set_inference_dtype).parameters  # not in ComfyUI 0.24.0
     described.set_inference_dtype(dtype, cast, **({"device": device} if takes_device else {}))
 
-    model = MMDiTBase(described, found.config, {key: header.metadata[key] for key in KEPT if key in header.metadata})
+    model = MMDiTBase(described, found.config, kept_metadata(header, found.config))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher_class = offloading.adaln_last(patcher_class)
     patcher = patcher_class(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())

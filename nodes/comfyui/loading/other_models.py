@@ -83,6 +83,29 @@ def family_label(kind: Kind) -> str:
     raise LookupError(families.REFUSED.get(kind.name, "this pack does not know its blocks"))
 
 
+class Missing(logging.Handler):
+    """`with Missing() as missing:` what ComfyUI's loaders tell the log alone: tensors that a file lacks."""
+
+    BEGINNINGS = ("unet missing", "clip missing", "Missing VAE keys")
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.reports: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note a line that names missing tensors."""
+        message = record.getMessage()
+        if message.startswith(self.BEGINNINGS):
+            self.reports.append(message[:300])
+
+    def __enter__(self) -> Missing:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self)
+
+
 def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool = False) -> Any:
     """ComfyUI's own MODEL of a file, as its loader of diffusion models gives it; the shards of an index count as one.
 

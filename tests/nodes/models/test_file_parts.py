@@ -205,3 +205,18 @@ def test_a_loaded_file_may_be_overwritten_in_place(pack, tiny_file, tmp_path):
     with path.open("r+b") as file:
         file.truncate(100)
     assert torch.equal(ksampler(model), before)
+
+
+def test_the_number_of_heads_of_a_diffusers_file_is_kept_when_saved(pack, tmp_path):
+    """Without QK-norm no shape says it; diffusers writes it into a config.json beside the file."""
+    from diffusers import SD3Transformer2DModel
+
+    sizes = dict(sample_size=8, num_layers=2, attention_head_dim=16, num_attention_heads=8, pos_embed_max_size=6)
+    widths = dict(joint_attention_dim=64, caption_projection_dim=128, pooled_projection_dim=32)
+    SD3Transformer2DModel(**sizes, **widths).save_pretrained(tmp_path)
+    model = loading(pack, "model").load_model(str(tmp_path / "diffusion_pytorch_model.safetensors"))
+    assert model.model.diffusion_model.config.num_heads == 8
+    (tmp_path / "elsewhere").mkdir()
+    comfy.sd.save_checkpoint(str(tmp_path / "elsewhere" / "saved.safetensors"), model)
+    again = loading(pack, "model").load_model(str(tmp_path / "elsewhere" / "saved.safetensors"))
+    assert again.model.diffusion_model.config == model.model.diffusion_model.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import struct
 import sys
 
@@ -272,3 +273,14 @@ def test_what_comfyui_cannot_load_is_refused_with_its_reason(node, flux, tmp_pat
         ValueError, match=r"MMDiTLoader: checkpoint: .*x\.safetensors: ComfyUI cannot load this model .*size"
     ):
         node("x.safetensors")
+
+
+def test_tensors_that_a_file_of_another_family_lacks_are_said(node, flux, tmp_path):
+    """ComfyUI names them in its log alone and computes with whatever was in memory."""
+    state = {name: tensor.contiguous() for name, tensor in flux[1].items()}
+    del state["double_blocks.0.img_mlp.2.weight"]
+    save_file(state, tmp_path / "x.safetensors")
+    node("x.safetensors")
+    assert re.search(
+        r"not whole, and the image will be wrong: unet missing: .*double_blocks\.0\.img_mlp\.2", node.shown[0]
+    )

@@ -24,10 +24,10 @@ def load(pack, path, weight_dtype: str = "default"):
 
 
 def quantised(state, form: str, dtype=torch.float8_e4m3fn):
-    """(tensors, metadata) of a file with the linear layers of the blocks in float8."""
+    """(tensors, metadata) of a file with its linear layers in float8."""
     made, layers = {}, {}
     for name, tensor in state.items():
-        if ".joint_blocks." not in name or tensor.ndim != 2:
+        if tensor.ndim != 2:
             made[name] = tensor.half()
             continue
         layer = name.removesuffix(".weight")
@@ -66,7 +66,7 @@ def test_the_image_is_that_of_comfyuis_loader(pack, files, form):
     assert error(ksampler(ours), ksampler(theirs)) <= 1e-5
     assert 0 < error(ksampler(ours), ksampler(load(pack, files["plain"]))) < 0.2
     weights = [p for p in ours.model.diffusion_model.parameters() if "Quantized" in type(p.data).__name__]
-    assert len(weights) == 17  # held in float8: the linear layers of 2 blocks
+    assert len(weights) == 24  # held in float8: all linear layers
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -213,3 +213,19 @@ def test_another_quantisation_is_left_to_comfyuis_loader(pack, files, tmp_path, 
     model = module.MMDiTLoader().load("x.safetensors", "default")[0]
     assert type(model.model) is comfy.model_base.SD3
     assert 0 < error(ksampler(model), ksampler(load(pack, files["plain"]))) < 0.1
+
+
+def test_a_saved_model_with_scales_is_the_same_when_it_is_loaded_again(pack, files, tmp_path):
+    model = load(pack, files["scale_weight"])
+    comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), model)
+    assert torch.equal(ksampler(load(pack, tmp_path / "saved.safetensors")), ksampler(model))
+
+
+def test_a_convolution_with_a_scale_is_multiplied(pack, files, tmp_path):
+    state, name = load_file(files["plain"]), f"{PREFIX}x_embedder.proj"
+    weight = state[f"{name}.weight"]
+    scale = weight.abs().max() / 448
+    state |= {f"{name}.weight": (weight / scale).to(torch.float8_e4m3fn), f"{name}.scale_weight": scale.reshape(1)}
+    save_file(state, tmp_path / "x.safetensors")
+    loaded = load(pack, tmp_path / "x.safetensors").model.diffusion_model.x_embedder.proj.weight
+    assert torch.allclose(loaded.float(), weight, atol=weight.abs().max().item() / 16)
