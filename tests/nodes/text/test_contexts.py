@@ -105,6 +105,11 @@ def averaged(a, b):
     return comfyui.ConditioningAverage().addWeighted(a, b, 0.5)[0]
 
 
+def multiplied(a, b):
+    node = getattr(comfyui, "ConditioningMultiply", None)  # not in ComfyUI 0.24.0
+    return node().multiply(a, 1.5)[0] if node else [[a[0][0] * 1.5, a[0][1]]]
+
+
 def in_place(a, b):
     with torch.inference_mode():
         a[0][0].mul_(2.0)
@@ -115,7 +120,7 @@ def in_place(a, b):
     ("change", "reason"),
     [
         (averaged, CHANGED),
-        (lambda a, b: comfyui.ConditioningMultiply().multiply(a, 1.5)[0], CHANGED),
+        (multiplied, CHANGED),
         (in_place, CHANGED),
         (lambda a, b: [[a[0][0][:, :100], a[0][1]]], CHANGED),
         (lambda a, b: [[a[0][0].roll(1, dims=1), a[0][1]]], CHANGED),
