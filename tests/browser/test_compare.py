@@ -219,6 +219,7 @@ def toast(comfy) -> str:
     return text
 
 
+@pytest.mark.frontend
 def test_a_message_appears_if_no_image_depends_on_the_node(comfy):
     boost(comfy)
     comfy.run(f"() => {{ {OF} of('TextBoost').mode = 4; }}")
@@ -227,6 +228,7 @@ def test_a_message_appears_if_no_image_depends_on_the_node(comfy):
     assert comfy.page.locator("dialog.mmdit-compare").count() == 0
 
 
+@pytest.mark.frontend
 def test_a_failed_comparison_does_not_change_the_graph(comfy):
     boost(comfy)
     comfy.run(SET, ["TextBoost", {"phrase": "purple elephant"}])
@@ -245,6 +247,7 @@ def test_a_failed_comparison_does_not_change_the_graph(comfy):
     assert "This model has blocks 0 to 7" in toast(comfy)
 
 
+@pytest.mark.frontend
 def test_a_cancelled_comparison_does_not_change_the_graph(comfy):
     boost(comfy)
     comfy.run(SET, ["FlowMatchingSampler", {"steps": 2000}])

@@ -6,6 +6,8 @@ import pytest
 
 from tests.browser.quickstart import ADD, OF, RUN_TEXT, SET, WORKFLOW, fresh
 
+pytestmark = pytest.mark.frontend
+
 NOTE = """(type) => {
     const node = app.graph._nodes.find((each) => each.type === type);
     const element = node.widgets.find((widget) => widget.type === "MMDIT_NOTE")?.element;

@@ -177,6 +177,7 @@ def test_without_the_strips_module_the_text_field_stays(comfy):
     assert any("MMDiT: a script did not load" in text for text in comfy.console_errors)
 
 
+@pytest.mark.frontend
 def test_without_any_script_the_blocks_are_a_text_field(without_scripts):
     comfy = without_scripts
     node = {"id": 1, "type": "TextBoost", "pos": [100, 100], "widgets_values": ["2:1.5, 7", 2.0]}

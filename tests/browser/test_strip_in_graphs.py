@@ -17,6 +17,8 @@ from tests.browser.strips import (
     write_headers,
 )
 
+pytestmark = pytest.mark.frontend
+
 # The strips of a subgraph's node: in its list of widgets, and visible in the page.
 DRAWN = """(type) => ({
     listed: app.graph._nodes.find((node) => node.type === type).widgets.map((widget) => widget.name),

@@ -14,6 +14,8 @@ from scripts.environment import ROOT
 from scripts.workflow_specs import WORKFLOWS
 from tests.browser.conftest import TOAST
 
+pytestmark = pytest.mark.frontend
+
 SPECS = {sheet.name: sheet for sheet in WORKFLOWS}
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 RUN = ("image-to-image", "skip-for-speed", "boost-a-phrase")

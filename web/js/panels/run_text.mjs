@@ -22,7 +22,7 @@ export function coverRunText(type, isCovered) {
 export function showRunText(node, text) {
   const note = shown.get(node)?.note ?? new Note(node, "run");
   shown.set(node, { note, text });
-  note.showText(text);
+  note.showText(text, "run");
 }
 
 /** Hide a text, unless the node shows a newer one. */
