@@ -3,9 +3,9 @@
     python scripts/test.py [pytest arguments]        for instance: python scripts/test.py tests/core -k schedule
     python scripts/test.py --comfyui 0.27.0          the tests marked `floor`, on another release of ComfyUI
 
-Without arguments the tests marked `floor` run on the oldest release that the pack supports too, and all tests run in
-several processes, each with a ComfyUI of its own. The first run makes the environment in .venv/ and finds or fetches
-ComfyUI; later runs start within seconds.
+Without arguments all tests run in several processes, each with a ComfyUI of its own, and those marked `floor` on the
+oldest release that the pack supports and those marked `frontend` on the newest frontend too. The first run makes the
+environment in .venv/ and finds or fetches ComfyUI; later runs start within seconds.
 """
 
 import argparse
@@ -54,6 +54,8 @@ def main(words: list[str]) -> int:
     results = [timed(name, python, check) for name, check in CHECKS]
     if everything and installation.owned:
         results.append(on_release(python, OLDEST, []))
+        newest = ("pytest", "tests/browser", "--frontend", "newest", "-m", "frontend", *in_parallel())
+        results.append(timed("frontend", python, newest))
     results.append(timed("tests", python, ("pytest", *(arguments or in_parallel()))))
     return summary(results)
 
