@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import comfy.model_patcher
 import comfy.sd
+import comfy.utils
 import pytest
 import torch
 from safetensors import safe_open
@@ -220,3 +223,15 @@ def test_the_number_of_heads_of_a_diffusers_file_is_kept_when_saved(pack, tmp_pa
     comfy.sd.save_checkpoint(str(tmp_path / "elsewhere" / "saved.safetensors"), model)
     again = loading(pack, "model").load_model(str(tmp_path / "elsewhere" / "saved.safetensors"))
     assert again.model.diffusion_model.config == model.model.diffusion_model.config
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_disable_mmap_is_honoured_where_weights_would_stay_mapped(pack, tiny_file, tmp_path, monkeypatch, disabled):
+    """ComfyUI loads dynamically on GPUs alone; here its patcher is told so."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(tiny_file.read_bytes())
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "is_dynamic", lambda self: True)
+    monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", disabled)
+    model = loading(pack, "model").load_model(str(path))
+    assert (str(path) in Path("/proc/self/maps").read_text()) is not disabled
+    del model
