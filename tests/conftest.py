@@ -30,7 +30,7 @@ class Live(Client):
     `base` contains its models, input, output, user and custom_nodes folders; `frontend` is the version that it serves.
     """
 
-    def __init__(self, server: Server, frontend: str | None):
+    def __init__(self, server: Server, frontend: str | None = None):
         super().__init__(server.url)
         self.server, self.base = server, server.base
         self.frontend = frontend or self.get("/system_stats")["system"]["required_frontend_version"]
