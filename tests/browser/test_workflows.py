@@ -14,8 +14,6 @@ from scripts.environment import ROOT
 from scripts.workflow_specs import WORKFLOWS
 from tests.browser.conftest import TOAST
 
-pytestmark = pytest.mark.frontend
-
 SPECS = {sheet.name: sheet for sheet in WORKFLOWS}
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 RUN = ("image-to-image", "skip-for-speed", "boost-a-phrase")
@@ -70,6 +68,7 @@ def overlapping(found: dict[str, list[float]]) -> list[tuple[str, str]]:
     return pairs
 
 
+@pytest.mark.frontend
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_workflow_opens_without_warnings_and_without_overlapping_nodes(comfy, path: Path, test_output):
     workflow = json.loads(path.read_text(encoding="utf-8"))
