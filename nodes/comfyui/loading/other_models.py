@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from logging import root as comfyui_log
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,11 +100,11 @@ class Missing(logging.Handler):
             self.reports.append(message[:300])
 
     def __enter__(self) -> Missing:
-        logging.getLogger().addHandler(self)
+        comfyui_log.addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger().removeHandler(self)
+        comfyui_log.removeHandler(self)
 
 
 def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool = False) -> Any:
