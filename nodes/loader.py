@@ -9,7 +9,7 @@ from typing import Any
 from ..mmdit_core.checkpoints.detect import components, describe_unknown, find_layout
 from ..mmdit_core.checkpoints.errors import CheckpointError, UnknownModelError
 from ..mmdit_core.checkpoints.header import Header, read_header
-from ..mmdit_core.checkpoints.quantised import QuantisedError
+from ..mmdit_core.checkpoints.quantised import QuantisedError, is_quantisation
 from .comfyui.frontend.messages import show_text
 from .comfyui.loading import clip_vae, folders, other_models
 from .comfyui.loading.metadata import says_shift
@@ -125,6 +125,8 @@ class MMDiTLoader:
             try:
                 model = load_model(header, weight_dtype)
             except QuantisedError:
+                if any(key.startswith("mmdit.") for key in header.metadata):
+                    raise  # ComfyUI's loader would not heed what the metadata say
                 return _load_other(header, weight_dtype, unique_id)
             clip, vae = _component(clip_vae.load_clip, header), _component(clip_vae.load_vae, header)
         except CheckpointError as error:
@@ -150,10 +152,15 @@ def _load_other(header: Header, weight_dtype: str, unique_id: str | None):
     except LookupError as error:
         found = f"this is {kind.name}, on which the nodes of this pack do not act: {error}"
         raise UnknownModelError(header.source, found, "Load it with Load Checkpoint or Load Diffusion Model") from error
+    reason = other_models.why_not(header, kind)
+    if reason is not None:
+        raise UnknownModelError(header.source, reason, "Take the bf16, the fp16 or an fp8 version in ComfyUI's layout")
     with other_models.Missing() as missing:
         model = other_models.load_model(str(header.source), weight_dtype)
         clip, vae = other_models.load_parts(header, kind)
     lines = [f"{label}: ComfyUI's own MODEL. All nodes of this pack take it."]
+    if weight_dtype != "default" and any(map(is_quantisation, header.tensors)):
+        lines.append("Its quantised layers stay as they are: weight_dtype acts on the others.")
     lines += [f"The file is not whole, and the image will be wrong: {report}" for report in missing.reports]
     show_text(unique_id, "\n".join(lines))
     words = OTHER_LOADERS.get(kind.name, OTHER_LOADER)

@@ -21,12 +21,24 @@ MAX_BLOCKS = 200  # the published models have 24 and 38
 HEAD_DIM = 64  # of every published model of the family; without QK-norm no shape depends on it
 
 SINGLE_FILE, DIFFUSERS = "single file", "diffusers"
+SINGLE_FILE_PREFIX = "model.diffusion_model."
 
 # Names, after the prefix, that only a layout has. Other models' diffusers files also have `transformer_blocks` with
 # `add_q_proj`, but no `norm1_context`.
 LAYOUTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (SINGLE_FILE, re.compile(rf"{BLOCKS}\.\d+\.")),
     (DIFFUSERS, re.compile(rf"{DIFFUSERS_BLOCKS}\.\d+\.norm1_context\.")),
+)
+
+# Names that a whole transformer of the family has, and no other model, LoRA or ControlNet: what else is in its file is
+# not needed.
+WHOLE: tuple[tuple[re.Pattern[str], ...], ...] = (
+    (re.compile(rf"{BLOCKS}\.\d+\.x_block\.attn\.qkv\.weight"), re.compile(r"final_layer\.linear\.weight")),
+    (
+        re.compile(rf"{DIFFUSERS_BLOCKS}\.\d+\.norm1_context\.linear\.weight"),
+        re.compile(r"pos_embed\.proj\.weight"),
+        re.compile(r"proj_out\.weight"),
+    ),
 )
 
 # The other parts of a single file. Source: Stability AI's published files.
@@ -123,12 +135,15 @@ def names_under(names: Iterable[str], prefix: str) -> dict[str, str]:
 def find_layout(names: Iterable[str]) -> tuple[str, str] | None:
     """(layout, prefix) of the transformer, or None if there is none of this family."""
     names = list(names)
-    if _matching(FOREIGN, names) is not None:
+    bare_names = [bare(name) for name in names]
+    whole = any(all(any(map(each.fullmatch, bare_names)) for each in signs) for signs in WHOLE)
+    if not whole and _matching(FOREIGN, names) is not None:
         return None
     found = Counter(
         (layout, prefix_of(name)) for name in names for layout, pattern in LAYOUTS if pattern.match(bare(name))
     )
-    return found.most_common(1)[0][0] if found else None
+    # Of two models in one file the one that ComfyUI takes.
+    return max(found, key=lambda each: (found[each], each[1] == SINGLE_FILE_PREFIX)) if found else None
 
 
 def describe_unknown(names: Iterable[str]) -> str:
@@ -249,6 +264,8 @@ def _heads_from_metadata(hidden: int, metadata: Mapping[str, str], source: objec
             if key == "diffusers.config" and values.get("_class_name") != "SD3Transformer2DModel":
                 continue  # the config of another model in the same folder
             heads = values[field]
+            if key == "diffusers.config" and heads * values.get("attention_head_dim", hidden // heads) != hidden:
+                continue  # of another model of the family
             if type(heads) is not int or heads < 1 or hidden % heads:
                 raise ValueError(f"{field} is {heads!r}")
             return heads

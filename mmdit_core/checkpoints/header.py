@@ -144,6 +144,7 @@ def _read_index(source: Path, index: Path) -> Header:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(index, f"this is not an index of safetensors shards ({error!r})") from error
     tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
     for name in shards:
         shard = index.with_name(name)
         if not shard.is_file():
@@ -154,10 +155,11 @@ def _read_index(source: Path, index: Path) -> Header:
         if twice:
             raise DamagedError(shard, f"another shard holds these tensors too: {listing(sorted(twice))}")
         tensors.update(header.tensors)
+        metadata |= header.metadata
     absent = [name for name in weight_map if name not in tensors]
     if absent:
         raise DamagedError(source, f"{are(len(absent))} missing that {index.name} names: {listing(absent)}")
-    return Header(source, tensors)
+    return Header(source, tensors, metadata)
 
 
 def _read_file(file: Path) -> Header:

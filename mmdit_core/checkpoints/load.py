@@ -157,7 +157,7 @@ def check_transformer(header: Header) -> Transformer:
     if part is None:
         raise UnknownModelError(header.source, describe_unknown(header.tensors), NEEDED)
     names = {name: stored for name, stored in part.names.items() if not is_quantisation(name)}
-    layers = scaled_layers(header, part.names, part.prefix, _bytes)
+    layers = scaled_layers(header, part.names, part.prefix, read_bytes)
     in_file = {name: info.shape for name, info in header.tensors.items()}
     config = config_from_state_dict(in_file, header.metadata, source=header.source)
     try:
@@ -264,11 +264,12 @@ def _widest(dtypes: set[torch.dtype]) -> torch.dtype:
 
 def read_one(info: TensorInfo, name: str = "") -> Tensor:
     """One tensor, read and not mapped, so that nothing of a converted tensor stays in memory."""
-    buffer, dtype = _bytes(info), READABLE[info.dtype]
+    buffer, dtype = read_bytes(info), READABLE[info.dtype]
     return torch.frombuffer(buffer, dtype=dtype).view(info.shape) if buffer else torch.empty(info.shape, dtype=dtype)
 
 
-def _bytes(info: TensorInfo) -> bytearray:
+def read_bytes(info: TensorInfo) -> bytearray:
+    """The bytes of a tensor."""
     buffer = bytearray(info.end - info.start)
     try:
         with info.file.open("rb") as stream:  # buffered: a raw read returns 2 GB at most

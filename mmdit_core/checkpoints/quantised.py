@@ -8,6 +8,7 @@ Source: the published files and comfy/utils.py (convert_old_quants) of ComfyUI.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -90,13 +91,17 @@ def scaled_layers(
         if settings["format"] not in FORMATS.values():
             wrong = f"{weight or layer} has the format {settings['format']}"
             raise _other_format(header, wrong, [weight or layer])
+        if dtype in FORMATS and settings["format"] != FORMATS[dtype]:
+            wrong = f"{prefix}{layer} is named {settings['format']}, but its weight is {dtype}"
+            raise TensorsError(header.source, wrong, names=[weight])
         if "weight_scale" not in found or dtype not in FORMATS:
             lack = "it has no scale" if dtype in FORMATS else f"its weight is {dtype or 'missing'}, not float8"
             raise TensorsError(header.source, f"{prefix}{layer} is named as quantised, but {lack}", names=[weight])
-        scale = header.tensors[found["weight_scale"]]
-        if scale.shape not in ((), (1,)) or scale.dtype not in ("F32", "F16", "BF16"):
-            wrong = f"{found['weight_scale']} is {list(scale.shape)} {scale.dtype}; expected one floating-point number"
-            raise _other_format(header, wrong, [found["weight_scale"]])
+        for name in (found["weight_scale"], found.get("input_scale", found["weight_scale"])):
+            scale = header.tensors[name]
+            if math.prod(scale.shape) != 1 or scale.dtype not in ("F32", "F16", "BF16"):
+                wrong = f"{name} is {list(scale.shape)} {scale.dtype}; expected one floating-point number"
+                raise _other_format(header, wrong, [name])
         if full_precision:
             settings["full_precision_matrix_mult"] = True
         layers[layer] = ScaledLayer(weight, found["weight_scale"], found.get("input_scale"), settings)
@@ -112,12 +117,12 @@ def as_tensors(layer: str, found: ScaledLayer, scale: Tensor, input_scale: Tenso
     """What ComfyUI's quantised layers load beside the weight, by name."""
     text = json.dumps(dict(found.settings)).encode()
     tensors = {
-        f"{layer}.weight_scale": scale.float(),
+        f"{layer}.weight_scale": scale.float().reshape(()),
         f"{layer}.comfy_quant": torch.tensor(list(text), dtype=torch.uint8),
     }
     # ComfyUI's older files store 1 where there is none.
     if input_scale is not None and float(input_scale) != 1.0:
-        tensors[f"{layer}.input_scale"] = input_scale.float()
+        tensors[f"{layer}.input_scale"] = input_scale.float().reshape(())
     return tensors
 
 

@@ -242,18 +242,13 @@ export function addElement(node, name, type, element, height, options) {
   return widget;
 }
 
-/**
- * Make a widget that only its input holds. Newer frontends list a subgraph node's inputs' widgets and those added to the
- * node, so that an added one is there twice, and once more whenever the input gets its widget again.
- */
+/** Make a widget that only its input holds: the node would list it, too. */
 function heldByInput(node, make) {
-  const own = Object.getOwnPropertyDescriptor(node, "addCustomWidget");
-  Object.defineProperty(node, "addCustomWidget", { value: (widget) => widget, configurable: true });
+  node.addCustomWidget = (widget) => widget; // for now
   try {
     return make();
   } finally {
     delete node.addCustomWidget;
-    if (own) Object.defineProperty(node, "addCustomWidget", own);
   }
 }
 

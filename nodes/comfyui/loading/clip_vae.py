@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from os import PathLike
 from typing import Any
 
+import comfy.diffusers_convert
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models
@@ -15,13 +17,14 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ....mmdit_core.checkpoints.detect import components
-from ....mmdit_core.checkpoints.errors import TensorsError, UnreadableError
+from ....mmdit_core.checkpoints.detect import Part, components
+from ....mmdit_core.checkpoints.errors import TensorsError, UnreadableError, are, listing
 from ....mmdit_core.checkpoints.header import Header, read_header
-from ....mmdit_core.checkpoints.load import load_component
+from ....mmdit_core.checkpoints.load import DTYPES, READABLE, load_component, read_bytes, read_one
+from ....mmdit_core.checkpoints.quantised import as_tensors, dequantised, is_quantisation, scaled_layers
 from ....mmdit_core.text.encoders import TextWidths, assemble
 from .metadata import TEXT, read_metadata
-from .part_checks import WHOLE, check_tensors, finite, multiplied
+from .part_checks import WHOLE, check_tensors
 
 ENCODERS = ("clip_l", "clip_g", "t5xxl")
 # What SD3 never computes with: files lack it, and ComfyUI then saves whatever was in memory.
@@ -66,10 +69,19 @@ class StandIn:
 class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
     """SD3's three encoders at any widths; ComfyUI's class joins them at 4096 channels only."""
 
-    def __init__(self, *, configs: Mapping[str, dict[str, Any]], device="cpu", dtype=None, model_options=None):
+    def __init__(
+        self,
+        *,
+        configs: Mapping[str, dict[str, Any]],
+        present: Collection[str],
+        device="cpu",
+        dtype=None,
+        model_options=None,
+    ):
         options = dict(model_options or {})
         options.update({f"{name}_model_config": dict(values) for name, values in configs.items()})
-        super().__init__(clip_l=True, clip_g=True, t5=True, device=device, dtype=dtype, model_options=options)
+        parts = {"clip_l": "clip_l" in present, "clip_g": "clip_g" in present, "t5": "t5xxl" in present}
+        super().__init__(**parts, device=device, dtype=dtype, model_options=options)
         self.widths = TextWidths(
             clip_l=configs["clip_l"]["hidden_size"],
             clip_g=configs["clip_g"]["hidden_size"],
@@ -96,27 +108,27 @@ def load_clip(path: str | PathLike[str] | Header) -> comfy.sd.CLIP:
         dtype, or not finite.
     """
     header = read_header(path)
+    found = components(header)
     state_dict: dict[str, torch.Tensor] = {}
-    for name, part in components(header).items():
-        if name in ENCODERS:
-            tensors = _read(header, name, part.prefix)
-            tensors = comfy.utils.convert_old_quants(tensors, "", metadata={})[0]
-            if name != "t5xxl":  # ComfyUI has quantised layers for T5 alone
-                tensors = multiplied(header, part.prefix, tensors)
-            state_dict.update({f"{name}.transformer.{key}": tensor for key, tensor in tensors.items()})
+    # An encoder, and not a tensor that was left of one, has matrices.
+    present = {name for name in ENCODERS if name in found and _has_matrices(header, found[name])}
+    for name in present:
+        state_dict |= _read_encoder(header, name, found[name])
     if not state_dict:
         raise NoTextEncoders(header.source.name)
     text = read_metadata(header).text
+    plain = {f"text_encoders.{name}": tensor for name, tensor in state_dict.items() if not is_quantisation(name)}
+    scaled = len(plain) < len(state_dict)
+    sd3 = comfy.supported_models.SD3({})
     if _has_sd3_sizes(state_dict):
-        sd3 = comfy.supported_models.SD3({})
         target = sd3.clip_target({f"text_encoders.{name}": tensor for name, tensor in state_dict.items()})
+        _check_encoders(header, sd3.clip_target(plain), state_dict)
     elif text is not None:
         target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.sd3_clip.SD3Tokenizer, SizedTextEncoders)
-        target.params = {"configs": text}
+        target.params = {"configs": text, "present": present}
+        _check_encoders(header, target, state_dict)
     else:
         raise UnknownTextEncoders(header.source.name)
-    _check_encoders(header, target, state_dict)
-    scaled = any(name.endswith(".comfy_quant") for name in state_dict)
     return comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
@@ -127,21 +139,56 @@ def load_clip(path: str | PathLike[str] | Header) -> comfy.sd.CLIP:
     )
 
 
-def _read(header: Header, part: str, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors of a part that are used, all finite, without the prefix of their names."""
-    tensors = load_component(header, prefix, copy=comfy.utils.DISABLE_MMAP)
-    return dict(finite(header, part, prefix, (each for each in tensors if not (prefix + each[0]).endswith(UNUSED))))
+def _has_matrices(header: Header, part: Part) -> bool:
+    infos = (header.tensors[name] for name in part.names.values())
+    return any(len(info.shape) == 2 and info.dtype in DTYPES for info in infos)
+
+
+def _read_encoder(header: Header, name: str, part: Part) -> dict[str, torch.Tensor]:
+    """The tensors of a text encoder by ComfyUI's names.
+
+    ComfyUI has quantised layers for T5 alone: of the CLIPs the scales are multiplied out, in float32.
+    Raises: TensorsError for a dtype or a quantisation that is not read.
+    """
+    wrong = [stored for stored in part.names.values() if header.tensors[stored].dtype not in READABLE]
+    if wrong:
+        found = f"unsupported dtype in its {name}: {wrong[0]} is {header.tensors[wrong[0]].dtype}"
+        raise TensorsError(header.source, found, WHOLE, names=wrong)
+    layers = scaled_layers(header, part.names, part.prefix, read_bytes)
+    # Quantised layers keep what they are given, whatever ComfyUI copies.
+    copy = comfy.utils.DISABLE_MMAP or bool(layers)
+    tensors = {
+        key: tensor for key, tensor in load_component(header, part.prefix, copy=copy) if not is_quantisation(key)
+    }
+    for layer, scaled in layers.items():
+        scale = read_one(header.tensors[scaled.scale])
+        if name == "t5xxl" and header.tensors[scaled.weight].shape[1:2]:
+            given = None if scaled.input_scale is None else read_one(header.tensors[scaled.input_scale])
+            tensors |= as_tensors(layer, scaled, scale, given)
+        else:
+            tensors[f"{layer}.weight"] = dequantised(tensors[f"{layer}.weight"], scale, torch.float32)
+    return {f"{name}.transformer.{key}": tensor for key, tensor in tensors.items()}
 
 
 def _check_encoders(header: Header, target: Any, state_dict: Mapping[str, torch.Tensor]) -> None:
     try:
         model = target.clip(device=torch.device("meta"), dtype=torch.float32, model_options={}, **target.params)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        found = f"the metadata {TEXT} describes no text encoders ({error!s:.200})"
+    except Exception as error:  # the metadata may hold anything
+        found = f"the metadata {TEXT} cannot be used: it describes no text encoders ({error!r:.200})"
         raise UnreadableError(header.source, found, "Take the original file") from error
-    present = tuple(f"{name}." for name in ENCODERS if any(key.startswith(f"{name}.") for key in state_dict))
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(present)}
+    expected = model.state_dict()
+    absent = {name for name in ENCODERS if getattr(model, name) is None}
+    lost = [
+        f"{key}.final_layer_norm.weight" for key in absent if any(each.startswith(f"{key}.") for each in state_dict)
+    ]
+    if lost:
+        raise TensorsError(header.source, f"{are(len(lost))} missing in its text encoders: {listing(lost)}", WHOLE)
     check_tensors(header, "text encoders", "text_encoders.", state_dict, expected, UNUSED)
+    blocks = [name for name in state_dict if name not in expected and re.search(r"\.(layers|block)\.\d+\.", name)]
+    blocks = [name for name in blocks if not is_quantisation(name)]
+    if blocks and target.params:
+        found = f"its text encoders have more than the metadata {TEXT} says: {listing(blocks)}"
+        raise TensorsError(header.source, found, "Take the original file", names=blocks)
 
 
 def _has_sd3_sizes(state_dict: Mapping[str, torch.Tensor]) -> bool:
@@ -164,7 +211,11 @@ def load_vae(path: str | PathLike[str] | Header) -> comfy.sd.VAE:
     part = components(header).get("vae")
     if part is None:
         raise NoVAE(header.source.name)
-    tensors = _read(header, "VAE", part.prefix)
+    wrong = [stored for stored in part.names.values() if header.tensors[stored].dtype not in READABLE]
+    if wrong:
+        found = f"unsupported dtype in its VAE: {wrong[0]} is {header.tensors[wrong[0]].dtype}"
+        raise TensorsError(header.source, found, WHOLE, names=wrong)
+    tensors = dict(load_component(header, part.prefix, copy=comfy.utils.DISABLE_MMAP))
     try:
         # A copy: ComfyUI renames tensors of the diffusers layout in it.
         vae = comfy.sd.VAE(sd=dict(tensors), metadata=dict(header.metadata))
@@ -172,8 +223,9 @@ def load_vae(path: str | PathLike[str] | Header) -> comfy.sd.VAE:
     except Exception as error:  # ComfyUI raises what torch raises
         found = f"its VAE ({part.prefix}*) cannot be loaded: {' '.join(str(error).split())[:300]}"
         raise TensorsError(header.source, found, WHOLE) from error
-    if DIFFUSERS_VAE not in tensors:
-        check_tensors(header, "VAE", part.prefix, tensors, vae.first_stage_model.state_dict())
+    # As ComfyUI renames the diffusers layout.
+    named = comfy.diffusers_convert.convert_vae_state_dict(dict(tensors)) if DIFFUSERS_VAE in tensors else tensors
+    check_tensors(header, "VAE", part.prefix, named, vae.first_stage_model.state_dict())
     return vae
 
 

@@ -92,4 +92,15 @@ def _text(text: str) -> dict[str, dict[str, Any]]:
     for name, width in WIDTHS.items():
         if type(configs[name][width]) is not int or configs[name][width] < 1:
             raise ValueError(f"{width} of {name} is {configs[name][width]!r}; it must be a whole number above 0")
+    for name, heads, layers in (
+        *((name, "num_attention_heads", "num_hidden_layers") for name in ("clip_l", "clip_g")),
+        ("t5xxl", "num_heads", "num_layers"),
+    ):
+        for key in (heads, layers):
+            if type(configs[name][key]) is not int or configs[name][key] < 1:
+                raise ValueError(f"{key} of {name} is {configs[name][key]!r}; it must be a whole number above 0")
+        if name != "t5xxl" and configs[name][WIDTHS[name]] % configs[name][heads]:
+            raise ValueError(
+                f"{heads} of {name} is {configs[name][heads]}; it must divide {configs[name][WIDTHS[name]]}"
+            )
     return configs

@@ -144,8 +144,7 @@ def load_model(path: str | Header, weight_dtype: str = "default", disable_dynami
     found = check_transformer(header)
     described = comfy_config(found.config, header)
     described.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
-    # Weights with scales are kept as they are unless another dtype is asked for.
-    scaled = bool(found.scaled) and WEIGHT_DTYPES[weight_dtype] in (None, torch.float8_e4m3fn)
+    scaled = bool(found.scaled) and (WEIGHT_DTYPES[weight_dtype] is None or _is_as_wanted(header, found, weight_dtype))
     if scaled:
         described.quant_config = {"mixed_ops": True}
     device = comfy.model_management.get_torch_device()
@@ -176,6 +175,13 @@ def load_model(path: str | Header, weight_dtype: str = "default", disable_dynami
     patching.install(patcher)
     patcher.cached_patcher_init = (load_model, (str(header.source), weight_dtype))
     return patcher
+
+
+def _is_as_wanted(header: Header, found: Transformer, weight_dtype: str) -> bool:
+    """Whether all linear layers have scaled weights of the dtype that is asked for: then they stay as they are."""
+    linear = {name for rule in found.rules.values() for name in rule.diffusers if len(header.tensors[name].shape) == 2}
+    dtypes = {DTYPES[header.tensors[name].dtype] for name in found.scaled}
+    return linear <= found.scaled.keys() and dtypes == {WEIGHT_DTYPES[weight_dtype]}
 
 
 def _weight_dtype(header: Header, found: Transformer, described, weight_dtype: str, scaled: bool) -> torch.dtype:

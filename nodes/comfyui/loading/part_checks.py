@@ -6,18 +6,16 @@ dtype, and infinities.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
 from ....mmdit_core.checkpoints.errors import TensorsError, are, listing
 from ....mmdit_core.checkpoints.header import Header
 from ....mmdit_core.checkpoints.load import DTYPES
-from ....mmdit_core.checkpoints.quantised import dequantised, is_quantisation
+from ....mmdit_core.checkpoints.quantised import is_quantisation
 
 WHOLE = "Take a complete file, or connect ComfyUI's loaders of the text encoders and the VAE in its place"
-# Scaled weights of these formats have the shape of the layer.
-SAME_SHAPE = (torch.float8_e4m3fn, torch.float8_e5m2)
 CHUNK = 2**26  # elements that are looked at together
 
 
@@ -33,7 +31,7 @@ def check_tensors(
 
     Args: part, its name; prefix of its names in the file; tensors of the file and of the model, name -> tensor;
         optional, ends of names that a file may lack.
-    Raises: TensorsError for missing tensors and for wrong shapes and dtypes.
+    Raises: TensorsError for missing tensors, wrong shapes and dtypes, and values that are not finite.
     """
     missing = [name for name in expected if name not in tensors and not name.endswith(optional)]
     if missing:
@@ -43,40 +41,23 @@ def check_tensors(
     for name, tensor in tensors.items():
         if name not in expected or is_quantisation(name):
             continue
-        model, layer = expected[name], name.rpartition(".")[0]
-        quantised = any(f"{layer}.{leaf}" in tensors for leaf in ("comfy_quant", "scale_weight", "weight_scale"))
-        if quantised and tensor.dtype not in SAME_SHAPE:
-            continue
+        model = expected[name]
         if tensor.shape != model.shape:
             found = f"{prefix}{name} is {list(tensor.shape)}, expected {list(model.shape)}"
             raise TensorsError(header.source, f"wrong shape in its {part}: {found}", WHOLE, names=[name])
         if model.is_floating_point() and tensor.dtype not in floats:
-            found = f"{prefix}{name} is {header.tensors[prefix + name].dtype}"
+            found = f"{prefix}{name} is {str(tensor.dtype).removeprefix('torch.')}"
             raise TensorsError(header.source, f"unsupported dtype in its {part}: {found}", WHOLE, names=[name])
+    used = (name for name in tensors if name in expected or is_quantisation(name))
+    check_finite(header, part, prefix, {name: tensors[name] for name in used if not name.endswith(optional)})
 
 
-def finite(
-    header: Header, part: str, prefix: str, tensors: Iterator[tuple[str, torch.Tensor]]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same tensors. Raises: TensorsError at the first one with a value that is not finite."""
-    for name, tensor in tensors:
+def check_finite(header: Header, part: str, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises: TensorsError at the first tensor with a value that is not finite."""
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not all(map(_is_finite, tensor.flatten().split(CHUNK))):
             found = f"{prefix}{name} of its {part} holds values that are not finite (NaN or infinity)"
             raise TensorsError(header.source, found, WHOLE, names=[name])
-        yield name, tensor
-
-
-def multiplied(header: Header, prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors with float8 weights times their scales, in float32. Raises: TensorsError for another format."""
-    made = {name: tensor for name, tensor in tensors.items() if not is_quantisation(name)}
-    for name, scale in tensors.items():
-        if name.endswith(".weight_scale"):
-            weight = name.removesuffix("_scale")
-            if weight not in made or made[weight].dtype not in SAME_SHAPE or scale.numel() != 1:
-                found = f"{prefix}{name} is the scale of no float8 weight"
-                raise TensorsError(header.source, found, WHOLE, names=[name])
-            made[weight] = dequantised(made[weight], scale, torch.float32)
-    return made
 
 
 def _is_finite(values: torch.Tensor) -> bool:

@@ -75,15 +75,15 @@ WRONG_PARTS = {
     ),
     "whole numbers": (
         put(f"{CLIP_L}encoder.layers.0.mlp.fc1.bias", lambda tensor: tensor.to(torch.int32)),
-        r"unsupported dtype in its text encoders: .*fc1\.bias is I32",
+        r"unsupported dtype in its text encoders: .*fc1\.bias is int32",
     ),
     "a NaN in T5": (
         put(f"{T5}encoder.final_layer_norm.weight", filled(float("nan"))),
-        r"t5xxl.*final_layer_norm\.weight of its t5xxl holds values that are not finite",
+        r"t5xxl.*final_layer_norm\.weight of its text encoders holds values that are not finite",
     ),
     "an infinity in CLIP-L": (
         put(f"{CLIP_L}final_layer_norm.weight", filled(float("inf"))),
-        r"final_layer_norm\.weight of its clip_l holds values that are not finite",
+        r"final_layer_norm\.weight of its text encoders holds values that are not finite",
     ),
     "VAE without a tensor": (
         without(f"{VAE}taesd_decoder.1.bias"),
@@ -235,3 +235,92 @@ def test_disable_mmap_is_honoured_where_weights_would_stay_mapped(pack, tiny_fil
     model = loading(pack, "model").load_model(str(path))
     assert (str(path) in Path("/proc/self/maps").read_text()) is not disabled
     del model
+
+
+def test_surplus_tensors_of_a_part_may_hold_anything(pack, small, tmp_path):
+    _, state, metadata = small
+    nan = torch.tensor([float("nan")])
+    save_file(state | {f"{T5}surplus": nan, f"{VAE}surplus": nan.clone()}, tmp_path / "x.safetensors", metadata)
+    header = read_header(pack, tmp_path / "x.safetensors")
+    loading(pack, "clip_vae").load_clip(header)
+    loading(pack, "clip_vae").load_vae(header)
+
+
+@pytest.mark.parametrize("absent", [("t5xxl",), ("clip_l",), ("clip_g",), ("clip_l", "clip_g")])
+def test_an_encoder_that_a_file_lacks_is_absent_and_not_made_up(pack, small, tmp_path, absent):
+    _, state, metadata = small
+    left = {name: tensor for name, tensor in state.items() if not any(f".{part}." in name for part in absent)}
+    save_file(left, tmp_path / "x.safetensors", metadata)
+    outs = []
+    for _ in range(2):
+        clip = loading(pack, "clip_vae").load_clip(read_header(pack, tmp_path / "x.safetensors"))
+        for part in absent:
+            assert getattr(clip.cond_stage_model, part) is None
+        outs.append(clip.encode_from_tokens(clip.tokenize("three red circles"), return_pooled=True))
+    for first, second in zip(*outs, strict=True):
+        assert torch.isfinite(first).all() and torch.equal(first, second)
+
+
+def test_an_encoder_of_sd3s_size_without_its_last_norm_is_refused_and_a_stray_tensor_is_none(pack, tiny_file, tmp_path):
+    import comfy.sdxl_clip  # noqa: F401  ComfyUI's classes of the encoders
+    from comfy.text_encoders.sd3_clip import SD3ClipModel
+
+    state = load_file(tiny_file)
+    model = SD3ClipModel(clip_l=True, clip_g=False, t5=False, dtype=torch.float16)
+    encoder = {
+        f"text_encoders.{name}": torch.zeros(tensor.shape, dtype=torch.float16)
+        for name, tensor in model.state_dict().items()
+        if not name.endswith(("logit_scale", "final_layer_norm.weight"))
+    }
+    save_file(state | encoder, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="missing in its text encoders: .*clip_l.*final_layer_norm.weight"):
+        loading(pack, "clip_vae").load_clip(tmp_path / "x.safetensors")
+    stray = {f"{CLIP_L}embeddings.position_ids": torch.arange(77)}
+    save_file(state | stray, tmp_path / "y.safetensors")
+    with pytest.raises(loading(pack, "clip_vae").NoTextEncoders):
+        loading(pack, "clip_vae").load_clip(tmp_path / "y.safetensors")
+
+
+@pytest.mark.parametrize("change", ["missing", "whole numbers", "right"])
+def test_a_vae_in_the_diffusers_layout_is_checked_too(pack, tiny_file, tmp_path, change):
+    from diffusers import AutoencoderKL
+
+    blocks = dict(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+    )
+    vae = AutoencoderKL(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **blocks)
+    state = {f"{VAE}{name}": tensor.half() for name, tensor in vae.state_dict().items()}
+    name = f"{VAE}decoder.up_blocks.1.resnets.0.conv1.weight"
+    if change == "missing":
+        del state[name]
+    elif change == "whole numbers":
+        state[name] = state[name].to(torch.int32)
+    save_file(load_file(tiny_file) | state, tmp_path / "x.safetensors")
+    if change == "right":
+        loading(pack, "clip_vae").load_vae(tmp_path / "x.safetensors")
+        return
+    with pytest.raises(ValueError, match=r"x\.safetensors: .*VAE.*conv1\.weight"):
+        loading(pack, "clip_vae").load_vae(tmp_path / "x.safetensors")
+
+
+WRONG_TEXT = (
+    ("clip_l", "num_hidden_layers", 0),
+    ("clip_l", "num_attention_heads", 0),
+    ("clip_l", "num_attention_heads", 7),
+    ("clip_g", "num_attention_heads", None),
+    ("clip_l", "num_hidden_layers", 1),
+    ("t5xxl", "num_layers", True),
+)
+
+
+@pytest.mark.parametrize(("part", "key", "value"), WRONG_TEXT)
+def test_sizes_of_text_encoders_that_cannot_be_are_refused_by_key(pack, small, tmp_path, part, key, value):
+    _, state, metadata = small
+    configs = json.loads(metadata["mmdit.text"])
+    configs[part][key] = value
+    save_file(state, tmp_path / "x.safetensors", {**metadata, "mmdit.text": json.dumps(configs)})
+    with pytest.raises(ValueError, match=r"x\.safetensors: .*metadata mmdit\.text"):
+        loading(pack, "clip_vae").load_clip(tmp_path / "x.safetensors")

@@ -219,6 +219,7 @@ def test_surplus_tensors_are_ignored_with_one_line(pack, node, tiny_file, tmp_pa
         "logit_scale": torch.ones(()),
         "vae.decoder.conv_in.weight": torch.ones(3),
         "model.diffusion_model.register": torch.ones(3),
+        "lora_unet_x.lora_down.weight": torch.ones(3, 3),
         "model.diffusion_model.num_batches_tracked": torch.tensor(3),
         f"{last}.attn.proj.weight": torch.ones(128, 128),
         f"{last}.mlp.fc1.weight": torch.ones(512, 128),
@@ -242,9 +243,9 @@ def test_one_read_of_the_header_and_of_each_tensor(pack, node, tmp_path, tiny_fi
     save_file(stored, tmp_path / "x.safetensors")
     load = sys.modules[f"{pack.__name__}.mmdit_core.checkpoints.load"]
     headers, reads = [], []
-    read_header, read_bytes = node.module.read_header, load._bytes
+    read_header, read_bytes = node.module.read_header, load.read_bytes
     monkeypatch.setattr(node.module, "read_header", lambda path: headers.append(path) or read_header(path))
-    monkeypatch.setattr(load, "_bytes", lambda info: reads.append(info.start) or read_bytes(info))
+    monkeypatch.setattr(load, "read_bytes", lambda info: reads.append(info.start) or read_bytes(info))
     node("x.safetensors")
     assert len(headers) == 1
     assert len(reads) == len(set(reads)) == len(stored)
@@ -284,3 +285,71 @@ def test_tensors_that_a_file_of_another_family_lacks_are_said(node, flux, tmp_pa
     assert re.search(
         r"not whole, and the image will be wrong: unet missing: .*double_blocks\.0\.img_mlp\.2", node.shown[0]
     )
+
+
+def test_two_models_in_one_file_give_the_one_that_comfyui_takes(pack, node, tiny_file, tmp_path):
+    state = load_file(tiny_file)
+    other = {name.removeprefix("model.diffusion_model."): tensor + 1 for name, tensor in state.items()}
+    save_file(other | state, tmp_path / "x.safetensors")
+    model = node("x.safetensors")[0].model.diffusion_model
+    assert torch.equal(model.final_layer.linear.weight, state["model.diffusion_model.final_layer.linear.weight"])
+
+
+@pytest.mark.parametrize("stray", ["control_model.x", "adaln_single.x", "txt_in.individual_token_refiner.x"])
+def test_a_stray_tensor_of_another_model_changes_nothing(node, tiny_file, tmp_path, stray):
+    save_file(load_file(tiny_file) | {stray: torch.ones(3)}, tmp_path / "x.safetensors", {"mmdit.shift": "4.5"})
+    model = node("x.safetensors")[0]
+    assert type(model.model).__name__ == "MMDiTBase" and model.model.model_sampling.shift == 4.5
+
+
+def test_the_metadata_of_shards_count(node, tiny_file, tmp_path):
+    state = load_file(tiny_file)
+    names = sorted(state)
+    shards = {"x-00001-of-00002.safetensors": names[::2], "x-00002-of-00002.safetensors": names[1::2]}
+    for file, held in shards.items():
+        save_file({name: state[name] for name in held}, tmp_path / file, {"mmdit.shift": "4.5"})
+    weight_map = {name: file for file, held in shards.items() for name in held}
+    (tmp_path / "x.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert node("x-00001-of-00002.safetensors")[0].model.model_sampling.shift == 4.5
+
+
+@pytest.mark.parametrize("form", ["bare int8", "diffusers int8", "a scale for each row"])
+def test_scales_that_comfyui_would_drop_are_refused(pack, node, tiny_file, tmp_path, form):
+    from mmdit_core.checkpoints.keymaps import to_diffusers
+    from mmdit_core.checkpoints.load import load_checkpoint
+
+    config, state = load_checkpoint(tiny_file)
+    layer = "joint_blocks.0.x_block.mlp.fc1"
+    if form.startswith("diffusers"):
+        state, layer = to_diffusers(state, config), "transformer_blocks.0.ff.net.0.proj"
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    weight = state[f"{layer}.weight"]
+    row = weight.abs().amax(1, keepdim=True)
+    if form == "a scale for each row":
+        state |= {f"{layer}.weight": (weight / row).to(torch.float8_e4m3fn), f"{layer}.weight_scale": row}
+    else:
+        state |= {f"{layer}.weight": (weight / row * 127).round().to(torch.int8), f"{layer}.weight_scale": row / 127}
+    if form.startswith("diffusers"):
+        text = json.dumps({"format": "int8_tensorwise"}).encode()
+        state[f"{layer}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"MMDiTLoader: checkpoint: .*x\.safetensors: .*(quantised|multiplies float8)"):
+        node("x.safetensors")
+
+
+def test_a_config_json_of_another_model_in_the_folder_is_ignored(node, tmp_path):
+    from mmdit_core import MMDiT, MMDiTConfig
+
+    model = MMDiT(MMDiTConfig(hidden_size=128, num_heads=2, depth=1, pos_embed_max_size=8)).requires_grad_(False)
+    save_file(model.state_dict(), tmp_path / "x.safetensors")
+    config = {"_class_name": "SD3Transformer2DModel", "num_attention_heads": 38, "attention_head_dim": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert node("x.safetensors")[0].model.diffusion_model.config.num_heads == 2
+
+
+def test_a_size_that_overflows_is_refused(node, tmp_path):
+    header = {"a": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ValueError, match="MMDiTLoader: checkpoint: .*unknown architecture"):
+        node("x.safetensors")

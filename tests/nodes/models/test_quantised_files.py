@@ -166,7 +166,7 @@ def scaled_part(state, prefix: str, form: str):
         layer, scale = name.removesuffix(".weight"), tensor.float().abs().max() / 448
         made[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
         plain[name] = made[name].float() * scale
-        made[f"{layer}.{'scale_weight' if form == 'scaled_fp8' else 'weight_scale'}"] = scale
+        made[f"{layer}.{'weight_scale' if form == 'comfy_quant' else 'scale_weight'}"] = scale
         if form == "comfy_quant":
             text = json.dumps({"format": "float8_e4m3fn"}).encode()
             made[f"{layer}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
@@ -175,7 +175,7 @@ def scaled_part(state, prefix: str, form: str):
     return made, plain
 
 
-@pytest.mark.parametrize("form", ["scaled_fp8", "comfy_quant"])
+@pytest.mark.parametrize("form", ["scaled_fp8", "scale_weight", "comfy_quant"])
 @pytest.mark.parametrize("part", ["t5xxl", "clip_g"])
 def test_text_encoders_with_scales_encode_as_the_multiplied_weights(pack, tmp_path, part, form):
     loading = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.clip_vae"]
@@ -213,6 +213,10 @@ def test_another_quantisation_is_left_to_comfyuis_loader(pack, files, tmp_path, 
     model = module.MMDiTLoader().load("x.safetensors", "default")[0]
     assert type(model.model) is comfy.model_base.SD3
     assert 0 < error(ksampler(model), ksampler(load(pack, files["plain"]))) < 0.1
+    # ComfyUI's loader would not heed the file's own shift.
+    save_file(state, tmp_path / "y.safetensors", {"mmdit.shift": "4"})
+    with pytest.raises(ValueError, match="MMDiTLoader: checkpoint: .*y.safetensors: the weights are quantised"):
+        module.MMDiTLoader().load("y.safetensors", "default")
 
 
 def test_a_saved_model_with_scales_is_the_same_when_it_is_loaded_again(pack, files, tmp_path):
@@ -229,3 +233,66 @@ def test_a_convolution_with_a_scale_is_multiplied(pack, files, tmp_path):
     save_file(state, tmp_path / "x.safetensors")
     loaded = load(pack, tmp_path / "x.safetensors").model.diffusion_model.x_embedder.proj.weight
     assert torch.allclose(loaded.float(), weight, atol=weight.abs().max().item() / 16)
+
+
+T5 = "text_encoders.t5xxl.transformer."
+T5_LAYER = f"{T5}encoder.block.0.layer.0.SelfAttention.q"
+
+
+def test_scales_of_a_text_encoder_in_the_metadata_are_heeded(pack, tmp_path):
+    loading = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.clip_vae"]
+    header = sys.modules[f"{pack.__name__}.mmdit_core.checkpoints.header"]
+    shipped = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.folders"].SHIPPED / "mmdit-small.safetensors"
+    state, metadata = load_file(shipped), dict(header.read_header(shipped).metadata)
+    made, plain = scaled_part(state, T5, "comfy_quant")
+    made = {name: tensor for name, tensor in made.items() if not name.endswith("comfy_quant")}
+    layers = {
+        name.removesuffix(".weight_scale"): {"format": "float8_e4m3fn"} for name in made if "weight_scale" in name
+    }
+    save_file(
+        state | made, tmp_path / "x.safetensors", metadata | {"_quantization_metadata": json.dumps({"layers": layers})}
+    )
+    save_file(state | made, tmp_path / "y.safetensors", metadata)  # scales that nothing announces count too
+    save_file(state | plain, tmp_path / "z.safetensors", metadata)
+    encoded = []
+    for name in "xyz":
+        clip = loading.load_clip(tmp_path / f"{name}.safetensors")
+        encoded.append(clip.encode_from_tokens(clip.tokenize("three red circles on white")))
+    assert error(encoded[0], encoded[2]) < 1e-3 and torch.equal(encoded[0], encoded[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {f"{T5_LAYER}.comfy_quant": torch.zeros(3, dtype=torch.uint8)},
+        {f"{T5_LAYER}.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)},
+        {f"{T5_LAYER}.weight_scale": torch.ones(3)},
+        {f"{T5_LAYER}.input_scale": torch.ones(3)},
+        {f"{T5_LAYER}.weight_scale": torch.tensor(float("nan"))},
+        {f"{T5_LAYER}.weight": torch.ones(3, 3, dtype=torch.float8_e4m3fn)},
+    ],
+)
+def test_a_damaged_quantisation_of_a_text_encoder_is_refused_by_name(pack, tmp_path, change):
+    loading = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.clip_vae"]
+    header = sys.modules[f"{pack.__name__}.mmdit_core.checkpoints.header"]
+    shipped = sys.modules[f"{pack.__name__}.nodes.comfyui.loading.folders"].SHIPPED / "mmdit-small.safetensors"
+    state, metadata = load_file(shipped), dict(header.read_header(shipped).metadata)
+    made, _ = scaled_part(state, T5, "comfy_quant")
+    save_file(state | made | change, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"x\.safetensors: .*SelfAttention\.q"):
+        loading.load_clip(tmp_path / "x.safetensors")
+
+
+def test_a_weight_dtype_that_is_not_the_files_acts_on_every_weight(pack, files, tmp_path):
+    """One scaled layer in a plain file, and scales of the other float8."""
+    state, name = load_file(files["plain"]), f"{PREFIX}joint_blocks.0.x_block.mlp.fc1"
+    scale = state[f"{name}.weight"].abs().max() / 448
+    half = state | {
+        f"{name}.weight": (state[f"{name}.weight"] / scale).to(torch.float8_e4m3fn),
+        f"{name}.weight_scale": scale,
+    }
+    save_file(half, tmp_path / "half.safetensors")
+    save_file(quantised(state, "comfy_quant", torch.float8_e5m2)[0], tmp_path / "e5m2.safetensors")
+    for file in ("half", "e5m2"):
+        model = load(pack, tmp_path / f"{file}.safetensors", "fp8_e4m3fn").model.diffusion_model
+        assert {p.dtype for p in model.parameters()} == {torch.float8_e4m3fn}
