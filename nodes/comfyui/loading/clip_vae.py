@@ -99,11 +99,11 @@ class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
         return *assemble(encoded["clip_l"], encoded["clip_g"], t5, widths=self.widths, device=device), {}
 
 
-def load_clip(path: str | PathLike[str] | Header) -> comfy.sd.CLIP:
+def load_clip(path: str | PathLike[str] | Header, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Load the text encoders of a checkpoint.
 
     The metadata `mmdit.text` gives the sizes of encoders that are not of SD3's.
-    Args: path as for `read_header`.
+    Args: path as for `read_header`; disable_dynamic, ComfyUI's request for a patcher without dynamic loading.
     Raises: NoTextEncoders; UnknownTextEncoders; CheckpointError, also for tensors that are missing, of a wrong shape or
         dtype, or not finite.
     """
@@ -129,14 +129,27 @@ def load_clip(path: str | PathLike[str] | Header) -> comfy.sd.CLIP:
         _check_encoders(header, target, state_dict)
     else:
         raise UnknownTextEncoders(header.source.name)
-    return comfy.sd.CLIP(
+    clip = comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         tokenizer_data=state_dict,
         parameters=comfy.utils.calculate_parameters(state_dict),
         state_dict=state_dict,
         model_options={"t5xxl_quantization_metadata": {"mixed_ops": True}} if scaled else {},
+        disable_dynamic=disable_dynamic,
     )
+    clip.patcher.cached_patcher_init = (_clip_patcher, (str(header.source),))
+    return clip
+
+
+def _clip_patcher(path: str, disable_dynamic: bool = False) -> Any:
+    """For ComfyUI, which loads text encoders again for another GPU and for hooks."""
+    return load_clip(path, disable_dynamic).patcher
+
+
+def _vae_patcher(path: str, disable_dynamic: bool = False) -> Any:
+    """For ComfyUI, which loads a VAE again for another GPU; it has no VAE without dynamic loading."""
+    return load_vae(path).patcher
 
 
 def _has_matrices(header: Header, part: Part) -> bool:
@@ -226,6 +239,7 @@ def load_vae(path: str | PathLike[str] | Header) -> comfy.sd.VAE:
     # As ComfyUI renames the diffusers layout.
     named = comfy.diffusers_convert.convert_vae_state_dict(dict(tensors)) if DIFFUSERS_VAE in tensors else tensors
     check_tensors(header, "VAE", part.prefix, named, vae.first_stage_model.state_dict())
+    vae.patcher.cached_patcher_init = (_vae_patcher, (str(header.source),))
     return vae
 
 

@@ -324,3 +324,14 @@ def test_sizes_of_text_encoders_that_cannot_be_are_refused_by_key(pack, small, t
     save_file(state, tmp_path / "x.safetensors", {**metadata, "mmdit.text": json.dumps(configs)})
     with pytest.raises(ValueError, match=r"x\.safetensors: .*metadata mmdit\.text"):
         loading(pack, "clip_vae").load_clip(tmp_path / "x.safetensors")
+
+
+def test_comfyui_can_load_the_text_encoders_and_the_vae_again(pack, small):
+    path = small[0]
+    clip, vae = loading(pack, "clip_vae").load_clip(path), loading(pack, "clip_vae").load_vae(path)
+    for patcher in (clip.patcher, vae.patcher):
+        rebuild, arguments = patcher.cached_patcher_init
+        again = rebuild(*arguments, disable_dynamic=True)
+        for name, tensor in patcher.model.state_dict().items():
+            unused = name.endswith(loading(pack, "clip_vae").UNUSED)
+            assert unused or torch.equal(tensor, again.model.state_dict()[name]), name
