@@ -134,13 +134,15 @@ def names_under(names: Iterable[str], prefix: str) -> dict[str, str]:
 
 def find_layout(names: Iterable[str]) -> tuple[str, str] | None:
     """(layout, prefix) of the transformer, or None if there is none of this family."""
-    names = list(names)
-    bare_names = [bare(name) for name in names]
-    whole = any(all(any(map(each.fullmatch, bare_names)) for each in signs) for signs in WHOLE)
-    if not whole and _matching(FOREIGN, names) is not None:
+    bare_of = {name: bare(name) for name in names}
+    whole = any(all(any(map(each.fullmatch, bare_of.values())) for each in signs) for signs in WHOLE)
+    if not whole and _matching(FOREIGN, list(bare_of)) is not None:
         return None
     found = Counter(
-        (layout, prefix_of(name)) for name in names for layout, pattern in LAYOUTS if pattern.match(bare(name))
+        (layout, prefix_of(name))
+        for name, bare_name in bare_of.items()
+        for layout, pattern in LAYOUTS
+        if pattern.match(bare_name)
     )
     # Of two models in one file the one that ComfyUI takes.
     return max(found, key=lambda each: (found[each], each[1] == SINGLE_FILE_PREFIX)) if found else None

@@ -157,16 +157,21 @@ def _has_matrices(header: Header, part: Part) -> bool:
     return any(len(info.shape) == 2 and info.dtype in DTYPES for info in infos)
 
 
+def _require_readable(header: Header, name: str, part: Part) -> None:
+    """Raises: TensorsError for a tensor of a dtype that torch does not compute with."""
+    wrong = [stored for stored in part.names.values() if header.tensors[stored].dtype not in READABLE]
+    if wrong:
+        found = f"unsupported dtype in its {name}: {wrong[0]} is {header.tensors[wrong[0]].dtype}"
+        raise TensorsError(header.source, found, WHOLE, names=wrong)
+
+
 def _read_encoder(header: Header, name: str, part: Part) -> dict[str, torch.Tensor]:
     """The tensors of a text encoder by ComfyUI's names.
 
     ComfyUI has quantised layers for T5 alone: of the CLIPs the scales are multiplied out, in float32.
     Raises: TensorsError for a dtype or a quantisation that is not read.
     """
-    wrong = [stored for stored in part.names.values() if header.tensors[stored].dtype not in READABLE]
-    if wrong:
-        found = f"unsupported dtype in its {name}: {wrong[0]} is {header.tensors[wrong[0]].dtype}"
-        raise TensorsError(header.source, found, WHOLE, names=wrong)
+    _require_readable(header, name, part)
     layers = scaled_layers(header, part.names, part.prefix, read_bytes)
     # Quantised layers keep what they are given, whatever ComfyUI copies.
     copy = comfy.utils.DISABLE_MMAP or bool(layers)
@@ -224,10 +229,7 @@ def load_vae(path: str | PathLike[str] | Header) -> comfy.sd.VAE:
     part = components(header).get("vae")
     if part is None:
         raise NoVAE(header.source.name)
-    wrong = [stored for stored in part.names.values() if header.tensors[stored].dtype not in READABLE]
-    if wrong:
-        found = f"unsupported dtype in its VAE: {wrong[0]} is {header.tensors[wrong[0]].dtype}"
-        raise TensorsError(header.source, found, WHOLE, names=wrong)
+    _require_readable(header, "VAE", part)
     tensors = dict(load_component(header, part.prefix, copy=comfy.utils.DISABLE_MMAP))
     try:
         # A copy: ComfyUI renames tensors of the diffusers layout in it.

@@ -22,10 +22,9 @@ from ....mmdit_core.checkpoints.load import DTYPES, READABLE, load_component
 from ....mmdit_core.checkpoints.names import bare
 from ....mmdit_core.checkpoints.quantised import FORMATS, METADATA, is_quantisation
 from .. import families
+from .model import WEIGHT_DTYPES
 
 log = logging.getLogger(__name__)
-
-FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fn_fast": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
 class Kind(NamedTuple):
@@ -153,10 +152,8 @@ def load_model(path: str, weight_dtype: str = "default", disable_dynamic: bool =
 
 def _load_model(header: Header, path: str, weight_dtype: str, disable_dynamic: bool) -> Any:
     options: dict[str, Any] = {}
-    if weight_dtype in ("bf16", "fp16"):
-        options["dtype"] = torch.bfloat16 if weight_dtype == "bf16" else torch.float16
-    elif weight_dtype in FP8:
-        options |= {"dtype": FP8[weight_dtype], "fp8_optimizations": weight_dtype.endswith("fast")}
+    if (dtype := WEIGHT_DTYPES[weight_dtype]) is not None:
+        options |= {"dtype": dtype, "fp8_optimizations": weight_dtype == "fp8_e4m3fn_fast"}
     kind = detect(header)
     one_file = {info.file for info in header.tensors.values()} == {Path(path)}
     dynamic = {"disable_dynamic": True} if disable_dynamic else {}  # older versions have no such argument
