@@ -6,38 +6,53 @@ replacement that is already there is the block that the hook runs.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...mmdit_core.control.model_call import Hook, Key
 from .families import Family
 
+Forward = Callable[..., Any]
+
 
 @contextmanager
 def hooked(network: nn.Module, family: Family, hooks: Mapping[Key, Hook]) -> Iterator[None]:
     """Call block hooks while the body runs. Args: hooks, by key; family, with the arguments of its blocks."""
-    text = _TextLength()
+    text, image = _Length(), _Length()
+    single = family.single_arguments or family.arguments
     with ExitStack() as stack:
-        if family.text_from:
-            last = getattr(network, family.text_from)[-1]
-            stack.enter_context(_replaced(last, text.noting))
-        for kind, name in (("double_block", family.double), ("single_block", family.single)):
+        for noted, name in ((text, family.text_from), (image, family.image_from)):
+            if name:
+                stack.enter_context(_replaced(_module(network, name), noted.noting))
+        for kind, name, names in (
+            ("double_block", family.double, family.arguments),
+            ("single_block", family.single, single),
+        ):
             for index, block in enumerate(getattr(network, name) if name else ()):
                 if (kind, index) in hooks:
-                    stack.enter_context(_replaced(block, partial(_calling, hooks[kind, index], family, text)))
+                    hook = hooks[kind, index]
+                    stack.enter_context(_replaced(block, partial(_calling, hook, family, names, text, image)))
         yield
 
 
-class _TextLength:
-    """The number of text tokens in the stream, once the network has made them; None if it says so itself."""
+def _module(network: nn.Module, name: str) -> nn.Module:
+    """A module by name; of a list the last one."""
+    found = getattr(network, name)
+    return found[-1] if isinstance(found, nn.ModuleList | nn.Sequential) else found
 
-    tokens: int | None = None
 
-    def noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+class _Length:
+    """The number of tokens that a module gave out; 0 if it did not run, as without a text."""
+
+    tokens: int = 0
+
+    def noting(self, original: Forward) -> Forward:
         """A forward that notes the length of what it gives out."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -48,36 +63,70 @@ class _TextLength:
         return forward
 
 
-def _calling(hook: Hook, family: Family, text: _TextLength, original: Callable[..., Any]) -> Callable[..., Any]:
+def _calling(
+    hook: Hook, family: Family, names: Mapping[str, str], text: _Length, image: _Length, original: Forward
+) -> Forward:
     """A forward of a block that calls the hook.
 
-    The family names the arguments in order: another node's module in the block's place may not.
+    The family names the arguments in order: another node's module in the block's place may not. A stream [image; text]
+    is given to the hook as two.
     """
-    names = family.arguments
     own = {ours: name for name, ours in names.items()}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names.values(), args, strict=False))
         in_order = tuple(given)
         given.update({names.get(name, name): value for name, value in kwargs.items()})
+        by_name = tuple(name for name in given if name not in in_order)
         given.setdefault("transformer_options", {})
-        if text.tokens is not None:
+        one = given.get("txt") is None
+        if one and family.text_from:
             img_slice = [text.tokens, given["img"].shape[1]]
             given["transformer_options"] = {**given["transformer_options"], "img_slice": img_slice}
+        split = one and bool(family.image_from)
+        if split:
+            stream = given["img"]
+            given["img"], given["txt"] = stream[:, : image.tokens], stream[:, image.tokens :]
 
         def block(args: dict[str, Any]) -> dict[str, Any]:
-            by_name = {own.get(ours, ours): value for ours, value in args.items() if ours not in in_order}
-            out = original(*(args[ours] for ours in in_order), **by_name)
-            return dict(zip(family.returns, out if len(family.returns) > 1 else (out,), strict=True))
+            size = args["img"].shape[1]
+            if split:
+                args = {**args, "img": torch.cat((args["img"], args["txt"]), dim=1), "txt": None}
+            named = {own.get(ours, ours): args[ours] for ours in args if ours in by_name}
+            if "transformer_options" in own and "transformer_options" not in in_order:
+                named["transformer_options"] = args["transformer_options"]
+            with _attending(family.attention_in, args["transformer_options"]):
+                out = original(*(args[ours] for ours in in_order), **named)
+            if split:
+                return {"img": out[:, :size], "txt": out[:, size:]}
+            return dict(zip(family.returns, out, strict=True)) if isinstance(out, tuple) else {"img": out}
 
         out = hook(given, {"original_block": block})
-        return tuple(out[name] for name in family.returns) if len(family.returns) > 1 else out["img"]
+        if split:
+            return torch.cat((out["img"], out["txt"]), dim=1)
+        return out["img"] if one or len(family.returns) == 1 else tuple(out[name] for name in family.returns)
 
     return forward
 
 
+def _attending(code: str, options: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Give a call's options to an attention that is not given them. Args: code, its module; "" for none."""
+    return _attention_with_options(code, options) if code else nullcontext()
+
+
 @contextmanager
-def _replaced(module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _attention_with_options(code: str, options: Mapping[str, Any]) -> Iterator[None]:
+    module: Any = importlib.import_module(code)
+    before = module.optimized_attention
+    module.optimized_attention = partial(before, transformer_options=options)
+    try:
+        yield
+    finally:
+        module.optimized_attention = before
+
+
+@contextmanager
+def _replaced(module: nn.Module, make: Callable[[Forward], Forward]) -> Iterator[None]:
     """A module with another forward. Args: make, of the present one."""
     before = module.__dict__.get("forward")
     module.forward = make(module.forward)

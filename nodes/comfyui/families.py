@@ -1,8 +1,7 @@
 """The table of model families: what each of ComfyUI's models looks like inside, as data. One row a family.
 
 A model is known by its class in `comfy.supported_models` and by the class of its network. What is in no row is refused
-by name. `REFUSED` holds the classes of ComfyUI 0.30.0 that are refused on purpose, each with the reason; a test fails
-for a class that is in neither.
+by name, with the reason in `refused_models.REFUSED`; a test fails for a class of ComfyUI that is in neither.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import comfy.supported_models
 
 from ...mmdit_core.control.model_call import TextLayout
 from ...mmdit_core.models.sd3 import MMDiT
+from .refused_models import REFUSED
 
 CORE = "mmdit_core"  # the name of our own network
 Sections = tuple[tuple[str, int], ...]  # (name, count) of each kind of block, in order
@@ -41,9 +41,12 @@ class Family:
         hooks: False for networks that call no block hooks; their blocks are reached through `forward`.
         arguments: parameter of a block's `forward` -> argument of a block hook, in order. Given for networks that call
             no hooks, and for those whose hooks are not given the text's mask.
-        returns: what a block's `forward` gives back, by the hook's names.
-        text_from: of such a network, the list of modules whose last one gives out the text; "" if the network says in
-            `img_slice` where the image begins.
+        single_arguments: the same of single blocks, where they differ.
+        returns: what a block's `forward` gives back, by the hook's names, if it gives back two streams.
+        text_from: of such a network, the module that gives out the text, the last one of a list; "" if the network says
+            in `img_slice` where the image begins.
+        image_from: the module that gives out the image, where one stream holds [image; text].
+        attention_in: the module of code whose `optimized_attention` is not given the call's options, "" if it is.
     """
 
     label: str
@@ -61,8 +64,11 @@ class Family:
     text_changes: bool = False
     hooks: bool = True
     arguments: Mapping[str, str] = field(default_factory=dict)
+    single_arguments: Mapping[str, str] = field(default_factory=dict)
     returns: tuple[str, ...] = ("img",)
     text_from: str = ""
+    image_from: str = ""
+    attention_in: str = ""
 
     def lists(self, core) -> list[Any]:
         """A network's lists of blocks, in the order in which they run."""
@@ -141,6 +147,29 @@ def _nextdit(label: str, model: str) -> Family:
         hooks=False,
         arguments=NEXTDIT_ARGUMENTS,
         text_from="context_refiner",  # which runs over the padded text
+    )
+
+
+OMNIGEN_ARGUMENTS = {
+    "hidden_states": "img",
+    "attention_mask": "attn_mask",
+    "image_rotary_emb": "pe",
+    "temb": "vec",
+    "transformer_options": "transformer_options",
+}
+
+
+def _omnigen(label: str, model: str, network: str, arguments: Mapping[str, str] = OMNIGEN_ARGUMENTS, **more) -> Family:
+    return Family(
+        label,
+        (model,),
+        (network,),
+        width=lambda core: core.time_caption_embed.caption_embedder[1].in_features,
+        text_inputs=("attention_mask", "num_tokens"),
+        hooks=False,
+        arguments=arguments,
+        text_from="context_refiner",
+        **more,
     )
 
 
@@ -227,6 +256,60 @@ FAMILIES = (
     _hunyuan("HunyuanVideo", "HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"),
     _hunyuan("HunyuanVideo 1.5", "HunyuanVideo15", "HunyuanVideo15_SR_Distilled", prompt_last=True),
     _hunyuan("HunyuanImage 2.1", "HunyuanImage21"),
+    _omnigen(
+        "OmniGen2",
+        "Omnigen2",
+        "comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel",
+        double="layers",
+        sections=("main",),
+    ),
+    _omnigen(
+        "Boogu",
+        "Boogu",
+        "comfy.ldm.boogu.model.BooguTransformer2DModel",
+        double="double_stream_layers",
+        single="single_stream_layers",
+        sections=("double", "single"),
+        arguments={
+            "img_hidden_states": "img",
+            "instruct_hidden_states": "txt",
+            "joint_rotary_emb": "pe",
+            "img_rotary_emb": "img_pe",
+            "temb": "vec",
+            "transformer_options": "transformer_options",
+        },
+        single_arguments=OMNIGEN_ARGUMENTS,
+        returns=("img", "txt"),
+    ),
+    Family(
+        "Ideogram 4",
+        ("Ideogram4",),
+        ("comfy.ldm.ideogram4.model.Ideogram4Transformer2DModel",),
+        "layers",
+        width=lambda core: core.llm_cond_proj.in_features,
+        patch=1,  # of a latent that holds patches already
+        hooks=False,
+        arguments={
+            "x": "img",
+            "attn_mask": "attn_mask",
+            "freqs_cis": "pe",
+            "adaln_input": "vec",
+            "transformer_options": "transformer_options",
+        },
+        text_from="llm_cond_proj",
+    ),
+    Family(
+        "ERNIE-Image",
+        ("ErnieImage",),
+        ("comfy.ldm.ernie.model.ErnieImageModel",),
+        "layers",
+        text=TextLayout(image_first=True),
+        width=lambda core: getattr(core.text_proj, "in_features", core.hidden_size),
+        hooks=False,
+        arguments={"x": "img", "rotary_pos_emb": "pe", "temb": "vec"},
+        image_from="x_embedder",
+        attention_in="comfy.ldm.ernie.model",
+    ),
     Family(
         "LTX-Video",
         ("LTXV",),
@@ -241,46 +324,6 @@ FAMILIES = (
 SUPPORTED = ", ".join(
     family.label for family in FAMILIES if any(hasattr(comfy.supported_models, kind) for kind in family.models)
 )
-
-_UNET = "a U-Net, which has no transformer blocks of this kind"
-_CROSS = "its image reads the text by cross-attention in blocks that are not in the table yet"
-_SINGLE = "its blocks are not in the table yet"
-_NO_TEXT = "it makes no image from a text"
-REFUSED: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            *("LotusD", "Stable_Zero123", "SD15_instructpix2pix", "SD15", "SD20", "SD21UnclipL", "SD21UnclipH"),
-            *("SDXL_instructpix2pix", "SDXLRefiner", "SDXL", "SSD1B", "KOALA_700M", "KOALA_1B", "Segmind_Vega"),
-            *("SD_X4Upscaler", "Stable_Cascade_C", "Stable_Cascade_B", "SV3D_u", "SV3D_p", "SVD_img2vid"),
-        ),
-        _UNET,
-    ),
-    **dict.fromkeys(
-        (
-            *("StableAudio", "StableAudio3", "ACEStep", "ACEStep15", "Hunyuan3Dv2", "Hunyuan3Dv2mini"),
-            *("Hunyuan3Dv2_1", "TripoSplat", "RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3", "SeedVR2"),
-            "HunyuanImage21Refiner",
-        ),
-        _NO_TEXT,
-    ),
-    **dict.fromkeys(
-        (
-            *("PixArtAlpha", "PixArtSigma", "HunyuanDiT", "HunyuanDiT1", "LTXAV", "MiniMaxH3"),
-            *("CosmosT2V", "CosmosI2V", "CosmosT2IPredict2", "CosmosI2VPredict2", "Anima"),
-            *("WAN22_T2V", "WAN21_CausalAR_T2V", "WAN21_T2V", "WAN21_I2V", "WAN21_FunControl2V", "WAN21_Vace"),
-            *("WAN21_Camera", "WAN22_Camera", "WAN22_S2V", "WAN21_HuMo", "WAN22_Animate", "WAN21_FlowRVS"),
-            *("WAN21_SCAIL", "WAN21_SCAIL2", "WAN22_WanDancer", "Kandinsky5Image", "Kandinsky5"),
-        ),
-        _CROSS,
-    ),
-    **dict.fromkeys(
-        (
-            *("GenmoMochi", "ZImagePixelSpace", "PiD", "PixelDiTT2I", "HiDream", "HiDreamO1", "Omnigen2", "Boogu"),
-            *("Ideogram4", "ErnieImage", "CogVideoX_Inpaint", "CogVideoX_I2V", "CogVideoX_T2V"),
-        ),
-        _SINGLE,
-    ),
-}
 
 
 def network_of(base) -> Any:

@@ -7,11 +7,13 @@ the latent; 0 is right.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -202,11 +204,11 @@ def weighed_attention(
             factors[first : first + 2] = strength
             factors = factors if phrases else torch.full((text,), strength)
             control = bench.control("boost", bench.numbers, strength, mode, phrases=phrases)
-            theirs = with_override(bench, dense(bench, mode, factors))
             # A phrase is of the positive prompt, so without guidance there is nothing else.
             cfg = 1.0 if phrases else bench.cfg
             ours = bench.run(control, positive=prompt, cfg=cfg)
-            found.append(difference(ours, bench.run(positive=prompt, model=theirs, cfg=cfg)))
+            with overridden(bench, dense(bench, mode, factors)) as theirs:
+                found.append(difference(ours, bench.run(positive=prompt, model=theirs, cfg=cfg)))
     return max(found)
 
 
@@ -238,26 +240,23 @@ ORACLES: dict[str, Oracle] = {
 }
 TEXT_FIRST = ("QwenImageTransformerBlock", "LensTransformerBlock", "MMDiTBlock", "JointBlock")  # in what they return
 
+# Parameters of blocks: the image, or the one stream of a block, and the text.
+IMG = ("hidden_states", "img", "x", "img_hidden_states", "image_tokens")
+TXT = ("encoder_hidden_states", "txt", "context", "c", "instruct_hidden_states", "text_tokens")
+
 
 @contextmanager
 def identity_in_place(bench: Bench, block: torch.nn.Module) -> Iterator[None]:
     """A block that gives back what it is given."""
     signature = inspect.signature(type(block).forward)
-    family, network = bench.family, bench.model.model.diffusion_model
-    single = (
-        family.text.cross
-        or not family.hooks
-        or any(block is each for each in getattr(network, family.single or "_", ()))
-    )
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if type(block).__name__ == "JointBlock" and args:  # ComfyUI's SD3: (text, image)
             return args[:2]
         given = signature.bind(block, *args, **kwargs).arguments
-        if single:
-            return given[list(given)[1]]
-        img = next(given[name] for name in ("hidden_states", "img", "x") if name in given)
-        txt = next(given[name] for name in ("encoder_hidden_states", "txt", "context", "c") if name in given)
+        img, txt = (next((given[name] for name in names if given.get(name) is not None), None) for names in (IMG, TXT))
+        if bench.family.text.cross or txt is None:
+            return img
         return (txt, img) if type(block).__name__ in TEXT_FIRST else (img, txt)
 
     block.forward = forward
@@ -267,11 +266,21 @@ def identity_in_place(bench: Bench, block: torch.nn.Module) -> Iterator[None]:
         del block.forward
 
 
-def with_override(bench: Bench, override: Callable[..., Tensor]):
-    """A clone of the MODEL with another attention, as other packs put it there."""
+@contextmanager
+def overridden(bench: Bench, override: Callable[..., Tensor]) -> Iterator[Any]:
+    """A clone of the MODEL with another attention: as other packs put it there, or in code that takes no options."""
     clone = bench.model.clone()
-    clone.model_options["transformer_options"]["optimized_attention_override"] = override
-    return clone
+    if not bench.family.attention_in:
+        clone.model_options["transformer_options"]["optimized_attention_override"] = override
+        yield clone
+        return
+    code: Any = importlib.import_module(bench.family.attention_in)
+    before = code.optimized_attention
+    code.optimized_attention = partial(override, before)
+    try:
+        yield clone
+    finally:
+        code.optimized_attention = before
 
 
 def dense(bench: Bench, mode: str, factors: Tensor) -> Callable[..., Tensor]:
@@ -286,6 +295,7 @@ def dense(bench: Bench, mode: str, factors: Tensor) -> Callable[..., Tensor]:
             return func(q, k, v, heads, mask=mask, **given)
         if not skip_reshape:
             q, k, v = (x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2) for x in (q, k, v))
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # grouped-query attention
         logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         if mask is not None:
             logits = logits + mask.reshape(mask.shape[0], *(1,) * (4 - mask.ndim), *mask.shape[1:])

@@ -70,14 +70,15 @@ def _with_scaled_text(bench: Bench, block: Any, factor: float, tokens: slice, *a
     if type(block).__name__ == "JointBlock":  # ComfyUI's SD3: (text, image, ...)
         return forward(block, _scaled(args[0], factor, tokens), *args[1:], **kwargs)
     bound = inspect.signature(forward).bind(block, *args, **kwargs)
-    names = [name for name in ("encoder_hidden_states", "txt", "context", "c") if name in bound.arguments]
+    names = [name for name in oracles.TXT if bound.arguments.get(name) is not None]
     if names:
         bound.arguments[names[0]] = _scaled(bound.arguments[names[0]], factor, tokens)
-    else:  # one stream, the text first
+    else:  # one stream
         text, name = bench.tiny.text_tokens(7), list(bound.arguments)[1]
         stream = bound.arguments[name]
-        txt = _scaled(stream[:, :text], factor, tokens)
-        bound.arguments[name] = torch.cat((txt, stream[:, text:]), dim=1)
+        start = stream.shape[1] - text if bench.tiny.image_first else 0
+        before, txt, after = stream.split((start, text, stream.shape[1] - start - text), dim=1)
+        bound.arguments[name] = torch.cat((before, _scaled(txt, factor, tokens), after), dim=1)
     return forward(*bound.args, **bound.kwargs)
 
 

@@ -177,6 +177,24 @@ KREA2 = dict(
     image_model="krea2", features=64, tdim=16, txtdim=12, heads=2, kvheads=1, multiplier=2, layers=3, channels=16,
     txtlayers=2, txtheads=2, txtkvheads=2,
 )  # fmt: skip
+OMNIGEN = dict(
+    image_model="omnigen2", patch_size=2, in_channels=16, hidden_size=96, num_layers=3, num_refiner_layers=1,
+    num_attention_heads=4, num_kv_heads=2, multiple_of=32, axes_dim_rope=(8, 8, 8), axes_lens=(300, 64, 64),
+    text_feat_dim=24,
+)  # fmt: skip
+BOOGU = dict(
+    image_model="boogu", patch_size=2, in_channels=16, hidden_size=96, num_layers=2, num_double_stream_layers=2,
+    num_refiner_layers=1, num_attention_heads=4, num_kv_heads=2, multiple_of=32, axes_dim_rope=(8, 8, 8),
+    axes_lens=(300, 64, 64), instruction_feat_dim=24,
+)  # fmt: skip
+IDEOGRAM = dict(
+    image_model="ideogram4", in_channels=128, num_layers=3, num_attention_heads=2, attention_head_dim=32,
+    intermediate_size=64, adaln_dim=16, llm_features_dim=24, mrope_section=[6, 5, 5],
+)  # fmt: skip
+ERNIE = dict(
+    image_model="ernie", hidden_size=64, num_attention_heads=2, num_layers=3, ffn_hidden_size=64, in_channels=128,
+    out_channels=128, patch_size=1, text_in_dim=24, rope_axes_dim=(8, 12, 12),
+)  # fmt: skip
 LTXV = dict(
     image_model="ltxv", in_channels=128, cross_attention_dim=64, attention_head_dim=32, num_attention_heads=2,
     caption_channels=24, num_layers=3,
@@ -244,6 +262,17 @@ FAMILIES: dict[str, Tiny] = {
         latent=(1, 64, 4, 5),
         pooled=None,
     ),
+    "OmniGen2": Tiny("Omnigen2", OMNIGEN, PICTURE, extra=_mask),
+    "OmniGen2 with a reference": Tiny(
+        "Omnigen2",
+        OMNIGEN,
+        PICTURE,
+        extra=lambda seed, length: {**_mask(seed, length), **_reference(PICTURE)(seed, length)},
+        image_tokens=40,
+    ),
+    "Boogu": Tiny("Boogu", BOOGU, PICTURE, extra=_mask),
+    "Ideogram 4": Tiny("Ideogram4", IDEOGRAM, PACKED),
+    "ERNIE-Image": Tiny("ErnieImage", ERNIE, PACKED, image_first=True, std=0.2),
     "LTX-Video": Tiny(
         "LTXV",
         LTXV,
