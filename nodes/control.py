@@ -221,6 +221,13 @@ class TextBoost(_BlockNode):
         phrases = tuple(line.strip() for line in phrase.splitlines() if line.strip())
         found, right = "a phrase is set, and a phrase is in the positive prompt", "Set branch to positive or both"
         require(not phrases or branch != "negative", "TextBoost", "branch", found, f"{right}, or empty the phrase")
+        family = family_of(model.model)
+        reason = family.no_phrases if family is not None else ""
+        selects = bool(phrases) or part != "all"
+        name = "phrase" if phrases else "part"
+        require(
+            not (selects and reason), "TextBoost", name, f"a phrase cannot be found: {reason}", RIGHT_OF["unmapped"]
+        )
         if preset == NO_PRESET:
             boosts = self._boosts(model, blocks, strength, mode)
         else:

@@ -7,6 +7,7 @@ Order in a block: skip over disable over boost; boosts multiply. A hook or overr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -211,7 +212,8 @@ class _CallHooks:
             changed["img" if single else "txt"] = torch.cat((txt, stream[:, tokens:]), dim=1) if single else txt
         if by_effect:
             previous = options.get("optimized_attention_override")
-            image = args["img"].shape[1] - (tokens if single else 0)
+            # Cosmos-Predict2's image is [B, frames, rows, columns, channels].
+            image = math.prod(args["img"].shape[1:-1]) - (tokens if single else 0)
             if layout.cross:
                 override = cross_attention_override(tokens, image, previous=previous, **by_effect)
             else:

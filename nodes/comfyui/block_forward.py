@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ...mmdit_core.control.model_call import Hook, Key
-from .families import Family
+from .families import BEFORE_TEXT, Family
 
 Forward = Callable[..., Any]
 
@@ -69,7 +69,7 @@ def _calling(
     """A forward of a block that calls the hook.
 
     The family names the arguments in order: another node's module in the block's place may not. A stream [image; text]
-    is given to the hook as two.
+    is given to the hook as two, and tokens of an image before the text's as an argument of their own.
     """
     own = {ours: name for name, ours in names.items()}
 
@@ -87,11 +87,15 @@ def _calling(
         if split:
             stream = given["img"]
             given["img"], given["txt"] = stream[:, : image.tokens], stream[:, image.tokens :]
+        if before := given.get(BEFORE_TEXT):
+            given["txt_before"], given["txt"] = given["txt"][:, :before], given["txt"][:, before:]
 
         def block(args: dict[str, Any]) -> dict[str, Any]:
             size = args["img"].shape[1]
             if split:
                 args = {**args, "img": torch.cat((args["img"], args["txt"]), dim=1), "txt": None}
+            if before:
+                args = {**args, "txt": torch.cat((args["txt_before"], args["txt"]), dim=1)}
             named = {own.get(ours, ours): args[ours] for ours in args if ours in by_name}
             if "transformer_options" in own and "transformer_options" not in in_order:
                 named["transformer_options"] = args["transformer_options"]

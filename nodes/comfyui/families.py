@@ -17,6 +17,7 @@ from ...mmdit_core.models.sd3 import MMDiT
 from .refused_models import REFUSED
 
 CORE = "mmdit_core"  # the name of our own network
+BEFORE_TEXT = "before"  # argument of a block hook: the tokens of an image that come before those of the text
 Sections = tuple[tuple[str, int], ...]  # (name, count) of each kind of block, in order
 
 
@@ -36,6 +37,7 @@ class Family:
         patch: latent pixels along a side of an image token; None if the network's `patch_size` says so.
         text_inputs: of the model's inputs, those that belong to the text.
         moves_prompt: of the model's inputs, those with which the prompt's place in the text stream is not known.
+        no_phrases: why the tokens of a phrase cannot be found in its text stream, "" if they can.
         keeps_length: a value of `ref_latents_method` with which its single blocks take texts of one length alone.
         text_changes: True if the text that enters the blocks depends on the timestep.
         hooks: False for networks that call no block hooks; their blocks are reached through `forward`.
@@ -60,6 +62,7 @@ class Family:
     patch: int | None = None
     text_inputs: tuple[str, ...] = ("attention_mask",)
     moves_prompt: tuple[str, ...] = ()
+    no_phrases: str = ""
     keeps_length: str = ""
     text_changes: bool = False
     hooks: bool = True
@@ -134,6 +137,9 @@ NEXTDIT_ARGUMENTS = {
 }
 
 
+OPTIONS = "transformer_options"
+
+
 def _nextdit(label: str, model: str) -> Family:
     return Family(
         label,
@@ -148,6 +154,33 @@ def _nextdit(label: str, model: str) -> Family:
         arguments=NEXTDIT_ARGUMENTS,
         text_from="context_refiner",  # which runs over the padded text
     )
+
+
+def _cross(label: str, models: tuple[str, ...], network: str, names: str, ours: str, blocks: str = "blocks", **more):
+    """A family whose image reads the text by cross-attention. Args: names and ours, of the arguments of a block."""
+    arguments = dict(zip((*names.split(), OPTIONS), (*ours.split(), OPTIONS), strict=True))
+    return Family(
+        label, models, (network,), blocks, text=TextLayout(cross=True), hooks=False, arguments=arguments, **more
+    )
+
+
+def _cosmos(label: str, models: tuple[str, ...], network: str, **more: Any) -> Family:
+    names = "x_B_T_H_W_D emb_B_T_D crossattn_emb rope_emb_L_1_1_D adaln_lora_B_T_3D extra_per_block_pos_emb"
+    return _cross(
+        label,
+        models,
+        network,
+        names,
+        "img vec txt pe vec_lora extra_pe",
+        width=lambda core: core.blocks[0].cross_attn.context_dim,
+        patch=2,
+        **more,
+    )
+
+
+def _wan(label: str, *models: str, network: str = "comfy.ldm.wan.model.WanModel") -> Family:
+    names, ours = "x e freqs context context_img_len", f"img vec pe txt {BEFORE_TEXT}"
+    return _cross(label, models, network, names, ours, width=lambda core: core.text_embedding[0].in_features)
 
 
 OMNIGEN_ARGUMENTS = {
@@ -319,6 +352,27 @@ FAMILIES = (
         text=TextLayout(cross=True),
         width=lambda core: getattr(getattr(core.caption_projection, "linear_1", None), "in_features", None),
     ),
+    _cosmos(
+        "Anima",
+        ("Anima",),
+        "comfy.ldm.anima.model.Anima",
+        text_inputs=("t5xxl_ids", "t5xxl_weights"),
+        no_phrases="its adapter gives the blocks T5's tokens of a prompt, while the conditioning holds Qwen3's",
+    ),
+    _cosmos("Cosmos-Predict2", ("CosmosT2IPredict2", "CosmosI2VPredict2"), "comfy.ldm.cosmos.predict2.MiniTrainDIT"),
+    _cross(
+        "Kandinsky 5",
+        ("Kandinsky5Image", "Kandinsky5"),
+        "comfy.ldm.kandinsky5.model.Kandinsky5",
+        "visual_embed text_embed time_embed freqs",
+        "img txt vec pe",
+        "visual_transformer_blocks",
+        sections=("visual",),
+        width=lambda core: core.text_embeddings.in_layer.in_features,
+        text_changes=True,  # its text blocks are given the timestep
+    ),
+    _wan("Wan 2.1, 2.2", "WAN21_T2V", "WAN21_I2V", "WAN21_FunControl2V", "WAN22_T2V"),
+    _wan("Wan Camera", "WAN21_Camera", "WAN22_Camera", network="comfy.ldm.wan.model.CameraWanModel"),
 )
 # Those of which this ComfyUI has a class: the newest families came after the oldest release that the pack supports.
 SUPPORTED = ", ".join(

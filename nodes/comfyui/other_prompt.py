@@ -20,7 +20,8 @@ from ...mmdit_core.control.spec import BlockControl
 from .block_forward import hooked
 from .families import Family, network_of
 
-OWN = ("img", "txt", "vec", "transformer_options")  # arguments of a block that are not the text's, but for txt
+# Arguments of a block that are not the text's, but for txt.
+OWN = ("img", "txt", "vec", "vec_lora", "transformer_options")
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         (
             *("PixArtAlpha", "PixArtSigma", "HunyuanDiT", "HunyuanDiT1", "LTXAV", "MiniMaxH3"),
-            *("CosmosT2V", "CosmosI2V", "CosmosT2IPredict2", "CosmosI2VPredict2", "Anima"),
-            *("WAN22_T2V", "WAN21_CausalAR_T2V", "WAN21_T2V", "WAN21_I2V", "WAN21_FunControl2V", "WAN21_Vace"),
-            *("WAN21_Camera", "WAN22_Camera", "WAN22_S2V", "WAN21_HuMo", "WAN22_Animate", "WAN21_FlowRVS"),
-            *("WAN21_SCAIL", "WAN21_SCAIL2", "WAN22_WanDancer", "Kandinsky5Image", "Kandinsky5"),
+            *("CosmosT2V", "CosmosI2V"),
+            *("WAN21_CausalAR_T2V", "WAN21_Vace"),
+            *("WAN22_S2V", "WAN21_HuMo", "WAN22_Animate", "WAN21_FlowRVS"),
+            *("WAN21_SCAIL", "WAN21_SCAIL2", "WAN22_WanDancer"),
         ),
         _CROSS,
     ),

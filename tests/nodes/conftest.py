@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 # Families that ComfyUI has only after the oldest release that the pack supports -> what tests call them.
-LATER = {"Krea2": ("krea 2", "krea2"), "MageFlow": ("mageflow",), "JoyImage": ("joyimage",)}
+LATER = {"Krea2": ("krea 2", "krea2"), "MageFlow": ("mageflow",), "JoyImage": ("joyimage",), "Boogu": ("boogu",)}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -77,6 +77,13 @@ class NodeBench(Bench):
         node = self.nodes["FlowMatchingSampler"]()
         return node.sample(model or self.model, *texts, latent or self.empty, **{**given, **changed})[0]["samples"]
 
+    def by_comfyui(self, model=None, steps: int = 2) -> Tensor:
+        """What MMDiTSampler gives, with ComfyUI's Euler."""
+        given = dict(seed=SEED, steps=steps, cfg=self.cfg, sampler_name="euler", scheduler="simple", denoise=1.0)
+        texts = self.prompt(1), self.prompt(3)
+        node = self.nodes["MMDiTSampler"]()
+        return node.sample(model or self.model, *texts, self.empty, **given)[0]["samples"]
+
     @property
     def empty(self) -> dict[str, Any]:
         """An empty LATENT."""
@@ -140,16 +147,16 @@ def sampled_flow(bench: NodeBench, cfg: float) -> float:
 
 def sampled_by_comfyui(bench: NodeBench) -> float:
     """MMDiT Sampler is KSampler."""
-    given = dict(seed=SEED, steps=3, cfg=bench.cfg, sampler_name="euler", scheduler="simple", denoise=1.0)
     texts = bench.prompt(1), bench.prompt(3)
-    ours = bench.nodes["MMDiTSampler"]().sample(bench.model, *texts, bench.empty, **given)[0]["samples"]
-    theirs = comfyui_nodes.KSampler().sample(bench.model, *list(given.values())[:5], *texts, bench.empty)[0]
-    return difference(ours, theirs["samples"])
+    given = SEED, 3, bench.cfg, "euler", "simple"
+    theirs = comfyui_nodes.KSampler().sample(bench.model, *given, *texts, bench.empty)[0]
+    return difference(bench.by_comfyui(steps=3), theirs["samples"])
 
 
 def planned(bench: NodeBench) -> float:
     """A plan that computes everything changes nothing, bit for bit; one that extrapolates runs, and computes less."""
     node, calls = bench.nodes["SpeedPlan"](), 0
+    sampled = bench.sampled if bench.tiny.is_flow else bench.by_comfyui
 
     def count(*_: Any) -> None:
         nonlocal calls
@@ -157,9 +164,9 @@ def planned(bench: NodeBench) -> float:
 
     handle = bench.model.model.diffusion_model.register_forward_hook(count)
     try:
-        plain = bench.sampled(steps=12)
-        whole, computed = bench.sampled(node.apply(bench.model, "1x (off)")[0], steps=12), calls
-        extrapolated = bench.sampled(node.apply(bench.model, "2x")[0], steps=12)
+        plain = sampled(steps=12)
+        whole, computed = sampled(node.apply(bench.model, "1x (off)")[0], steps=12), calls
+        extrapolated = sampled(node.apply(bench.model, "2x")[0], steps=12)
     finally:
         handle.remove()
     assert extrapolated.isfinite().all() and not torch.equal(extrapolated, plain), "2x did not extrapolate"

@@ -165,7 +165,7 @@ def nothing(bench: Bench) -> float:
 def all_positions(bench: Bench) -> float:
     """A boost over all positions of the prompt is the boost of the whole text, where the text holds nothing else."""
     length = bench.prompt(1)[0][0].shape[1]
-    if bench.tiny.text_tokens(length) != length:
+    if bench.tiny.text_tokens(length) != length or bench.family.no_phrases:
         return 0.0
     prompt = bench.with_map(bench.prompt(1), [f"w{index}" for index in range(length)], first=0)
     phrases = (" ".join(f"w{index}" for index in range(length)),)
@@ -198,6 +198,8 @@ def weighed_attention(
     first = (text - 7 if bench.tiny.prompt_last else 0) + 1
     for mode, strength in product(modes, (2.5, 0.0)):
         for phrases in texts:
+            if phrases and bench.family.no_phrases:
+                continue  # TextBoost refuses it
             if bench.family.text.cross and mode == "attention" and not phrases and strength:
                 continue  # all text alike cancels: TextBoost refuses it
             factors = torch.ones(text)
@@ -241,8 +243,17 @@ ORACLES: dict[str, Oracle] = {
 TEXT_FIRST = ("QwenImageTransformerBlock", "LensTransformerBlock", "MMDiTBlock", "JointBlock")  # in what they return
 
 # Parameters of blocks: the image, or the one stream of a block, and the text.
-IMG = ("hidden_states", "img", "x", "img_hidden_states", "image_tokens")
-TXT = ("encoder_hidden_states", "txt", "context", "c", "instruct_hidden_states", "text_tokens")
+IMG = ("hidden_states", "img", "x", "img_hidden_states", "image_tokens", "x_B_T_H_W_D", "visual_embed")
+TXT = (
+    "encoder_hidden_states",
+    "txt",
+    "context",
+    "c",
+    "instruct_hidden_states",
+    "text_tokens",
+    "crossattn_emb",
+    "text_embed",
+)
 
 
 @contextmanager

@@ -21,6 +21,11 @@ LIKE = {
     "HunyuanVideoI2V": ("HunyuanVideo", {"in_channels": 33}),
     "HunyuanVideoSkyreelsI2V": ("HunyuanVideo", {"in_channels": 32}),
     "HunyuanVideo15_SR_Distilled": ("HunyuanVideo 1.5", {"in_channels": 98}),
+    "CosmosI2VPredict2": ("Cosmos-Predict2", {"in_channels": 17}),
+    "WAN21_FunControl2V": ("Wan 2.1 image to video", {"in_dim": 48}),
+    "WAN22_T2V": ("Wan 2.1", {"in_dim": 48, "out_dim": 48}),
+    "WAN21_Camera": ("Wan 2.1 image to video", {"model_type": "camera", "in_dim": 32}),
+    "WAN22_Camera": ("Wan 2.1", {"model_type": "camera_2.2", "in_dim": 36}),
 }
 
 

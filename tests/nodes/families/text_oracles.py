@@ -35,6 +35,7 @@ def boosted_phrase(bench: Bench, factor: float = 2.5) -> float:
     """A phrase in all modes: residual as its tokens multiplied, attention and value written out."""
     first = (bench.tiny.text_tokens(7) - 7 if bench.tiny.prompt_last else 0) + 1
     prompt, tokens = bench.with_map(bench.prompt(1)), slice(first, first + 2)
+    bench.attach(bench.model, [bench.control("boost", (0,), factor, phrases=PHRASE)])  # refused by some models
     ours = bench.run(bench.control("boost", (0,), factor, phrases=PHRASE), positive=prompt, cfg=1.0)
     with multiplied(bench, bench.blocks if bench.family.text.cross else bench.blocks[:1], factor, tokens):
         residual = difference(ours, bench.run(positive=prompt, cfg=1.0))
@@ -72,7 +73,8 @@ def _with_scaled_text(bench: Bench, block: Any, factor: float, tokens: slice, *a
     bound = inspect.signature(forward).bind(block, *args, **kwargs)
     names = [name for name in oracles.TXT if bound.arguments.get(name) is not None]
     if names:
-        bound.arguments[names[0]] = _scaled(bound.arguments[names[0]], factor, tokens)
+        txt, before = bound.arguments[names[0]], bound.arguments.get("context_img_len") or 0  # of an image, in Wan
+        bound.arguments[names[0]] = torch.cat((txt[:, :before], _scaled(txt[:, before:], factor, tokens)), dim=1)
     else:  # one stream
         text, name = bench.tiny.text_tokens(7), list(bound.arguments)[1]
         stream = bound.arguments[name]

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_patcher
+import comfy.ops
 import comfy.supported_models
 import torch
 
@@ -29,7 +31,8 @@ class Tiny:
     channels of a token; pooled, channels of the pooled text, None without; extra, more entries of a conditioning from
     (seed, length); text_tokens, text tokens in the blocks for a prompt of so many; image_tokens, with padding and
     references; prompt_last, True if other tokens come before the prompt's; image_first, of the joint sequence; std, of
-    the weights.
+    the weights; is_flow, False if it predicts no rectified flow; shrink, of the parts of the network whose sizes
+    ComfyUI fixes.
     """
 
     kind: str
@@ -43,6 +46,8 @@ class Tiny:
     prompt_last: bool = False
     image_first: bool = False
     std: float = 0.1
+    is_flow: bool = True
+    shrink: Callable[[Any], None] = lambda network: None
 
 
 def _base(tiny: Tiny, device: torch.device):
@@ -62,6 +67,7 @@ def build(tiny: Tiny, weight_seed: int = WEIGHT_SEED, state: Mapping[str, torch.
     """A MODEL, a maker of CONDITIONINGs (seed, length), and a latent. Args: state, of the network; random if None."""
     cpu = torch.device("cpu")
     base = _base(tiny, cpu)
+    tiny.shrink(base.diffusion_model)
     source = torch.Generator().manual_seed(weight_seed)
     for parameter in base.diffusion_model.parameters():
         parameter.requires_grad_(False).copy_(tiny.std * torch.randn(parameter.shape, generator=source))
@@ -199,6 +205,46 @@ LTXV = dict(
     image_model="ltxv", in_channels=128, cross_attention_dim=64, attention_head_dim=32, num_attention_heads=2,
     caption_channels=24, num_layers=3,
 )  # fmt: skip
+COSMOS = dict(
+    image_model="cosmos_predict2", max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16,
+    patch_spatial=2, patch_temporal=1, concat_padding_mask=True, model_channels=64, num_blocks=3, num_heads=2,
+    crossattn_emb_channels=24, pos_emb_cls="rope3d", pos_emb_interpolation="crop", use_adaln_lora=True,
+    adaln_lora_dim=16,
+)  # fmt: skip
+KANDINSKY = dict(
+    image_model="kandinsky5", in_visual_dim=16, out_visual_dim=16, in_text_dim=24, in_text_dim2=20, time_dim=32,
+    model_dim=64, ff_dim=64, num_text_blocks=1, num_visual_blocks=3, axes_dims=(8, 12, 12),
+)  # fmt: skip
+WAN = dict(
+    image_model="wan2.1", model_type="t2v", in_dim=16, dim=64, ffn_dim=64, freq_dim=32, text_dim=24, out_dim=16,
+    num_heads=2, num_layers=3, cross_attn_norm=True,
+)  # fmt: skip
+
+
+def _anima(seed: int, length: int) -> dict[str, Any]:
+    source = torch.Generator().manual_seed(seed)
+    return {
+        "t5xxl_ids": torch.randint(0, 32128, (length,), generator=source, dtype=torch.int32),
+        "t5xxl_weights": torch.ones(length),
+    }
+
+
+def _small_adapter(network: Any) -> None:
+    sizes = dict(source_dim=24, target_dim=24, model_dim=32, num_layers=1, num_heads=2)
+    network.llm_adapter = type(network.llm_adapter)(**sizes, operations=comfy.ops.disable_weight_init)
+
+
+# One object, as one node gives it to several: FlowInvert's noise is for the very same one.
+VISION = SimpleNamespace(penultimate_hidden_states=randn((1, 5, 1280), 4))
+
+
+def _start_image(seed: int, length: int) -> dict[str, Any]:
+    return {
+        "concat_latent_image": randn(FRAME, 2),
+        "concat_mask": torch.ones(1, 1, 1, 7, 9),
+        "clip_vision_output": VISION,
+    }
+
 
 QWEN_IMAGE = Tiny("QwenImage", QWEN, FRAME)
 QWEN_EDIT = replace(QWEN_IMAGE, extra=_reference(FRAME), image_tokens=40)
@@ -279,6 +325,21 @@ FAMILIES: dict[str, Tiny] = {
         (1, 128, 1, 4, 5),
         extra=lambda seed, length: {"frame_rate": 25, **_mask(seed, length)},
     ),
+    "Anima": Tiny(
+        "Anima",
+        COSMOS | dict(image_model="anima"),
+        FRAME,
+        extra=_anima,
+        text_tokens=lambda length: max(length, 512),
+        std=0.2,
+        shrink=_small_adapter,
+    ),
+    "Cosmos-Predict2": Tiny("CosmosT2IPredict2", COSMOS, FRAME, std=0.2, is_flow=False),
+    # ComfyUI itself fails on odd sizes here.
+    "Kandinsky 5 Image": Tiny("Kandinsky5Image", KANDINSKY | dict(visual_embed_dim=64), (1, 16, 8, 10), pooled=20),
+    "Kandinsky 5": Tiny("Kandinsky5", KANDINSKY | dict(visual_embed_dim=132), (1, 16, 1, 8, 10), pooled=20),
+    "Wan 2.1": Tiny("WAN21_T2V", WAN, FRAME),
+    "Wan 2.1 image to video": Tiny("WAN21_I2V", WAN | dict(model_type="i2v", in_dim=36), FRAME, extra=_start_image),
 }
 # One of each, for tests of what the nodes do with rows rather than with blocks.
 FEW = ("SD3", "FLUX.1 dev", "FLUX.2", "Qwen-Image-Edit-2511", "Z-Image", "Krea 2", "JoyImage", "LTX-Video")
