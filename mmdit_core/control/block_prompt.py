@@ -6,7 +6,7 @@ it then is. In a chosen block it is therefore what it would be if it had been th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def add_block_prompt(
         # Cross-attention gives every block the text as it was encoded: nothing needs to be carried to the chosen ones.
         if block not in skipped and (chosen or not call.text.cross):
             key = call.key_of(block)
-            hooks[key] = stream.hook(key, hooks.get(key, existing.get(key)), existing.get(key), chosen)
+            hooks[key] = stream.hook(block, hooks.get(key, existing.get(key)), existing.get(key), chosen)
 
 
 class _Stream:
@@ -52,10 +52,12 @@ class _Stream:
         # Positions, masks and lengths are those of this text in every block.
         self.given = dict(call.first_args(prompt, self.rows))
         self.txt: Tensor = self.given.pop("txt").clone()  # some blocks write into their arguments
+        self.renewed: Sequence[Tensor] = self.given.pop("renewed", ())
         self.tokens: int | None = None  # of the first prompt; single blocks of some models are not given it
 
-    def hook(self, key: Key, first: Hook | None, existing: Hook | None, chosen: bool) -> Hook:
+    def hook(self, block: int, first: Hook | None, existing: Hook | None, chosen: bool) -> Hook:
         """The hook of one block. Args: first, the hook of the first prompt; existing, the model's own."""
+        key = self.call.key_of(block)
 
         def hook(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
             self.call.called.add(key)
@@ -64,6 +66,9 @@ class _Stream:
             other = self.call.args_of(args, self.chunks)
             other.update((name, value) for name, value in self.given.items() if name in other)
             txt, length = self.txt, self.txt.shape[1]
+            if self.renewed:
+                anew = self.renewed[block]
+                txt = torch.cat((txt[:, : length - anew.shape[1]], anew), dim=1)
             if single:
                 other["img"] = torch.cat((txt, other["img"][:, tokens:]), dim=1)
                 img_slice = [length, other["img"].shape[1]]

@@ -59,24 +59,29 @@ def compile_controls(
     return hooks
 
 
-Term = tuple[BlockControl, frozenset[int]]  # a control and the chunks whose text it scales
+# A control, the chunks whose text it scales, and whether it scales only the tokens that a block is given anew.
+Term = tuple[BlockControl, frozenset[int], bool]
 
 
 def _residual_terms(acting: Mapping[int, Sequence[BlockControl]], call: ModelCall) -> dict[int, tuple[Term, ...]]:
     """What scales the text stream before each block.
 
     With joint attention the blocks hand the scaled text on. With cross-attention every block is given the same text,
-    so that the controls of a block are carried to all later ones here. A skipped block scales nothing.
+    so that the controls of a block are carried to all later ones here; the same holds for tokens that each block is
+    given anew. A skipped block scales nothing.
     """
     terms: dict[int, tuple[Term, ...]] = {}
     carried: tuple[Term, ...] = ()
     for block in call.blocks:
         skipped = _skipped(acting.get(block, ()), call)
         own = [control for control in acting.get(block, ()) if control.effect == "residual"]
-        added = tuple((control, frozenset(call.chunks_of(control)) - skipped) for control in own)
-        carried = (*carried, *added) if call.text.cross else added
-        if carried:
-            terms[block] = carried
+        added = tuple((control, frozenset(call.chunks_of(control)) - skipped, False) for control in own)
+        if before := (*carried, *added):
+            terms[block] = before
+        if call.text.cross:
+            carried = before
+        elif call.renewed:
+            carried = (*carried, *((control, chunks, True) for control, chunks, _ in added))
     return terms
 
 
@@ -131,10 +136,11 @@ class _Factors:
     def _of_chunk(self, chunk: int, tokens: int) -> list[float]:
         """What each text token of a chunk is multiplied by."""
         factors = [1.0] * tokens
-        for control, chunks in self.terms:
+        for control, chunks, anew in self.terms:
             if chunk in chunks:
+                first = tokens - self.call.renewed if anew else 0
                 for position in _positions(control, self.call, chunk, tokens):
-                    factors[position] *= control.factor
+                    factors[position] *= control.factor if position >= first else 1.0
         return factors
 
 
@@ -172,7 +178,7 @@ class _CallHooks:
         terms = {"residual": residual}
         for effect in ("attention", "value"):
             own = [control for control in controls if control.effect == effect]
-            terms[effect] = tuple((control, frozenset(call.chunks_of(control))) for control in own)
+            terms[effect] = tuple((control, frozenset(call.chunks_of(control)), False) for control in own)
         scaled = {
             effect: self.factors.setdefault((each, running), _Factors(each, running, call))
             for effect, each in terms.items()

@@ -127,6 +127,7 @@ def _model_call(family: Family, by_forward: bool, run: Run, host: HostCall, rows
         lengths=tuple(map(_length, rows.entries)) if None not in rows.entries else (),
         groups=rows.groups,
         text=family.text,
+        renewed=host.inputs[family.renews].shape[-2] if family.renews else 0,
         phrases_known=run.phrases_known,
         first_args=first,
     )

@@ -37,6 +37,8 @@ class Family:
         patch: latent pixels along a side of an image token; None if the network's `patch_size` says so.
         text_inputs: of the model's inputs, those that belong to the text.
         moves_prompt: of the model's inputs, those with which the prompt's place in the text stream is not known.
+        renews: of the model's inputs, the one whose tokens [..., tokens, channels] each block is given anew, at the end
+            of the text stream; "" for none.
         no_phrases: why the tokens of a phrase cannot be found in its text stream, "" if they can.
         keeps_length: a value of `ref_latents_method` with which its single blocks take texts of one length alone.
         text_changes: True if the text that enters the blocks depends on the timestep.
@@ -62,6 +64,7 @@ class Family:
     patch: int | None = None
     text_inputs: tuple[str, ...] = ("attention_mask",)
     moves_prompt: tuple[str, ...] = ()
+    renews: str = ""
     no_phrases: str = ""
     keeps_length: str = ""
     text_changes: bool = False
@@ -289,6 +292,30 @@ FAMILIES = (
     _hunyuan("HunyuanVideo", "HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"),
     _hunyuan("HunyuanVideo 1.5", "HunyuanVideo15", "HunyuanVideo15_SR_Distilled", prompt_last=True),
     _hunyuan("HunyuanImage 2.1", "HunyuanImage21"),
+    Family(
+        "HiDream-I1",
+        ("HiDream",),
+        ("comfy.ldm.hidream.model.HiDreamImageTransformer2DModel",),
+        "double_stream_blocks",
+        "single_stream_blocks",
+        ("double", "single"),
+        text=TextLayout(image_first=True),
+        width=lambda core: core.caption_projection[-1].linear.in_features,
+        text_inputs=("encoder_hidden_states_llama3",),
+        renews="encoder_hidden_states_llama3",
+        no_phrases="its blocks read a prompt in T5's tokens and twice in Llama's",
+        hooks=False,
+        arguments={
+            "image_tokens": "img",
+            "image_tokens_masks": "attn_mask",
+            "text_tokens": "txt",
+            "adaln_input": "vec",
+            "rope": "pe",
+            OPTIONS: OPTIONS,
+        },
+        returns=("img", "txt"),
+        image_from="x_embedder",
+    ),
     _omnigen(
         "OmniGen2",
         "Omnigen2",

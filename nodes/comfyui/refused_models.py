@@ -35,7 +35,7 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            *("GenmoMochi", "ZImagePixelSpace", "PiD", "PixelDiTT2I", "HiDream", "HiDreamO1"),
+            *("GenmoMochi", "ZImagePixelSpace", "PiD", "PixelDiTT2I", "HiDreamO1"),
             *("CogVideoX_Inpaint", "CogVideoX_I2V", "CogVideoX_T2V"),
         ),
         _SINGLE,

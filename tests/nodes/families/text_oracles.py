@@ -24,9 +24,11 @@ def scaled_text(bench: Bench, factor: float = 1.7) -> float:
     for number, block in enumerate(bench.blocks):
         ours = bench.run(bench.control("boost", (number,), factor))
         assert number or difference(ours, plain) > ACTS, "the boost did nothing"
-        # Cross-attention gives each block the text as it was encoded.
+        # Cross-attention gives each block the text as it was encoded, HiDream-I1 a part of it.
         scaled = bench.blocks[number:] if bench.family.text.cross else [block]
-        with multiplied(bench, scaled, factor, slice(None)):
+        later = bench.blocks[number + 1 :] if bench.family.renews else []
+        anew = bench.tiny.extra(1, 7)["conditioning_llama3"].shape[-2] if later else 0
+        with multiplied(bench, scaled, factor, slice(None)), multiplied(bench, later, factor, slice(-anew, None)):
             found.append(difference(ours, bench.run()))
     return max(found)
 

@@ -183,6 +183,11 @@ KREA2 = dict(
     image_model="krea2", features=64, tdim=16, txtdim=12, heads=2, kvheads=1, multiplier=2, layers=3, channels=16,
     txtlayers=2, txtheads=2, txtkvheads=2,
 )  # fmt: skip
+HIDREAM = dict(
+    image_model="hidream", patch_size=2, in_channels=16, out_channels=16, num_layers=2, num_single_layers=2,
+    attention_head_dim=32, num_attention_heads=2, caption_channels=[24, 12], text_emb_dim=20, num_routed_experts=2,
+    num_activated_experts=1, axes_dims_rope=(8, 12, 12), max_resolution=(32, 32), llama_layers=[0, 2, 1, 0],
+)  # fmt: skip
 OMNIGEN = dict(
     image_model="omnigen2", patch_size=2, in_channels=16, hidden_size=96, num_layers=3, num_refiner_layers=1,
     num_attention_heads=4, num_kv_heads=2, multiple_of=32, axes_dim_rope=(8, 8, 8), axes_lens=(300, 64, 64),
@@ -307,6 +312,16 @@ FAMILIES: dict[str, Tiny] = {
         config=HUNYUAN | dict(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[16, 16], vec_in_dim=None),
         latent=(1, 64, 4, 5),
         pooled=None,
+    ),
+    "HiDream-I1": Tiny(
+        "HiDream",
+        HIDREAM,
+        PICTURE,
+        pooled=20,
+        extra=lambda seed, length: {"conditioning_llama3": randn((1, 3, length + 2, 12), seed + 50)},
+        text_tokens=lambda length: length + 2 * (length + 2),
+        image_first=True,
+        std=0.2,
     ),
     "OmniGen2": Tiny("Omnigen2", OMNIGEN, PICTURE, extra=_mask),
     "OmniGen2 with a reference": Tiny(
