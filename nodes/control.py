@@ -84,6 +84,13 @@ def read_blocks(node: str, model, blocks: str, parse: Callable[..., Any] = parse
         raise InputError(node, "blocks", error.found, error.right) from error
 
 
+def require_text_controls(node: str, name: str, model, right: str) -> None:
+    """Raises: InputError for a model whose blocks can only be skipped. Args: name, of the input."""
+    family = family_of(model.model)
+    if family is not None and family.only_skip:
+        raise InputError(node, name, f"{family.label} takes no control of its text: {family.only_skip}", right)
+
+
 def _reads_by_cross_attention(model) -> bool:
     family = family_of(model.model)
     return family is not None and family.text.cross
@@ -126,6 +133,8 @@ class _BlockNode:
         """
         name, inputs = type(self).__name__, self.INPUT_TYPES()  # type: ignore[attr-defined]
         check_values(name, {**inputs["required"], **inputs.get("optional", {})}, given)
+        if not isinstance(self, BlockSkip):
+            require_text_controls(name, "model", model, "Use BlockSkip, or connect another model")
         window = Window(given.pop("start_percent"), given.pop("end_percent"), given.pop("fade", "constant"))
         controls = [replace(control, window=window) for control in self.controls(model, **given)]
         blocks = {block for control in controls for block in control.blocks}

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..text.tokens import NoTokenMap, PhraseError, Positions
 from .attention import attention_override, cross_attention_override
 from .block_prompt import add_block_prompt
-from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall, text_length, with_rows
+from .model_call import BlockCallCount, ControlError, Hook, Key, ModelCall, rows_of, text_length, with_rows
 from .spec import POSITIVE, BlockControl
 
 
@@ -195,6 +195,10 @@ class _CallHooks:
                 return streams
             if not skipped:
                 return block(self._with_factors(args, scaled))
+            if call.text.whole_batch:  # the block runs on all rows, so nothing is saved
+                before = {name: _rows_of(value, call.rows(skipped)) for name, value in streams.items()}
+                out = block(args)
+                return {**out, **{name: _put_back(out[name], before[name], call.rows(skipped)) for name in before}}
             count.skipped += len(skipped)
             given = self._with_factors(call.args_of(args, running), scaled)
             return _merged(block(given), args, call.rows(running))
@@ -228,6 +232,18 @@ class _CallHooks:
                 )
             changed["transformer_options"] = {**options, "optimized_attention_override": override}
         return changed
+
+
+def _rows_of(stream: Any, rows: Sequence[int]) -> Any:
+    """Copies of some rows of a stream. Args: stream, a tensor or several, as of video and sound."""
+    return tuple(rows_of(each, rows) for each in stream) if isinstance(stream, tuple) else rows_of(stream, rows)
+
+
+def _put_back(stream: Any, kept: Any, rows: Sequence[int]) -> Any:
+    """A stream with the kept values in some rows."""
+    if isinstance(stream, tuple):
+        return tuple(with_rows(each, rows, own) for each, own in zip(stream, kept, strict=True))
+    return with_rows(stream, rows, kept)
 
 
 def _merged(out: dict[str, Any], before: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:

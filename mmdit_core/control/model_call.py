@@ -58,12 +58,14 @@ class TextLayout:
 
     Fields: image_first, True if the image's tokens come before the text's in a joint attention; cross, True if the
     image reads the text by cross-attention and no block changes it; prompt_last, True if the prompt's tokens are the
-    last ones of the text stream, after registers or padding, False if they are the first.
+    last ones of the text stream, after registers or padding, False if they are the first; whole_batch, True if the
+    arguments of a block cannot be cut to some rows of the batch.
     """
 
     image_first: bool = False
     cross: bool = False
     prompt_last: bool = False
+    whole_batch: bool = False
 
 
 @dataclass(frozen=True)

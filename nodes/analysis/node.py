@@ -13,7 +13,7 @@ from ..comfyui.fingerprint import fingerprint, of_model
 from ..comfyui.frontend import messages
 from ..comfyui.frontend.progress import model_name
 from ..comfyui.run import sampling
-from ..control import CATEGORY, MODEL, SUPPORTED, counts, read_blocks
+from ..control import CATEGORY, MODEL, SUPPORTED, counts, read_blocks, require_text_controls
 from ..errors import require
 from ..plots.canvas import as_image
 from ..sampler.checks import check_inputs
@@ -154,6 +154,8 @@ def _check(model, facts: sampling.ModelFacts, inputs: AnalysisInputs) -> tuple[i
     """The blocks to sweep. Raises: InputError."""
     require(facts.is_flow, NODE, "model", f"{facts.kind} is not a flow-matching model", f"Connect {SUPPORTED}")
     blocks = read_blocks(NODE, model, inputs.blocks)
+    if SWEEPS[inputs.operations] != ("skip",):
+        require_text_controls(NODE, "operations", model, "Set operations to skip")
     require(blocks, NODE, "blocks", "no block is named", 'Write "all", or numbers and ranges such as 0-5, 9')
     halves = not inputs.early_late or inputs.steps >= 2
     require(halves, NODE, "early_late", "1 step has no halves", "Set at least 2 steps, or turn it off")

@@ -40,6 +40,7 @@ class Family:
         renews: of the model's inputs, the one whose tokens [..., tokens, channels] each block is given anew, at the end
             of the text stream; "" for none.
         no_phrases: why the tokens of a phrase cannot be found in its text stream, "" if they can.
+        only_skip: why no control of its text is defined, so that blocks can be skipped alone; "" if all are.
         keeps_length: a value of `ref_latents_method` with which its single blocks take texts of one length alone.
         text_changes: True if the text that enters the blocks depends on the timestep.
         hooks: False for networks that call no block hooks; their blocks are reached through `forward`.
@@ -66,6 +67,7 @@ class Family:
     moves_prompt: tuple[str, ...] = ()
     renews: str = ""
     no_phrases: str = ""
+    only_skip: str = ""
     keeps_length: str = ""
     text_changes: bool = False
     hooks: bool = True
@@ -378,6 +380,24 @@ FAMILIES = (
         patch=1,
         text=TextLayout(cross=True),
         width=lambda core: getattr(getattr(core.caption_projection, "linear_1", None), "in_features", None),
+    ),
+    Family(
+        "LTX-2",
+        ("LTXAV",),
+        ("comfy.ldm.lightricks.av_model.LTXAVModel",),
+        "transformer_blocks",
+        patch=1,
+        text=TextLayout(cross=True, whole_batch=True),  # its timesteps are compressed over a video's frames
+        width=lambda core: None,
+        only_skip="its blocks read two texts, one for video and one for sound, and change both",
+    ),
+    Family(
+        "Mochi",
+        ("GenmoMochi",),
+        ("comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmDiTJoint",),
+        "blocks",
+        width=lambda core: core.t5_yproj.in_features,
+        only_skip="a vector pooled from all tokens of its prompt modulates every block, whatever happens to the tokens",
     ),
     _cosmos(
         "Anima",

@@ -159,6 +159,8 @@ def nothing(bench: Bench) -> float:
     window = type(late)(0.0, 0.0)
     idle = [bench.control("boost", bench.numbers, 1.0, mode) for mode in MODES]
     idle += [bench.control(action, bench.numbers, window=window) for action in ("skip", "disable")]
+    if bench.tiny.only_skip:
+        idle = [control for control in idle if control.action == "skip"]
     return float(not torch.equal(bench.run(*idle), plain))
 
 
@@ -218,6 +220,8 @@ def branches(bench: Bench) -> float:
     """Controls of one branch leave the other prediction as it is; together they are what each gives alone."""
     skip = {"negative": bench.control("skip", (0,), branch="negative")}
     skip["positive"] = bench.control("boost", (0, bench.numbers[-1]), 2.0, "value", branch="positive")
+    if bench.tiny.only_skip:
+        skip["positive"] = bench.control("skip", (bench.numbers[-1],), branch="positive")
     found = [difference(bench.run(skip["negative"], cfg=1.0), bench.run(cfg=1.0))]
     step = (1.0, 0.6)  # one step is linear in the predictions
     cond = bench.run(skip["positive"], cfg=1.0, sigmas=step)
@@ -241,13 +245,15 @@ ORACLES: dict[str, Oracle] = {
     "branches": branches,
 }
 TEXT_FIRST = ("QwenImageTransformerBlock", "LensTransformerBlock", "MMDiTBlock", "JointBlock")  # in what they return
+SKIP_ALONE = ("skip", "nothing", "branches")  # what holds of a family whose blocks can only be skipped
 
 # Parameters of blocks: the image, or the one stream of a block, and the text.
-IMG = ("hidden_states", "img", "x", "img_hidden_states", "image_tokens", "x_B_T_H_W_D", "visual_embed")
+IMG = ("cx", "hidden_states", "img", "x", "img_hidden_states", "image_tokens", "x_B_T_H_W_D", "visual_embed")
 TXT = (
     "encoder_hidden_states",
     "txt",
     "context",
+    "y",
     "c",
     "instruct_hidden_states",
     "text_tokens",

@@ -14,7 +14,11 @@ from tests.nodes.families.page import page, refused
 from tests.nodes.families.tiny import FAMILIES
 
 STORED = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
-LIVE = ("FLUX.1 dev", "Qwen-Image with a text mask", "LTX-Video")  # quick ones, and all that refuse something
+# Quick ones, and all that refuse something.
+LIVE = (
+    *("FLUX.1 dev", "Qwen-Image with a text mask", "HiDream-I1", "LTX-Video", "LTX-2", "Mochi", "Anima"),
+    *("Cosmos-Predict2", "Kandinsky 5 Image", "Kandinsky 5", "Wan 2.1", "Wan 2.1 image to video"),
+)
 NOTE = re.compile(r"^(\d+)\. (.+)$", re.M)
 
 

@@ -31,7 +31,8 @@ class Tiny:
     channels of a token; pooled, channels of the pooled text, None without; extra, more entries of a conditioning from
     (seed, length); text_tokens, text tokens in the blocks for a prompt of so many; image_tokens, with padding and
     references; prompt_last, True if other tokens come before the prompt's; image_first, of the joint sequence; std, of
-    the weights; is_flow, False if it predicts no rectified flow; shrink, of the parts of the network whose sizes
+    the weights; is_flow, False if it predicts no rectified flow; only_skip, True if its blocks
+    take no other control; shrink, of the parts of the network whose sizes
     ComfyUI fixes.
     """
 
@@ -47,6 +48,7 @@ class Tiny:
     image_first: bool = False
     std: float = 0.1
     is_flow: bool = True
+    only_skip: bool = False
     shrink: Callable[[Any], None] = lambda network: None
 
 
@@ -224,6 +226,18 @@ WAN = dict(
     image_model="wan2.1", model_type="t2v", in_dim=16, dim=64, ffn_dim=64, freq_dim=32, text_dim=24, out_dim=16,
     num_heads=2, num_layers=3, cross_attn_norm=True,
 )  # fmt: skip
+LTX2 = dict(
+    image_model="ltxav", in_channels=128, audio_in_channels=128, cross_attention_dim=64, audio_cross_attention_dim=64,
+    attention_head_dim=32, audio_attention_head_dim=32, num_attention_heads=2, audio_num_attention_heads=2,
+    caption_channels=24, num_layers=3, connector_num_layers=1, connector_num_attention_heads=1,
+    connector_attention_head_dim=24,
+)  # fmt: skip
+MOCHI = dict(
+    image_model="mochi_preview", depth=3, patch_size=2, num_heads=2, hidden_size_x=96, hidden_size_y=48,
+    mlp_ratio_x=128.0, mlp_ratio_y=128.0, learn_sigma=False, in_channels=12, qk_norm=True, qkv_bias=False, out_bias=True,
+    attn_drop=0.0, patch_embed_bias=True, posenc_preserve_area=True, timestep_mlp_bias=True, attend_to_padding=False,
+    timestep_scale=1000.0, use_t5=True, t5_feat_dim=24, t5_token_length=256, rope_theta=10000.0,
+)  # fmt: skip
 
 
 def _anima(seed: int, length: int) -> dict[str, Any]:
@@ -340,6 +354,8 @@ FAMILIES: dict[str, Tiny] = {
         (1, 128, 1, 4, 5),
         extra=lambda seed, length: {"frame_rate": 25, **_mask(seed, length)},
     ),
+    "LTX-2": Tiny("LTXAV", LTX2, (1, 128, 1, 4, 5), 48, extra=lambda seed, length: {"frame_rate": 25}, only_skip=True),
+    "Mochi": Tiny("GenmoMochi", MOCHI, (1, 12, 1, 8, 10), extra=_mask, only_skip=True),
     "Anima": Tiny(
         "Anima",
         COSMOS | dict(image_model="anima"),
