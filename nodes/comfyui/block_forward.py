@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ...mmdit_core.control.model_call import Hook, Key
-from .families import BEFORE_TEXT, Family
+from .block_arguments import BEFORE_TEXT
+from .families import Family
 
 Forward = Callable[..., Any]
 

@@ -14,10 +14,20 @@ import comfy.supported_models
 
 from ...mmdit_core.control.model_call import TextLayout
 from ...mmdit_core.models.sd3 import MMDiT
+from .block_arguments import (
+    BEFORE_TEXT,
+    BOOGU_ARGUMENTS,
+    HIDREAM_ARGUMENTS,
+    IDEOGRAM_ARGUMENTS,
+    KREA2_ARGUMENTS,
+    NEXTDIT_ARGUMENTS,
+    OMNIGEN_ARGUMENTS,
+    OPTIONS,
+    QWEN_ARGUMENTS,
+)
 from .refused_models import REFUSED
 
 CORE = "mmdit_core"  # the name of our own network
-BEFORE_TEXT = "before"  # argument of a block hook: the tokens of an image that come before those of the text
 Sections = tuple[tuple[str, int], ...]  # (name, count) of each kind of block, in order
 
 
@@ -123,28 +133,6 @@ def _chroma(label: str, model: str, network: str) -> Family:
     return Family(label, (model,), (network,), "double_blocks", "single_blocks", ("double", "single"))
 
 
-QWEN_ARGUMENTS = {
-    "hidden_states": "img",
-    "encoder_hidden_states": "txt",
-    "encoder_hidden_states_mask": "attn_mask",
-    "temb": "vec",
-    "image_rotary_emb": "pe",
-    "timestep_zero_index": "timestep_zero_index",
-    "transformer_options": "transformer_options",
-}
-NEXTDIT_ARGUMENTS = {
-    "x": "img",
-    "x_mask": "attn_mask",
-    "freqs_cis": "pe",
-    "adaln_input": "vec",
-    "timestep_zero_index": "timestep_zero_index",
-    "transformer_options": "transformer_options",
-}
-
-
-OPTIONS = "transformer_options"
-
-
 def _nextdit(label: str, model: str) -> Family:
     return Family(
         label,
@@ -186,15 +174,6 @@ def _cosmos(label: str, models: tuple[str, ...], network: str, **more: Any) -> F
 def _wan(label: str, *models: str, network: str = "comfy.ldm.wan.model.WanModel") -> Family:
     names, ours = "x e freqs context context_img_len", f"img vec pe txt {BEFORE_TEXT}"
     return _cross(label, models, network, names, ours, width=lambda core: core.text_embedding[0].in_features)
-
-
-OMNIGEN_ARGUMENTS = {
-    "hidden_states": "img",
-    "attention_mask": "attn_mask",
-    "image_rotary_emb": "pe",
-    "temb": "vec",
-    "transformer_options": "transformer_options",
-}
 
 
 def _omnigen(label: str, model: str, network: str, arguments: Mapping[str, str] = OMNIGEN_ARGUMENTS, **more) -> Family:
@@ -254,14 +233,7 @@ FAMILIES = (
         width=lambda core: core.txtlayers * core.txtdim,
         patch=2,
         hooks=False,
-        arguments={
-            "x": "img",
-            "vec": "vec",
-            "freqs": "pe",
-            "mask": "attn_mask",
-            "timestep_zero_index": "timestep_zero_index",
-            "transformer_options": "transformer_options",
-        },
+        arguments=KREA2_ARGUMENTS,
     ),
     Family(
         "AuraFlow",
@@ -307,14 +279,7 @@ FAMILIES = (
         renews="encoder_hidden_states_llama3",
         no_phrases="its blocks read a prompt in T5's tokens and twice in Llama's",
         hooks=False,
-        arguments={
-            "image_tokens": "img",
-            "image_tokens_masks": "attn_mask",
-            "text_tokens": "txt",
-            "adaln_input": "vec",
-            "rope": "pe",
-            OPTIONS: OPTIONS,
-        },
+        arguments=HIDREAM_ARGUMENTS,
         returns=("img", "txt"),
         image_from="x_embedder",
     ),
@@ -332,14 +297,7 @@ FAMILIES = (
         double="double_stream_layers",
         single="single_stream_layers",
         sections=("double", "single"),
-        arguments={
-            "img_hidden_states": "img",
-            "instruct_hidden_states": "txt",
-            "joint_rotary_emb": "pe",
-            "img_rotary_emb": "img_pe",
-            "temb": "vec",
-            "transformer_options": "transformer_options",
-        },
+        arguments=BOOGU_ARGUMENTS,
         single_arguments=OMNIGEN_ARGUMENTS,
         returns=("img", "txt"),
     ),
@@ -351,13 +309,7 @@ FAMILIES = (
         width=lambda core: core.llm_cond_proj.in_features,
         patch=1,  # of a latent that holds patches already
         hooks=False,
-        arguments={
-            "x": "img",
-            "attn_mask": "attn_mask",
-            "freqs_cis": "pe",
-            "adaln_input": "vec",
-            "transformer_options": "transformer_options",
-        },
+        arguments=IDEOGRAM_ARGUMENTS,
         text_from="llm_cond_proj",
     ),
     Family(

@@ -234,8 +234,9 @@ LTX2 = dict(
 )  # fmt: skip
 MOCHI = dict(
     image_model="mochi_preview", depth=3, patch_size=2, num_heads=2, hidden_size_x=96, hidden_size_y=48,
-    mlp_ratio_x=128.0, mlp_ratio_y=128.0, learn_sigma=False, in_channels=12, qk_norm=True, qkv_bias=False, out_bias=True,
-    attn_drop=0.0, patch_embed_bias=True, posenc_preserve_area=True, timestep_mlp_bias=True, attend_to_padding=False,
+    mlp_ratio_x=128.0, mlp_ratio_y=128.0, learn_sigma=False, in_channels=12, qk_norm=True, qkv_bias=False,
+    out_bias=True, attn_drop=0.0, patch_embed_bias=True, posenc_preserve_area=True, timestep_mlp_bias=True,
+    attend_to_padding=False,
     timestep_scale=1000.0, use_t5=True, t5_feat_dim=24, t5_token_length=256, rope_theta=10000.0,
 )  # fmt: skip
 
