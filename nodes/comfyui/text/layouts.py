@@ -108,6 +108,7 @@ LAYOUTS = {
     "nodes.comfyui.loading.clip_vae.SizedTextEncoders": SD3,
     "comfy.text_encoders.flux.FluxClipModel": Layout(("t5xxl",)),
     "comfy.text_encoders.flux.Flux2TEModel": Layout(),  # joins layers on the channels
+    "comfy.text_encoders.ideogram4.Ideogram4TEModel": Layout(),  # joins layers on the channels
     "comfy.text_encoders.qwen_image.QwenImageTEModel": Layout(cut=_qwen),
     "comfy.text_encoders.krea2.Krea2TEModel": Layout(cut=_qwen),
     "comfy.text_encoders.kandinsky5.Kandinsky5TEModel": Layout(("qwen25_7b",), _qwen),

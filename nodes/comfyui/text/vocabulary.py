@@ -27,6 +27,7 @@ LABELS = {
     "gemma2_2b": "Gemma 2 2B",
     "gemma3_4b": "Gemma 3 4B",
     "mistral3_24b": "Mistral 3 24B",
+    "ministral3_3b": "Ministral 3 3B",
     "llama": "Llama 3 8B",
 }
 # Entries that begin a chat turn -> the entry that ends its header with the role; "" for a turn of the user without one.

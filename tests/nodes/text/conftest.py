@@ -20,6 +20,7 @@ from comfy.text_encoders import (
     flux,
     hunyuan_image,
     hunyuan_video,
+    ideogram4,
     kandinsky5,
     longcat_image,
     lumina2,
@@ -113,6 +114,8 @@ class Families:
                        {"qwen25_7b": LLAMA, "clip_l": CLIP}),
         "longcat": (longcat_image.LongCatImageTokenizer, longcat_image.LongCatImageTEModel, {"qwen25_7b": LLAMA}),
         "ovis": (ovis.OvisTokenizer, ovis.OvisTEModel, {"qwen3_2b": LLAMA}),
+        "ideogram4": (ideogram4.Ideogram4Tokenizer, ideogram4.Ideogram4TEModel,
+                      {"qwen3vl_8b": {**LLAMA, "num_hidden_layers": 36}}),
         "omnigen2": (omnigen2.Omnigen2Tokenizer, omnigen2.Omnigen2Model, {"qwen25_3b": LLAMA}),
     }  # fmt: skip
     if krea2:

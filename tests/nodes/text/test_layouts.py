@@ -11,7 +11,7 @@ from comfy_extras.nodes_zimage import TextEncodeZImageOmni
 
 OUTPUTS = ("o_proj.weight", "out_proj.weight", "out_proj.bias", "SelfAttention.o.weight")  # of an attention
 CAUSAL = ("qwen", "z_image", "krea2", "flux2", "klein", "lumina2", "hunyuan_video", "hunyuan_image", "kandinsky5",
-          "longcat", "ovis", "omnigen2", "sdxl")  # fmt: skip
+          "longcat", "ovis", "omnigen2", "ideogram4", "sdxl")  # fmt: skip
 NAMES = (*CAUSAL, "sd3", "flux", "chroma", "aura")
 PROMPT = "a photo of a {} circle and one star, large"
 OWN = ("sd3", "flux", "sdxl", "chroma")  # read (word:1.3) as a weight; the others read its letters
