@@ -16,6 +16,8 @@ from mmdit_core import MMDiT, load_checkpoint
 from mmdit_core.checkpoints.header import read_header
 from mmdit_core.checkpoints.load import load_component
 from mmdit_core.flow.schedules import sigmas
+from mmdit_core.flow.sigma import shift_sigma
+from mmdit_core.flow.window import Window
 from mmdit_core.guidance.cfg import cfg as combine
 from mmdit_core.solvers import solve
 
@@ -31,10 +33,15 @@ STEP_NOISE = 0x5DE0  # separates the seeds of a stochastic solver's noise and of
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of a sampling; `drop`, names of encoders whose part is zeros, as for dropped encoders in training."""
+    """Settings of a sampling.
+
+    Fields: cfg_end in [0, 1], where in the sampling cfg stops acting; drop, names of encoders whose part is zeros, as
+        for dropped encoders in training; the others as in Flow Matching Sampler.
+    """
 
     steps: int = 28
     cfg: float = 4.0
+    cfg_end: float = 1.0
     solver: str = "euler"
     seed: int = 0
     width: int = 128
@@ -83,7 +90,7 @@ class Renderer:
     def render(self, texts: list[str], sampling: Sampling, model: Callable | None = None) -> np.ndarray:
         """Sample one image for each prompt.
 
-        A call has the rows of the positive prompts first, then, unless cfg is 1, as many of the empty one. The noise of
+        A call has the rows of the positive prompts first, then, while cfg acts, as many of the empty one. The noise of
         an image depends on the seed and its index only.
         Args: model, called instead of the transformer (block controls).
         Returns: images [B, H, W, 3], float32 in [0, 1].
@@ -93,7 +100,9 @@ class Renderer:
         positive, negative = (tuple(part.to(self.dtype) for part in pair) for pair in (positive, negative))
         shape = (CHANNELS, sampling.height // FACTOR, sampling.width // FACTOR)
         noise = torch.randn(len(texts), *shape, generator=torch.Generator().manual_seed(sampling.seed))
-        schedule = sigmas(sampling.steps, shift=sampling.shift or self.shift)
+        shift = sampling.shift or self.shift
+        schedule = sigmas(sampling.steps, shift=shift)
+        guided = Window(end=sampling.cfg_end if sampling.cfg != 1 else 0.0)
         out = []
         for start in range(0, len(texts), CHUNK):
             part = slice(start, start + CHUNK)
@@ -103,7 +112,7 @@ class Renderer:
 
             def velocity(x: Tensor, sigma: Tensor, context: Tensor = context, pooled: Tensor = pooled) -> Tensor:
                 rows = x.to(self.dtype)
-                if sampling.cfg == 1:
+                if not guided.holds(float(sigma), lambda percent: shift_sigma(1 - percent, shift)):
                     return model(
                         rows, sigma.expand(len(x)) * 1000, context=context[: len(x)], y=pooled[: len(x)]
                     ).float()

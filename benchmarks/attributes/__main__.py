@@ -31,6 +31,7 @@ SWEEPS = {
         if solver == "euler" or method.adaptive or steps * method.calls_per_step <= MAX_CALLS
     ],
     "cfg": [{"cfg": scale} for scale in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)],
+    "cfg_end": [{"cfg_end": end} for end in (0.25, 0.4, 0.5, 0.6, 0.75, 1.0)],
     "dropped": [
         {"drop": names}
         for names in (
@@ -58,11 +59,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".host" / "ComfyUI", help="for its tokenizers")
-    parser.add_argument("--prompts", choices=(*SETS, "both"), default="both")
+    parser.add_argument("--prompts", choices=(*SETS, "both", "headroom"), default="both")
     parser.add_argument("--number", type=int, default=512, help="prompts of each set")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=Sampling.steps)
     parser.add_argument("--cfg", type=float, default=Sampling.cfg)
+    parser.add_argument(
+        "--cfg-end", type=float, default=Sampling.cfg_end, help="where in the sampling cfg stops acting"
+    )
     parser.add_argument("--solver", choices=SOLVERS, default=Sampling.solver)
     parser.add_argument("--sweep", choices=SWEEPS, help="vary one setting over 128 held-out prompts")
     parser.add_argument("--judge", action="store_true", help="score correct images, and images with one error each")
@@ -80,7 +84,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     renderer = Renderer(options.model, options.comfyui, getattr(torch, options.dtype))
-    sampling = Sampling(steps=options.steps, cfg=options.cfg, solver=options.solver)
+    sampling = Sampling(steps=options.steps, cfg=options.cfg, cfg_end=options.cfg_end, solver=options.solver)
     figures: dict = {"model": json.loads(renderer.metadata.get("mmdit.training", "{}")).get("steps")}
     if options.judge:
         from .judge_trial import try_judge

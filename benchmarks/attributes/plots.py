@@ -8,11 +8,11 @@ from pathlib import Path
 from attributes.judge import COLUMNS
 from mmdit_core.solvers import SOLVERS
 
-XLABELS = {"cfg": "cfg", "dropped": "encoders dropped"}
+XLABELS = {"cfg": "cfg", "cfg_end": "where cfg stops", "dropped": "encoders dropped"}
 
 
 def draw_sweep(name: str, points: list[dict], target: Path) -> None:
-    """Plot accuracy against model calls by solver ("steps"), against cfg, or by dropped encoders ("dropped")."""
+    """Plot accuracy against model calls by solver ("steps"), against cfg or its end, or by dropped encoders."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,10 +25,10 @@ def draw_sweep(name: str, points: list[dict], target: Path) -> None:
         figure, panel = pyplot.subplots(figsize=(7, 4), layout="constrained")
         for column in COLUMNS:
             values = [point["scores"][column]["percent"] for point in points]
-            labels = [point.get("cfg", "+".join(point.get("drop", ()))) for point in points]
+            labels = [point[name] if name in point else "+".join(point["drop"]) for point in points]
             panel.plot(labels, values, "o-", label=column, linewidth=2 if column == "all" else 1)
         panel.set(xlabel=XLABELS[name], ylabel="correct images, %", ylim=(0, 102))
-        panel.tick_params(axis="x", rotation=0 if name == "cfg" else 20)
+        panel.tick_params(axis="x", rotation=20 if name == "dropped" else 0)
         panel.legend(fontsize=8)
     figure.savefig(target, dpi=110)
     pyplot.close(figure)

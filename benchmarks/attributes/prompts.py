@@ -1,6 +1,7 @@
 """The fixed evaluation prompts: 512 with held-out combinations, 512 with combinations of the training.
 
-`python -m benchmarks.attributes.prompts` writes `prompts.json`; a test compares the file with this code.
+`python -m benchmarks.attributes.prompts` writes `prompts.json`; a test compares the file with this code. A third set,
+`headroom`, has a file of its own, see `headroom.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from attributes.words import parse_caption
 from attributes.world import Group, Scene, sample_scene
 from training.captions import describe
 
-FILE = Path(__file__).with_name("prompts.json")
+FILE, HEADROOM = (Path(__file__).with_name(name) for name in ("prompts.json", "headroom.json"))
 NUMBER, TWO_GROUPS = 512, 0.6
 SETS = {"held_out": True, "seen": False}
 ATTRIBUTES = ("count", "colour", "shape", "size")
@@ -46,28 +47,30 @@ def sample_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
 
 
 def read_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
-    """Read the first `number` prompts of a set from the file."""
-    entries = json.loads(FILE.read_text())[name][:number]
+    """Read the first `number` prompts of a set, one of `SETS` or "headroom", from its file."""
+    entries = json.loads(HEADROOM.read_text()) if name == "headroom" else json.loads(FILE.read_text())[name]
     return [
         Prompt(entry["text"], Scene(tuple(Group(**group) for group in entry["groups"]), *entry["scene"]))
-        for entry in entries
+        for entry in entries[:number]
     ]
+
+
+def to_json(prompt: Prompt) -> str:
+    """One line of a file of prompts."""
+    return json.dumps(
+        {
+            "text": prompt.text,
+            "groups": [{name: getattr(group, name) for name in ATTRIBUTES} for group in prompt.scene.groups],
+            "scene": [prompt.scene.relation, prompt.scene.background],
+        }
+    )
 
 
 def write_prompts() -> None:
     """Write both sets, one prompt on each line."""
     sets = {}
     for name in SETS:
-        lines = [
-            json.dumps(
-                {
-                    "text": prompt.text,
-                    "groups": [{name: getattr(group, name) for name in ATTRIBUTES} for group in prompt.scene.groups],
-                    "scene": [prompt.scene.relation, prompt.scene.background],
-                }
-            )
-            for prompt in sample_prompts(name)
-        ]
+        lines = [to_json(prompt) for prompt in sample_prompts(name)]
         sets[name] = "[\n" + ",\n".join(lines) + "\n]"
     FILE.write_text("{" + ",\n".join(f'"{name}": {lines}' for name, lines in sets.items()) + "}\n")
 
