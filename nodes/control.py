@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..mmdit_core.control.grammar import BlockTextError, parse_block_strengths, parse_blocks
 from ..mmdit_core.control.model_call import ControlError
@@ -114,6 +114,7 @@ class _BlockNode:
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("A copy of the model with this control.",)
     controls: Callable[..., Sequence[BlockControl]]
+    controls_text: ClassVar[bool] = True
 
     @classmethod
     def word_error(cls, error: ControlError) -> InputError:
@@ -133,7 +134,7 @@ class _BlockNode:
         """
         name, inputs = type(self).__name__, self.INPUT_TYPES()  # type: ignore[attr-defined]
         check_values(name, {**inputs["required"], **inputs.get("optional", {})}, given)
-        if not isinstance(self, BlockSkip):
+        if self.controls_text:
             require_text_controls(name, "model", model, "Use BlockSkip, or connect another model")
         window = Window(given.pop("start_percent"), given.pop("end_percent"), given.pop("fade", "constant"))
         controls = [replace(control, window=window) for control in self.controls(model, **given)]
@@ -157,6 +158,7 @@ class _BlockNode:
 class BlockSkip(_BlockNode):
     """A node that skips blocks."""
 
+    controls_text = False
     DESCRIPTION = (
         "Skips the chosen blocks: image and text pass them unchanged, and their work is saved. After the run the node "
         "shows how many block calls were skipped."

@@ -11,7 +11,7 @@ QWEN_ARGUMENTS = {
     "temb": "vec",
     "image_rotary_emb": "pe",
     "timestep_zero_index": "timestep_zero_index",
-    "transformer_options": "transformer_options",
+    OPTIONS: OPTIONS,
 }
 NEXTDIT_ARGUMENTS = {
     "x": "img",
@@ -19,7 +19,7 @@ NEXTDIT_ARGUMENTS = {
     "freqs_cis": "pe",
     "adaln_input": "vec",
     "timestep_zero_index": "timestep_zero_index",
-    "transformer_options": "transformer_options",
+    OPTIONS: OPTIONS,
 }
 KREA2_ARGUMENTS = {
     "x": "img",
@@ -27,7 +27,7 @@ KREA2_ARGUMENTS = {
     "freqs": "pe",
     "mask": "attn_mask",
     "timestep_zero_index": "timestep_zero_index",
-    "transformer_options": "transformer_options",
+    OPTIONS: OPTIONS,
 }
 HIDREAM_ARGUMENTS = {
     "image_tokens": "img",
@@ -42,7 +42,7 @@ OMNIGEN_ARGUMENTS = {
     "attention_mask": "attn_mask",
     "image_rotary_emb": "pe",
     "temb": "vec",
-    "transformer_options": "transformer_options",
+    OPTIONS: OPTIONS,
 }
 BOOGU_ARGUMENTS = {
     "img_hidden_states": "img",
@@ -50,12 +50,12 @@ BOOGU_ARGUMENTS = {
     "joint_rotary_emb": "pe",
     "img_rotary_emb": "img_pe",
     "temb": "vec",
-    "transformer_options": "transformer_options",
+    OPTIONS: OPTIONS,
 }
 IDEOGRAM_ARGUMENTS = {
     "x": "img",
     "attn_mask": "attn_mask",
     "freqs_cis": "pe",
     "adaln_input": "vec",
-    "transformer_options": "transformer_options",
+    OPTIONS: OPTIONS,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ...mmdit_core.control.model_call import Hook, Key
-from .block_arguments import BEFORE_TEXT
+from .block_arguments import BEFORE_TEXT, OPTIONS
 from .families import Family
 
 Forward = Callable[..., Any]
@@ -79,11 +79,11 @@ def _calling(
         in_order = tuple(given)
         given.update({names.get(name, name): value for name, value in kwargs.items()})
         by_name = tuple(name for name in given if name not in in_order)
-        given.setdefault("transformer_options", {})
+        given.setdefault(OPTIONS, {})
         one = given.get("txt") is None
         if one and family.text_from:
             img_slice = [text.tokens, given["img"].shape[1]]
-            given["transformer_options"] = {**given["transformer_options"], "img_slice": img_slice}
+            given[OPTIONS] = {**given[OPTIONS], "img_slice": img_slice}
         split = one and bool(family.image_from)
         if split:
             stream = given["img"]
@@ -98,9 +98,9 @@ def _calling(
             if before:
                 args = {**args, "txt": torch.cat((args["txt_before"], args["txt"]), dim=1)}
             named = {own.get(ours, ours): args[ours] for ours in args if ours in by_name}
-            if "transformer_options" in own and "transformer_options" not in in_order:
-                named["transformer_options"] = args["transformer_options"]
-            with _attending(family.attention_in, args["transformer_options"]):
+            if OPTIONS in own and OPTIONS not in in_order:
+                named[OPTIONS] = args[OPTIONS]
+            with _attending(family.attention_in, args[OPTIONS]):
                 out = original(*(args[ours] for ours in in_order), **named)
             if split:
                 return {"img": out[:, :size], "txt": out[:, size:]}
@@ -114,13 +114,12 @@ def _calling(
     return forward
 
 
-def _attending(code: str, options: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Give a call's options to an attention that is not given them. Args: code, its module; "" for none."""
-    return _attention_with_options(code, options) if code else nullcontext()
-
-
 @contextmanager
-def _attention_with_options(code: str, options: Mapping[str, Any]) -> Iterator[None]:
+def _attending(code: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Give a call's options to an attention that is not given them. Args: code, its module; "" for none."""
+    if not code:
+        yield
+        return
     module: Any = importlib.import_module(code)
     before = module.optimized_attention
     module.optimized_attention = partial(before, transformer_options=options)
