@@ -15,20 +15,21 @@ from pathlib import Path
 import torch
 
 from attributes.world import BACKGROUNDS, COLOURS, HELD_OUT_PAIRS, RELATIONS, SHAPES, Group, Scene
-from training.captions import describe
 from training.render import Renderer, Sampling
 
-from .prompts import HEADROOM, Prompt, to_json
+from .__main__ import MODEL, ROOT
+from .prompts import HEADROOM, Prompt, describe_scenes, to_json
 from .scoring import score_prompts
 
 CANDIDATES, SEEDS = 72, 4  # of each kind, and for each candidate
 FIRST_SEED = 1_000  # far from those of every measurement, which count up from 0
+MANY = ((3, 4), (4, 3), (4, 4))  # objects of two groups
 MIXED = range(1, SEEDS)  # how often a kept prompt comes out right
 
 
 def many_objects(rng: random.Random) -> Scene:
     """Two groups of seven or eight objects together; six are the most in training."""
-    counts = rng.choice(((3, 4), (4, 3), (4, 4)))
+    counts = rng.choice(MANY)
     colours = rng.sample(list(COLOURS), 2)
     return _scene(rng, counts, [(colour, rng.choice(SHAPES)) for colour in colours])
 
@@ -41,7 +42,7 @@ def unseen_pairs(rng: random.Random) -> Scene:
 
 def many_of_unseen_pairs(rng: random.Random) -> Scene:
     """Both at once."""
-    return _scene(rng, rng.choice(((3, 4), (4, 3), (4, 4))), rng.sample(sorted(HELD_OUT_PAIRS), 2))
+    return _scene(rng, rng.choice(MANY), rng.sample(sorted(HELD_OUT_PAIRS), 2))
 
 
 KINDS: tuple[Callable[[random.Random], Scene], ...] = (many_objects, unseen_pairs, many_of_unseen_pairs)
@@ -54,13 +55,7 @@ def _scene(rng: random.Random, counts: Sequence[int], pairs: Sequence[tuple[str,
 
 def candidates(kind: Callable[[random.Random], Scene], number: int = CANDIDATES) -> list[Prompt]:
     """Sample the candidates of a kind, seeded by its name; all differ."""
-    rng = random.Random(f"headroom/{kind.__name__}")
-    prompts: dict[str, Prompt] = {}
-    while len(prompts) < number:
-        scene = kind(rng)
-        text = describe(scene, rng, complete=True)
-        prompts.setdefault(text.lower(), Prompt(text, scene))
-    return list(prompts.values())
+    return describe_scenes(kind, random.Random(f"headroom/{kind.__name__}"), number)
 
 
 def choose(renderer: Renderer, prompts: Sequence[Prompt], sampling: Sampling, label: str) -> list[Prompt]:
@@ -72,8 +67,6 @@ def choose(renderer: Renderer, prompts: Sequence[Prompt], sampling: Sampling, la
 
 def main() -> None:
     """Choose the prompts of every kind and write the file."""
-    from .__main__ import MODEL, ROOT
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".host" / "ComfyUI", help="for its tokenizers")
@@ -82,12 +75,12 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     renderer = Renderer(given.model, given.comfyui)
-    lines = []
+    found: list[Prompt] = []
     for kind in KINDS:
         kept = choose(renderer, candidates(kind), Sampling(cfg=4.5, seed=FIRST_SEED), kind.__name__)
         print(f"{kind.__name__}: {len(kept)} of {CANDIDATES} prompts are right with some of {SEEDS} seeds", flush=True)
-        lines += [to_json(prompt) for prompt in kept]
-    HEADROOM.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+        found += kept
+    HEADROOM.write_text(to_json(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attributes.words import parse_caption
@@ -36,11 +37,19 @@ class Prompt:
 
 def sample_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
     """Sample the prompts of a set, seeded by its name; all differ."""
-    rng = random.Random(f"attributes/{name}")
+
+    def scene(rng: random.Random) -> Scene:
+        groups = 2 if rng.random() < TWO_GROUPS else 1
+        return sample_scene(rng, groups=groups, held_out=SETS[name])
+
+    return describe_scenes(scene, random.Random(f"attributes/{name}"), number)
+
+
+def describe_scenes(sample: Callable[[random.Random], Scene], rng: random.Random, number: int) -> list[Prompt]:
+    """Sample scenes and describe them, until so many prompts differ."""
     prompts: dict[str, Prompt] = {}
     while len(prompts) < number:
-        groups = 2 if rng.random() < TWO_GROUPS else 1
-        scene = sample_scene(rng, groups=groups, held_out=SETS[name])
+        scene = sample(rng)
         text = describe(scene, rng, complete=True)
         prompts.setdefault(text.lower(), Prompt(text, scene))
     return list(prompts.values())
@@ -55,24 +64,24 @@ def read_prompts(name: str, number: int = NUMBER) -> list[Prompt]:
     ]
 
 
-def to_json(prompt: Prompt) -> str:
-    """One line of a file of prompts."""
-    return json.dumps(
-        {
-            "text": prompt.text,
-            "groups": [{name: getattr(group, name) for name in ATTRIBUTES} for group in prompt.scene.groups],
-            "scene": [prompt.scene.relation, prompt.scene.background],
-        }
-    )
+def to_json(prompts: Sequence[Prompt]) -> str:
+    """A list of prompts, one on each line."""
+    lines = [
+        json.dumps(
+            {
+                "text": prompt.text,
+                "groups": [{name: getattr(group, name) for name in ATTRIBUTES} for group in prompt.scene.groups],
+                "scene": [prompt.scene.relation, prompt.scene.background],
+            }
+        )
+        for prompt in prompts
+    ]
+    return "[\n" + ",\n".join(lines) + "\n]"
 
 
 def write_prompts() -> None:
     """Write both sets, one prompt on each line."""
-    sets = {}
-    for name in SETS:
-        lines = [to_json(prompt) for prompt in sample_prompts(name)]
-        sets[name] = "[\n" + ",\n".join(lines) + "\n]"
-    FILE.write_text("{" + ",\n".join(f'"{name}": {lines}' for name, lines in sets.items()) + "}\n")
+    FILE.write_text("{" + ",\n".join(f'"{name}": {to_json(sample_prompts(name))}' for name in SETS) + "}\n")
 
 
 if __name__ == "__main__":
