@@ -67,8 +67,8 @@ class _Stream:
             other.update((name, value) for name, value in self.given.items() if name in other)
             txt, length = self.txt, self.txt.shape[1]
             if self.renewed:
-                anew = self.renewed[block]
-                txt = torch.cat((txt[:, : length - anew.shape[1]], anew), dim=1)
+                last = self.renewed[block]
+                txt = torch.cat((txt[:, : length - last.shape[1]], last), dim=1)
             if single:
                 other["img"] = torch.cat((txt, other["img"][:, tokens:]), dim=1)
                 img_slice = [length, other["img"].shape[1]]

@@ -59,7 +59,7 @@ def compile_controls(
     return hooks
 
 
-# A control, the chunks whose text it scales, and whether it scales only the tokens that a block is given anew.
+# A control, the chunks whose text it scales, and whether it scales only the tokens that a block is given again.
 Term = tuple[BlockControl, frozenset[int], bool]
 
 
@@ -68,7 +68,7 @@ def _residual_terms(acting: Mapping[int, Sequence[BlockControl]], call: ModelCal
 
     With joint attention the blocks hand the scaled text on. With cross-attention every block is given the same text,
     so that the controls of a block are carried to all later ones here; the same holds for tokens that each block is
-    given anew. A skipped block scales nothing.
+    given again. A skipped block scales nothing.
     """
     terms: dict[int, tuple[Term, ...]] = {}
     carried: tuple[Term, ...] = ()
@@ -136,9 +136,9 @@ class _Factors:
     def _of_chunk(self, chunk: int, tokens: int) -> list[float]:
         """What each text token of a chunk is multiplied by."""
         factors = [1.0] * tokens
-        for control, chunks, anew in self.terms:
+        for control, chunks, only_renewed in self.terms:
             if chunk in chunks:
-                first = tokens - self.call.renewed if anew else 0
+                first = tokens - self.call.renewed if only_renewed else 0
                 for position in _positions(control, self.call, chunk, tokens):
                     factors[position] *= control.factor if position >= first else 1.0
         return factors

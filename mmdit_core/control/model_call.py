@@ -80,12 +80,12 @@ class ModelCall:
         maps: the token map of each chunk, None if its prompt has none.
         lengths: tokens of each chunk's prompt as it was encoded; () where the text stream holds nothing else.
         text: how the blocks take the text.
-        renewed: tokens at the end of the text stream that each block is given anew, whatever the one before made of
+        renewed: tokens at the end of the text stream that each block is given again, whatever the one before made of
             them.
         phrases_known: True if each control's phrase or part is in a prompt of the run, so that a chunk may lack it.
         first_args: of a block prompt's control and some rows: what the first block is given when the rows have that
             prompt. "txt" [rows, L, D], and the other arguments that depend on the text; "renewed", the tokens that each
-            block is given anew. Needed for block prompts.
+            block is given again. Needed for block prompts.
         called: keys of the hooks that the model has called so far.
     """
 

@@ -47,8 +47,8 @@ class Family:
         patch: latent pixels along a side of an image token; None if the network's `patch_size` says so.
         text_inputs: of the model's inputs, those that belong to the text.
         moves_prompt: of the model's inputs, those with which the prompt's place in the text stream is not known.
-        renews: of the model's inputs, the one whose tokens [..., tokens, channels] each block is given anew, at the end
-            of the text stream; "" for none.
+        renews: of the model's inputs, the one whose tokens [..., tokens, channels] each block is given again, at the
+            end of the text stream; "" for none.
         no_phrases: why the tokens of a phrase cannot be found in its text stream, "" if they can.
         only_skip: why no control of its text is defined, so that blocks can be skipped alone; "" if all are.
         keeps_length: a value of `ref_latents_method` with which its single blocks take texts of one length alone.

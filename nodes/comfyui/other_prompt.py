@@ -42,7 +42,7 @@ def first_args(
 ) -> dict[str, Any]:
     """The first block's arguments for another prompt, less the image's: "txt" [rows, L, D] and what fits it.
 
-    With "renewed", the tokens that each block is given anew, for a family that has such.
+    With "renewed", the tokens that each block is given again, for a family that has such.
 
     Args: by_forward, how its blocks are reached; call, the model's blocks; prompt, with the other context; rows, of the
         call's batch.
@@ -61,12 +61,12 @@ def first_args(
     inputs |= {name: value for name, value in texts.items() if name in family.text_inputs}
     first = call.key_of(0)
     found: dict[str, Any] = {}
-    anew = texts[family.renews].shape[-2] if family.renews else 0
+    last = texts[family.renews].shape[-2] if family.renews else 0
     renewed: list[Tensor] = []
 
     def identity(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        if anew:
-            renewed.append(args["txt"][:, -anew:].clone())
+        if last:
+            renewed.append(args["txt"][:, -last:].clone())
         return {name: args[name] for name in ("img", "txt") if args.get(name) is not None}
 
     def note(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("HunyuanDiT", "HunyuanDiT1"),
-        "its later blocks are given the image of an earlier block, too, so that no block stands for itself",
+        "its later blocks are given the image of an earlier block, too, so that no block is a unit of its own",
     ),
     **dict.fromkeys(("CosmosT2V", "CosmosI2V"), "its blocks hold the rows of a batch in the fourth dimension"),
     **dict.fromkeys(("CogVideoX_Inpaint", "CogVideoX_I2V", "CogVideoX_T2V"), _V),

@@ -27,8 +27,8 @@ def scaled_text(bench: Bench, factor: float = 1.7) -> float:
         # Cross-attention gives each block the text as it was encoded, HiDream-I1 a part of it.
         scaled = bench.blocks[number:] if bench.family.text.cross else [block]
         later = bench.blocks[number + 1 :] if bench.family.renews else []
-        anew = bench.tiny.extra(1, 7)["conditioning_llama3"].shape[-2] if later else 0
-        with multiplied(bench, scaled, factor, slice(None)), multiplied(bench, later, factor, slice(-anew, None)):
+        last = bench.tiny.extra(1, 7)["conditioning_llama3"].shape[-2] if later else 0
+        with multiplied(bench, scaled, factor, slice(None)), multiplied(bench, later, factor, slice(-last, None)):
             found.append(difference(ours, bench.run()))
     return max(found)
 

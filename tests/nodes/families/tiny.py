@@ -31,9 +31,8 @@ class Tiny:
     channels of a token; pooled, channels of the pooled text, None without; extra, more entries of a conditioning from
     (seed, length); text_tokens, text tokens in the blocks for a prompt of so many; image_tokens, with padding and
     references; prompt_last, True if other tokens come before the prompt's; image_first, of the joint sequence; std, of
-    the weights; is_flow, False if it predicts no rectified flow; only_skip, True if its blocks
-    take no other control; shrink, of the parts of the network whose sizes
-    ComfyUI fixes.
+    the weights; is_flow, False if it predicts no rectified flow; only_skip, True if its blocks take no other control;
+    shrink, of the parts of the network whose sizes ComfyUI fixes.
     """
 
     kind: str
