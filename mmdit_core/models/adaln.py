@@ -149,7 +149,7 @@ class AdaLNCache:
         self, model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, call: CallIdentity | None
     ) -> tuple[Tensor, Tensor] | None:
         """vec [B, D] and txt [B, L, D] of a model call; None if the call has to compute its own."""
-        if model is not self._model or model.guidance_embedder is not None or not _is_plain_inference(x.device.type):
+        if model is not self._model or model.guidance_embedder is not None or not is_plain_inference(x.device.type):
             return None
         self._refresh(x)
         names, time = call or CallIdentity(tuple(self._names))
@@ -240,7 +240,7 @@ def _compared(
     return low if same and low == high else None, text if found else None
 
 
-def _is_plain_inference(device: str) -> bool:
+def is_plain_inference(device: str) -> bool:
     """True without gradients, autocast and compiler, on a device with values."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or device == "meta":
         return False

@@ -59,3 +59,12 @@ IDEOGRAM_ARGUMENTS = {
     "adaln_input": "vec",
     OPTIONS: OPTIONS,
 }
+
+# Of FLUX's blocks, which HunyuanVideo has too.
+FLUX_MODULATION = (
+    "double_blocks.*.img_mod",
+    "double_blocks.*.txt_mod",
+    "single_blocks.*.modulation",
+    "final_layer.adaLN_modulation",
+)
+QWEN_MODULATION = ("transformer_blocks.*.img_mod", "transformer_blocks.*.txt_mod", "norm_out")

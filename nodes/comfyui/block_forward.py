@@ -18,6 +18,7 @@ from torch import nn
 from ...mmdit_core.control.model_call import Hook, Key
 from .block_arguments import BEFORE_TEXT, OPTIONS
 from .families import Family
+from .modulation import replaced
 
 Forward = Callable[..., Any]
 
@@ -30,7 +31,7 @@ def hooked(network: nn.Module, family: Family, hooks: Mapping[Key, Hook]) -> Ite
     with ExitStack() as stack:
         for noted, name in ((text, family.text_from), (image, family.image_from)):
             if name:
-                stack.enter_context(_replaced(_module(network, name), noted.noting))
+                stack.enter_context(replaced(_module(network, name), noted.noting))
         for kind, name, names in (
             ("double_block", family.double, family.arguments),
             ("single_block", family.single, single),
@@ -38,7 +39,7 @@ def hooked(network: nn.Module, family: Family, hooks: Mapping[Key, Hook]) -> Ite
             for index, block in enumerate(getattr(network, name) if name else ()):
                 if (kind, index) in hooks:
                     hook = hooks[kind, index]
-                    stack.enter_context(_replaced(block, partial(_calling, hook, family, names, text, image)))
+                    stack.enter_context(replaced(block, partial(_calling, hook, family, names, text, image)))
         yield
 
 
@@ -127,17 +128,3 @@ def _attending(code: str, options: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         module.optimized_attention = before
-
-
-@contextmanager
-def _replaced(module: nn.Module, make: Callable[[Forward], Forward]) -> Iterator[None]:
-    """A module with another forward. Args: make, of the present one."""
-    before = module.__dict__.get("forward")
-    module.forward = make(module.forward)
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before

@@ -17,6 +17,7 @@ from ...mmdit_core.models.sd3 import MMDiT
 from .block_arguments import (
     BEFORE_TEXT,
     BOOGU_ARGUMENTS,
+    FLUX_MODULATION,
     HIDREAM_ARGUMENTS,
     IDEOGRAM_ARGUMENTS,
     KREA2_ARGUMENTS,
@@ -24,6 +25,7 @@ from .block_arguments import (
     OMNIGEN_ARGUMENTS,
     OPTIONS,
     QWEN_ARGUMENTS,
+    QWEN_MODULATION,
 )
 from .refused_models import REFUSED
 
@@ -62,6 +64,10 @@ class Family:
             in `img_slice` where the image begins.
         image_from: the module that gives out the image, where one stream holds [image; text].
         attention_in: the module of code whose `optimized_attention` is not given the call's options, "" if it is.
+        modulation: patterns of the names of the modules that turn the timestep's vector, their last argument, into
+            shifts and scales by one linear layer. () where these are under 5% of the weights, or not looked into.
+        half_modulation: of these, those that are given the first half of the vector's rows where references have a
+            second half, at timestep 0.
     """
 
     label: str
@@ -87,6 +93,8 @@ class Family:
     text_from: str = ""
     image_from: str = ""
     attention_in: str = ""
+    modulation: tuple[str, ...] = ()
+    half_modulation: tuple[str, ...] = ()
 
     def lists(self, core) -> list[Any]:
         """A network's lists of blocks, in the order in which they run."""
@@ -101,7 +109,7 @@ class Family:
         return not self.hooks or (masked and bool(self.arguments))
 
 
-def _flux(label: str, *models: str) -> Family:
+def _flux(label: str, *models: str, modulation: tuple[str, ...] = FLUX_MODULATION) -> Family:
     return Family(
         label,
         models,
@@ -111,6 +119,7 @@ def _flux(label: str, *models: str) -> Family:
         ("double", "single"),
         text=TextLayout(prompt_last=True),  # FLUX.2-dev pads a prompt on the left to 512 tokens
         keeps_length="index_timestep_zero",  # they are not told again where the reference's tokens are
+        modulation=modulation,
     )
 
 
@@ -126,6 +135,7 @@ def _hunyuan(label: str, *models: str, prompt_last: bool = False) -> Family:
         width=lambda core: core.txt_in.input_embedder.in_features,
         text_inputs=("attention_mask", "txt_byt5"),
         text_changes=True,  # its token refiner is given the timestep
+        modulation=FLUX_MODULATION,
     )
 
 
@@ -198,9 +208,10 @@ FAMILIES = (
         "joint_blocks",
         sections=("joint",),
         width=lambda core: getattr(core.context_embedder, "in_features", None),
+        modulation=("joint_blocks.*.adaLN_modulation", "final_layer.adaLN_modulation"),
     ),
     _flux("FLUX.1", "Flux", "FluxSchnell", "FluxInpaint"),
-    _flux("FLUX.2", "Flux2"),
+    _flux("FLUX.2", "Flux2", modulation=()),
     _flux("LongCat-Image", "LongCatImage"),
     _chroma("Chroma", "Chroma", "comfy.ldm.chroma.model.Chroma"),
     _chroma("Chroma Radiance", "ChromaRadiance", "comfy.ldm.chroma_radiance.model.ChromaRadiance"),
@@ -212,6 +223,8 @@ FAMILIES = (
         sections=("joint",),
         arguments=QWEN_ARGUMENTS,
         returns=("txt", "img"),
+        modulation=QWEN_MODULATION,
+        half_modulation=QWEN_MODULATION[1:],
     ),
     Family(
         "MageFlow",
@@ -222,6 +235,8 @@ FAMILIES = (
         patch=1,
         arguments=QWEN_ARGUMENTS,
         returns=("txt", "img"),
+        modulation=QWEN_MODULATION,
+        half_modulation=QWEN_MODULATION[1:],
     ),
     _nextdit("Z-Image", "ZImage"),
     _nextdit("Lumina2", "Lumina2"),
@@ -244,6 +259,7 @@ FAMILIES = (
         ("double", "single"),
         text=TextLayout(prompt_last=True),  # eight register tokens come first
         width=lambda core: core.cond_seq_linear.in_features,
+        modulation=("*_layers.*.modC", "*_layers.*.modX", "*_layers.*.modCX", "modF"),
     ),
     Family(
         "Lens",
@@ -253,6 +269,7 @@ FAMILIES = (
         sections=("joint",),
         patch=1,  # of a latent that holds patches already
         text=TextLayout(image_first=True),
+        modulation=QWEN_MODULATION,
     ),
     Family(
         "JoyImage",

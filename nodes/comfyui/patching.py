@@ -6,6 +6,7 @@ sampler runs: around the run, around the predictions of a step's conditionings, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,17 +17,21 @@ from comfy.patcher_extension import WrappersMP
 from ...mmdit_core.caching.step_cache import StepCache, StepCacheRun
 from ...mmdit_core.control.model_call import ROW_NAMES, ControlError
 from ...mmdit_core.control.spec import BlockControl
-from ...mmdit_core.models.adaln import CACHE, CALL
+from ...mmdit_core.models.adaln import CACHE
+from ...mmdit_core.models.sd3 import MMDiT
 from . import controls, step_cache
 from .families import block_counts
 from .frontend import messages
+from .modulation import MEMORY_MB, PrecomputedModulation, layers_of, replaced
 from .other_prompt import HostCall
 from .rows import Prompts, Rows, all_of, named, rows_of_call
-from .run import adaln_cache
+from .run import adaln_cache, modulation_table
 from .run.adaln_cache import KEY
 from .run.state import RUN, Run, run_of
 
-Value = TypeVar("Value", bound="BlockControl | StepCache", covariant=True)
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value", bound="BlockControl | StepCache | PrecomputedModulation", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,20 @@ class Attached(Generic[Value]):
 
 def attach(
     model,
-    values: Iterable[BlockControl | StepCache],
+    values: Iterable[BlockControl | StepCache | PrecomputedModulation],
     node_id: str | None = None,
     word_error: Callable[[ControlError], Exception] | None = None,
 ):
-    """A clone of the MODEL with more values, in this order. A step cache replaces the one that was there.
+    """A clone of the MODEL with more values, in this order. Of step caches and PrecomputedModulations the last counts.
 
     Args: node_id, of the node that shows what the values did; word_error, turns a ControlError into the node's error.
     """
     blocks = block_counts(model.model)
     items = [Attached(value, node_id, word_error, blocks) for value in values]
     before = attached(model)
-    if any(isinstance(item.value, StepCache) for item in items):
-        before = tuple(item for item in before if not isinstance(item.value, StepCache))
+    for kind in (StepCache, PrecomputedModulation):
+        if any(isinstance(item.value, kind) for item in items):
+            before = tuple(item for item in before if not isinstance(item.value, kind))
     clone = model.clone()
     clone.model_options["transformer_options"][KEY] = (*before, *items)
     install(clone)
@@ -111,13 +117,18 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
         controls.require(items, run)
     options[RUN] = run
     _put_innermost(options)
-    adaln = run.adaln = adaln_cache.make(executor.class_obj, run.evaluated or run.sigmas[:-1])
-    if adaln is not None:
+    precomputed = next(iter(_of_type(PrecomputedModulation, options)), None)
+    ours = hasattr(getattr(sampler, "sampler_function", sampler), "evaluated")
+    adaln = run.adaln = _modulation(run, precomputed, ours)
+    if isinstance(adaln, adaln_cache.RunAdaLNCache):
         options[CACHE] = adaln
     try:
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         if cache is not None and run.step_cache is not None:
             messages.show_text(cache.node_id, step_cache.summary(run.step_cache.count))
+        if run.modulation is not None:
+            log.info("%s", run.modulation)
+            messages.show_text(None if precomputed is None else precomputed.node_id, str(run.modulation))
         return samples
     finally:
         options.pop(RUN, None)
@@ -125,6 +136,36 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
         if adaln is not None:
             adaln.close()
         controls.show(run, items)
+
+
+def _modulation(
+    run: Run, precomputed: Attached[PrecomputedModulation] | None, ours: bool
+) -> adaln_cache.RunAdaLNCache | modulation_table.ModulationTable | None:
+    """The modulation computed ahead: of our core always, of another network by our samplers or by a node."""
+    sigmas, patcher = run.evaluated or run.sigmas[:-1], run.guider.model_patcher
+    core = adaln_cache.make(run.guider, sigmas)
+    layers = layers_of(patcher.model) if core is None and (ours or precomputed is not None) else ()
+    if not layers or isinstance(patcher.model.diffusion_model, MMDiT):
+        return core
+    limit = MEMORY_MB if precomputed is None else precomputed.value.memory_limit_mb
+    table = modulation_table.make(patcher, layers, sigmas, limit, adaln_cache.identify_of(run.guider))
+    run.modulation = table.count
+    return table
+
+
+def _around_prepare(executor, model, *args, **kwargs):
+    """ComfyUI's estimate of a run's memory, with the table of a PrecomputedModulation."""
+    options = kwargs.get("model_options") or {}
+    items = _of_type(PrecomputedModulation, options.get("transformer_options", {}))
+    if not items:
+        return executor(model, *args, **kwargs)
+    extra = items[0].value.memory_limit_mb * 2**20
+
+    def more(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **named: original(*given, **named) + extra
+
+    with replaced(model.model, more, "memory_required"):
+        return executor(model, *args, **kwargs)
 
 
 def _put_innermost(options: dict[str, Any]) -> None:
@@ -200,12 +241,12 @@ def _around_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         host = replace(host, options=options)
     with _worded(items), controls.acting(items, run, host, rows) if items else nullcontext() as acting:
         options = options if acting is None else acting.options
-        if run.adaln is not None:
-            options = {**options, CALL: run.adaln.identify(options, run.sigma, run.prompts)}
-        options = _counting(options, run, rows, acting)
-        if _is_compiled(executor.class_obj.diffusion_model, options):
-            kwargs["options"] = options
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        table = run.adaln
+        with nullcontext(options) if table is None else table.calling(host, options, run.sigma, run.prompts) as given:
+            options = _counting(given, run, rows, acting)
+            if _is_compiled(executor.class_obj.diffusion_model, options):
+                kwargs["options"] = options
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
 @contextmanager
@@ -254,6 +295,7 @@ def _counting(options: dict[str, Any], run: Run, rows: Rows, acting: controls.Ac
 
 WRAPPERS = {
     WrappersMP.OUTER_SAMPLE: _around_run,
+    WrappersMP.PREPARE_SAMPLING: _around_prepare,
     WrappersMP.CALC_COND_BATCH: _around_conditionings,
     WrappersMP.APPLY_MODEL: _around_call,
 }

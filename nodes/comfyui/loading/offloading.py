@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from ..modulation import names_last
+
 ADALN = "adaLN_modulation"
 # The types of ComfyUI's sort key -> the key that comes last. Without dynamic loading it is one number, largest first;
 # with dynamic loading two, smallest first.
@@ -22,18 +24,32 @@ def adaln_last(patcher_class: type) -> type:
     class Ordered(patcher_class):
         def _load_list(self, *args, **kwargs) -> Any:
             entries = super()._load_list(*args, **kwargs)
-            return [_ordered(entry) for entry in entries] if isinstance(entries, list) else entries
+            last = (*names_last(self.model), ADALN) if hasattr(self, "model") else (ADALN,)
+            return [_ordered(entry, last) for entry in entries] if isinstance(entries, list) else entries
 
     Ordered.__name__ = Ordered.__qualname__ = patcher_class.__name__  # ComfyUI's log and its cleaner go by the name
     return Ordered
 
 
-def _ordered(entry: Any) -> Any:
+def load_last(clone):
+    """A clone of a MODEL that loads its modulation layers last. It is changed; its class is of this clone alone."""
+    if type(clone)._load_list.__qualname__.startswith(adaln_last.__name__):
+        return clone
+    clone.__class__ = adaln_last(type(clone))
+    return clone
+
+
+def _ordered(entry: Any, names: tuple[str, ...]) -> Any:
     """An entry of the load list, (*sort key, bytes, name, layer, weights). An entry of another form is unchanged."""
     if type(entry) is not tuple or len(entry) < 5:
         return entry
     *key, _, name, _, _ = entry
     last = LAST.get(tuple(type(value) for value in key))
-    if last is None or not isinstance(name, str) or ADALN not in name:
+    if last is None or not isinstance(name, str) or not _is_last(name, names):
         return entry
     return (*last, *entry[-4:])
+
+
+def _is_last(name: str, names: tuple[str, ...]) -> bool:
+    """Whether a module is one of these, or in one of them."""
+    return any(name == each or name.startswith(f"{each}.") or (each == ADALN and ADALN in name) for each in names)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import comfy.patcher_extension
 import torch
 
-from ....mmdit_core.models.adaln import CACHED_WEIGHTS, AdaLNCache, CallIdentity
+from ....mmdit_core.models.adaln import CACHED_WEIGHTS, CALL, AdaLNCache, CallIdentity
 from ....mmdit_core.models.sd3 import MMDiT
+from ..other_prompt import HostCall
 from ..rows import Prompts
 
 log = logging.getLogger(__name__)
@@ -37,22 +40,42 @@ class RunAdaLNCache(AdaLNCache):
                 if y is not None and "uuid" in entry:
                     self.add((name, entry["uuid"]), y.cond)
 
-    def identify(self, options: Mapping[str, Any], sigma: float | None, prompts: Prompts | None) -> CallIdentity:
-        """What an APPLY_MODEL call is made of. Its value for `options[CALL]`.
+    @contextmanager
+    def calling(
+        self, host: HostCall, options: dict[str, Any], sigma: float | None, prompts: Prompts | None
+    ) -> Iterator[dict[str, Any]]:
+        """The options of an APPLY_MODEL call while the body runs. Args: as of `identity`."""
+        yield {**options, CALL: identity(self._sampling, self._open, options, sigma, prompts)}
 
-        Args: options, of the call; sigma, at which our solver evaluates the model, None under another sampler; prompts,
-            of the running CALC_COND_BATCH. Without a sigma or a prompt's list, and where another pack may change the
-            call's inputs, the cache compares them, and waits for the device.
-        """
-        lists = prompts.names if prompts is not None else ()
-        numbers = options.get("cond_or_uncond") or ()
-        of = [lists[number] if number < len(lists) else None for number in numbers]
-        names = tuple(zip(of, options.get("uuids") or (), strict=False))
-        wrappers = options.get("wrappers", {})
-        others = any(found and key != KEY for kind in OPEN_KINDS for key, found in wrappers.get(kind, {}).items())
-        if sigma is None or others or self._open or None in of:
-            return CallIdentity(names)
-        return CallIdentity(names, self._sampling.timestep(torch.tensor(sigma, dtype=torch.float32)).item())
+
+Identify = Callable[[Mapping[str, Any], float | None, Prompts | None], CallIdentity]
+
+
+def identity(
+    sampling, open_to_others: bool, options: Mapping[str, Any], sigma: float | None, prompts: Prompts | None
+) -> CallIdentity:
+    """What an APPLY_MODEL call is made of. Its value for `options[CALL]`.
+
+    Args: options, of the call; sigma, at which our solver evaluates the model, None under another sampler; prompts, of
+        the running CALC_COND_BATCH. Without a sigma or a prompt's list, and where another pack may change the call's
+        inputs, the cache compares them, and waits for the device.
+    """
+    lists = prompts.names if prompts is not None else ()
+    numbers = options.get("cond_or_uncond") or ()
+    of = [lists[number] if number < len(lists) else None for number in numbers]
+    names = tuple(zip(of, options.get("uuids") or (), strict=False))
+    wrappers = options.get("wrappers", {})
+    others = any(found and key != KEY for kind in OPEN_KINDS for key, found in wrappers.get(kind, {}).items())
+    if sigma is None or others or open_to_others or None in of:
+        return CallIdentity(names)
+    return CallIdentity(names, sampling.timestep(torch.tensor(sigma, dtype=torch.float32)).item())
+
+
+def identify_of(guider) -> Identify:
+    """`identity` for the calls of a guider's run."""
+    # From the patcher, because a shift node replaces model_sampling there.
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    return partial(identity, sampling, any(guider.model_options.get(name) for name in OPEN_FUNCTIONS))
 
 
 def make(guider, sigmas: torch.Tensor | Sequence[float]) -> RunAdaLNCache | None:

@@ -13,6 +13,7 @@ from ....mmdit_core.control.model_call import BlockCallCount
 from ....mmdit_core.text.tokens import Positions
 from ..rows import Prompts, Rows
 from .adaln_cache import RunAdaLNCache
+from .modulation_table import ModulationCount, ModulationTable
 
 RUN = "mmdit_run"  # of the Run in the transformer_options of a run
 
@@ -39,7 +40,8 @@ class Run:
         evaluated: all sigmas at which the solver evaluates the model, None if the sampler is not ours or adaptive.
         block_calls: of the block controls; all zero without any.
         step_cache: the state of the step cache, None without one.
-        adaln: the AdaLN cache, None for a model that is not our core.
+        adaln: the modulation computed ahead, None without one.
+        modulation: what the table of one of ComfyUI's networks did, None without one.
         sigma: of the present model call, set by our solver; None if the sampler is ComfyUI's.
         requested, computed: calls of the model, and those that no other node's cache answered in its place.
         guider: whose run it is, None outside of one.
@@ -55,7 +57,8 @@ class Run:
     evaluated: tuple[float, ...] | None = None
     block_calls: BlockCallCount = field(default_factory=BlockCallCount)
     step_cache: StepCacheRun | None = None
-    adaln: RunAdaLNCache | None = None
+    adaln: RunAdaLNCache | ModulationTable | None = None
+    modulation: ModulationCount | None = None
     sigma: float | None = None
     requested: CallCount = field(default_factory=CallCount)
     computed: CallCount = field(default_factory=CallCount)

@@ -1,0 +1,418 @@
+"""The modulation of a sampling run of one of ComfyUI's networks, computed ahead of the steps as rows of a table.
+
+The vector of each timestep is the network's own: it is called at each sigma of the schedule with the inputs of the
+present call, up to its first modulation layer. The layers are then computed one by one for all timesteps that fit in
+the table, at the batch size of the call, so that the rows have the same bits as without a table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ....mmdit_core.control.model_call import rows_of
+from ....mmdit_core.models.adaln import CACHE, is_plain_inference
+from ..families import network_of
+from ..modulation import Layer, replaced
+from ..other_prompt import HostCall
+from ..rows import Prompts
+from .adaln_cache import Identify, may_change
+
+MOST_SETS = 8  # conditionings and shapes of calls that a run keeps rows for
+TRUST, ONCE, EACH = "trust", "once", "each"  # compare no vector; the first one of a call; that of each layer
+LIMIT = "the memory limit is under the rows of one step"
+OFF_SCHEDULE = "a sigma between the schedule's points"
+CHANGED = "a vector that is not the schedule's"
+
+
+@dataclass
+class ModulationCount:
+    """What a run's table did.
+
+    Fields: served, calls without a modulation layer; computed, other calls by reason; rows, of layers' inputs, that
+    were computed for the table; bytes, the most that it held.
+    """
+
+    served: int = 0
+    computed: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+    bytes: int = 0
+
+    def __str__(self) -> str:
+        """In words."""
+        calls = self.served + sum(self.computed.values())
+        said = f"Modulation: {self.served} of {calls} model calls from the table, {self.rows} rows computed for it"
+        reasons = "; ".join(f"{count} calls: {reason}" for reason, count in self.computed.items())
+        return f"{said}, at most {self.bytes / 1e6:.1f} MB" + (f". Computed in the call: {reasons}" if reasons else "")
+
+
+@dataclass(eq=False)
+class _Rows:
+    """The rows of one kind of call: vectors [n, R, ...] at n sigmas, the layers' inputs [n, R, ...], and outputs.
+
+    Fields: batch, rows of the call; half, True if the vectors have two for each row; first, the sigma of the first
+    outputs; outputs, of each layer [k, R or 1, ..., W].
+    """
+
+    vectors: Tensor
+    inputs: Tensor
+    batch: int
+    first: int = 0
+    outputs: dict[Layer, Tensor] = field(default_factory=dict)
+
+    @property
+    def half(self) -> bool:
+        return self.vectors.shape[1] == 2 * self.batch
+
+    def holds(self, step: int) -> bool:
+        """Whether the outputs of a step are in the table."""
+        return bool(self.outputs) and 0 <= step - self.first < len(next(iter(self.outputs.values())))
+
+
+@dataclass(eq=False)
+class _Call:
+    """One model call. Fields: step, None while it is not known; known, vectors of this call and their rows."""
+
+    rows: _Rows
+    compare: str
+    step: int | None
+    known: list[tuple[Tensor, tuple[int, ...]]] = field(default_factory=list)
+    serving: dict[Layer, tuple[int, ...]] = field(default_factory=dict)
+    depth: int = 0
+    refused: bool = False
+    filling: bool = False
+    reason: str = ""
+
+
+class _Found(Exception):
+    """Ends a call of the network at its first modulation layer."""
+
+
+class ModulationTable:
+    """The table of one run.
+
+    Args: base, ComfyUI's model; layers; sigmas at which the run evaluates the model; limit in bytes; identify, the
+        names and the timestep of a call; changes, why the weights may change while the run lasts, "" if they do not.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        layers: tuple[Layer, ...],
+        sigmas: Iterable[float] | Tensor,
+        limit: int,
+        identify: Identify,
+        changes: str = "",
+    ):
+        self.count = ModulationCount()
+        self._base, self._layers, self._limit, self._changes = base, layers, limit, changes
+        self._steps = {sigma: step for step, sigma in enumerate(dict.fromkeys(_float32(sigmas)))}
+        self._identify = identify
+        self._call: _Call | None = None
+        self._sets: dict[Any, _Rows] = {}
+        self._weights: list[tuple[ref[Tensor], int | None]] = []
+
+    def __deepcopy__(self, memo: Any) -> ModulationTable:
+        return self
+
+    def close(self) -> None:
+        """Free everything."""
+        self._sets, self._layers, self._base, self._call = {}, (), None, None
+
+    def add_conditionings(self, prompts: Prompts) -> None:
+        """Nothing: rows are made of the first call with a conditioning."""
+
+    @contextmanager
+    def calling(
+        self, host: HostCall, options: dict[str, Any], sigma: float | None, prompts: Prompts | None
+    ) -> Iterator[dict[str, Any]]:
+        """Serve one APPLY_MODEL call while the body runs, and give its options.
+
+        Args: host, the call as it came; options, with the block controls' hooks; sigma and prompts, as of a Run.
+        """
+        reason = self._why_not(host)
+        call = None if reason else self._begin(host, sigma, prompts)
+        if isinstance(call, str):
+            reason, call = call, None
+        if call is None:
+            self.count.computed[reason] += 1
+            yield options
+            return
+        with ExitStack() as stack:
+            stack.enter_context(replaced(network_of(self._base), partial(self._outermost, call)))
+            for layer in self._layers:
+                stack.enter_context(replaced(layer.owner, partial(self._owner, call, layer)))
+                stack.enter_context(replaced(layer.linear, partial(self._linear, call, layer)))
+            self._call = call
+            try:
+                yield {**options, CACHE: self}
+            finally:
+                self._call = None
+                if call.reason:
+                    self.count.computed[call.reason] += 1
+                else:
+                    self.count.served += 1
+
+    def _why_not(self, host: HostCall) -> str:
+        if self._changes:
+            return self._changes
+        if host.base is not self._base:
+            return "another GPU's copy of the model"
+        wrappers = host.options.get("wrappers", {})
+        compiled = any("torch.compile" in found for found in wrappers.values())
+        if compiled or network_of(self._base) is not self._base.diffusion_model:
+            return "torch.compile"
+        return "" if is_plain_inference(host.x.device.type) else "gradients, autocast or a compiler"
+
+    def _begin(self, host: HostCall, sigma: float | None, prompts: Prompts | None) -> _Call | str:
+        """The call with its rows, or why it has none."""
+        self._refresh()
+        names, time = self._identify(host.options, sigma, prompts)
+        step = None if time is None or sigma is None else self._steps.get(_float32([sigma])[0])
+        if time is not None and step is None:
+            return OFF_SCHEDULE
+        context = None if host.c_crossattn is None else host.c_crossattn.shape
+        key = names, host.x.shape, host.x.dtype, host.x.device, context, tuple(host.inputs)
+        if key not in self._sets:
+            if len(self._sets) >= MOST_SETS:
+                return f"more than {MOST_SETS} kinds of calls"
+            captured = self._captured(host)
+            if captured is None:
+                return "the network's call reached no modulation layer"
+            same = (rows for rows in self._sets.values() if torch.equal(rows.vectors, captured.vectors))
+            for rows in self._sets.values():
+                rows.outputs = {}  # the limit is shared anew
+            self._sets[key] = next(same, captured)
+        foreign = host.options.get("patches_replace", {}).get("dit") or any(
+            _is_changed(layer) for layer in self._layers
+        )
+        compare = EACH if foreign else ONCE if time is None else TRUST
+        return _Call(self._sets[key], compare, step if compare == TRUST else None)
+
+    def _refresh(self) -> None:
+        """Start again if a weight is another one, or was written to."""
+        weights = [weight for layer in self._layers for weight in layer.linear.parameters()]
+        versions = [None if weight.is_inference() else weight._version for weight in weights]
+        if len(weights) == len(self._weights) and all(
+            kept() is weight and before == now
+            for (kept, before), weight, now in zip(self._weights, weights, versions, strict=True)
+        ):
+            return
+        self._weights = [(ref(weight), version) for weight, version in zip(weights, versions, strict=True)]
+        self._sets = {}
+
+    def _captured(self, host: HostCall) -> _Rows | None:
+        """The vectors of all sigmas, as the network makes them of a call's other inputs."""
+        found: list[Tensor] = []
+
+        def note(original: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any) -> Any:
+                found.append(args[-1].clone())
+                return original(*args)
+
+            return forward
+
+        def end(original: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(x: Tensor) -> Any:
+                found.append(x.clone())
+                raise _Found
+
+            return forward
+
+        dropped = ("wrappers", "patches", "patches_replace")
+        options = {k: v for k, v in host.options.items() if k not in dropped and not k.startswith("mmdit")}
+        vectors, inputs = [], []
+        with ExitStack() as stack:
+            for layer in self._layers:
+                stack.enter_context(replaced(layer.owner, note))
+                stack.enter_context(replaced(layer.linear, end))
+            for sigma in self._steps:
+                found.clear()
+                t = torch.full_like(host.t, sigma)
+                try:
+                    given = {**options, "sigmas": t}
+                    self._base._apply_model(host.x, t, host.c_concat, host.c_crossattn, None, given, **host.inputs)
+                except _Found:
+                    pass
+                if len(found) != 2:
+                    return None
+                vectors.append(found[0])
+                inputs.append(found[1])
+        return _Rows(torch.stack(vectors), torch.stack(inputs), len(host.x))
+
+    # Within a call
+
+    def _outermost(self, call: _Call, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The network's forward. A call within a call, for a block prompt, is served nothing."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call.depth += 1
+            try:
+                return original(*args, **kwargs)
+            finally:
+                call.depth -= 1
+
+        return forward
+
+    def _owner(self, call: _Call, layer: Layer, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any) -> Any:
+            rows = self._find(call, args[-1]) if call.depth == 1 else None
+            if rows is None:
+                call.reason = call.reason or (CHANGED if call.depth == 1 else "")
+                return original(*args)
+            call.serving[layer] = rows
+            try:
+                return original(*args)
+            finally:
+                call.serving.pop(layer, None)
+
+        return forward
+
+    def _linear(self, call: _Call, layer: Layer, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(x: Tensor) -> Tensor:
+            rows = call.serving.get(layer)
+            if rows is None or call.step is None or call.filling:
+                return original(x)
+            if not call.rows.outputs or not call.rows.holds(call.step):
+                call.filling = True
+                try:
+                    self._fill(call.rows, call.step)
+                finally:
+                    call.filling = False
+            if not call.rows.outputs:
+                call.reason = LIMIT
+                return original(x)
+            out = call.rows.outputs[layer][call.step - call.rows.first]
+            picked = out.expand(len(rows), *out.shape[1:]) if len(out) == 1 else rows_of(out, rows)
+            return picked.clone()  # a hook may write into what it is given
+
+        return forward
+
+    def _find(self, call: _Call, vec: Tensor) -> tuple[int, ...] | None:
+        """The rows of a vector of this call; None for another one."""
+        if call.compare != EACH:
+            for known, rows in call.known:
+                start = _start(vec, known)
+                if start is not None:
+                    return rows[start : start + len(vec)]
+            if call.known or call.refused:
+                return None
+        vectors = call.rows.vectors
+        if vec.shape[1:] != vectors.shape[2:] or vec.dtype != vectors.dtype or len(vec) > vectors.shape[1]:
+            return None
+        if call.compare != TRUST:
+            same = (vectors[:, : len(vec)] == vec).flatten(1).all(dim=1).tolist()
+            call.step = same.index(True) if True in same else None
+        elif len(vec) != vectors.shape[1]:
+            return None
+        if call.step is None:
+            call.refused = True
+            return None
+        rows = tuple(range(len(vec)))
+        call.known.append((vec, rows))
+        return rows
+
+    def part(self, vec: Tensor, rows: Sequence[int]) -> Tensor:
+        """vec[rows], for a hook that runs a block on some rows of the batch; the part keeps its rows of the table."""
+        call = self._call
+        if call is None:
+            return rows_of(vec, rows)
+        own = [*rows, *(call.rows.batch + row for row in rows)] if call.rows.half and len(vec) > max(rows) else [*rows]
+        own = own if len(vec) == call.rows.vectors.shape[1] else [*rows]
+        made, known = rows_of(vec, own), self._find(call, vec)
+        if known is not None and call.compare != EACH:
+            call.known.append((made, tuple(known[row] for row in own)))
+        return made
+
+    # Filling
+
+    def _fill(self, rows: _Rows, step: int) -> None:
+        """Compute the outputs of as many steps as the limit holds, from one on; none if it does not hold one."""
+        rows.outputs = {}
+        alike = bool((rows.vectors == rows.vectors[:, :1]).all())
+        width = sum(layer.linear.out_features for layer in self._layers)
+        of_step = rows.inputs[0].numel() // rows.inputs.shape[-1] * width * rows.inputs.element_size()
+        of_step //= rows.inputs.shape[1] if alike else 1
+        shared = len({id(each) for each in self._sets.values()}) or 1
+        steps = min(len(rows.inputs) - step, self._limit // shared // max(of_step, 1))
+        if steps < 1:
+            return
+        rows.first, inputs, made = step, rows.inputs[step : step + steps], {}
+        for layer in self._layers:
+            x = inputs[:, : rows.batch] if layer.half and rows.half else inputs
+            out = _outputs(layer.linear, x)
+            if alike and bool((out == out[:, :1]).all()):
+                out = out[:, :1].clone()
+            made[layer] = out
+        rows.outputs = made
+        self.count.rows += inputs.shape[0] * inputs.shape[1]
+        held = [out for each in {id(r): r for r in self._sets.values()}.values() for out in each.outputs.values()]
+        self.count.bytes = max(self.count.bytes, sum(out.numel() * out.element_size() for out in held))
+
+
+class _RowsApart(TorchFunctionMode):
+    """linear(x [n, R, ...]) as n products of R rows each, so that each has the bits of a product of its own."""
+
+    applied = False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.linear and not self.applied:
+            self.applied = True
+            x, *rest = args
+            return torch.stack([func(each, *rest, **(kwargs or {})) for each in x])
+        return func(*args, **(kwargs or {}))
+
+
+def _outputs(linear: Any, x: Tensor) -> Tensor:
+    """A layer's outputs [n, R, ..., W] of inputs [n, R, ...], with the bits of n calls.
+
+    A layer that is on another device is fetched for each call, so one call is made of all. Layers that are quantised
+    scale their inputs by the largest value of a call, so these are called one by one wherever they are.
+    """
+    weight = getattr(linear, "weight", None)
+    if weight is not None and weight.device != x.device and type(weight) is torch.nn.Parameter:
+        with _RowsApart() as mode:
+            out = linear(x)
+        if mode.applied:
+            return out
+    return torch.stack([linear(each) for each in x])
+
+
+def _start(vec: Tensor, known: Tensor) -> int | None:
+    """The row at which a tensor lies in the memory of another one; None elsewhere."""
+    if vec is known:
+        return 0
+    vec, known = vec.flatten(1), known.flatten(1)  # FLUX's last layer adds a dimension of 1
+    if vec.shape[1:] != known.shape[1:] or vec.stride() != known.stride() or vec.dtype != known.dtype:
+        return None
+    if vec.untyped_storage().data_ptr() != known.untyped_storage().data_ptr():
+        return None
+    start, left = divmod(vec.storage_offset() - known.storage_offset(), known.stride(0) or 1)
+    return start if not left and 0 <= start and start + len(vec) <= len(known) else None
+
+
+def _is_changed(layer: Layer) -> bool:
+    """Whether another node put a forward of its own on a layer, or the layer in another one's place."""
+    return "forward" in layer.owner.__dict__ or not type(layer.owner).__module__.startswith(("comfy.", "torch."))
+
+
+def _float32(sigmas: Iterable[float] | Tensor) -> list[float]:
+    values = sigmas if isinstance(sigmas, Tensor) else torch.tensor(list(sigmas))
+    return values.float().flatten().tolist()
+
+
+def make(
+    patcher, layers: tuple[Layer, ...], sigmas: Iterable[float] | Tensor, limit_mb: int, identify: Identify
+) -> ModulationTable:
+    """The table of one run. Args: patcher, of the run; limit_mb, of the table's memory."""
+    changes = "hooks may change the weights during the run" if may_change(patcher, ("",)) else ""
+    return ModulationTable(patcher.model, layers, sigmas, limit_mb * 2**20, identify, changes)
