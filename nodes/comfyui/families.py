@@ -64,10 +64,8 @@ class Family:
             in `img_slice` where the image begins.
         image_from: the module that gives out the image, where one stream holds [image; text].
         attention_in: the module of code whose `optimized_attention` is not given the call's options, "" if it is.
-        modulation: patterns of the names of the modules that turn the timestep's vector, their last argument, into
-            shifts and scales by one linear layer. () where these are under 5% of the weights, or not looked into.
-        half_modulation: of these, those that are given the first half of the vector's rows where references have a
-            second half, at timestep 0.
+        modulation: patterns of the names of its modulation layers' modules; () where a table of them is not made.
+        half_modulation: of these, those given half of the vector's rows, where references have rows of their own.
     """
 
     label: str
