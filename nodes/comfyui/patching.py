@@ -27,6 +27,7 @@ from .other_prompt import HostCall
 from .rows import Prompts, Rows, all_of, named, rows_of_call
 from .run import adaln_cache, modulation_table
 from .run.adaln_cache import KEY
+from .run.modulation_table import ModulationTable
 from .run.state import RUN, Run, run_of
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 def _modulation(
     run: Run, precomputed: Attached[PrecomputedModulation] | None, ours: bool
-) -> adaln_cache.RunAdaLNCache | modulation_table.ModulationTable | None:
+) -> adaln_cache.RunAdaLNCache | ModulationTable | None:
     """The modulation computed ahead: of our core always, of another network by our samplers or by a node."""
     sigmas, patcher = run.evaluated or run.sigmas[:-1], run.guider.model_patcher
     core = adaln_cache.make(run.guider, sigmas)
@@ -153,19 +154,18 @@ def _modulation(
     return table
 
 
-def _around_prepare(executor, model, *args, **kwargs):
-    """ComfyUI's estimate of a run's memory, with the table of a PrecomputedModulation."""
-    options = kwargs.get("model_options") or {}
-    items = _of_type(PrecomputedModulation, options.get("transformer_options", {}))
-    if not items:
-        return executor(model, *args, **kwargs)
-    extra = items[0].value.memory_limit_mb * 2**20
+def _around_prepare(executor, model, noise_shape, conds, *args, **kwargs):
+    """ComfyUI's estimate of a run's memory, with the table of its modulation."""
+    run = run_of((kwargs.get("model_options") or {}).get("transformer_options", {}))
+    if run is None or not isinstance(run.adaln, ModulationTable):
+        return executor(model, noise_shape, conds, *args, **kwargs)
+    extra = run.adaln.most_bytes(noise_shape[0] * len(conds))
 
     def more(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *given, **named: original(*given, **named) + extra
 
     with replaced(model.model, more, "memory_required"):
-        return executor(model, *args, **kwargs)
+        return executor(model, noise_shape, conds, *args, **kwargs)
 
 
 def _put_innermost(options: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ class SamplerReport:
     calls: dict[str, int]
     block_calls: dict[str, Any] | None
     speed_plan: dict[str, Any] | None
+    modulation: dict[str, Any] | None
     seconds: dict[str, float | None]
     notes: list[str]
 
@@ -103,6 +104,7 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
         },
         block_calls={**asdict(block_calls), "words": str(block_calls)} if block_calls.total else None,
         speed_plan=None if cached is None else _predictions(cached),
+        modulation=None if counts.modulation is None else counts.modulation.to_dict(),
         seconds={
             "total": round(seconds, 4),
             "a_step": round(seconds / ran, 4) if ran and not steps.is_adaptive else None,
@@ -135,6 +137,7 @@ def summary(report: SamplerReport) -> str:
         f"{calls['negative_rows']} negative",
         *(f"Skipped: {line}" for line in _skipped(report)),
         *(f"Block prompt: {line}" for line in _extra(report)),
+        *([report.modulation["words"]] if report.modulation else []),
         f"Time: {_time(report.seconds)}",
         *report.notes,
     ]

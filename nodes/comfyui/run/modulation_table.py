@@ -47,6 +47,11 @@ class ModulationCount:
     rows: int = 0
     bytes: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it, with the words."""
+        counts = {"served": self.served, "computed": dict(self.computed), "rows": self.rows, "bytes": self.bytes}
+        return {**counts, "words": str(self)}
+
     def __str__(self) -> str:
         """In words."""
         calls = self.served + sum(self.computed.values())
@@ -127,6 +132,11 @@ class ModulationTable:
     def close(self) -> None:
         """Free everything."""
         self._sets, self._layers, self._base, self._call = {}, (), None, None
+
+    def most_bytes(self, rows: int) -> int:
+        """The most memory that the table needs. Args: rows, images of the run times conditionings."""
+        width = sum(layer.linear.out_features for layer in self._layers)
+        return min(self._limit, len(self._steps) * rows * width * self._base.get_dtype_inference().itemsize)
 
     def add_conditionings(self, prompts: Prompts) -> None:
         """Nothing: rows are made of the first call with a conditioning."""
