@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .inversion import Field, masked_velocity
@@ -41,7 +42,7 @@ def flow_edit(
     In this form equal velocities give the image bit for bit. In the last `refine_steps` the noisy edit is sampled with
     the target alone, by Euler's method.
 
-    Args: source, target (x, sigma) -> velocity; image [B, ...]; sigmas of the steps to run [n + 1], falling; noise(step,
+    Args: source, target (x, sigma) -> velocity, sigma 0-d on the CPU; image [B, ...]; sigmas of the steps to run [n + 1], falling; noise(step,
         draw) of a step, counted from 0; refine_steps in [0, n]; average >= 1, draws of noise in each step; mask_at(x,
         sigma) in [0, 1], 1 where the image may change; start, to continue; report(step, z), called after each step.
     Returns: the edited image [B, ...].
@@ -60,7 +61,7 @@ def flow_edit(
         refining = masked_velocity(target, mask_at, image, noise(first_refined, 0))
     for step in range(begin, steps):
         sigma, following = sigmas[step], sigmas[step + 1]
-        at = image.new_full((), sigma)
+        at = torch.tensor(sigma, dtype=image.dtype)  # on the CPU: reading it waits for no device
         if step < first_refined:
             difference = _difference(source, target, image, x, at, [noise(step, draw) for draw in range(average)])
             if mask_at is not None:

@@ -22,6 +22,7 @@ from ...mmdit_core.models.sd3 import MMDiT
 from . import controls, step_cache
 from .families import block_counts
 from .frontend import messages
+from .loading.offloading import load_last
 from .modulation import MEMORY_MB, PrecomputedModulation, layers_of, replaced
 from .other_prompt import HostCall
 from .rows import Prompts, Rows, all_of, named, rows_of_call
@@ -93,6 +94,13 @@ def install(patcher) -> None:
             patcher.add_wrapper_with_key(kind, KEY, wrapper)
 
 
+def prepare(patcher) -> None:
+    """Put our wrappers on a MODEL, and let ComfyUI load last what a run reads once. It is changed."""
+    install(patcher)  # only a MODEL from MMDiTLoader, or with controls, has them already
+    if layers_of(patcher.model):
+        load_last(patcher)
+
+
 def _step_cache(options: Mapping[str, Any]) -> Attached[StepCache] | None:
     return next(iter(_of_type(StepCache, options)), None)
 
@@ -103,14 +111,23 @@ def _of_type(kind: type[Value], options: Mapping[str, Any]) -> list[Attached[Val
 
 
 def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-    # The guider's options are a copy that ComfyUI made for this run.
-    options = executor.class_obj.model_options["transformer_options"]
+    with running(executor.class_obj, sampler, sigmas):
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+
+@contextmanager
+def running(guider, sampler, sigmas) -> Iterator[Run]:
+    """A sampling run of a guider while the body runs; its counts are shown at the end.
+
+    Args: guider, its model_options a copy of this run alone; sampler, of ComfyUI's; sigmas [steps + 1].
+    """
+    options = guider.model_options["transformer_options"]
     cache, levels = _step_cache(options), tuple(sigmas.tolist())
-    guider = executor.class_obj
     items = _of_type(BlockControl, options)
+    ours = getattr(sampler, "sampler_function", sampler)
     run = Run(
         sigmas=levels,
-        evaluated=getattr(getattr(sampler, "sampler_function", sampler), "evaluated", None),
+        evaluated=getattr(ours, "evaluated", None),
         step_cache=None if cache is None else StepCacheRun(cache.value, levels),
         guider=guider,
     )
@@ -119,18 +136,16 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     options[RUN] = run
     _put_innermost(options)
     precomputed = next(iter(_of_type(PrecomputedModulation, options)), None)
-    ours = hasattr(getattr(sampler, "sampler_function", sampler), "evaluated")
-    adaln = run.adaln = _modulation(run, precomputed, ours)
+    adaln = run.adaln = _modulation(run, precomputed, hasattr(ours, "evaluated"))
     if isinstance(adaln, adaln_cache.RunAdaLNCache):
         options[CACHE] = adaln
     try:
-        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        yield run
         if cache is not None and run.step_cache is not None:
             messages.show_text(cache.node_id, step_cache.summary(run.step_cache.count))
         if run.modulation is not None:
             log.info("%s", run.modulation)
             messages.show_text(None if precomputed is None else precomputed.node_id, str(run.modulation))
-        return samples
     finally:
         options.pop(RUN, None)
         options.pop(CACHE, None)

@@ -39,19 +39,27 @@ def check_latent(node: str, latent: dict[str, Any], *, one_kind: bool = True, ea
 
 
 def check_inputs(
-    node: str, model: ModelFacts, positive, negative, samples: Tensor, *, flow: bool = True, others: str = ""
+    node: str,
+    model: ModelFacts,
+    positive,
+    negative,
+    samples: Tensor,
+    *,
+    flow: bool = True,
+    others: str = "",
+    names: tuple[str, str] = ("positive", "negative"),
 ) -> None:
     """Refuse prompts that are not finite, and what our core cannot run; ComfyUI's own models check the rest themselves.
 
     Args: samples, the latent's as they fit the model; flow, refuse a model that is no rectified flow; others, what
-    else the user can do with one.
+    else the user can do with one; names, of the inputs that the prompts came in by.
     Raises: InputError for text of another model, a latent of other channels, an image larger than the positions.
     """
     found = f"{model.kind} is not a flow-matching model"
     right = f"Connect SD3, SD3.5, FLUX or another rectified-flow model{others}"
     require(model.is_flow or not flow, node, "model", found, right)
     config = model.config
-    for name, conditioning in (("positive", positive), ("negative", negative)):
+    for name, conditioning in zip(names, (positive, negative), strict=True):
         demand = partial(require, node=node, name=name)
         demand(conditioning, found="it holds no prompt", right="Connect the output of TripleTextEncode")
         for context, options in conditioning:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ...mmdit_core.control.spec import BlockControl
 from ..comfyui import patching
-from ..comfyui.loading.offloading import load_last
-from ..comfyui.modulation import layers_of
 from ..comfyui.run import sampling
 from ..comfyui.run.guidance import FORMS
 from ..comfyui.run.solver import RunSteps
@@ -90,9 +88,7 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
         prepared = replace(prepared, samples=start.image, noise=start.noise)
         start = start.for_run(inputs.solver, inputs.cfg, model, positive, sigmas, latent.get("noise_mask"))
     sampled = model.clone() if shift_from == OWN else sampling.with_shift(model, shift)
-    patching.install(sampled)  # for the counts; only a MODEL from MMDiTLoader, or with controls, has them already
-    if layers_of(sampled.model):
-        load_last(sampled)
+    patching.prepare(sampled)
     steps = RunSteps(
         inputs.solver,
         sigmas[first : last + 1],

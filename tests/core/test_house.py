@@ -74,7 +74,8 @@ NODE_PACKAGES: dict[str, set[str]] = {
     "caching": {"comfyui", "errors", "widgets"},
     "invert": {"comfyui", "errors", "widgets", "sampler"},
     "web_api": {"comfyui", "sampler", "text"},
-    "__init__": {"comfyui", "sampler", "analysis", "loader", "text", "control", "caching", "invert", "web_api"},
+    "edit": {"comfyui", "errors", "widgets", "sampler"},
+    "__init__": {"comfyui", "sampler", "analysis", "loader", "text", "control", "caching", "edit", "invert", "web_api"},
 }
 
 TOP_LEVEL = {

@@ -127,8 +127,8 @@ class InversionRun(comfy.samplers.Sampler):
 
         followed: Velocity = velocity
         if denoise_mask is not None:
-            mask_at = _mask_at(model, denoise_mask, options, sigmas)
-            followed = masked_velocity(velocity, mask_at, latent_image, noise)
+            mask = mask_at(model, denoise_mask, options, sigmas.flip(0))
+            followed = masked_velocity(velocity, mask, latent_image, noise)
         steps = self.steps
         self.x, self.history = solve_with_history(followed, latent_image, steps.sigmas, steps.solver, callback=report)
         return self.x
@@ -155,10 +155,13 @@ def _set_keyframes(guider, sigma: float) -> None:
         guider.model_patcher.cached_hook_patches.clear()
 
 
-def _mask_at(model, mask: Tensor, options: dict[str, Any], sigmas: Tensor) -> Velocity:
-    """The mask at a sigma; another node may make it a function of sigma, as differential diffusion does."""
+def mask_at(model, mask: Tensor, options: dict[str, Any], falling: Tensor) -> Velocity:
+    """The mask at a sigma; another node may make it a function of sigma, as differential diffusion does.
+
+    Args: falling, the sigmas of the run in the order in which such a function expects them.
+    """
     changed = options.get("denoise_mask_function")
     if changed is None:
         return lambda x, sigma: mask
-    falling = sigmas.flip(0)  # the order in which such a function expects them
-    return lambda x, sigma: changed(sigma.expand(len(x)), mask, extra_options={"model": model, "sigmas": falling})
+    extra = {"model": model, "sigmas": falling}
+    return lambda x, sigma: changed(sigma.to(x.device).expand(len(x)), mask, extra_options=extra)
