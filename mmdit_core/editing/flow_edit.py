@@ -61,9 +61,9 @@ def flow_edit(
         refining = masked_velocity(target, mask_at, image, noise(first_refined, 0))
     for step in range(begin, steps):
         sigma, following = sigmas[step], sigmas[step + 1]
-        at = torch.tensor(sigma, dtype=image.dtype)  # on the CPU: reading it waits for no device
+        at = torch.tensor(sigma, dtype=torch.float64)  # on the CPU: reading it waits for no device
         if step < first_refined:
-            difference = _difference(source, target, image, x, at, [noise(step, draw) for draw in range(average)])
+            difference = _difference(source, target, image, x, sigma, [noise(step, draw) for draw in range(average)])
             if mask_at is not None:
                 difference = difference * mask_at(x, at)
             x = x + (following - sigma) * difference
@@ -76,14 +76,14 @@ def flow_edit(
     return x
 
 
-def _difference(source: Field, target: Field, image: Tensor, z: Tensor, sigma: Tensor, noises: list[Tensor]) -> Tensor:
+def _difference(source: Field, target: Field, image: Tensor, z: Tensor, sigma: float, noises: list[Tensor]) -> Tensor:
     """The target's velocity less the source's, averaged over draws of noise."""
-    found = []
+    found, at = [], torch.tensor(sigma, dtype=torch.float64)
     for noise in noises:
         noisy = _noisy(image, sigma, noise)
-        found.append(target(noisy + (z - image), sigma) - source(noisy, sigma))
+        found.append(target(noisy + (z - image), at) - source(noisy, at))
     return found[0] if len(found) == 1 else sum(found[1:], found[0]) / len(found)
 
 
-def _noisy(image: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:
+def _noisy(image: Tensor, sigma: float, noise: Tensor) -> Tensor:
     return (1 - sigma) * image + sigma * noise

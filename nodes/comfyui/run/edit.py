@@ -128,7 +128,7 @@ class EditRun(comfy.samplers.Sampler):
         self.sides: tuple[_Side, ...] = ()
         self.seconds = 0.0
         self.state: EditState | None = steps.start
-        self.unchanged: Tensor | None = None
+        self.unchanged: Tensor = torch.tensor(False)
 
     def sample(
         self, model, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
