@@ -17,6 +17,7 @@ from .adaptive import CallLimitError, EmbeddedPair
 from .arguments import Generators, check_history, noise_source, read_options, read_sigmas
 from .base import History, Integrator, Method, Point, Problem, Step
 from .exponential import LOG_SNR, MINUS_LOG_SIGMA, TwoStage, TwoStep, UniPC, midpoint, residual
+from .fireflow import FireFlow
 from .leapfrog import AsynchronousLeapfrog
 from .multistep import AdamsBashforth
 from .runge_kutta import RungeKutta
@@ -96,6 +97,7 @@ SOLVERS: dict[str, Method] = {
         order=2,
         source="Mutze 2013, 'An asynchronous leap-frog method II'; Zhuang et al. 2021, 'MALI', there called ALF",
     ),
+    "fireflow": FireFlow(order=2, source="Deng et al. 2024, 'FireFlow', arXiv 2412.07517, algorithm 1"),
 }
 
 
