@@ -1,20 +1,23 @@
-"""FlowInvert: from an image to the noise from which the model would make it."""
+"""FlowInvert and SourcePull: from an image to its noise, and a pull back to the image in the sampling."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..mmdit_core.editing.rf_inversion import Pull
 from ..mmdit_core.flow.schedules import sigmas
+from ..mmdit_core.flow.window import Window
 from ..mmdit_core.solvers import SOLVERS
 from .comfyui.frontend import messages
 from .comfyui.run import inversion, resume, sampling
+from .comfyui.run.source_pull import with_pull
 from .errors import require
 from .sampler.checks import check_inputs, check_latent
 from .sampler.start import refuse_unfinished
-from .widgets import HIDDEN, SHIFT, check_values, choice, steps_widget
+from .widgets import END, HIDDEN, SHIFT, START, check_values, choice, fraction, number, seed_widget, steps_widget
 
-NODE = "FlowInvert"
-SOLVER_NAMES = ("leapfrog", "midpoint", "euler")
+NODE, PULL = "FlowInvert", "SourcePull"
+SOLVER_NAMES = ("leapfrog", "midpoint", "euler", "fireflow")
 SEED = 0  # of the noise outside a noise mask; any will do, because the sampler takes it from the LATENT
 
 
@@ -40,8 +43,12 @@ class FlowInvert:
         tooltips = {
             "positive": "A description of the image. The more exact it is, the better an edit keeps the rest.",
             "latent_image": "The image, from VAE Encode. With a noise mask only the part inside it is inverted.",
-            "solver": "leapfrog finds the way back exactly, midpoint nearly and at twice the cost, euler roughly. "
-            f"Sample with the same solver and steps. Model calls a step: {calls}.",
+            "solver": "leapfrog finds the way back exactly, midpoint nearly and at twice the cost, euler roughly, "
+            "fireflow nearly at the cost of euler. Sample with the same solver and steps. Model calls a step: "
+            f"{calls}.",
+            "gamma": "0: the model's own flow. Higher: the noise is drawn to that of noise_seed, as in RF-Inversion: "
+            "an edit is freer, and the way back is not exact. Use 0.5 with SourcePull in the sampling.",
+            "noise_seed": "The seed of the noise that gamma draws to.",
         }
         return {
             "required": {
@@ -52,18 +59,25 @@ class FlowInvert:
                 "solver": choice(SOLVER_NAMES, SOLVER_NAMES[0], tooltips["solver"]),
                 "shift": SHIFT,
             },
+            "optional": {
+                "gamma": fraction(0.0, tooltips["gamma"], advanced=True),
+                "noise_seed": seed_widget(tooltips["noise_seed"], control=False),
+            },
             "hidden": HIDDEN,
         }
 
-    def invert(self, model, positive, latent_image, steps, solver, shift, unique_id=None):
+    def invert(self, model, positive, latent_image, steps, solver, shift, gamma=0.0, noise_seed=0, unique_id=None):
         """Run the inversion. Returns: LATENT with a resume state."""
-        check_values(NODE, self.INPUT_TYPES()["required"], dict(steps=steps, solver=solver, shift=shift))
+        inputs = self.INPUT_TYPES()
+        given = dict(steps=steps, solver=solver, shift=shift, gamma=gamma, noise_seed=noise_seed)
+        check_values(NODE, {**inputs["required"], **inputs["optional"]}, given)
         check_latent(NODE, latent_image)
         refuse_unfinished(NODE, latent_image, "Connect a finished image's latent")
         right = "Connect an image's latent, from VAE Encode or a sampler"
         require(latent_image["samples"].any(), NODE, "latent_image", "it is empty", right)
         facts = sampling.read_model(model)
-        prepared = sampling.prepare(sampling.fitted(model, latent_image), SEED)
+        fitted = sampling.fitted(model, latent_image)
+        prepared = sampling.prepare(fitted, SEED)
         check_inputs(NODE, facts, positive, positive, prepared.samples)
         rising = sigmas(steps, "linear", shift or facts.shift).flip(0)
         end, calls = inversion.invert_flow(
@@ -74,10 +88,64 @@ class FlowInvert:
             sigmas=rising,
             node=NODE,
             flow=resume.flow_of(model, positive, rising, prepared.mask),
+            toward=sampling.prepare(fitted, noise_seed).noise if gamma else None,
+            gamma=gamma,
         )
         same = f"{solver}, {steps} steps of linear{f', shift {shift:g}' if shift else ''}, cfg 1, denoise 1"
-        messages.show_text(unique_id, f"{calls} model calls. The same way back: {same}.")
+        back = f"The same way back: {same}" if not gamma else "No way back is exact: sample with Source Pull"
+        messages.show_text(unique_id, f"{calls} model calls. {back}.")
         return (sampling.finish(latent_image, end.samples, end),)
 
 
-NODES = {"FlowInvert": (FlowInvert, "Flow Invert")}
+class SourcePull:
+    """A MODEL whose predictions are drawn to a source image for a part of the sampling."""
+
+    CATEGORY = "MMDiT"
+    DESCRIPTION = (
+        "RF-Inversion's controller: while sampling, draws each predicted image to a source image. After Flow Invert "
+        "with gamma it keeps the layout of the image, while another prompt changes the rest. Works with every sampler."
+    )
+    SEARCH_ALIASES = ["rf inversion", "eta", "controller", "structure", "edit", "img2img"]
+    FUNCTION = "apply"
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("A copy of the model with the controller.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The inputs."""
+        tooltips = {
+            "model": "A rectified-flow model: SD3, SD3.5, FLUX, Qwen-Image. It is not changed.",
+            "source_latent": "The image to stay close to: the latent that Flow Invert had.",
+            "eta": "How strongly: 1 makes the prediction the source, 0 does nothing.",
+            "decay": "0: eta stays the same inside the window. Higher: it falls toward the end of the sampling, as "
+            "(1 - percent) to this power.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": tooltips["model"]}),
+                "source_latent": ("LATENT", {"tooltip": tooltips["source_latent"]}),
+                "eta": fraction(0.9, tooltips["eta"]),
+                "decay": number(0.0, 0.0, 10.0, 0.1, tooltips["decay"]),
+                "start_percent": START,
+                "end_percent": fraction(0.25, END[1]["tooltip"]),
+            }
+        }
+
+    def apply(self, model, source_latent, eta, decay, start_percent, end_percent):
+        """A copy of the model with the controller. Raises: InputError."""
+        given = dict(eta=eta, decay=decay, start_percent=start_percent, end_percent=end_percent)
+        check_values(PULL, self.INPUT_TYPES()["required"], given)
+        check_latent(PULL, source_latent, name="source_latent")
+        refuse_unfinished(PULL, source_latent, "Connect the image's latent", name="source_latent")
+        samples = sampling.fitted(model, source_latent)["samples"]
+        right = "Connect an image's latent, from VAE Encode or a sampler"
+        require(samples.any(), PULL, "source_latent", "it is empty", right)
+        facts = sampling.read_model(model)
+        found = f"{facts.kind} is not a flow-matching model"
+        require(facts.is_flow, PULL, "model", found, "Connect SD3, SD3.5, FLUX or another rectified-flow model")
+        found = f"{end_percent:g} is not after start_percent, {start_percent:g}"
+        require(start_percent < end_percent, PULL, "end_percent", found, "Set it later")
+        return (with_pull(model, samples, Pull(eta, decay, Window(start_percent, end_percent)), PULL),)
+
+
+NODES = {NODE: (FlowInvert, "Flow Invert"), PULL: (SourcePull, "Source Pull")}

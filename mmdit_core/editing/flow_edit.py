@@ -42,9 +42,10 @@ def flow_edit(
     In this form equal velocities give the image bit for bit. In the last `refine_steps` the noisy edit is sampled with
     the target alone, by Euler's method.
 
-    Args: source, target (x, sigma) -> velocity, sigma 0-d on the CPU; image [B, ...]; sigmas of the steps to run [n + 1], falling; noise(step,
-        draw) of a step, counted from 0; refine_steps in [0, n]; average >= 1, draws of noise in each step; mask_at(x,
-        sigma) in [0, 1], 1 where the image may change; start, to continue; report(step, z), called after each step.
+    Args: source, target (x, sigma) -> velocity, sigma 0-d on the CPU; image [B, ...]; sigmas of the steps to run
+        [n + 1], falling; noise(step, draw) of a step, counted from 0; refine_steps in [0, n]; average >= 1, draws of
+        noise in each step; mask_at(x, sigma) in [0, 1], 1 where the image may change; start, to continue; report(step,
+        z), called after each step.
     Returns: the edited image [B, ...].
     Raises: ValueError for refine_steps or average out of range.
     Source: Kulikov et al. 2024, "FlowEdit", arXiv 2412.08629, algorithm 1, and the authors' code for n_min.

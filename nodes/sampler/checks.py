@@ -13,14 +13,17 @@ from ..comfyui.run.sampling import ModelFacts
 from ..errors import require
 
 
-def check_latent(node: str, latent: dict[str, Any], *, one_kind: bool = True, each: bool = False) -> None:
+def check_latent(
+    node: str, latent: dict[str, Any], *, one_kind: bool = True, each: bool = False, name: str = "latent_image"
+) -> None:
     """Refuse a LATENT that cannot be sampled with any model.
 
-    Args: one_kind, refuse nested latents (of video and sound, say); each, a seed for each image of the batch.
+    Args: one_kind, refuse nested latents (of video and sound, say); each, a seed for each image of the batch; name,
+    of the input.
     Raises: InputError.
     """
     samples, mask, indices = latent["samples"], latent.get("noise_mask"), latent.get("batch_index")
-    demand = partial(require, node=node, name="latent_image")
+    demand = partial(require, node=node, name=name)
     made = "Check the node that made this latent"
     if samples.is_nested:
         demand(not one_kind, found="it holds latents of several kinds", right="Connect the latent of an image")

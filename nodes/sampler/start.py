@@ -60,12 +60,12 @@ def start_of(latent: dict[str, Any], sigma: float, inputs: SamplerInputs) -> Sta
     return Start(notes=(f"Latent: it was taken for an image, and noise was added to it. {right}",))
 
 
-def refuse_unfinished(node: str, latent: dict[str, Any], right: str) -> None:
-    """Refuse a latent that still holds the noise of a run. Raises: InputError."""
+def refuse_unfinished(node: str, latent: dict[str, Any], right: str, name: str = "latent_image") -> None:
+    """Refuse a latent that still holds the noise of a run. Args: name, of the input. Raises: InputError."""
     changed = resume.changed_since(latent)
     found = resume.resume_state(latent) or changed
     if found is not None:
-        raise InputError(node, "latent_image", f"it {_origin(found, changed)}, so that it still holds noise", right)
+        raise InputError(node, name, f"it {_origin(found, changed)}, so that it still holds noise", right)
 
 
 def part_notes(model, latent: dict[str, Any], steps: RunSteps, add_noise: bool) -> tuple[str, ...]:

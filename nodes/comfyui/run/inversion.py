@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ....mmdit_core.editing.inversion import masked_velocity
+from ....mmdit_core.editing.rf_inversion import drawn_to_noise
 from ....mmdit_core.solvers import History, Point, solve_with_history
 from .. import patching
 from ..fingerprint import fingerprint
@@ -33,6 +34,8 @@ def invert_flow(
     sigmas: Tensor,
     node: str,
     flow: Flow | None = None,
+    toward: Tensor | None = None,
+    gamma: float = 0.0,
     callback: Callback | None = None,
 ) -> tuple[ResumeState, int]:
     """Follow the velocity of the prompt alone (cfg 1) from an image to noise.
@@ -41,11 +44,12 @@ def invert_flow(
     model gets it when the masked image is sampled.
 
     Args: prepared, its noise for the part outside a mask; sigmas [steps + 1] on the CPU, rising from 0 to 1; node,
-        whose name the error has when a value is not finite; flow, as resume.flow_of gives it.
+        whose name the error has when a value is not finite; flow, as resume.flow_of gives it; toward, noise that the
+        inversion is drawn to with strength gamma. Its history is then not the flow's, and is dropped.
     Returns: the state at the last sigma, from which a sampler starts instead of from noise; the number of predictions.
     """
     guider = make_guider(_with_velocity_at_zero(model), positive, positive, Guidance(1.0))
-    run = InversionRun(solver, sigmas, node)
+    run = InversionRun(solver, sigmas, node, toward, gamma)
     samples = guider.sample(**call(prepared, model, run, sigmas, callback))
     end = ResumeState(
         samples=samples.cpu(),
@@ -54,7 +58,7 @@ def invert_flow(
         noise=(run.x if prepared.mask is None else prepared.noise).cpu(),
         image=prepared.samples.cpu(),
         solver=solver,
-        history=tuple(Point(point.sigma, point.x.cpu(), point.velocity.cpu()) for point in run.history),
+        history=tuple(Point(point.sigma, point.x.cpu(), point.velocity.cpu()) for point in run.history if not gamma),
         flow=flow,
         mask=fingerprint(prepared.mask),
     )
@@ -87,8 +91,9 @@ class InversionRun(comfy.samplers.Sampler):
     sigmas at which the model is called, in order, for `patching.Run`.
     """
 
-    def __init__(self, solver: str, sigmas: Tensor, node: str):
+    def __init__(self, solver: str, sigmas: Tensor, node: str, toward: Tensor | None = None, gamma: float = 0.0):
         """Args: as `invert_flow`'s."""
+        self.toward, self.gamma = toward, gamma
         self.steps, self.node = RunSteps(solver, sigmas, Guidance(1.0), ()), node
         self.evaluated = self.steps.all_evaluated
         self.predictions = 0
@@ -126,9 +131,12 @@ class InversionRun(comfy.samplers.Sampler):
             callback(step, x, x, steps)  # x itself as the preview: the denoised image hardly changes
 
         followed: Velocity = velocity
+        if self.toward is not None:
+            scale = float(getattr(model.inner_model.model_sampling, "noise_scale", 1.0))
+            followed = drawn_to_noise(velocity, scale * self.toward.to(latent_image), self.gamma)
         if denoise_mask is not None:
             mask = mask_at(model, denoise_mask, options, sigmas.flip(0))
-            followed = masked_velocity(velocity, mask, latent_image, noise)
+            followed = masked_velocity(followed, mask, latent_image, noise)
         steps = self.steps
         self.x, self.history = solve_with_history(followed, latent_image, steps.sigmas, steps.solver, callback=report)
         return self.x
