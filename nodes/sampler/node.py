@@ -15,7 +15,7 @@ from .checks import check_inputs, check_latent
 from .inputs import DENOISE, LATENT, MODEL, NODE, REQUIRED, SEED, WIDGETS, SamplerInputs
 from .plan import make_plan
 from .report import curve, make_report, short, summary
-from .start import refuse_unfinished
+from .start import refuse_unfinished, way_back_notes
 
 METADATA = "mmdit_sampler"  # of the report in a PNG, next to ComfyUI's own "prompt" and "workflow"
 LINKS = {"model": MODEL, "positive": POSITIVE, "negative": NEGATIVE, "latent_image": LATENT}
@@ -68,7 +68,8 @@ class FlowMatchingSampler:
         guider = make_guider(plan.model, positive, negative, plan.steps.guidance)
         call = sampling.call(plan.prepared, model, run, plan.steps.sigmas)
         samples = sampling.to_output(guider.sample(**call, seed=inputs.seed))
-        report = make_report(plan, run, no_reuse)
+        notes = way_back_notes(plan.steps.start, samples, float(plan.steps.sigmas[-1]))
+        report = make_report(plan, run, no_reuse, notes)
         if extra_pnginfo is not None:
             extra_pnginfo.setdefault(METADATA, {})[str(unique_id)] = asdict(report)
         messages.show_text(unique_id, short(report))

@@ -53,8 +53,13 @@ class SamplerReport:
     notes: list[str]
 
 
-def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) -> SamplerReport:
-    """The report of a run that ended. Args: no_reuse, in words why the run cache could not be used."""
+def make_report(
+    plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None, notes: tuple[str, ...] = ()
+) -> SamplerReport:
+    """The report of a run that ended.
+
+    Args: no_reuse, in words why the run cache could not be used; notes, besides the plan's.
+    """
     steps, guidance, seeds = run.steps, run.steps.guidance, plan.inputs.seeds
     counts = run.counts or patching.Run()
     blocks, start = plan.facts.blocks, steps.start
@@ -110,7 +115,7 @@ def make_report(plan: SamplerPlan, run: SolverRun, no_reuse: str | None = None) 
             "a_step": round(seconds / ran, 4) if ran and not steps.is_adaptive else None,
             "a_call": round(seconds / calls.calls, 4) if calls.calls else None,
         },
-        notes=[*plan.notes, *([] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"])],
+        notes=[*plan.notes, *notes, *([] if no_reuse is None else [f"Reuse: not possible, {no_reuse}"])],
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ...mmdit_core.flow.sigma import same_sigma
 from ..comfyui import patching
 from ..comfyui.fingerprint import fingerprint
@@ -14,6 +16,7 @@ from ..errors import InputError, require
 from .inputs import NODE, SamplerInputs
 
 CHANGED = "and was changed since"
+DIVERGED = 2.0  # times the spread of the image that was inverted
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,17 @@ def start_of(latent: dict[str, Any], sigma: float, inputs: SamplerInputs) -> Sta
         return Start()
     right = "If it holds noise already, as from KSampler (Advanced) or a file, set add_noise to disable"
     return Start(notes=(f"Latent: it was taken for an image, and noise was added to it. {right}",))
+
+
+def way_back_notes(start: resume.ResumeState | None, samples: Tensor, end: float) -> tuple[str, ...]:
+    """A note if the way back of an inversion left the range of images. Args: samples at the end; end, the sigma."""
+    if start is None or start.flow is None or end > 0:
+        return ()
+    spread = float(samples.float().std() / start.image.float().std().clamp(min=1e-9))
+    if spread < DIVERGED:
+        return ()
+    right = "Lower cfg, raise steps, sample with heun, or use Flow Edit"
+    return (f"Latent: the way back diverged: its values spread {spread:.1f} times as wide as the image's. {right}",)
 
 
 def refuse_unfinished(node: str, latent: dict[str, Any], right: str, name: str = "latent_image") -> None:

@@ -17,7 +17,7 @@ import nodes as host_nodes
 from mmdit_core.flow.schedules import sigmas
 from mmdit_core.solvers import solve
 
-SOLVER_NAMES = ("leapfrog", "midpoint", "euler")
+SOLVER_NAMES = ("leapfrog", "midpoint", "euler", "fireflow")
 BACK = 1e-4  # of the latent's spread: float32 over ten steps and two ways
 
 
@@ -57,8 +57,8 @@ def test_leapfrog_returns_to_the_image(inversion, both):
 
 
 def test_the_solvers_return_in_the_order_of_their_cost(inversion):
-    leapfrog, midpoint, euler = (inversion.there_and_back(solver=name) for name in SOLVER_NAMES)
-    assert leapfrog < midpoint < euler and leapfrog < euler / 1000
+    leapfrog, midpoint, euler, fireflow = (inversion.there_and_back(solver=name) for name in SOLVER_NAMES)
+    assert leapfrog < midpoint < euler and fireflow < euler / 5 and leapfrog < euler / 1000
 
 
 @pytest.mark.parametrize("size", [(7, 11), (4, 16)])
@@ -303,3 +303,11 @@ def test_comfyuis_own_models_return_too(inversion, kind, sizes):
     back = inversion.down(up, model=model, positive=positive, negative=positive)
     picture = inversion.bench.latent.reshape(back.shape)
     assert error(up["samples"], picture) > 0.1 and error(back, picture) <= BACK
+
+
+def test_a_way_back_that_diverges_is_noted(inversion):
+    """An exact way back has no note; one at an absurd cfg leaves the range of images, and says what helps."""
+    up = inversion.up()
+    assert not inversion.bench.facts(up, solver="leapfrog", cfg=1.0, steps=10)["notes"]
+    notes = inversion.bench.facts(up, solver="leapfrog", cfg=100.0, steps=10)["notes"]
+    assert any("the way back diverged" in note and "Flow Edit" in note for note in notes), notes
