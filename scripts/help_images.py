@@ -26,6 +26,7 @@ TARGET = ROOT / "web" / "docs"
 TILE, GAP, LABEL, FONT = 176, 8, 40, 13
 PROMPT = "three red circles to the left of a blue star on a white background"
 OTHER = "three green squares to the left of a yellow triangle on a white background"
+RECOLOURED = "three green circles to the left of a blue star on a white background"
 SEED = 4
 Change = Callable[[Prompt], None]
 
@@ -145,6 +146,43 @@ def inverted(text: str = PROMPT, cfg: float = 1.0) -> Change:
     return change
 
 
+def edited(text: str = "", **values: object) -> Change:
+    """The image edited by Flow Edit to another prompt. Args: values, of its inputs."""
+
+    def change(prompt: Prompt) -> None:
+        prompt["first"] = copy.deepcopy(prompt["sampler"])
+        prompt["target"] = copy.deepcopy(prompt["text"])
+        prompt["target"]["inputs"]["prompt"] = text
+        prompt["sampler"] = {
+            "class_type": "FlowEdit",
+            "inputs": {
+                "model": ["model", 0], "source": ["text", 0], "target": ["target", 0], "negative": ["text", 1],
+                "latent_image": ["first", 0], "seed": 1, "steps": 28, "edit_steps": 24, "source_cfg": 1.5,
+                "target_cfg": 5.5, "shift": 0.0, **values,
+            },
+        }  # fmt: skip
+
+    return change
+
+
+def pulled(eta: float) -> Change:
+    """The image inverted with gamma, then sampled with another prompt under Source Pull; eta 0 is without it."""
+
+    def change(prompt: Prompt) -> None:
+        inverted(RECOLOURED, cfg=3.0)(prompt)
+        prompt["invert"]["inputs"].update(solver="euler", gamma=0.5, noise_seed=1)
+        prompt["pull"] = {
+            "class_type": "SourcePull",
+            "inputs": {
+                "model": ["model", 0], "source_latent": ["first", 0], "eta": eta, "decay": 0.0, "start_percent": 0.0,
+                "end_percent": 0.25,
+            },
+        }  # fmt: skip
+        prompt["sampler"]["inputs"].update(model=["pull", 0], solver="euler", negative=["text", 1])
+
+    return change
+
+
 def analysis(prompt: Prompt) -> None:
     """The contact sheet of a sweep instead of an image."""
     prompt["sampler"] = {
@@ -207,6 +245,20 @@ IMAGES: dict[str, tuple[Tile, ...]] = {
         Tile("the other prompt in 0-3", second_prompt("0-3")),
         Tile("the other prompt in 4-7", second_prompt("4-7")),
         Tile("the other prompt in all", second_prompt("all")),
+    ),
+    "FlowEdit": (
+        Tile("the image"),
+        Tile("another colour", edited(RECOLOURED)),
+        Tile("another shape", edited(PROMPT.replace("circles", "squares"))),
+        Tile("another count", edited(PROMPT.replace("three red circles", "two red circles"))),
+        Tile("another place", edited(PROMPT.replace("to the left of", "above"))),
+        Tile("another background", edited(PROMPT.replace("white background", "black background"))),
+    ),
+    "SourcePull": (
+        Tile("the image"),
+        Tile("eta 0", pulled(0.0)),
+        Tile("eta 0.5", pulled(0.5)),
+        Tile("eta 0.9", pulled(0.9)),
     ),
     "FlowInvert": (
         Tile("the image"),

@@ -25,7 +25,7 @@ from scripts.workflow_specs import WORKFLOWS
 TARGET = ROOT / "workflows"
 LEFT, TOP, GAP_X, GAP_Y = 40, 120, 60, 60
 PREVIEW = 300  # below a node that shows previews while it runs, which stay on it
-PREVIEWING = {"FlowMatchingSampler", "BlockAnalysis"}
+PREVIEWING = {"FlowMatchingSampler", "FlowEdit", "BlockAnalysis"}
 WIDTHS = {"TripleTextEncode": 420, "SaveImage": 340, "PreviewImage": 340, "PreviewAny": 340}
 IMAGE_NODES = {"SaveImage", "PreviewImage", "LoadImage"}
 TITLE, ROW, TEXT, IMAGE = 36, 24, 130, 320  # heights of a title, a slot or widget, a long text, an image
@@ -35,6 +35,7 @@ SHOWN = {
     "TripleTextEncode": 50,
     "FlowMatchingSampler": 190,
     "FlowInvert": 70,
+    "FlowEdit": 70,
     "BlockSkip": 110,
     "TextBoost": 60,
     "TextDisable": 110,

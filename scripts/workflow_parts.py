@@ -62,6 +62,12 @@ def sampler(
     return Node(key, "FlowMatchingSampler", {"seed": 4, "cfg": 4.5, **values}, links, title)
 
 
+def edit(latent: Link, source: Link = ("source", 0), target: Link = ("target", 0), **values: Any) -> Node:
+    """FlowEdit; `values` are inputs that are not at their defaults."""
+    links = {"model": ("model", 0), "source": source, "target": target, "negative": ("source", 1)}
+    return Node("edit", "FlowEdit", {"seed": 1, **values}, {**links, "latent_image": latent})
+
+
 def decode(source: str = "sampler", key: str = "decode", vae: Link = ("model", 2)) -> Node:
     """A decoder."""
     return Node(key, "VAEDecode", links={"samples": (source, 0), "vae": vae})

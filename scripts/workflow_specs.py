@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scripts.workflow_families import FAMILIES
 from scripts.workflow_large import LARGE
-from scripts.workflow_parts import Node, WorkflowSpec, decode, empty, loader, preview, sampler, shown, text
+from scripts.workflow_parts import Node, WorkflowSpec, decode, edit, empty, loader, preview, sampler, shown, text
 
 SMALL_NOTE = "The included small model draws it in seconds, without a GPU."
 
@@ -183,13 +183,69 @@ STEER = (
         ),
     ),
     WorkflowSpec(
+        "edit-by-words",
+        "Edit an image by words",
+        f"Changes what two descriptions differ in, and keeps the rest. {SMALL_NOTE}\n\n"
+        "Describe the image as it is in the first prompt, and as it should be in the second: change only the words of "
+        "the change. **edit_steps** is the strength. If the edit is weak, raise **target_cfg**; if too much changes, "
+        "lower **edit_steps**. For your own image, replace the sampler by **Load Image** and **VAE Encode**, and the "
+        "loader by that of your model.",
+        (
+            loader(),
+            text(key="source", title="The image as it is"),
+            text(
+                "three green squares to the left of a blue star on a white background",
+                "target",
+                title="As it should be",
+            ),
+            empty(),
+            sampler("first", positive=("source", 0), negative=("source", 1), cfg=3.0, title="Image to edit"),
+            decode("first", "first decoded"),
+            preview("first decoded", "before", "Before"),
+            edit(("first", 0)),
+            *shown("edit", title="After"),
+            Node("summary", "PreviewAny", links={"source": ("edit", 1)}, title="Summary"),
+        ),
+    ),
+    WorkflowSpec(
+        "edit-in-a-mask",
+        "Edit a part of an image by words",
+        f"As edit-by-words, under a mask: the black part stays, bit for bit in the latent. {SMALL_NOTE}\n\n"
+        "The mask is made of two plain masks. You can draw your own in the mask editor of **Load Image**. White may "
+        "change, black stays.",
+        (
+            loader(),
+            text(key="source", title="The image as it is"),
+            text(
+                "three red circles to the left of a green square on a white background",
+                "target",
+                title="As it should be",
+            ),
+            empty(),
+            sampler("first", positive=("source", 0), negative=("source", 1), cfg=3.0, title="Image to edit"),
+            decode("first", "first decoded"),
+            preview("first decoded", "before", "Before"),
+            Node("black", "SolidMask", {"value": 0.0, "width": 128, "height": 128}),
+            Node("white", "SolidMask", {"value": 1.0, "width": 48, "height": 128}),
+            Node(
+                "mask",
+                "MaskComposite",
+                {"x": 80, "y": 0, "operation": "add"},
+                {"destination": ("black", 0), "source": ("white", 0)},
+            ),
+            Node("masked", "SetLatentNoiseMask", links={"samples": ("first", 0), "mask": ("mask", 0)}),
+            edit(("masked", 0)),
+            *shown("edit", title="After"),
+        ),
+    ),
+    WorkflowSpec(
         "inversion-and-edit",
         "Inversion and edit",
         f"Turns an image into noise and samples it again with another prompt. {SMALL_NOTE}\n\n"
+        "Good for colours; for other edits use **edit-by-words**, which keeps more and succeeds more often. "
         "Describe the image in **Flow Invert**'s prompt. Give the sampler the new prompt as positive and the old one "
         "as negative: cfg then amplifies only what the two differ in. A higher cfg follows the new prompt more and "
-        "keeps less of the image. Not every edit succeeds; the node's help page has measured rates. For your own "
-        "image, replace the first sampler by **Load Image** and **VAE Encode**.",
+        "keeps less of the image. For your own image, replace the first sampler by **Load Image** and **VAE Encode**.",
         (
             loader(),
             text(key="first text", title="Original prompt"),

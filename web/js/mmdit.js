@@ -30,7 +30,7 @@ const MARGIN = 5;
 const SAMPLER = "FlowMatchingSampler";
 // Name of a node colour of ComfyUI -> the nodes that get it.
 const COLOURS = {
-  blue: [SAMPLER, "FlowInvert", "MMDiTSampler", "SpeedPlan"],
+  blue: [SAMPLER, "FlowInvert", "FlowEdit", "MMDiTSampler", "SpeedPlan"],
   green: ["TripleTextEncode"],
   cyan: ["MMDiTLoader"],
   purple: Object.keys(STRIPS),

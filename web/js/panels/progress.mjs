@@ -4,7 +4,7 @@ import { api, nodeOfExecution } from "../page/frontend.mjs";
 import { hideRunText, showRunText } from "./run_text.mjs";
 import { words } from "../words.mjs";
 
-const SAMPLERS = new Set(["FlowMatchingSampler", "MMDiTSampler", "FlowInvert"]);
+const SAMPLERS = new Set(["FlowMatchingSampler", "MMDiTSampler", "FlowInvert", "FlowEdit"]);
 const WINDOW = 8; // events that the time per step is averaged over
 
 let events = []; // the last ones, { value, at }
