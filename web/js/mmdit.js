@@ -20,15 +20,15 @@ const STRIPS = {
 };
 // Modules: for all nodes, for nodes with a strip, and for some node types.
 const [ALL_NODES, STRIP] = ["all_nodes.mjs", "widgets/block_widget.mjs"];
+const SAMPLER = "FlowMatchingSampler";
 const TOKENS = "panels/tokens.mjs";
-const BY_TYPE = { FlowMatchingSampler: "panels/curve.mjs", TripleTextEncode: TOKENS, SpeedPlan: "panels/speed_plan.mjs" };
+const BY_TYPE = { [SAMPLER]: "panels/curve.mjs", TripleTextEncode: TOKENS, SpeedPlan: "panels/speed_plan.mjs" };
 const loaded = new Map(); // name -> module
 const loading = new Map(); // name -> promise of the module
 const HEIGHT = { plain: 78, levels: 94 }; // pixels: the height in strip.css and two margins
 const MARGIN = 5;
 
-const SAMPLER = "FlowMatchingSampler";
-// Name of a node colour of ComfyUI -> the nodes that get it.
+// A node colour of ComfyUI -> the nodes that get it.
 const COLOURS = {
   blue: [SAMPLER, "FlowInvert", "FlowEdit", "MMDiTSampler", "SpeedPlan"],
   green: ["TripleTextEncode"],
