@@ -181,6 +181,27 @@ def inverted(bench: NodeBench) -> float:
     return difference(bench.sampled(latent=noise, cfg=1.0, **given), bench.latent)
 
 
+def edited(bench: NodeBench) -> float:
+    """Equal prompts give the image bit for bit; another target prompt changes it."""
+    node, source = bench.nodes["FlowEdit"](), bench.prompt(1)
+    given = dict(seed=SEED, steps=3, edit_steps=2, source_cfg=bench.cfg, target_cfg=bench.cfg, shift=0.0)
+    latent, negative = {"samples": bench.latent}, bench.prompt(3)
+    same, other = (
+        node.edit(bench.model, source, target, negative, latent, **given)[0]["samples"]
+        for target in (source, bench.prompt(5))
+    )
+    assert other.isfinite().all() and not torch.equal(other, same), "the target prompt changes nothing"
+    return 0.0 if torch.equal(same, bench.latent) else math.inf
+
+
+def pulled(bench: NodeBench) -> float:
+    """With eta 1 in all steps the sampler gives the source image; with eta 0 it is unchanged."""
+    given = dict(decay=0.0, start_percent=0.0, end_percent=1.0)
+    pull = lambda eta: bench.nodes["SourcePull"]().apply(bench.model, {"samples": bench.latent}, eta, **given)[0]  # noqa: E731
+    assert torch.equal(bench.sampled(pull(0.0)), bench.sampled()), "eta 0 changes the image"
+    return difference(bench.sampled(pull(1.0)), bench.latent)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A column of the table. Fields: check; tolerance, of its difference; block, True for a node that needs blocks."""
@@ -203,6 +224,8 @@ CELLS: dict[str, Cell] = {
     "FlowMatchingSampler cfg 3": Cell(partial(sampled_flow, cfg=3.0), block=False),
     "MMDiTSampler": Cell(sampled_by_comfyui, block=False),
     "SpeedPlan": Cell(planned, block=False),
+    "FlowEdit": Cell(edited, block=False),
+    "SourcePull": Cell(pulled, block=False),
     "FlowInvert": Cell(inverted, THERE_AND_BACK, block=False),
 }
 

@@ -43,6 +43,8 @@ COMPARED = {
     "FlowMatchingSampler cfg 3": "ComfyUI's euler with the same sigmas",
     "MMDiTSampler": "KSampler",
     "SpeedPlan": "the run without it, bit for bit, at 1x; 2x runs and computes fewer steps",
+    "FlowEdit": "the image itself, bit for bit, where both prompts are equal; another target changes it",
+    "SourcePull": "the source image, with eta 1 in all steps; the run without it, bit for bit, with eta 0",
     "FlowInvert": "the image itself, after leapfrog to noise and back",
 }
 
