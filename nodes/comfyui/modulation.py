@@ -17,15 +17,21 @@ from ...mmdit_core.models.sd3 import MMDiT
 from .families import SUPPORTED, family_of, network_of, why_refused
 
 MEMORY_MB = 512  # of a run's table, where no node sets another limit
-# Families without a table -> the fraction of their weights that one would spare.
+# Families without a table -> the fraction of their published models' weights that one would spare, where that is under
+# 5%: `python -m benchmarks.weights`.
 TOO_SMALL = {
-    "FLUX.2": "2 to 4%",
-    "Chroma": "3% (one network for all blocks)",
-    "Chroma Radiance": "3% (one network for all blocks)",
-    "Z-Image": "2%",
-    "Krea 2": "2%",
-    "JoyImage": "1%",
-    "LTX-Video": "under 5%",
+    "FLUX.2": "2.0 to 4.1%",
+    "Ideogram 4": "3.5%",
+    "Chroma": "3.1%",
+    "Chroma Radiance": "2.9%",
+    "Z-Image": "2.1%",
+    "Krea 2": "1.8%",
+    "ERNIE-Image": "1.7%",
+    "LTX-Video": "0.8 to 1.3%",
+    "LTX-2": "1.2%",
+    "Wan 2.1, 2.2": "1.0 to 1.1%",
+    "Wan Camera": "1.1%",
+    "JoyImage": "0.6%",
 }
 
 
