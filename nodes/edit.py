@@ -12,10 +12,10 @@ from ..mmdit_core.editing.flow_edit import EditState
 from ..mmdit_core.flow.schedules import SCHEDULES, sigmas
 from ..mmdit_core.flow.sigma import flux_mu, mu_to_shift
 from .comfyui import patching
+from .comfyui.editing.flow_edit import EditGuider, EditRun, EditSteps, SourceControlError
 from .comfyui.fingerprint import fingerprint, of_model
 from .comfyui.frontend import messages
 from .comfyui.run import run_cache, sampling
-from .comfyui.run.edit import EditGuider, EditRun, EditSteps, SourceControlError
 from .errors import InputError, require
 from .sampler.checks import check_inputs, check_latent
 from .sampler.report import control_label

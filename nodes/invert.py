@@ -8,9 +8,10 @@ from ..mmdit_core.editing.rf_inversion import Pull
 from ..mmdit_core.flow.schedules import sigmas
 from ..mmdit_core.flow.window import Window
 from ..mmdit_core.solvers import SOLVERS
+from .comfyui.editing import inversion
+from .comfyui.editing.source_pull import with_pull
 from .comfyui.frontend import messages
-from .comfyui.run import inversion, resume, sampling
-from .comfyui.run.source_pull import with_pull
+from .comfyui.run import resume, sampling
 from .errors import require
 from .sampler.checks import check_inputs, check_latent
 from .sampler.start import refuse_unfinished

@@ -208,7 +208,7 @@ def test_areas_and_hooks_act_in_both_directions(inversion, conditioning):
 
 def test_each_step_is_reported_and_a_cancel_stops_it(inversion):
     bench, told = inversion.bench, []
-    sampling, host = bench.module("comfyui.run.sampling"), bench.module("comfyui.run.inversion")
+    sampling, host = bench.module("comfyui.run.sampling"), bench.module("comfyui.editing.inversion")
     prepared = sampling.prepare(sampling.fitted(bench.model, inversion.latent), 0)
     given = dict(solver="leapfrog", sigmas=sigmas(5, "linear", 3.0).flip(0), node="FlowInvert")
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from ....mmdit_core.control.model_call import ControlError
 from ....mmdit_core.editing.flow_edit import EditState, flow_edit
 from .. import patching
-from . import nan_check
+from ..run import nan_check
+from ..run.state import RUN, Run
 from .inversion import mask_at
-from .state import RUN, Run
 
 SOURCE, SOURCE_NEGATIVE = "source", "source_negative"  # names of the source's lists of conditionings in the guider
 

@@ -16,11 +16,11 @@ from ....mmdit_core.editing.rf_inversion import drawn_to_noise
 from ....mmdit_core.solvers import History, Point, solve_with_history
 from .. import patching
 from ..fingerprint import fingerprint
-from . import nan_check
-from .guidance import Guidance, make_guider
-from .resume import Flow, ResumeState
-from .sampling import Callback, PreparedLatent, call
-from .solver import RunSteps
+from ..run import nan_check
+from ..run.guidance import Guidance, make_guider
+from ..run.resume import Flow, ResumeState
+from ..run.sampling import Callback, PreparedLatent, call
+from ..run.solver import RunSteps
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 

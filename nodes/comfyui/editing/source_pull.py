@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ....mmdit_core.editing.rf_inversion import Pull
-from .state import run_of
+from ..run.state import run_of
 
 
 def with_pull(model, source: Tensor, pull: Pull, node: str):
