@@ -60,6 +60,7 @@ IDEOGRAM_ARGUMENTS = {
     OPTIONS: OPTIONS,
 }
 
+ADALN_MODULATION = ("*.adaLN_modulation",)  # of all blocks, refiners and the last layer
 # Of FLUX's blocks, which HunyuanVideo has too.
 FLUX_MODULATION = (
     "double_blocks.*.img_mod",

@@ -1,7 +1,7 @@
 """The table of model families: what each of ComfyUI's models looks like inside, as data. One row a family.
 
 A model is known by its class in `comfy.supported_models` and by the class of its network. What is in no row is refused
-by name, with the reason in `refused_models.REFUSED`; a test fails for a class of ComfyUI that is in neither.
+by name with a reason (`refused_models.REFUSED`); a test fails for a class of ComfyUI that is in neither.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import comfy.supported_models
 from ...mmdit_core.control.model_call import TextLayout
 from ...mmdit_core.models.sd3 import MMDiT
 from .block_arguments import (
+    ADALN_MODULATION,
     BEFORE_TEXT,
     BOOGU_ARGUMENTS,
     FLUX_MODULATION,
@@ -49,19 +50,17 @@ class Family:
         patch: latent pixels along a side of an image token; None if the network's `patch_size` says so.
         text_inputs: of the model's inputs, those that belong to the text.
         moves_prompt: of the model's inputs, those with which the prompt's place in the text stream is not known.
-        renews: of the model's inputs, the one whose tokens [..., tokens, channels] each block is given again, at the
-            end of the text stream; "" for none.
+        renews: of the model's inputs, the tokens [..., L, C] that each block is given after its text, "" for none.
         no_phrases: why the tokens of a phrase cannot be found in its text stream, "" if they can.
-        only_skip: why no control of its text is defined, so that blocks can be skipped alone; "" if all are.
+        only_skip: why its blocks can be skipped alone and no control of its text is defined, "" if all are.
         keeps_length: a value of `ref_latents_method` with which its single blocks take texts of one length alone.
         text_changes: True if the text that enters the blocks depends on the timestep.
         hooks: False for networks that call no block hooks; their blocks are reached through `forward`.
-        arguments: parameter of a block's `forward` -> argument of a block hook, in order. Given for networks that call
-            no hooks, and for those whose hooks are not given the text's mask.
+        arguments: parameter of a block's `forward` -> argument of a block hook, in order; of networks that call no
+            hooks, or give them no mask of the text.
         single_arguments: the same of single blocks, where they differ.
         returns: what a block's `forward` gives back, by the hook's names, if it gives back two streams.
-        text_from: of such a network, the module that gives out the text, the last one of a list; "" if the network says
-            in `img_slice` where the image begins.
+        text_from: of such a network, the module that gives out the text, the last one of a list; "" with `img_slice`.
         image_from: the module that gives out the image, where one stream holds [image; text].
         attention_in: the module of code whose `optimized_attention` is not given the call's options, "" if it is.
         modulation: patterns of the names of its modulation layers' modules; () where a table of them is not made.
@@ -141,7 +140,7 @@ def _chroma(label: str, model: str, network: str) -> Family:
     return Family(label, (model,), (network,), "double_blocks", "single_blocks", ("double", "single"))
 
 
-def _nextdit(label: str, model: str) -> Family:
+def _nextdit(label: str, model: str, modulation: tuple[str, ...] = ()) -> Family:
     return Family(
         label,
         (model,),
@@ -154,6 +153,7 @@ def _nextdit(label: str, model: str) -> Family:
         hooks=False,
         arguments=NEXTDIT_ARGUMENTS,
         text_from="context_refiner",  # which runs over the padded text
+        modulation=modulation,
     )
 
 
@@ -206,7 +206,7 @@ FAMILIES = (
         "joint_blocks",
         sections=("joint",),
         width=lambda core: getattr(core.context_embedder, "in_features", None),
-        modulation=("joint_blocks.*.adaLN_modulation", "final_layer.adaLN_modulation"),
+        modulation=ADALN_MODULATION,
     ),
     _flux("FLUX.1", "Flux", "FluxSchnell", "FluxInpaint"),
     _flux("FLUX.2", "Flux2", modulation=()),
@@ -237,7 +237,7 @@ FAMILIES = (
         half_modulation=QWEN_MODULATION[1:],
     ),
     _nextdit("Z-Image", "ZImage"),
-    _nextdit("Lumina2", "Lumina2"),
+    _nextdit("Lumina2", "Lumina2", ADALN_MODULATION),
     Family(
         "Krea 2",
         ("Krea2",),
@@ -297,6 +297,7 @@ FAMILIES = (
         arguments=HIDREAM_ARGUMENTS,
         returns=("img", "txt"),
         image_from="x_embedder",
+        modulation=ADALN_MODULATION,
     ),
     _omnigen(
         "OmniGen2",
@@ -427,9 +428,7 @@ def sections_of(base) -> Sections:
     family = family_of(base)
     if family is None:
         return ()
-    return tuple(
-        (name, len(blocks)) for name, blocks in zip(family.sections, family.lists(network_of(base)), strict=True)
-    )
+    return tuple(zip(family.sections, map(len, family.lists(network_of(base))), strict=True))
 
 
 def _blocks(core, name: str) -> Any:

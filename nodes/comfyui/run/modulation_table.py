@@ -303,7 +303,8 @@ class ModulationTable:
                 return original(x)
             out = call.rows.outputs[layer][call.step - call.rows.first]
             picked = out.expand(len(rows), *out.shape[1:]) if len(out) == 1 else rows_of(out, rows)
-            return picked.clone()  # a hook may write into what it is given
+            # The last layer may be given one more dimension. A hook may write into what it is given.
+            return picked.clone().view(*x.shape[:-1], -1)
 
         return forward
 

@@ -9,11 +9,8 @@ from tests.nodes.families.oracles import Bench, difference
 from tests.nodes.families.tiny import FAMILIES
 
 SIGMAS = (1.0, 0.8, 0.5, 0.2, 0.0)
-WITH_A_TABLE = [
-    name
-    for name in FAMILIES
-    if name.startswith(("SD3", "FLUX.1", "Qwen", "LongCat", "Ovis", "MageFlow", "AuraFlow", "Lens", "Hunyuan"))
-]
+KINDS = ("SD3", "FLUX.1", "Qwen", "LongCat", "Ovis", "MageFlow", "AuraFlow", "Lens", "Hunyuan", "HiDream", "Lumina2")
+WITH_A_TABLE = [name for name in FAMILIES if name.startswith((*KINDS, "NewBie"))]
 
 
 def runs(bench, monkeypatch, made, **given):

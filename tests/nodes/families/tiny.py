@@ -273,6 +273,13 @@ FLUX2_DEV = Tiny(
 )
 # ComfyUI itself fails on odd sizes here.
 VIDEO = Tiny("HunyuanVideo", HUNYUAN, (1, 16, 1, 8, 10), pooled=20, extra=_guidance(6.0))
+HUNYUAN_IMAGE = replace(
+    VIDEO,
+    kind="HunyuanImage21",
+    config=HUNYUAN | dict(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[16, 16], vec_in_dim=None),
+    latent=(1, 64, 4, 5),
+    pooled=None,
+)
 
 FAMILIES: dict[str, Tiny] = {
     "SD3": Tiny("SD3", SD3, PICTURE, pooled=20),
@@ -320,13 +327,8 @@ FAMILIES: dict[str, Tiny] = {
     "HunyuanVideo 1.5": replace(
         VIDEO, kind="HunyuanVideo15", config={**HUNYUAN, **HUNYUAN_15}, latent=(1, 32, 1, 4, 5), prompt_last=True
     ),
-    "HunyuanImage 2.1": replace(
-        VIDEO,
-        kind="HunyuanImage21",
-        config=HUNYUAN | dict(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[16, 16], vec_in_dim=None),
-        latent=(1, 64, 4, 5),
-        pooled=None,
-    ),
+    "HunyuanImage 2.1": HUNYUAN_IMAGE,
+    "HunyuanImage 2.1 distilled": replace(HUNYUAN_IMAGE, config=HUNYUAN_IMAGE.config | dict(meanflow=True)),
     "HiDream-I1": Tiny(
         "HiDream",
         HIDREAM,
