@@ -32,6 +32,7 @@ TRUST, ONCE, EACH = "trust", "once", "each"  # compare no vector; the first one 
 LIMIT = "the memory limit is under the rows of one step"
 OFF_SCHEDULE = "a sigma between the schedule's points"
 CHANGED = "a vector that is not the schedule's"
+HOOKED = "another node's hook on a modulation layer"
 
 
 @dataclass
@@ -78,6 +79,11 @@ class _Rows:
     def half(self) -> bool:
         return self.vectors.shape[1] == 2 * self.batch
 
+    def is_like(self, other: _Rows) -> bool:
+        """Whether both have the same outputs."""
+        alike = self.batch == other.batch and self.vectors.dtype == other.vectors.dtype
+        return alike and torch.equal(self.vectors, other.vectors)
+
     def holds(self, step: int) -> bool:
         """Whether the outputs of a step are in the table."""
         return bool(self.outputs) and 0 <= step - self.first < len(next(iter(self.outputs.values())))
@@ -122,6 +128,7 @@ class ModulationTable:
         self._base, self._layers, self._limit, self._changes = base, layers, limit, changes
         self._steps = {sigma: step for step, sigma in enumerate(dict.fromkeys(_float32(sigmas)))}
         self._identify = identify
+        self._modules = [module for layer in layers for module in layer.owner.modules()]
         self._call: _Call | None = None
         self._sets: dict[Any, _Rows] = {}
         self._weights: list[tuple[ref[Tensor], int | None]] = []
@@ -131,7 +138,7 @@ class ModulationTable:
 
     def close(self) -> None:
         """Free everything."""
-        self._sets, self._layers, self._base, self._call = {}, (), None, None
+        self._sets, self._layers, self._modules, self._base, self._call = {}, (), [], None, None
 
     def most_bytes(self, rows: int) -> int:
         """The most memory that the table needs. Args: rows, images of the run times conditionings."""
@@ -181,12 +188,15 @@ class ModulationTable:
         compiled = any("torch.compile" in found for found in wrappers.values())
         if compiled or network_of(self._base) is not self._base.diffusion_model:
             return "torch.compile"
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self._modules):
+            return HOOKED  # torch would call it on a row, and once more on the row's vector
         return "" if is_plain_inference(host.x.device.type) else "gradients, autocast or a compiler"
 
     def _begin(self, host: HostCall, sigma: float | None, prompts: Prompts | None) -> _Call | str:
         """The call with its rows, or why it has none."""
         self._refresh()
         names, time = self._identify(host.options, sigma, prompts)
+        time = time if names else None  # of unknown conditionings
         step = None if time is None or sigma is None else self._steps.get(_float32([sigma])[0])
         if time is not None and step is None:
             return OFF_SCHEDULE
@@ -198,7 +208,7 @@ class ModulationTable:
             captured = self._captured(host)
             if captured is None:
                 return "the network's call reached no modulation layer"
-            same = (rows for rows in self._sets.values() if torch.equal(rows.vectors, captured.vectors))
+            same = (rows for rows in self._sets.values() if rows.is_like(captured))
             for rows in self._sets.values():
                 rows.outputs = {}  # the limit is shared anew
             self._sets[key] = next(same, captured)
@@ -225,9 +235,9 @@ class ModulationTable:
         found: list[Tensor] = []
 
         def note(original: Callable[..., Any]) -> Callable[..., Any]:
-            def forward(*args: Any) -> Any:
-                found.append(args[-1].clone())
-                return original(*args)
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                found.extend(arg.clone() for arg in args[-1:])
+                return original(*args, **kwargs)
 
             return forward
 
@@ -274,14 +284,14 @@ class ModulationTable:
         return forward
 
     def _owner(self, call: _Call, layer: Layer, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any) -> Any:
-            rows = self._find(call, args[-1]) if call.depth == 1 else None
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            rows = self._find(call, args[-1]) if call.depth == 1 and args else None
             if rows is None:
                 call.reason = call.reason or (CHANGED if call.depth == 1 else "")
-                return original(*args)
+                return original(*args, **kwargs)
             call.serving[layer] = rows
             try:
-                return original(*args)
+                return original(*args, **kwargs)
             finally:
                 call.serving.pop(layer, None)
 
