@@ -147,14 +147,15 @@ class ModelCall:
             return value
 
         picked = {name: value if name == "transformer_options" else pick(value) for name, value in args.items()}
-        vec = args.get("vec")
-        if isinstance(vec, Tensor) and vec.ndim and vec.shape[0] == 2 * self.batch:
+        options, vec = dict(args["transformer_options"]), args.get("vec")
+        if isinstance(vec, Tensor) and vec.ndim:
             # A reference image is modulated at timestep 0, with vectors after those of the batch.
-            picked["vec"] = rows_of(vec, [*rows, *(self.batch + row for row in rows)])
-        options = dict(args["transformer_options"])
-        cache = options.get(CACHE)
-        if cache is not None and isinstance(vec, Tensor):
-            picked["vec"] = cache.part(vec, rows)
+            own = [*rows, *(self.batch + row for row in rows)] if len(vec) == 2 * self.batch else rows
+            cache = options.get(CACHE)
+            if cache is not None:
+                picked["vec"] = cache.part(vec, own)
+            elif own is not rows:
+                picked["vec"] = rows_of(vec, own)
         for name in ("cond_or_uncond", "uuids"):
             if not self.groups and len(options.get(name) or ()) == len(self.branches):
                 options[name] = [options[name][chunk] for chunk in chunks]

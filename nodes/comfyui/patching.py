@@ -160,11 +160,11 @@ def _modulation(
     """The modulation computed ahead: of our core always, of another network by our samplers or by a node."""
     sigmas, patcher = run.evaluated or run.sigmas[:-1], run.guider.model_patcher
     core = adaln_cache.make(run.guider, sigmas)
-    layers = layers_of(patcher.model) if core is None and (ours or precomputed is not None) else ()
-    if not layers or isinstance(patcher.model.diffusion_model, MMDiT):
+    wanted = core is None and (ours or precomputed is not None)
+    if not wanted or not layers_of(patcher.model) or isinstance(patcher.model.diffusion_model, MMDiT):
         return core
     limit = MEMORY_MB if precomputed is None else precomputed.value.memory_limit_mb
-    table = modulation_table.make(patcher, layers, sigmas, limit, adaln_cache.identify_of(run.guider))
+    table = modulation_table.make(patcher, sigmas, limit, adaln_cache.identify_of(run.guider))
     run.modulation = table.count
     return table
 

@@ -35,7 +35,8 @@ def load_last(clone):
     """A clone of a MODEL that loads its modulation layers last. It is changed; its class is of this clone alone."""
     if type(clone)._load_list.__qualname__.startswith(adaln_last.__name__):
         return clone
-    clone.__class__ = adaln_last(type(clone))
+    kind: Any = type(clone)
+    clone.__class__ = adaln_last(kind)
     return clone
 
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from ....mmdit_core.control.model_call import rows_of
 from ....mmdit_core.models.adaln import CACHE, is_plain_inference
 from ..families import network_of
-from ..modulation import Layer, replaced
+from ..modulation import Layer, layers_of, replaced
 from ..other_prompt import HostCall
 from ..rows import Prompts
 from .adaln_cache import Identify, may_change
@@ -63,21 +63,29 @@ class ModulationCount:
 
 @dataclass(eq=False)
 class _Rows:
-    """The rows of one kind of call: vectors [n, R, ...] at n sigmas, the layers' inputs [n, R, ...], and outputs.
+    """The rows of one kind of call, or of a part of its batch that a hook runs.
 
-    Fields: batch, rows of the call; half, True if the vectors have two for each row; first, the sigma of the first
-    outputs; outputs, of each layer [k, R or 1, ..., W].
+    Fields: vectors [n, R, ...] at n sigmas; inputs [n, R, ...] of the layers; batch, rows of the call; index, of the
+    vectors among those of the whole call; parts, by their index; first, the sigma of the first outputs; outputs, of
+    each layer [k, R or 1, ..., W].
     """
 
     vectors: Tensor
     inputs: Tensor
     batch: int
+    index: tuple[int, ...]
+    parts: dict[tuple[int, ...], _Rows] = field(default_factory=dict)
     first: int = 0
     outputs: dict[Layer, Tensor] = field(default_factory=dict)
 
     @property
     def half(self) -> bool:
+        """Whether each row of the call has a second vector."""
         return self.vectors.shape[1] == 2 * self.batch
+
+    def width(self, layer: Layer | None) -> int:
+        """The vectors that a layer is given."""
+        return self.batch if layer is not None and layer.half and self.half else self.vectors.shape[1]
 
     def is_like(self, other: _Rows) -> bool:
         """Whether both have the same outputs."""
@@ -91,13 +99,13 @@ class _Rows:
 
 @dataclass(eq=False)
 class _Call:
-    """One model call. Fields: step, None while it is not known; known, vectors of this call and their rows."""
+    """One model call. Fields: step, None while it is not known; known, vectors of this call with their rows."""
 
     rows: _Rows
     compare: str
     step: int | None
-    known: list[tuple[Tensor, tuple[int, ...]]] = field(default_factory=list)
-    serving: dict[Layer, tuple[int, ...]] = field(default_factory=dict)
+    known: list[tuple[Tensor, _Rows]] = field(default_factory=list)
+    serving: dict[Layer, _Rows] = field(default_factory=dict)
     depth: int = 0
     refused: bool = False
     filling: bool = False
@@ -111,24 +119,25 @@ class _Found(Exception):
 class ModulationTable:
     """The table of one run.
 
-    Args: base, ComfyUI's model; layers; sigmas at which the run evaluates the model; limit in bytes; identify, the
-        names and the timestep of a call; changes, why the weights may change while the run lasts, "" if they do not.
+    Args: base, ComfyUI's model; sigmas at which the run evaluates the model; limit in bytes; identify, the names and
+        the timestep of a call; changes, why the weights may change while the run lasts, "" if they do not.
     """
 
     def __init__(
         self,
         base: Any,
-        layers: tuple[Layer, ...],
         sigmas: Iterable[float] | Tensor,
         limit: int,
         identify: Identify,
         changes: str = "",
     ):
         self.count = ModulationCount()
-        self._base, self._layers, self._limit, self._changes = base, layers, limit, changes
+        self._base, self._limit, self._changes = base, limit, changes
         self._steps = {sigma: step for step, sigma in enumerate(dict.fromkeys(_float32(sigmas)))}
         self._identify = identify
-        self._modules = [module for layer in layers for module in layer.owner.modules()]
+        self._layers: tuple[Layer, ...] = ()
+        self._modules: list[Any] = []  # of the layers
+        self._found = self._compiled = False
         self._call: _Call | None = None
         self._sets: dict[Any, _Rows] = {}
         self._weights: list[tuple[ref[Tensor], int | None]] = []
@@ -184,10 +193,15 @@ class ModulationTable:
             return self._changes
         if host.base is not self._base:
             return "another GPU's copy of the model"
+        if not self._found:  # once the MODEL's patches are in place, which may replace modules
+            self._found, self._layers = True, layers_of(self._base)
+            self._modules = [module for layer in self._layers for module in layer.owner.modules()]
+            self._compiled = any(_is_compiled(module) for module in self._base.diffusion_model.modules())
         wrappers = host.options.get("wrappers", {})
-        compiled = any("torch.compile" in found for found in wrappers.values())
-        if compiled or network_of(self._base) is not self._base.diffusion_model:
+        if self._compiled or any("torch.compile" in found for found in wrappers.values()):
             return "torch.compile"
+        if not self._layers:
+            return "another node replaced the modulation layers"
         if any(module._forward_hooks or module._forward_pre_hooks for module in self._modules):
             return HOOKED  # torch would call it on a row, and once more on the row's vector
         return "" if is_plain_inference(host.x.device.type) else "gradients, autocast or a compiler"
@@ -209,9 +223,8 @@ class ModulationTable:
             if captured is None:
                 return "the network's call reached no modulation layer"
             same = (rows for rows in self._sets.values() if rows.is_like(captured))
-            for rows in self._sets.values():
-                rows.outputs = {}  # the limit is shared anew
             self._sets[key] = next(same, captured)
+            self._share_limit()
         foreign = host.options.get("patches_replace", {}).get("dit") or any(
             _is_changed(layer) for layer in self._layers
         )
@@ -267,7 +280,7 @@ class ModulationTable:
                     return None
                 vectors.append(found[0])
                 inputs.append(found[1])
-        return _Rows(torch.stack(vectors), torch.stack(inputs), len(host.x))
+        return _Rows(torch.stack(vectors), torch.stack(inputs), len(host.x), tuple(range(len(vectors[0]))))
 
     # Within a call
 
@@ -285,7 +298,7 @@ class ModulationTable:
 
     def _owner(self, call: _Call, layer: Layer, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            rows = self._find(call, args[-1]) if call.depth == 1 and args else None
+            rows = self._find(call, layer, args[-1]) if call.depth == 1 and args else None
             if rows is None:
                 call.reason = call.reason or (CHANGED if call.depth == 1 else "")
                 return original(*args, **kwargs)
@@ -300,61 +313,73 @@ class ModulationTable:
     def _linear(self, call: _Call, layer: Layer, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(x: Tensor) -> Tensor:
             rows = call.serving.get(layer)
-            if rows is None or call.step is None or call.filling:
+            if rows is None or call.step is None or call.filling or call.reason == LIMIT:
                 return original(x)
-            if not call.rows.outputs or not call.rows.holds(call.step):
+            if not rows.holds(call.step):
                 call.filling = True
                 try:
-                    self._fill(call.rows, call.step)
+                    self._fill(rows, call.step)
                 finally:
                     call.filling = False
-            if not call.rows.outputs:
+            if not rows.outputs:
                 call.reason = LIMIT
                 return original(x)
-            out = call.rows.outputs[layer][call.step - call.rows.first]
-            picked = out.expand(len(rows), *out.shape[1:]) if len(out) == 1 else rows_of(out, rows)
+            out = rows.outputs[layer][call.step - rows.first]
             # The last layer may be given one more dimension. A hook may write into what it is given.
-            return picked.clone().view(*x.shape[:-1], -1)
+            return out.expand(rows.width(layer), *out.shape[1:]).clone().view(*x.shape[:-1], -1)
 
         return forward
 
-    def _find(self, call: _Call, vec: Tensor) -> tuple[int, ...] | None:
-        """The rows of a vector of this call; None for another one."""
+    def _find(self, call: _Call, layer: Layer | None, vec: Tensor) -> _Rows | None:
+        """The rows of a layer's vector in this call; None for another vector, or for some rows of one.
+
+        A product of fewer rows may have other bits.
+        """
         if call.compare != EACH:
             for known, rows in call.known:
-                start = _start(vec, known)
-                if start is not None:
-                    return rows[start : start + len(vec)]
+                if _is_start(vec, known):
+                    return rows if len(vec) == rows.width(layer) else None
             if call.known or call.refused:
                 return None
-        vectors = call.rows.vectors
-        if vec.shape[1:] != vectors.shape[2:] or vec.dtype != vectors.dtype or len(vec) > vectors.shape[1]:
-            return None
-        if call.compare != TRUST:
-            same = (vectors[:, : len(vec)] == vec).flatten(1).all(dim=1).tolist()
-            call.step = same.index(True) if True in same else None
-        elif len(vec) != vectors.shape[1]:
-            return None
-        if call.step is None:
-            call.refused = True
-            return None
-        rows = tuple(range(len(vec)))
-        call.known.append((vec, rows))
-        return rows
+        flat = vec.flatten(1)
+        for rows in (call.rows, *call.rows.parts.values()) if call.compare == EACH else (call.rows,):
+            vectors = rows.vectors[:, : rows.width(layer)].flatten(2)
+            if flat.shape != vectors.shape[1:] or flat.dtype != vectors.dtype:
+                continue
+            if call.compare != TRUST:
+                same = (vectors == flat).flatten(1).all(dim=1).tolist()
+                call.step = same.index(True) if True in same else None
+            if call.step is not None:
+                call.known.append((vec, rows))
+                return rows
+        call.refused = True
+        return None
 
     def part(self, vec: Tensor, rows: Sequence[int]) -> Tensor:
-        """vec[rows], for a hook that runs a block on some rows of the batch; the part keeps its rows of the table."""
+        """vec[rows], for a hook that runs a block on some rows of the batch; the part has rows of its own."""
         call = self._call
-        if call is None:
+        known = None if call is None else self._find(call, None, vec)
+        if call is None or known is None:
             return rows_of(vec, rows)
-        own = [*rows, *(call.rows.batch + row for row in rows)] if call.rows.half and len(vec) > max(rows) else [*rows]
-        own = own if len(vec) == call.rows.vectors.shape[1] else [*rows]
-        made, known = rows_of(vec, own), self._find(call, vec)
-        if known is not None and call.compare != EACH:
-            call.known.append((made, tuple(known[row] for row in own)))
+        index, whole = tuple(known.index[row] for row in rows), call.rows
+        if index not in whole.parts:
+            batch, some = len(index) // (1 + known.half), list(index)
+            whole.parts[index] = _Rows(whole.vectors[:, some], whole.inputs[:, some], batch, index)
+            self._share_limit()
+        made = rows_of(vec, rows)
+        call.known.append((made, whole.parts[index]))
         return made
 
     # Filling
+
+    def _all(self) -> list[_Rows]:
+        """All rows once, with the parts."""
+        return list({id(each): each for rows in self._sets.values() for each in (rows, *rows.parts.values())}.values())
+
+    def _share_limit(self) -> None:
+        """Free the outputs: more rows share the limit from now on."""
+        for rows in self._all():
+            rows.outputs = {}
 
     def _fill(self, rows: _Rows, step: int) -> None:
         """Compute the outputs of as many steps as the limit holds, from one on; none if it does not hold one."""
@@ -363,21 +388,19 @@ class ModulationTable:
         width = sum(layer.linear.out_features for layer in self._layers)
         of_step = rows.inputs[0].numel() // rows.inputs.shape[-1] * width * rows.inputs.element_size()
         of_step //= rows.inputs.shape[1] if alike else 1
-        shared = len({id(each) for each in self._sets.values()}) or 1
-        steps = min(len(rows.inputs) - step, self._limit // shared // max(of_step, 1))
+        steps = min(len(rows.inputs) - step, self._limit // len(self._all()) // max(of_step, 1))
         if steps < 1:
             return
         rows.first, inputs, made = step, rows.inputs[step : step + steps], {}
         for layer in self._layers:
-            x = inputs[:, : rows.batch] if layer.half and rows.half else inputs
-            out = _outputs(layer.linear, x)
+            out = _outputs(layer.linear, inputs[:, : rows.width(layer)])
             if alike and bool((out == out[:, :1]).all()):
                 out = out[:, :1].clone()
             made[layer] = out
         rows.outputs = made
         self.count.rows += inputs.shape[0] * inputs.shape[1]
-        held = [out for each in {id(r): r for r in self._sets.values()}.values() for out in each.outputs.values()]
-        self.count.bytes = max(self.count.bytes, sum(out.numel() * out.element_size() for out in held))
+        held = sum(out.nbytes for each in self._all() for out in each.outputs.values())
+        self.count.bytes = max(self.count.bytes, held)
 
 
 class _RowsApart(TorchFunctionMode):
@@ -408,17 +431,16 @@ def _outputs(linear: Any, x: Tensor) -> Tensor:
     return torch.stack([linear(each) for each in x])
 
 
-def _start(vec: Tensor, known: Tensor) -> int | None:
-    """The row at which a tensor lies in the memory of another one; None elsewhere."""
-    if vec is known:
-        return 0
+def _is_start(vec: Tensor, known: Tensor) -> bool:
+    """Whether a tensor is the start of another one, in the same memory."""
     vec, known = vec.flatten(1), known.flatten(1)  # FLUX's last layer adds a dimension of 1
-    if vec.shape[1:] != known.shape[1:] or vec.stride() != known.stride() or vec.dtype != known.dtype:
-        return None
-    if vec.untyped_storage().data_ptr() != known.untyped_storage().data_ptr():
-        return None
-    start, left = divmod(vec.storage_offset() - known.storage_offset(), known.stride(0) or 1)
-    return start if not left and 0 <= start and start + len(vec) <= len(known) else None
+    alike = vec.shape[1:] == known.shape[1:] and vec.stride() == known.stride() and vec.dtype == known.dtype
+    return alike and vec.data_ptr() == known.data_ptr() and len(vec) <= len(known)
+
+
+def _is_compiled(module: Any) -> bool:
+    """Whether a module runs under torch.compile, which would compile a row's serving in its place."""
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 def _is_changed(layer: Layer) -> bool:
@@ -431,9 +453,7 @@ def _float32(sigmas: Iterable[float] | Tensor) -> list[float]:
     return values.float().flatten().tolist()
 
 
-def make(
-    patcher, layers: tuple[Layer, ...], sigmas: Iterable[float] | Tensor, limit_mb: int, identify: Identify
-) -> ModulationTable:
+def make(patcher, sigmas: Iterable[float] | Tensor, limit_mb: int, identify: Identify) -> ModulationTable:
     """The table of one run. Args: patcher, of the run; limit_mb, of the table's memory."""
     changes = "hooks may change the weights during the run" if may_change(patcher, ("",)) else ""
-    return ModulationTable(patcher.model, layers, sigmas, limit_mb * 2**20, identify, changes)
+    return ModulationTable(patcher.model, sigmas, limit_mb * 2**20, identify, changes)

@@ -57,11 +57,22 @@ class Runs:
             model or self.made.model, noise, STEPS, self.made.cfg, sampler, "simple", *texts, latent, **given
         )
 
-    def ours(self, model=None, positive=None, negative=None) -> Tensor:
+    def ours(self, model=None, positive=None, negative=None, solver: str = "euler") -> Tensor:
         """The latent of our sampler, which makes a table by itself once our wrappers are on the MODEL."""
-        clone = (model or self.made.model).clone()
-        self.made.of("comfyui.patching").install(clone)
-        return self.made.run(model=clone, positive=positive, negative=negative, sigmas=SIGMAS)
+        clone, made = (model or self.made.model).clone(), self.made
+        made.of("comfyui.patching").install(clone)
+        sampling = made.of("comfyui.run.sampling")
+        return sampling.sample_flow(
+            clone,
+            positive or made.prompt(1),
+            negative or made.prompt(3),
+            sampling.prepare({"samples": torch.zeros(made.batch, *made.latent.shape[1:])}, 5),
+            seed=5,
+            cfg=made.cfg,
+            solver=solver,
+            sigmas=torch.tensor(SIGMAS, dtype=torch.float64),
+            callback=lambda *_: None,
+        )
 
     def without(self, monkeypatch, run: Callable[[], Tensor]) -> Tensor:
         """What a run gives without any table."""
