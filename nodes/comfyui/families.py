@@ -40,8 +40,7 @@ class Family:
 
     Fields:
         label: its name for people.
-        models: classes in `comfy.supported_models`.
-        networks: classes of the diffusion model, with their modules.
+        models, networks: classes in `comfy.supported_models`, and of the diffusion model with their modules.
         double, single: its lists of double (two streams) and of single blocks, "" for none; one list alone is the
             first, whatever its blocks are. Refiners are not blocks.
         sections: what people call these lists.
@@ -56,8 +55,7 @@ class Family:
         keeps_length: a value of `ref_latents_method` with which its single blocks take texts of one length alone.
         text_changes: True if the text that enters the blocks depends on the timestep.
         hooks: False for networks that call no block hooks; their blocks are reached through `forward`.
-        arguments: parameter of a block's `forward` -> argument of a block hook, in order; of networks that call no
-            hooks, or give them no mask of the text.
+        arguments: parameter of a block's `forward` -> argument of a hook, in order, where hooks lack or get no mask.
         single_arguments: the same of single blocks, where they differ.
         returns: what a block's `forward` gives back, by the hook's names, if it gives back two streams.
         text_from: of such a network, the module that gives out the text, the last one of a list; "" with `img_slice`.
@@ -194,6 +192,7 @@ def _omnigen(label: str, model: str, network: str, arguments: Mapping[str, str] 
         hooks=False,
         arguments=arguments,
         text_from="context_refiner",
+        modulation=("*layers.*norm[123]", "*_refiner.*.norm1"),
         **more,
     )
 
@@ -385,6 +384,7 @@ FAMILIES = (
         sections=("visual",),
         width=lambda core: core.text_embeddings.in_layer.in_features,
         text_changes=True,  # its text blocks are given the timestep
+        modulation=("*.*_modulation", "out_layer.modulation"),
     ),
     _wan("Wan 2.1, 2.2", "WAN21_T2V", "WAN21_I2V", "WAN21_FunControl2V", "WAN22_T2V"),
     _wan("Wan Camera", "WAN21_Camera", "WAN22_Camera", network="comfy.ldm.wan.model.CameraWanModel"),

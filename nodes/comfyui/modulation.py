@@ -17,21 +17,24 @@ from ...mmdit_core.models.sd3 import MMDiT
 from .families import SUPPORTED, family_of, network_of, why_refused
 
 MEMORY_MB = 512  # of a run's table, where no node sets another limit
-# Families without a table -> the fraction of their published models' weights that one would spare, where that is under
-# 5%: `python -m benchmarks.weights`.
-TOO_SMALL = {
-    "FLUX.2": "2.0 to 4.1%",
-    "Ideogram 4": "3.5%",
-    "Chroma": "3.1%",
-    "Chroma Radiance": "2.9%",
-    "Z-Image": "2.1%",
-    "Krea 2": "1.8%",
-    "ERNIE-Image": "1.7%",
-    "LTX-Video": "0.8 to 1.3%",
-    "LTX-2": "1.2%",
-    "Wan 2.1, 2.2": "1.0 to 1.1%",
-    "Wan Camera": "1.1%",
-    "JoyImage": "0.6%",
+SMALL = "of its weights are modulation layers: not worth a table"
+# Families without a table -> why. Fractions of published models: `python -m benchmarks.weights`.
+NO_TABLE = {
+    "FLUX.2": f"2.0 to 4.1% {SMALL}",
+    "Ideogram 4": f"3.5% {SMALL}",
+    "Chroma": f"3.1% {SMALL}",
+    "Chroma Radiance": f"2.9% {SMALL}",
+    "Z-Image": f"2.1% {SMALL}",
+    "Krea 2": f"1.8% {SMALL}",
+    "ERNIE-Image": f"1.7% {SMALL}",
+    "LTX-Video": f"0.8 to 1.3% {SMALL}",
+    "LTX-2": f"1.2% {SMALL}",
+    "Wan 2.1, 2.2": f"1.0 to 1.1% {SMALL}",
+    "Wan Camera": f"1.1% {SMALL}",
+    "JoyImage": f"0.6% {SMALL}",
+    "Mochi": "each block makes the input of its modulation layers itself",
+    "Anima": "its modulation is two layers in a row",
+    "Cosmos-Predict2": "its modulation is two layers in a row",
 }
 
 
@@ -47,8 +50,8 @@ class PrecomputedModulation:
 class Layer:
     """A modulation layer.
 
-    Fields: name, of the module that is given the vector; owner, that module; linear, the layer in it; half, True if it
-    is given the first half of the rows where a reference image adds a second half, at timestep 0.
+    Fields: name, of the linear layer; owner, the module with it that is given the vector; linear, the layer; half, True
+    if it is given the first half of the rows where a reference image adds a second half, at timestep 0.
     """
 
     name: str
@@ -86,9 +89,9 @@ def find_layers(network: nn.Module, family) -> tuple[Layer, ...]:
     for name, module in network.named_modules():
         if any(fnmatchcase(name, pattern) for pattern in family.modulation):
             # ComfyUI's quantised layers are no torch.nn.Linear.
-            linears = [each for each in module.modules() if hasattr(each, "in_features")]
+            linears = [(own, each) for own, each in module.named_modules(prefix=name) if hasattr(each, "in_features")]
             half = any(fnmatchcase(name, pattern) for pattern in family.half_modulation)
-            found += [Layer(name, module, linears[0], half)] if len(linears) == 1 else []
+            found += [Layer(own, module, linear, half) for own, linear in linears] if len(linears) == 1 else []
     return tuple(found)
 
 
@@ -107,17 +110,12 @@ def why_none(base) -> str:
     if isinstance(network_of(base), MMDiT):
         return "a model of MMDiTLoader computes its modulation once a run with every sampler, without this node"
     if not family.modulation:
-        small = TOO_SMALL.get(family.label)
-        return (
-            f"{family.label} would spare {small} of its weights: not worth a table"
-            if small
-            else f"the modulation layers of {family.label} are not in the table of families"
-        )
+        return f"{family.label}: {NO_TABLE[family.label]}"
     return "" if layers_of(base) else f"another node replaced the modulation layers of {family.label}"
 
 
 def names_last(base) -> tuple[str, ...]:
-    """Prefixes of the names of the modules, in ComfyUI's model, that a run with a table reads once."""
+    """The names of the layers, in ComfyUI's model, that a run with a table reads once."""
     return tuple(f"diffusion_model.{layer.name}" for layer in layers_of(base))
 
 

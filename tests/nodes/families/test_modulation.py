@@ -10,7 +10,8 @@ from tests.nodes.families.tiny import FAMILIES
 
 SIGMAS = (1.0, 0.8, 0.5, 0.2, 0.0)
 KINDS = ("SD3", "FLUX.1", "Qwen", "LongCat", "Ovis", "MageFlow", "AuraFlow", "Lens", "Hunyuan", "HiDream", "Lumina2")
-WITH_A_TABLE = [name for name in FAMILIES if name.startswith((*KINDS, "NewBie"))]
+KINDS = (*KINDS, "NewBie", "OmniGen2", "Boogu", "Kandinsky")
+WITH_A_TABLE = [name for name in FAMILIES if name.startswith(KINDS)]
 
 
 def runs(bench, monkeypatch, made, **given):
@@ -95,14 +96,20 @@ def test_the_node_on_ksampler_counts_what_it_serves_and_what_it_does_not(bench, 
         assert counts[-1].served == 4 and sum(counts[-1].computed.values()) == off, str(counts[-1])
 
 
-@pytest.mark.parametrize("name", ["Z-Image", "FLUX.2", "LTX-Video"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITH_A_TABLE])
 def test_the_node_says_why_a_model_is_unchanged(bench, name):
     made = Bench.make(bench.module, name)
     model, said = bench.module("precompute").PrecomputeModulation().apply(made.model)
-    assert model is made.model and said.startswith("Unchanged: ")
+    reason = bench.module("comfyui.modulation").NO_TABLE[made.family.label]
+    assert model is made.model and said == f"Unchanged: {made.family.label}: {reason}."
 
 
-@pytest.mark.parametrize("name", ["FLUX.1 dev", "Qwen-Image", "AuraFlow"])
+def test_a_family_has_a_table_or_a_reason(bench):
+    rows, reasons = bench.module("comfyui.families").FAMILIES, bench.module("comfyui.modulation").NO_TABLE
+    assert {row.label for row in rows if not row.modulation} == set(reasons)
+
+
+@pytest.mark.parametrize("name", ["FLUX.1 dev", "Qwen-Image", "AuraFlow", "OmniGen2"])
 def test_comfyui_loads_the_layers_last(bench, name):
     made = Bench.make(bench.module, name)
     model, _ = bench.module("precompute").PrecomputeModulation().apply(made.model)
