@@ -174,6 +174,30 @@ def planned(bench: NodeBench) -> float:
     return 0.0 if torch.equal(whole, plain) else math.inf
 
 
+def precomputed(bench: NodeBench) -> float:
+    """KSampler with a table of modulation gives the latent without it, bit for bit; all calls are served."""
+    model, said = bench.nodes["PrecomputeModulation"]().apply(bench.model)
+    if model is bench.model:
+        raise Unchanged(said.removeprefix("Unchanged: ").removesuffix("."))
+    patching, counts = bench.of("comfyui.patching"), []
+    make, texts = patching._modulation, (bench.prompt(1), bench.prompt(3))
+
+    def noted(run, *args):
+        table = make(run, *args)
+        counts.append(run.modulation)
+        return table
+
+    given = SEED, 3, bench.cfg, "euler", "simple"
+    plain = comfyui_nodes.KSampler().sample(bench.model, *given, *texts, bench.empty)[0]["samples"]
+    patching._modulation = noted
+    try:
+        ours = comfyui_nodes.KSampler().sample(model, *given, *texts, bench.empty)[0]["samples"]
+    finally:
+        patching._modulation = make
+    assert counts[0].served and not counts[0].computed, str(counts[0])
+    return 0.0 if torch.equal(ours, plain) else math.inf
+
+
 def inverted(bench: NodeBench) -> float:
     """Leapfrog from an image to noise and back gives the image."""
     given = dict(steps=8, solver="leapfrog", shift=0.0)
@@ -202,6 +226,10 @@ def pulled(bench: NodeBench) -> float:
     return difference(bench.sampled(pull(1.0)), bench.latent)
 
 
+class Unchanged(Exception):
+    """A node gave back the MODEL that it was given, and said why."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A column of the table. Fields: check; tolerance, of its difference; block, True for a node that needs blocks."""
@@ -227,12 +255,16 @@ CELLS: dict[str, Cell] = {
     "FlowEdit": Cell(edited, block=False),
     "SourcePull": Cell(pulled, block=False),
     "FlowInvert": Cell(inverted, THERE_AND_BACK, block=False),
+    "PrecomputeModulation": Cell(precomputed, block=False),
 }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came out of a cell. Fields: word, "exact", "refused", "wrong" or "crash"; difference; reason."""
+    """What came out of a cell.
+
+    Fields: word, "exact", "refused", "unchanged", "wrong" or "crash"; difference; reason.
+    """
 
     word: str
     difference: float = math.nan
@@ -244,6 +276,8 @@ def judge(bench: NodeBench, column: str) -> Verdict:
     cell = CELLS[column]
     try:
         found = cell.check(bench)
+    except Unchanged as unchanged:
+        return Verdict("unchanged", reason=str(unchanged))
     except Exception as error:  # the table says what happened, whatever it was
         said = str(error)
         refused = isinstance(error, ValueError) and said.startswith(f"{column.split()[0]}: ")

@@ -22,7 +22,8 @@ Each node runs through its node class on a tiny random model of each of ComfyUI'
 float32 on the CPU, two steps or more, at cfg 3 where nothing else is said. The result is compared with something plain
 that does not use the pack's controls. *exact* means equal, followed by the largest difference in standard deviations
 of the latent; up to 2e-05 (FlowInvert: 1e-04) is rounding. *refused* means that the node raises an error, which the
-note gives. Random weights show that a node does what it says, not what this does to an image.
+note gives. *unchanged* means that the node gives back the model as it is, for the reason in the note. Random weights
+show that a node does what it says, not what this does to an image.
 
 The command that makes this page: `{COMMAND} > docs/families.md`.
 
@@ -46,6 +47,7 @@ COMPARED = {
     "FlowEdit": "the image itself, bit for bit, where both prompts are equal; another target changes it",
     "SourcePull": "the source image, with eta 1 in all steps; the run without it, bit for bit, with eta 0",
     "FlowInvert": "the image itself, after leapfrog to noise and back",
+    "PrecomputeModulation": "KSampler without it, bit for bit; all its calls read the table",
 }
 
 
@@ -97,7 +99,7 @@ def refused(pack: ModuleType) -> str:
 {nodes} refuse these classes of `comfy.supported_models` by name. A class
 that is neither here nor in the tables above is refused as not known. The other nodes do not need to know a model's
 blocks: FlowMatchingSampler and FlowInvert take every model that predicts the velocity of a rectified flow, SpeedPlan
-and MMDiTSampler every model.
+and MMDiTSampler every model. PrecomputeModulation gives back a model that it does not know as it is.
 
 | class | reason |
 | --- | --- |

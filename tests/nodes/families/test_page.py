@@ -49,11 +49,13 @@ def test_the_page_has_every_tiny_family_and_every_node(pack):
 def test_every_cell_is_exact_or_refused_by_its_node():
     for name, row in verdicts(STORED).items():
         for column, word in row.items():
-            assert word == "exact" or word.startswith(f"refused: {column.split()[0]}: "), (name, column)
+            unchanged = column == "PrecomputeModulation" and word.startswith("unchanged: ")
+            assert word == "exact" or unchanged or word.startswith(f"refused: {column.split()[0]}: "), (name, column)
 
 
 def test_a_refusal_is_in_a_family_that_the_live_part_runs():
-    refusing = {name for name, row in verdicts(STORED).items() if set(row.values()) != {"exact"}}
+    rows = verdicts(STORED).items()
+    refusing = {name for name, row in rows if any(word.startswith("refused") for word in row.values())}
     assert refusing <= set(LIVE)
 
 
