@@ -175,6 +175,33 @@ def test_our_own_controls_at_the_same_time(bench, runs, sample, monkeypatch, kin
     assert count.served
 
 
+@ONE_OF_EACH
+def test_our_control_and_another_nodes_hook(bench, runs, sample, monkeypatch):
+    model = controls(runs.made, bench, "BlockSkip")
+    model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 0)
+    count = assert_same(runs, monkeypatch, sample(model))
+    assert count.served == STEPS
+
+
+@pytest.mark.parametrize("kind", ["BlockSkip", "BlockPrompt"])
+def test_a_part_of_a_batch_whose_references_are_at_timestep_0(bench, monkeypatch, kind):
+    """Each row has two vectors, and so has each row of the part."""
+    runs = Runs.of(monkeypatch, Bench.make(bench.module, "Qwen-Image-Edit-2511", 3.0, 2))
+    model = runs.with_node(controls(runs.made, bench, kind))
+    count = assert_same(runs, monkeypatch, partial(runs.ksampler, model))
+    assert count.served == STEPS and count.rows > 8 * STEPS
+
+
+def test_a_distilled_model_reads_the_next_sigma_too(bench, monkeypatch):
+    runs = Runs.of(monkeypatch, Bench.make(bench.module, "HunyuanImage 2.1 distilled"))
+    run = partial(runs.ksampler, runs.with_node())
+    assert_same(runs, monkeypatch, run)
+    before = run()
+    runs.made.model.model.diffusion_model.time_r_in.out_layer.weight.data.mul_(2)
+    assert_same(runs, monkeypatch, run)
+    assert not torch.equal(run(), before)
+
+
 @pytest.mark.parametrize("solver", ["midpoint", "rk4"])
 def test_a_table_of_our_solvers_holds_their_stages(runs, monkeypatch, solver):
     count = assert_same(runs, monkeypatch, partial(runs.ours, solver=solver))
