@@ -11,9 +11,9 @@ from typing import Any
 from ....mmdit_core.caching.step_cache import StepCacheRun
 from ....mmdit_core.control.model_call import BlockCallCount
 from ....mmdit_core.text.tokens import Positions
+from ..modulation.table import ModulationCount, ModulationTable
 from ..rows import Prompts, Rows
 from .adaln_cache import RunAdaLNCache
-from .modulation_table import ModulationCount, ModulationTable
 
 RUN = "mmdit_run"  # of the Run in the transformer_options of a run
 

@@ -51,7 +51,7 @@ def test_a_run_with_a_table_has_the_same_bits(bench, monkeypatch, name, lora):
 def test_no_layer_runs_in_the_steps(bench, monkeypatch, name):
     """The table is filled once; then the layers' weights are NaN, which would reach the image."""
     made = Bench.make(bench.module, name)
-    table = bench.module("comfyui.run.modulation_table").ModulationTable
+    table = bench.module("comfyui.modulation.table").ModulationTable
     layers = bench.module("comfyui.modulation").layers_of(made.model.model)
     filled, fills = table._fill, []
 

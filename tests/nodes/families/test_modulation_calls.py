@@ -127,7 +127,7 @@ def test_several_calls_of_other_shapes_in_a_step(runs, sample, monkeypatch):
 
 @ONE_OF_EACH
 def test_more_kinds_of_calls_than_a_run_keeps(bench, runs, sample, monkeypatch):
-    monkeypatch.setattr(bench.module("comfyui.run.modulation_table"), "MOST_SETS", 2)
+    monkeypatch.setattr(bench.module("comfyui.modulation.table"), "MOST_SETS", 2)
     run = sample(positive=regions(runs.made))
     count = assert_same(runs, monkeypatch, run, {"more than 2 kinds of calls": 3 * STEPS})
     assert count.served == 2 * STEPS
@@ -242,7 +242,7 @@ def test_compiled_networks_compute_their_modulation(bench, monkeypatch, what):
 
 def limited(bench, monkeypatch, steps: float, of_step: int) -> list[int]:
     """A table that holds so many steps. Returns the steps at which it is filled."""
-    module, fills = bench.module("comfyui.run.modulation_table"), []
+    module, fills = bench.module("comfyui.modulation.table"), []
     make, fill = module.make, module.ModulationTable._fill
 
     def small(*args):

@@ -208,7 +208,7 @@ def test_rows_of_one_run_are_not_those_of_the_next(bench, monkeypatch, name, sam
 
 def test_a_layer_on_another_device_is_fetched_once_for_all_steps(bench, monkeypatch):
     """As from main memory to a GPU; each step has the bits of a product of its own."""
-    table = bench.module("comfyui.run.modulation_table")
+    table = bench.module("comfyui.modulation.table")
     layer = comfy.ops.manual_cast.Linear(24, 40, dtype=torch.float32)
     weight, bias = randn((40, 24), 1), randn((40,), 2)
     x = randn((5, 3, 24), 3)

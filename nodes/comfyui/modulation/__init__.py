@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from ...mmdit_core.models.sd3 import MMDiT
-from .families import SUPPORTED, family_of, network_of, why_refused
+from ....mmdit_core.models.sd3 import MMDiT
+from ..families import SUPPORTED, family_of, network_of, why_refused
 
 MEMORY_MB = 512  # of a run's table, where no node sets another limit
 SMALL = "of its weights are modulation layers: not worth a table"

@@ -22,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 from ....mmdit_core.control.model_call import rows_of
 from ....mmdit_core.models.adaln import CACHE, is_plain_inference
 from ..families import network_of
-from ..modulation import Layer, layers_of, replaced
 from ..other_prompt import HostCall
 from ..rows import Prompts
-from .adaln_cache import Identify, may_change
+from ..run.adaln_cache import Identify, may_change
+from . import Layer, layers_of, replaced
 
 MOST_SETS = 8  # conditionings and shapes of calls that a run keeps rows for
 TRUST, ONCE, EACH = "trust", "once", "each"  # compare no vector; the first one of a call; that of each layer
