@@ -154,7 +154,7 @@ def _positions(control: BlockControl, call: ModelCall, chunk: int, tokens: int) 
     before = tokens - call.lengths[chunk] if call.text.prompt_last and call.lengths else 0
     # A context that was cut after it was encoded has fewer tokens than its map.
     found = (position + before for position in known.positions(control.phrases, control.part))
-    return [position for position in found if position < tokens]
+    return [position for position in found if 0 <= position < tokens]
 
 
 class _CallHooks:

@@ -153,9 +153,14 @@ def joined(maps: Sequence[tuple[TokenMap, int]]) -> TokenMap:
     encoders: list[EncoderTokens] = []
     start = 0
     for each, length in maps:
-        encoders += (_shifted(encoder, start) for encoder in each.encoders)
+        encoders += shifted(each, start).encoders
         start += length
     return TokenMap(tuple(encoders))
+
+
+def shifted(tokens: TokenMap, by: int) -> TokenMap:
+    """A map whose positions are moved."""
+    return TokenMap(tuple(_shifted(encoder, by) for encoder in tokens.encoders))
 
 
 def _shifted(encoder: EncoderTokens, by: int) -> EncoderTokens:
@@ -244,6 +249,7 @@ def _byte_letters() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_letters()
+BYTE_LETTERS = tuple(sorted(_BYTE_OF, key=lambda letter: _BYTE_OF[letter]))  # the letter of each byte
 WORD_START = ("\u2581", "\u0120")  # in T5's and Qwen's entries: a space precedes the token
 WORD_END = "</w>"  # in CLIP's entries: a space follows the token
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # one byte of a letter that is not in the vocabulary (Gemma, Llama 2)

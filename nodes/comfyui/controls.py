@@ -123,7 +123,7 @@ def _model_call(family: Family, by_forward: bool, run: Run, host: HostCall, rows
         single=single,
         branches=rows.branches,
         batch=host.x.shape[0],
-        maps=tuple(_token_map(entry, run) for entry in rows.entries),
+        maps=tuple(_token_map(entry, run, family) for entry in rows.entries),
         lengths=tuple(map(_length, rows.entries)) if None not in rows.entries else (),
         groups=rows.groups,
         text=family.text,
@@ -134,11 +134,12 @@ def _model_call(family: Family, by_forward: bool, run: Run, host: HostCall, rows
     return call
 
 
-def _token_map(entry: Entry | None, run: Run) -> Positions | None:
+def _token_map(entry: Entry | None, run: Run, family: Family) -> Positions | None:
     """The token map of a conditioning, made once a run; None for one that is not known or has no text."""
     if entry is None or entry.get("cross_attn") is None:
         return None
-    return run.maps.setdefault(id(entry["cross_attn"]), LazyTokenMap(entry))  # the map holds the tensor
+    made = LazyTokenMap(entry, first=family.text.prompt_last, twice=bool(family.renews))
+    return run.maps.setdefault(id(entry["cross_attn"]), made)  # the map holds the tensor
 
 
 def _length(entry: Entry | None) -> int:

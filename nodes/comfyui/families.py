@@ -291,7 +291,6 @@ FAMILIES = (
         width=lambda core: core.caption_projection[-1].linear.in_features,
         text_inputs=("encoder_hidden_states_llama3",),
         renews="encoder_hidden_states_llama3",
-        no_phrases="its blocks read a prompt in T5's tokens and twice in Llama's",
         hooks=False,
         arguments=HIDREAM_ARGUMENTS,
         returns=("img", "txt"),

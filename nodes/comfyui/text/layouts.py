@@ -6,7 +6,7 @@ A row is known by the function that assembles the context, so a subclass that as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .vocabulary import attribute_of
@@ -28,11 +28,13 @@ class Layout:
     """How a text model assembles its context.
 
     Fields: keys, of the encoders that it reads: CLIPs from the front, joined on the channels, then one other encoder;
-    "" for the only encoder of the model; cut, what it leaves out of the last encoder's text.
+    "" for the only encoder of the model; cut, what it leaves out of the last encoder's text; more, options of the
+    conditioning that hold another encoder's text -> its key.
     """
 
     keys: tuple[str, ...] = ("",)
     cut: Cut = lambda ids, length: (0, 0)
+    more: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,19 @@ def _longcat(ids: Ids, length: int) -> tuple[int, int]:
     return front, back if length - front > back else 0
 
 
+def _first(tokens: int) -> Cut:
+    """A fixed number of tokens, those of a template."""
+    return lambda ids, length: (min(tokens, length), 0)
+
+
+def _left_padding(ids: Ids, length: int) -> tuple[int, int]:
+    """The padding before the text, of token 0."""
+    return next((index for index, token in enumerate(ids) if token != 0), 0), 0
+
+
 SD3 = Layout(("l", "g", "t5xxl"))
+# Encoders that are not built on ComfyUI's `SDClipModel` and give one embedding for each token, too: what they cut off.
+OWN_ENCODERS = {"comfy.text_encoders.gpt_oss.LensGptOssClipModel.encode_token_weights": _first(97)}
 LAYOUTS = {
     "comfy.sd1_clip.SD1ClipModel": Layout(),  # Chroma, AuraFlow, Z-Image, Lumina 2, OmniGen2 and others
     "comfy.sdxl_clip.SDXLClipModel": Layout(("l", "g")),
@@ -111,16 +125,27 @@ LAYOUTS = {
     "comfy.text_encoders.ideogram4.Ideogram4TEModel": Layout(),  # joins layers on the channels
     "comfy.text_encoders.qwen_image.QwenImageTEModel": Layout(cut=_qwen),
     "comfy.text_encoders.krea2.Krea2TEModel": Layout(cut=_qwen),
+    "comfy.text_encoders.mage_flow.MageFlowTEModel": Layout(cut=_qwen),
+    "comfy.text_encoders.joyimage.JoyImageTEModel": Layout(cut=_first(34)),
+    "comfy.text_encoders.anima.AnimaTEModel": Layout(),
+    "comfy.text_encoders.newbie.NewBieTEModel": Layout(("gemma",)),  # Jina CLIP gives the pooled text alone
+    "comfy.text_encoders.lt.LTXAVTEModel": Layout(("gemma3_12b",), _left_padding),
+    "comfy.text_encoders.hidream.HiDreamTEModel": Layout(("t5xxl",), more={"conditioning_llama3": "llama"}),
     "comfy.text_encoders.kandinsky5.Kandinsky5TEModel": Layout(("qwen25_7b",), _qwen),
-    "comfy.text_encoders.hunyuan_image.HunyuanImageTEModel": Layout(("qwen25_7b",), _hunyuan_image),
+    "comfy.text_encoders.hunyuan_image.HunyuanImageTEModel": Layout(
+        ("qwen25_7b",), _hunyuan_image, {"conditioning_byt5small": "byt5"}
+    ),
     "comfy.text_encoders.hunyuan_video.HunyuanVideoClipModel": Layout(("llama",), _hunyuan_video),
     "comfy.text_encoders.longcat_image.LongCatImageTEModel": Layout(cut=_longcat),
     "comfy.text_encoders.ovis.OvisTEModel": Layout(cut=_ovis),
 }
 
 
-def assembly_of(text_model: Any) -> Assembly:
-    """How a CLIP's text model (`cond_stage_model`) assembles its context, by the function that does it."""
+def assembly_of(text_model: Any, option: str = "") -> Assembly:
+    """How a CLIP's text model (`cond_stage_model`) assembles its context, by the function that does it.
+
+    Args: option, of the conditioning, for the text that it holds instead.
+    """
     method = getattr(text_model, "encode_token_weights", None)
     function = getattr(method, "__func__", method)
     if function is None:
@@ -128,19 +153,31 @@ def assembly_of(text_model: Any) -> Assembly:
     owner = f"{function.__module__}.{function.__qualname__.split('.')[0]}"
     inside = owner[owner.find("nodes.comfyui.") :] if ".nodes.comfyui." in owner else owner  # of this pack, by any name
     layout = None if hasattr(function, "__wrapped__") else LAYOUTS.get(inside)
+    if layout is not None and option:
+        layout = Layout((layout.more[option],)) if option in layout.more else None
     keys = tuple(key or text_model.clip_name for key in layout.keys) if layout is not None else ()
     encoders = {key: attribute_of(text_model, key) for key in keys}
     present = {key: encoder for key, encoder in encoders.items() if encoder is not None}
     plain = frozenset(key for key, encoder in present.items() if _encodes_as_comfyui(encoder))
     widths = {key: _width(encoder) for key, encoder in present.items()}
-    replaced = frozenset(present) - plain
-    return Assembly(type(text_model).__name__, layout, keys, plain, replaced, widths)
+    name = type(text_model).__name__
+    for key in present.keys() - plain:
+        function = _qualified(present[key].encode_token_weights)
+        if layout is not None and function in OWN_ENCODERS:
+            layout, plain = replace(layout, cut=OWN_ENCODERS[function]), plain | {key}
+        elif function.startswith("comfy."):  # a class of ComfyUI that no row names
+            layout, name = None, type(present[key]).__name__
+    return Assembly(name, layout, keys, plain, frozenset(present) - plain, widths)
 
 
 def _encodes_as_comfyui(encoder: Any) -> bool:
     """True if the encoder gives one embedding for each token, in order: no class or node changed that."""
     functions = (getattr(encoder, name, None) for name in ("encode_token_weights", "process_tokens"))
     return all(getattr(function, "__module__", None) == "comfy.sd1_clip" for function in functions)
+
+
+def _qualified(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
 
 def _width(encoder: Any) -> int | None:

@@ -33,9 +33,13 @@ class Prompt:
     assembly: Assembly
 
 
-def prompt_of(clip: Any, tokens: Mapping[str, Any]) -> Prompt:
-    """The prompt of a CLIP's tokens, without its weights and images. Raises: UnknownLayout."""
-    assembly = assembly_of(clip.cond_stage_model)
+def prompt_of(clip: Any, tokens: Mapping[str, Any], option: str = "") -> Prompt:
+    """The prompt of a CLIP's tokens, without its weights and images.
+
+    Args: option, of the conditioning, for the text that it holds; "" for the context.
+    Raises: UnknownLayout.
+    """
+    assembly = assembly_of(clip.cond_stage_model, option)
     kept = {
         key: tuple(tuple(_element(token, assembly.widths.get(key)) for token, *_ in chunk) for chunk in tokens[key])
         for key in assembly.keys
@@ -93,7 +97,8 @@ def _encoder(
 ) -> EncoderTokens:
     """One encoder's words. Args: places of its elements in its own part; inside, the positions of that part."""
     tokenizer = attribute_of(prompt.tokenizer, key) or prompt.tokenizer
-    vocabulary = Vocabulary(key, tokenizer, tuple(token for token, *_ in empty[key][0]))
+    nothing = empty.get(key) or [()]  # an empty prompt has no quoted text for ByT5
+    vocabulary = Vocabulary(key, tokenizer, tuple(token for token, *_ in nothing[0]))
     placed, unplaced = [], []
     for run in vocabulary.content(prompt.tokens[key]):
         if any(places[index] is None for index, _ in run):

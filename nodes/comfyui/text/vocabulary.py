@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ....mmdit_core.text.tokens import WORD_START, Word, normalise, words_of_entries
+from ....mmdit_core.text.tokens import BYTE_LETTERS, WORD_START, Word, normalise, words_of_entries
 
 # ComfyUI's token key of an encoder -> (its attribute in the text model and the tokenizer, its label).
 ENCODERS = {"l": ("clip_l", "CLIP-L"), "g": ("clip_g", "CLIP-G"), "t5xxl": ("t5xxl", "T5")}
@@ -26,14 +27,29 @@ LABELS = {
     "qwen3vl_8b": "Qwen3-VL 8B",
     "gemma2_2b": "Gemma 2 2B",
     "gemma3_4b": "Gemma 3 4B",
+    "gemma": "Gemma 3 4B",
+    "gemma3_12b": "Gemma 3 12B",
+    "byt5": "ByT5",
+    "gpt_oss": "GPT-OSS 20B",
+    "qwen3_06b": "Qwen3 0.6B",
     "mistral3_24b": "Mistral 3 24B",
     "ministral3_3b": "Ministral 3 3B",
     "llama": "Llama 3 8B",
 }
+OTHER_NAMES = {"byt5": "byt5_small"}  # token key -> its attribute in the text model, if that has another name
 # Entries that begin a chat turn -> the entry that ends its header with the role; "" for a turn of the user without one.
-HEADERS = {"<|im_start|>": "\u010a", "<|start_header_id|>": "<|end_header_id|>", "[INST]": "", "<start_of_turn>": "\n"}
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "[/INST]", "[/SYSTEM_PROMPT]", "<end_of_turn>")
+HEADERS = {
+    "<|im_start|>": "\u010a",
+    "<|start_header_id|>": "<|end_header_id|>",
+    "[INST]": "",
+    "<start_of_turn>": "\n",
+    "<|start|>": "<|message|>",
+}
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "[/INST]", "[/SYSTEM_PROMPT]", "<end_of_turn>", "<|end|>")
 SYSTEM = "[SYSTEM_PROMPT]"
+# HunyuanImage gives ByT5 what a prompt has in quotes, each in this sentence.
+QUOTED = re.compile(r'Text "(.*?)"\. (?=Text "|$)', re.S)
+BYT5_FIRST = 3  # the id of byte 0
 # CLIPTextEncodeLumina2 writes its system prompt before this mark, as text.
 PROMPT_START = normalise("<Prompt Start>")
 
@@ -52,7 +68,7 @@ def attribute_of(holder: Any, key: str) -> Any:
         return getattr(holder, ENCODERS[key][0])
     if getattr(holder, "clip_name", None) == key:  # ComfyUI's SD1Tokenizer and SD1ClipModel name their one attribute
         return getattr(holder, holder.clip, None)
-    return getattr(holder, key, None)
+    return getattr(holder, key, getattr(holder, OTHER_NAMES.get(key, key), None))
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,8 @@ class Vocabulary:
     @cached_property
     def entries(self) -> dict[int, str]:
         """Token id -> entry; {} for a tokenizer without a vocabulary of its own."""
+        if self.key == "byt5":  # its entries are the bytes themselves, not the letters that other vocabularies use
+            return {BYT5_FIRST + byte: letter for byte, letter in enumerate(BYTE_LETTERS)}
         return getattr(self.tokenizer, "inv_vocab", {})
 
     @cached_property
@@ -105,7 +123,11 @@ class Vocabulary:
 
     def words(self, runs: Sequence[Run]) -> tuple[Word, ...]:
         """The words of tokens, each with its position. Args: runs, as of `content`, with positions for indices."""
-        words = [word for run in runs for word in words_of_entries([(e, at) for at, e in run], self.is_byte_level)]
+        words: list[Word] = []
+        for run in runs:
+            if words and self.key == "byt5":
+                words.append(Word('"', ()))  # no phrase is found across two quotes
+            words += words_of_entries([(entry, at) for at, entry in run], self.is_byte_level)
         if not self.key.startswith("gemma"):
             return tuple(words)
         text = "".join(word.text for word in words)
@@ -116,6 +138,9 @@ class Vocabulary:
 
     def _own(self, ids: Sequence[Any]) -> Iterator[int]:
         """The indices in a chunk of the prompt's own tokens."""
+        if self.key == "byt5":
+            yield from _quoted(ids)
+            return
         # The template is what a prompt shares with the empty prompt. Ids are compared by position: the template's
         # words may be in the prompt, too, and CLIP-G pads with the "!" that a prompt may contain.
         first, last = _shared(ids, self.empty), len(ids)
@@ -156,6 +181,14 @@ class Vocabulary:
 
 def _is_one_of(token: Any, ids: Collection[Any]) -> bool:
     return isinstance(token, int) and token in ids  # all other tokens are embeddings
+
+
+def _quoted(ids: Sequence[Any]) -> Iterator[int]:
+    """The indices of ByT5's tokens of quoted text."""
+    text = [chr(token - BYT5_FIRST) if isinstance(token, int) and token >= BYT5_FIRST else "" for token in ids]
+    length = text.index("") if "" in text else len(text)
+    for quoted in QUOTED.finditer("".join(text[:length])):
+        yield from range(*quoted.span(1))
 
 
 def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -99,14 +99,20 @@ class Bench:
         )
 
     def with_map(self, prompt: list, words: Sequence[str] = ("red", "circle"), first: int = 1) -> list:
-        """A prompt with a token map of some words, one token each, from a position on."""
+        """A prompt with a token map of some words, one token each, from a position on, in each of its texts."""
         contexts, (context, options) = self.of("comfyui.text.contexts"), prompt[0]
-        length = context.shape[1]
         kinds: Any = inspect.getmodule(contexts.TokenMap)
         found = kinds.words_of([(word, True, first + index) for index, word in enumerate(words)])
-        made = kinds.TokenMap((kinds.EncoderTokens("T5", False, 0, length, found),))
-        contexts.note_map(context, made)
+        for text in (context, *(options[name] for name in contexts.MORE_TEXTS if name in options)):
+            made = kinds.TokenMap((kinds.EncoderTokens("T5", False, 0, text.shape[-2], found),))
+            contexts.note_map(text, made)
         return [[context, options]]
+
+    @property
+    def phrase(self) -> list[int]:
+        """Where the blocks' text has the two words of `with_map`."""
+        own = self.tiny.text_tokens(7) - 7 if self.tiny.prompt_last else 0
+        return [start + index for start in (own, *self.tiny.more_texts) for index in (1, 2)]
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
@@ -197,7 +203,6 @@ def weighed_attention(
     """Attention and value boosts, whole and of a phrase, are attention written out with dense factors."""
     prompt, found = bench.with_map(bench.prompt(1)), []
     text = bench.tiny.text_tokens(7)
-    first = (text - 7 if bench.tiny.prompt_last else 0) + 1
     for mode, strength in product(modes, (2.5, 0.0)):
         for phrases in texts:
             if phrases and bench.family.no_phrases:
@@ -205,7 +210,7 @@ def weighed_attention(
             if bench.family.text.cross and mode == "attention" and not phrases and strength:
                 continue  # all text alike cancels: TextBoost refuses it
             factors = torch.ones(text)
-            factors[first : first + 2] = strength
+            factors[bench.phrase] = strength
             factors = factors if phrases else torch.full((text,), strength)
             control = bench.control("boost", bench.numbers, strength, mode, phrases=phrases)
             # A phrase is of the positive prompt, so without guidance there is nothing else.

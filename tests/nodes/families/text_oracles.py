@@ -16,6 +16,7 @@ from tests.nodes.families.oracles import Bench, difference
 
 ACTS = 1e-4  # a difference that is more than rounding
 PHRASE = ("red circle",)
+Tokens = slice | list[int]
 
 
 def scaled_text(bench: Bench, factor: float = 1.7) -> float:
@@ -35,11 +36,13 @@ def scaled_text(bench: Bench, factor: float = 1.7) -> float:
 
 def boosted_phrase(bench: Bench, factor: float = 2.5) -> float:
     """A phrase in all modes: residual as its tokens multiplied, attention and value written out."""
-    first = (bench.tiny.text_tokens(7) - 7 if bench.tiny.prompt_last else 0) + 1
-    prompt, tokens = bench.with_map(bench.prompt(1)), slice(first, first + 2)
+    prompt, tokens = bench.with_map(bench.prompt(1)), bench.phrase
     bench.attach(bench.model, [bench.control("boost", (0,), factor, phrases=PHRASE)])  # refused by some models
     ours = bench.run(bench.control("boost", (0,), factor, phrases=PHRASE), positive=prompt, cfg=1.0)
-    with multiplied(bench, bench.blocks if bench.family.text.cross else bench.blocks[:1], factor, tokens):
+    scaled, later = bench.blocks if bench.family.text.cross else bench.blocks[:1], []
+    if bench.family.renews:
+        later, renewed = bench.blocks[1:], [token for token in tokens if token >= max(bench.tiny.more_texts)]
+    with multiplied(bench, scaled, factor, tokens), multiplied(bench, later, factor, renewed if later else []):
         residual = difference(ours, bench.run(positive=prompt, cfg=1.0))
     return max(residual, oracles.weighed_attention(bench, texts=(PHRASE,)))
 
@@ -57,7 +60,7 @@ def without_text(bench: Bench, oracle: oracles.Oracle) -> float:
 
 
 @contextmanager
-def multiplied(bench: Bench, blocks: Sequence[torch.nn.Module], factor: float, tokens: slice) -> Iterator[None]:
+def multiplied(bench: Bench, blocks: Sequence[torch.nn.Module], factor: float, tokens: Tokens) -> Iterator[None]:
     """Some of the text tokens that enter these blocks are multiplied."""
     for block in blocks:
         block.forward = partial(_with_scaled_text, bench, block, factor, tokens)
@@ -68,7 +71,7 @@ def multiplied(bench: Bench, blocks: Sequence[torch.nn.Module], factor: float, t
             del block.forward
 
 
-def _with_scaled_text(bench: Bench, block: Any, factor: float, tokens: slice, *args: Any, **kwargs: Any) -> Any:
+def _with_scaled_text(bench: Bench, block: Any, factor: float, tokens: Tokens, *args: Any, **kwargs: Any) -> Any:
     forward = type(block).forward
     if type(block).__name__ == "JointBlock":  # ComfyUI's SD3: (text, image, ...)
         return forward(block, _scaled(args[0], factor, tokens), *args[1:], **kwargs)
@@ -86,7 +89,7 @@ def _with_scaled_text(bench: Bench, block: Any, factor: float, tokens: slice, *a
     return forward(*bound.args, **bound.kwargs)
 
 
-def _scaled(txt: Tensor, factor: float, tokens: slice) -> Tensor:
+def _scaled(txt: Tensor, factor: float, tokens: Tokens) -> Tensor:
     txt = txt.clone()
     txt[:, tokens] *= factor
     return txt

@@ -31,8 +31,9 @@ class Tiny:
     channels of a token; pooled, channels of the pooled text, None without; extra, more entries of a conditioning from
     (seed, length); text_tokens, text tokens in the blocks for a prompt of so many; image_tokens, with padding and
     references; prompt_last, True if other tokens come before the prompt's; image_first, of the joint sequence; std, of
-    the weights; is_flow, False if it predicts no rectified flow; only_skip, True if its blocks take no other control;
-    shrink, of the parts of the network whose sizes ComfyUI fixes.
+    the weights; more_texts, where the blocks' text holds another encoder's text of the prompt; is_flow, False if it
+    predicts no rectified flow; only_skip, True if its blocks take no other control; shrink, of the parts of the network
+    whose sizes ComfyUI fixes.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Tiny:
     prompt_last: bool = False
     image_first: bool = False
     std: float = 0.1
+    more_texts: tuple[int, ...] = ()
     is_flow: bool = True
     only_skip: bool = False
     shrink: Callable[[Any], None] = lambda network: None
@@ -123,6 +125,11 @@ def _part_mask(seed: int, length: int) -> dict[str, Any]:
     return {"attention_mask": torch.tensor([[1] * (length - 2) + [0] * 2])}
 
 
+def _quoted(seed: int, length: int) -> dict[str, Any]:
+    """What a prompt has in quotes, in ByT5's tokens."""
+    return {"conditioning_byt5small": 0.3 * randn((1, 6, 1472), seed + 60)}
+
+
 def _fill(seed: int, length: int) -> dict[str, Any]:
     return {"guidance": 3.5, "concat_latent_image": randn(PICTURE, 2), "concat_mask": torch.ones(1, 1, 56, 72)}
 
@@ -174,6 +181,7 @@ HUNYUAN_15 = dict(
     in_channels=65, out_channels=32, patch_size=[1, 1, 1], vec_in_dim=None, use_cond_type_embedding=True,
     vision_in_dim=24, guidance_embed=False,
 )  # fmt: skip
+HUNYUAN_IMAGE = HUNYUAN | dict(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[16, 16], vec_in_dim=None)
 LENS = dict(
     image_model="lens", in_channels=128, out_channels=32, num_layers=3, attention_head_dim=32, num_attention_heads=2,
     enc_hidden_dim=12, axes_dims_rope=(8, 12, 12), multi_layer_encoder_feature=True, selected_layer_index=(0, 1),
@@ -286,13 +294,7 @@ FLUX2_DEV = Tiny(
 )
 # ComfyUI itself fails on odd sizes here.
 VIDEO = Tiny("HunyuanVideo", HUNYUAN, (1, 16, 1, 8, 10), pooled=20, extra=_guidance(6.0))
-HUNYUAN_IMAGE = replace(
-    VIDEO,
-    kind="HunyuanImage21",
-    config=HUNYUAN | dict(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[16, 16], vec_in_dim=None),
-    latent=(1, 64, 4, 5),
-    pooled=None,
-)
+HUNYUAN_IMAGE_21 = replace(VIDEO, kind="HunyuanImage21", config=HUNYUAN_IMAGE, latent=(1, 64, 4, 5), pooled=None)
 
 FAMILIES: dict[str, Tiny] = {
     "SD3": Tiny("SD3", SD3, PICTURE, pooled=20),
@@ -340,8 +342,25 @@ FAMILIES: dict[str, Tiny] = {
     "HunyuanVideo 1.5": replace(
         VIDEO, kind="HunyuanVideo15", config={**HUNYUAN, **HUNYUAN_15}, latent=(1, 32, 1, 4, 5), prompt_last=True
     ),
-    "HunyuanImage 2.1": HUNYUAN_IMAGE,
-    "HunyuanImage 2.1 distilled": replace(HUNYUAN_IMAGE, config=HUNYUAN_IMAGE.config | dict(meanflow=True)),
+    "HunyuanImage 2.1": HUNYUAN_IMAGE_21,
+    "HunyuanImage 2.1 distilled": replace(HUNYUAN_IMAGE_21, config=HUNYUAN_IMAGE | dict(meanflow=True)),
+    "HunyuanVideo 1.5 with quoted text": replace(
+        VIDEO,
+        kind="HunyuanVideo15",
+        config=HUNYUAN | HUNYUAN_15 | dict(byt5=True),
+        latent=(1, 32, 1, 4, 5),
+        extra=_quoted,
+        prompt_last=True,
+        text_tokens=lambda length: length + 6,
+        more_texts=(0,),
+    ),
+    "HunyuanImage 2.1 with quoted text": replace(
+        HUNYUAN_IMAGE_21,
+        config=HUNYUAN_IMAGE | dict(byt5=True),
+        extra=_quoted,
+        text_tokens=lambda length: length + 6,
+        more_texts=(7,),
+    ),
     "HiDream-I1": Tiny(
         "HiDream",
         HIDREAM,
@@ -349,6 +368,7 @@ FAMILIES: dict[str, Tiny] = {
         pooled=20,
         extra=lambda seed, length: {"conditioning_llama3": randn((1, 3, length + 2, 12), seed + 50)},
         text_tokens=lambda length: length + 2 * (length + 2),
+        more_texts=(7, 16),
         image_first=True,
         std=0.2,
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 from functools import lru_cache
 
 import comfy.sd
@@ -22,6 +21,7 @@ from comfy.text_encoders import (
     hunyuan_video,
     ideogram4,
     kandinsky5,
+    llama,
     longcat_image,
     lumina2,
     omnigen2,
@@ -32,6 +32,8 @@ from comfy.text_encoders import (
     sd3_clip,
     z_image,
 )
+
+from tests.nodes.text.clips import NoExperts, harmony, more_rows
 
 try:
     krea2, qwen3vl = (importlib.import_module(f"comfy.text_encoders.{name}") for name in ("krea2", "qwen3vl"))
@@ -120,6 +122,7 @@ class Families:
     }  # fmt: skip
     if krea2:
         ROWS["krea2"] = krea2.Krea2Tokenizer, krea2.Krea2TEModel, {"qwen3vl_4b": {**LLAMA, "num_hidden_layers": 36}}
+    MORE = more_rows()
 
     def __init__(self):
         self.made: dict[str, comfy.sd.CLIP] = {}
@@ -134,14 +137,22 @@ class Families:
                     patch.setattr(qwen3vl, "Qwen3VLVisionModel", lambda *a, **kw: Vision(deepstack=True))
                 patch.setattr(flux, "load_mistral_tokenizer", tekken)
                 patch.setattr(hunyuan_video, "LlamaTokenizerFast", transformers.PreTrainedTokenizerFast)
-                self.made[name] = self._make(*self.ROWS[name])
+                patch.setattr("comfy.text_encoders.gpt_oss.GptOssMLP", NoExperts)
+                for size in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+                    patch.setitem(llama.GEMMA3_VISION_CONFIG, size, 1)
+                self.made[name] = self._make(*self.MORE.get(name) or self._row(name))
         return self.made[name]
 
+    def _row(self, name: str):
+        tokenizer, text_model, sizes = self.ROWS[name]
+        return tokenizer, text_model, {f"{key}_model_config": dict(size) for key, size in sizes.items()}
+
     @staticmethod
-    def _make(tokenizer, text_model, sizes) -> comfy.sd.CLIP:
+    def _make(tokenizer, text_model, options) -> comfy.sd.CLIP:
         target = comfy.supported_models_base.ClipTarget(tokenizer, text_model)
-        options = {f"{name}_model_config": json.loads(json.dumps(size)) for name, size in sizes.items()}
-        made = comfy.sd.CLIP(target, tokenizer_data={"spiece_model": spiece()}, model_options=options)
+        files = dict.fromkeys(("spiece_model", "gemma_spiece_model", "jina_spiece_model"), spiece())
+        files["tokenizer_json"] = harmony(SENTENCES)
+        made = comfy.sd.CLIP(target, tokenizer_data=files, model_options=options)
         torch.manual_seed(0)
         for parameter in made.cond_stage_model.parameters():
             parameter.requires_grad_(False).normal_(std=0.2)

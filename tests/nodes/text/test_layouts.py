@@ -9,12 +9,20 @@ import torch
 from comfy_extras.nodes_qwen import TextEncodeQwenImageEdit, TextEncodeQwenImageEditPlus
 from comfy_extras.nodes_zimage import TextEncodeZImageOmni
 
+from tests.nodes.text.clips import more_rows
+
 OUTPUTS = ("o_proj.weight", "out_proj.weight", "out_proj.bias", "SelfAttention.o.weight")  # of an attention
 CAUSAL = ("qwen", "z_image", "krea2", "flux2", "klein", "lumina2", "hunyuan_video", "hunyuan_image", "kandinsky5",
           "longcat", "ovis", "omnigen2", "ideogram4", "sdxl")  # fmt: skip
-NAMES = (*CAUSAL, "sd3", "flux", "chroma", "aura")
+MORE = tuple(more_rows())
+BOTH_WAYS = ("sd3", "flux", "chroma", "aura", "mochi", "ltxv", "cosmos", "wan", "hidream")  # T5's attention
+CAUSAL += tuple(name for name in MORE if name not in (*BOTH_WAYS, "newbie"))
+NAMES = (*CAUSAL, *BOTH_WAYS[:4], *MORE)
+NAMES = tuple(dict.fromkeys(NAMES))
 PROMPT = "a photo of a {} circle and one star, large"
-OWN = ("sd3", "flux", "sdxl", "chroma")  # read (word:1.3) as a weight; the others read its letters
+# Those that read (word:1.3) as a weight; the others read its letters.
+OWN = ("sd3", "flux", "sdxl", "chroma", *(name for name in ("cosmos", "wan", "hidream") if name in MORE))
+QUOTING = ("hunyuan_image", "hunyuan_video_15")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,11 @@ def test_another_word_changes_a_causal_models_context_from_its_first_position_on
     assert min(positions(contexts, red, "red")) == changed(red, blue)[0]
 
 
-@pytest.mark.parametrize("name", ["qwen", "krea2", "z_image", "klein", "hunyuan_image", "ovis", "flux2", "lumina2"])
+TEMPLATED = ["qwen", "krea2", "z_image", "klein", "hunyuan_image", "ovis", "flux2", "lumina2", "ideogram4"]
+TEMPLATED += [name for name in ("boogu", "mage_flow", "joyimage", "lens", "hunyuan_video_15") if name in MORE]
+
+
+@pytest.mark.parametrize("name", TEMPLATED)
 @pytest.mark.parametrize("word", ["color", "user", "assistant", "background", "image", "think", "structured"])
 def test_words_of_a_template_are_no_words_of_the_prompt(contexts, families, name, word):
     conditioning = encode(families(name), PROMPT.format("red"))
@@ -91,10 +103,51 @@ def test_words_of_a_template_are_no_words_of_the_prompt(contexts, families, name
     assert found and max(found) > min(positions(contexts, encode(families(name), f"{word}, a red {word}"), word))
 
 
+def test_an_empty_prompt_of_boogu_has_another_template_and_no_words(contexts, families):
+    if "boogu" in MORE:
+        with pytest.raises(ValueError, match="is not in the prompt. The prompt's words: none$"):
+            positions(contexts, encode(families("boogu"), ""), "image")
+
+
+@pytest.mark.parametrize("name", [name for name in QUOTING if name in NAMES])
+@pytest.mark.parametrize(("quote", "unquote"), ['""', "\u201c\u201d", "\u2018\u2019"])
+def test_a_quoted_word_is_in_byt5s_tokens_too(contexts, families, without_attention, name, quote, unquote):
+    """HunyuanImage 2.1 has these tokens after the prompt's, HunyuanVideo 1.5 before them."""
+    clip = without_attention(families(name))
+    prompt = f"a {{}} sign (big:1.3) that says {quote}one {{}} caf\u00e9{unquote} and {quote}star{unquote}"
+    red, mix = (encode(clip, prompt.format(word, word)) for word in ("red", "mix"))  # no letter in the same place
+    glyphs, others = (each[0][1]["conditioning_byt5small"][0] for each in (red, mix))
+    own, length = changed(red, mix), red[0][0].shape[1]
+    letters = torch.nonzero((glyphs - others).abs().amax(-1) > 1e-6).flatten().tolist()
+    assert len(own) == 2 and len(letters) == 3
+    theirs = [letters[0] - 1, *letters]  # a word has the space before it
+    after, before = (contexts.LazyTokenMap(red[0], first=first) for first in (False, True))
+    assert after.positions(["red"]) == (*own, *(letter + length for letter in theirs))
+    assert before.positions(["red"]) == (*(letter - len(glyphs) for letter in theirs), *own)
+    assert len(after.positions(["star"], "t5")) == 4 and len(after.positions(["caf\u00e9"], "t5")) == 6
+    for phrase in ("text", "caf\u00e9 star"):  # of the sentences around the quoted text; across two of them
+        with pytest.raises(ValueError, match="is not in the prompt"):
+            after.positions([phrase], "t5")
+
+
+def test_hidreams_blocks_read_a_word_in_llamas_tokens_twice(contexts, families, without_attention):
+    clip = without_attention(families("hidream"))
+    red, blue = (encode(clip, PROMPT.format(word)) for word in ("red", "blue"))
+    llama, other = (each[0][1]["conditioning_llama3"] for each in (red, blue))
+    theirs = torch.nonzero((llama - other).abs().amax((1, 3))[0] > 1e-6).flatten().tolist()
+    own, length = changed(red, blue), red[0][0].shape[1]
+    twice = [start + place for start in (length, length + llama.shape[2]) for place in theirs]
+    assert len(theirs) == 1
+    assert contexts.LazyTokenMap(red[0], twice=True).positions(["red"]) == (*own, *twice)
+    red[0][1]["conditioning_llama3"] = llama * 1.1
+    with pytest.raises(ValueError, match="changed after it was encoded"):
+        contexts.LazyTokenMap(red[0], twice=True).positions(["red"])
+
+
 IMAGES = [torch.zeros(1, 56, 84, 3), torch.zeros(1, 112, 56, 3), torch.zeros(1, 84, 84, 3)]
 
 
-@pytest.mark.parametrize("name", ["qwen", "krea2", "longcat"])
+@pytest.mark.parametrize("name", ["qwen", "krea2", "longcat", *(n for n in ("boogu", "mage_flow") if n in MORE)])
 def test_text_behind_an_image(contexts, families, without_attention, name):
     clip = without_attention(families(name))
     red, blue = (encode(clip, f"make the {word} cat larger", images=IMAGES[:1]) for word in ("red", "blue"))
