@@ -77,6 +77,8 @@ class FlowInvert:
         right = "Connect an image's latent, from VAE Encode or a sampler"
         require(latent_image["samples"].any(), NODE, "latent_image", "it is empty", right)
         facts = sampling.read_model(model)
+        found = f"{facts.kind} divides by sigma, and an inversion begins at sigma 0"
+        require(not inversion.divides_by_sigma(model), NODE, "model", found, "Connect another rectified-flow model")
         fitted = sampling.fitted(model, latent_image)
         prepared = sampling.prepare(fitted, SEED)
         check_inputs(NODE, facts, positive, positive, prepared.samples)

@@ -1,6 +1,11 @@
-"""What the parameters of the blocks' `forward` are to a block hook, in order, for networks that call no hooks."""
+"""What the parameters of the blocks' `forward` are to a block hook, in order, for networks that call no hooks.
+
+And whole rows of the table of families that need nothing else of it.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 OPTIONS = "transformer_options"
 BEFORE_TEXT = "before"  # argument of a block hook: the tokens of an image that come before those of the text
@@ -69,3 +74,60 @@ FLUX_MODULATION = (
     "final_layer.adaLN_modulation",
 )
 QWEN_MODULATION = ("transformer_blocks.*.img_mod", "transformer_blocks.*.txt_mod", "norm_out")
+
+WAN_NETWORKS = {  # label -> module and class of the network, models
+    "Wan 2.1, 2.2": ("model.WanModel", "WAN21_T2V WAN21_I2V WAN21_FunControl2V WAN22_T2V"),
+    "Wan Camera": ("model.CameraWanModel", "WAN21_Camera WAN22_Camera"),
+    "Wan S2V": ("model.WanModel_S2V", "WAN22_S2V"),
+    "Wan HuMo": ("model.HumoWanModel", "WAN21_HuMo"),
+    "Wan Animate": ("model_animate.AnimateWanModel", "WAN22_Animate"),
+    "WanDancer": ("model_wandancer.WanDancerModel", "WAN22_WanDancer"),
+    "SCAIL": ("model.SCAILWanModel", "WAN21_SCAIL"),
+    "SCAIL 2": ("model.SCAIL2WanModel", "WAN21_SCAIL2"),
+}
+MORE_ROWS: tuple[dict[str, Any], ...] = (
+    dict(
+        label="PixelDiT",
+        models=("PixelDiTT2I", "PiD"),
+        networks=("comfy.ldm.pixeldit.model.PixDiT_T2I", "comfy.ldm.pixeldit.pid.PidNet"),
+        double="patch_blocks",  # the blocks that make pixels of their image read no text
+        sections=("joint",),
+        width=lambda core: core.txt_embed_dim,
+        hooks=False,
+        arguments={
+            "x": "img",
+            "y": "txt",
+            "c": "vec",
+            "pos_img": "pe",
+            "pos_txt": "txt_pe",
+            "attn_mask": "attn_mask",
+            OPTIONS: OPTIONS,
+        },
+        returns=("img", "txt"),
+    ),
+    dict(
+        label="CogVideoX",
+        models=("CogVideoX_T2V", "CogVideoX_I2V", "CogVideoX_Inpaint"),
+        networks=("comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel",),
+        double="blocks",
+        sections=("joint",),
+        width=lambda core: core.patch_embed.text_proj.in_features,
+        hooks=False,
+        arguments={
+            "hidden_states": "img",
+            "encoder_hidden_states": "txt",
+            "temb": "vec",
+            "image_rotary_emb": "pe",
+            OPTIONS: OPTIONS,
+        },
+        returns=("img", "txt"),
+    ),
+    dict(
+        label="MiniMax H3",
+        models=("MiniMaxH3",),
+        networks=("comfy.ldm.minimax.model.MiniMaxH3Model",),
+        double="blocks",
+        width=lambda core: core.condition_proj.in_features,
+        only_skip="its blocks are given text, sound and video as one sequence, without saying where the text ends",
+    ),
+)

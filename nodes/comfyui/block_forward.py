@@ -7,10 +7,13 @@ replacement that is already there is the block that the hook runs.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from threading import Lock
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -89,7 +92,10 @@ def _calling(
         if split:
             stream = given["img"]
             given["img"], given["txt"] = stream[:, : image.tokens], stream[:, image.tokens :]
-        if before := given.get(BEFORE_TEXT):
+        before = given.get(BEFORE_TEXT) or 0
+        if before and text.tokens:  # Wan 2.2 is given a number even where it reads no tokens of an image
+            before = given["txt"].shape[1] - text.tokens
+        if before:
             given["txt_before"], given["txt"] = given["txt"][:, :before], given["txt"][:, before:]
 
         def block(args: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +121,24 @@ def _calling(
     return forward
 
 
+class _Attention:
+    """An attention function that is given the options of the block call of the thread it runs in.
+
+    ComfyUI runs a model on several devices in a thread each, which share the functions of a module.
+    """
+
+    options: ContextVar[Mapping[str, Any] | None] = ContextVar("options", default=None)
+    users: ClassVar[Counter[str]] = Counter()  # block calls that are running now, by module of code
+    lock = Lock()
+
+    def __init__(self, original: Forward):
+        self.original = original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        options = self.options.get()
+        return self.original(*args, **(kwargs if options is None else {"transformer_options": options, **kwargs}))
+
+
 @contextmanager
 def _attending(code: str, options: Mapping[str, Any]) -> Iterator[None]:
     """Give a call's options to an attention that is not given them. Args: code, its module; "" for none."""
@@ -122,9 +146,16 @@ def _attending(code: str, options: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     module: Any = importlib.import_module(code)
-    before = module.optimized_attention
-    module.optimized_attention = partial(before, transformer_options=options)
+    with _Attention.lock:
+        if not _Attention.users[code]:
+            module.optimized_attention = _Attention(module.optimized_attention)
+        _Attention.users[code] += 1
+    before = _Attention.options.set(options)
     try:
         yield
     finally:
-        module.optimized_attention = before
+        _Attention.options.reset(before)
+        with _Attention.lock:
+            _Attention.users[code] -= 1
+            if not _Attention.users[code] and isinstance(module.optimized_attention, _Attention):
+                module.optimized_attention = module.optimized_attention.original

@@ -22,11 +22,13 @@ from .block_arguments import (
     HIDREAM_ARGUMENTS,
     IDEOGRAM_ARGUMENTS,
     KREA2_ARGUMENTS,
+    MORE_ROWS,
     NEXTDIT_ARGUMENTS,
     OMNIGEN_ARGUMENTS,
     OPTIONS,
     QWEN_ARGUMENTS,
     QWEN_MODULATION,
+    WAN_NETWORKS,
 )
 from .refused_models import REFUSED
 
@@ -138,11 +140,26 @@ def _chroma(label: str, model: str, network: str) -> Family:
     return Family(label, (model,), (network,), "double_blocks", "single_blocks", ("double", "single"))
 
 
-def _nextdit(label: str, model: str, modulation: tuple[str, ...] = ()) -> Family:
+def _qwen(label: str, model: str, network: str, patch: int | None = None) -> Family:
     return Family(
         label,
         (model,),
-        ("comfy.ldm.lumina.model.NextDiT",),
+        (network,),
+        "transformer_blocks",
+        sections=("joint",),
+        patch=patch,
+        arguments=QWEN_ARGUMENTS,
+        returns=("txt", "img"),
+        modulation=QWEN_MODULATION,
+        half_modulation=QWEN_MODULATION[1:],
+    )
+
+
+def _nextdit(label: str, model: str, network: str = "NextDiT", modulation: tuple[str, ...] = ()) -> Family:
+    return Family(
+        label,
+        (model,),
+        (f"comfy.ldm.lumina.model.{network}",),
         "layers",
         sections=("main",),
         width=lambda core: core.cap_embedder[1].in_features,
@@ -177,9 +194,10 @@ def _cosmos(label: str, models: tuple[str, ...], network: str, **more: Any) -> F
     )
 
 
-def _wan(label: str, *models: str, network: str = "comfy.ldm.wan.model.WanModel") -> Family:
+def _wan(label: str, network: str, models: str) -> Family:
     names, ours = "x e freqs context context_img_len", f"img vec pe txt {BEFORE_TEXT}"
-    return _cross(label, models, network, names, ours, width=lambda core: core.text_embedding[0].in_features)
+    network, width = f"comfy.ldm.wan.{network}", lambda core: core.text_embedding[0].in_features
+    return _cross(label, tuple(models.split()), network, names, ours, width=width, text_from="text_embedding")
 
 
 def _omnigen(label: str, model: str, network: str, arguments: Mapping[str, str] = OMNIGEN_ARGUMENTS, **more) -> Family:
@@ -212,31 +230,11 @@ FAMILIES = (
     _flux("LongCat-Image", "LongCatImage"),
     _chroma("Chroma", "Chroma", "comfy.ldm.chroma.model.Chroma"),
     _chroma("Chroma Radiance", "ChromaRadiance", "comfy.ldm.chroma_radiance.model.ChromaRadiance"),
-    Family(
-        "Qwen-Image",
-        ("QwenImage",),
-        ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",),
-        "transformer_blocks",
-        sections=("joint",),
-        arguments=QWEN_ARGUMENTS,
-        returns=("txt", "img"),
-        modulation=QWEN_MODULATION,
-        half_modulation=QWEN_MODULATION[1:],
-    ),
-    Family(
-        "MageFlow",
-        ("MageFlow",),
-        ("comfy.ldm.mage_flow.model.MageFlowTransformer2DModel",),
-        "transformer_blocks",
-        sections=("joint",),
-        patch=1,
-        arguments=QWEN_ARGUMENTS,
-        returns=("txt", "img"),
-        modulation=QWEN_MODULATION,
-        half_modulation=QWEN_MODULATION[1:],
-    ),
+    _qwen("Qwen-Image", "QwenImage", "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel"),
+    _qwen("MageFlow", "MageFlow", "comfy.ldm.mage_flow.model.MageFlowTransformer2DModel", patch=1),
     _nextdit("Z-Image", "ZImage"),
-    _nextdit("Lumina2", "Lumina2", ADALN_MODULATION),
+    _nextdit("Z-Image Pixel Space", "ZImagePixelSpace", "NextDiTPixelSpace"),
+    _nextdit("Lumina2", "Lumina2", modulation=ADALN_MODULATION),
     Family(
         "Krea 2",
         ("Krea2",),
@@ -385,8 +383,8 @@ FAMILIES = (
         text_changes=True,  # its text blocks are given the timestep
         modulation=("*.*_modulation", "out_layer.modulation"),
     ),
-    _wan("Wan 2.1, 2.2", "WAN21_T2V", "WAN21_I2V", "WAN21_FunControl2V", "WAN22_T2V"),
-    _wan("Wan Camera", "WAN21_Camera", "WAN22_Camera", network="comfy.ldm.wan.model.CameraWanModel"),
+    *(_wan(label, *row) for label, row in WAN_NETWORKS.items()),
+    *(Family(**row) for row in MORE_ROWS),
 )
 # Those of which this ComfyUI has a class: the newest families came after the oldest release that the pack supports.
 SUPPORTED = ", ".join(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 _UNET = "a U-Net, which has no transformer blocks of this kind"
-_BESIDE = "sound, music or a face steers its image in or next to the blocks, which no test of this pack covers"
-_POSE = "a video of poses joins the tokens of its image, which no test of this pack covers"
-_V = "it is no flow-matching model, and no test of this pack covers its blocks"
 _NO_TEXT = "it makes no image from a text"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
@@ -33,15 +30,6 @@ REFUSED: dict[str, str] = {
         "its later blocks are given the image of an earlier block, too, so that no block is a unit of its own",
     ),
     **dict.fromkeys(("CosmosT2V", "CosmosI2V"), "its blocks hold the rows of a batch in the fourth dimension"),
-    **dict.fromkeys(("CogVideoX_Inpaint", "CogVideoX_I2V", "CogVideoX_T2V"), _V),
-    **dict.fromkeys(("WAN22_S2V", "WAN21_HuMo", "WAN22_Animate", "WAN22_WanDancer"), _BESIDE),
-    **dict.fromkeys(("WAN21_SCAIL", "WAN21_SCAIL2"), _POSE),
-    **dict.fromkeys(
-        ("PixelDiTT2I", "PiD", "ZImagePixelSpace"),
-        "further layers that make pixels follow its blocks, which no test of this pack covers",
-    ),
-    "MiniMaxH3": "its blocks are given text, sound and video as one sequence without a batch, and say nowhere in the "
-    "call where the text ends",
     "WAN21_CausalAR_T2V": "its blocks keep keys and values of the frames before from one model call to the next",
     "WAN21_Vace": "a second list of blocks reads the text, too, and adds to the image",
     "WAN21_FlowRVS": "it starts from a video and no noise, and makes a mask of it",

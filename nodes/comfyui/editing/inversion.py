@@ -15,6 +15,7 @@ from ....mmdit_core.editing.inversion import masked_velocity
 from ....mmdit_core.editing.rf_inversion import drawn_to_noise
 from ....mmdit_core.solvers import History, Point, solve_with_history
 from .. import patching
+from ..families import network_of
 from ..fingerprint import fingerprint
 from ..run import nan_check
 from ..run.guidance import Guidance, make_guider
@@ -50,7 +51,8 @@ def invert_flow(
     """
     guider = make_guider(_with_velocity_at_zero(model), positive, positive, Guidance(1.0))
     run = InversionRun(solver, sigmas, node, toward, gamma)
-    samples = guider.sample(**call(prepared, model, run, sigmas, callback))
+    # MiniMax H3 makes noise for its references from the seed, and fails without one.
+    samples = guider.sample(**call(prepared, model, run, sigmas, callback), seed=0)
     end = ResumeState(
         samples=samples.cpu(),
         sigma=float(sigmas[-1]),
@@ -68,6 +70,12 @@ def invert_flow(
 def _divisor(sigma: Tensor) -> Tensor:
     """What x - denoised is divided by to get the velocity: sigma, and 1 at sigma 0."""
     return torch.where(sigma > 0, sigma, 1.0)
+
+
+def divides_by_sigma(model) -> bool:
+    """True if the network makes the velocity of an image that it predicts, which is not possible at sigma 0."""
+    network = network_of(model.model)
+    return type(network).__name__ == "NextDiTPixelSpace" or hasattr(network, "__x0__")  # Chroma Radiance's buffer
 
 
 def _with_velocity_at_zero(model):

@@ -98,7 +98,7 @@ def skipped_blocks(bench: Bench) -> float:
 def other_prompts(bench: Bench) -> float:
     """A second prompt in all blocks, of the same and of another length, is that prompt."""
     # With another padded length Z-Image's refiners see another number of padding tokens in the image.
-    padded = bench.tiny.kind == "ZImage"
+    padded = bench.tiny.kind in ("ZImage", "ZImagePixelSpace")
     return max(oracles.other_prompt(bench), oracles.other_prompt(bench, 12 if padded else 40))
 
 

@@ -54,7 +54,7 @@ class Bench:
                 f"diffusion_model.{name}": ("diff", (0.01 * randn(tuple(shape), 4),)) for name, shape in shapes.items()
             }
             assert model.add_patches(changes, 1.0)
-        return cls(of, FAMILIES[name], model, prompt, latent, cfg, batch)
+        return cls(of, FAMILIES[name], model, prompt, latent, cfg, min(batch, FAMILIES[name].most_rows))
 
     @property
     def family(self):

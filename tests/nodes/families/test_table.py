@@ -25,6 +25,8 @@ LIKE = {
     "WAN21_FunControl2V": ("Wan 2.1 image to video", {"in_dim": 48}),
     "WAN22_T2V": ("Wan 2.1", {"in_dim": 48, "out_dim": 48}),
     "WAN21_Camera": ("Wan 2.1 image to video", {"model_type": "camera", "in_dim": 32}),
+    "CogVideoX_I2V": ("CogVideoX", {"in_channels": 32}),
+    "CogVideoX_Inpaint": ("CogVideoX", {"in_channels": 48}),
     "WAN22_Camera": ("Wan 2.1", {"model_type": "camera_2.2", "in_dim": 36}),
 }
 
@@ -136,3 +138,10 @@ def test_a_known_class_with_another_network_is_refused_by_the_name_of_both(bench
         said = refusal(bench, KINDS[kind], OTHER)
         assert said.startswith(f"BlockSkip: model: {kind} is supported, but another node replaced its network by ")
         assert f"{OTHER}. Connect one of {table.SUPPORTED}" in said
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_table_and_the_tiny_models_agree_on_which_blocks_can_only_be_skipped(table, name):
+    kind = TINY[name].kind
+    (family,) = (family for family in table.FAMILIES if kind in family.models)
+    assert bool(family.only_skip) == TINY[name].only_skip

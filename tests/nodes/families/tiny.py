@@ -32,8 +32,8 @@ class Tiny:
     (seed, length); text_tokens, text tokens in the blocks for a prompt of so many; image_tokens, with padding and
     references; prompt_last, True if other tokens come before the prompt's; image_first, of the joint sequence; std, of
     the weights; more_texts, where the blocks' text holds another encoder's text of the prompt; is_flow, False if it
-    predicts no rectified flow; only_skip, True if its blocks take no other control; shrink, of the parts of the network
-    whose sizes ComfyUI fixes.
+    predicts no rectified flow; only_skip, True if its blocks take no other control; most_rows, of a batch; shrink, of
+    the parts of the network whose sizes ComfyUI fixes.
     """
 
     kind: str
@@ -50,6 +50,7 @@ class Tiny:
     more_texts: tuple[int, ...] = ()
     is_flow: bool = True
     only_skip: bool = False
+    most_rows: int = 2
     shrink: Callable[[Any], None] = lambda network: None
 
 
@@ -246,6 +247,27 @@ WAN = dict(
     image_model="wan2.1", model_type="t2v", in_dim=16, dim=64, ffn_dim=64, freq_dim=32, text_dim=24, out_dim=16,
     num_heads=2, num_layers=3, cross_attn_norm=True,
 )  # fmt: skip
+ZIMAGE_PIXELS = Z_IMAGE | dict(
+    image_model="zimage_pixel", in_channels=3, patch_size=4, decoder_hidden_size=32, decoder_num_res_blocks=1,
+    decoder_max_freqs=4,
+)  # fmt: skip
+PIXELDIT = dict(
+    image_model="pixeldit_t2i", num_groups=2, hidden_size=64, pixel_hidden_size=4, pixel_attn_hidden_size=32,
+    pixel_num_groups=2, patch_depth=3, pixel_depth=1, patch_size=4, txt_embed_dim=24, txt_max_length=64,
+)  # fmt: skip
+PID = PIXELDIT | dict(
+    image_model="pid", lq_latent_channels=16, lq_hidden_dim=16, lq_num_res_blocks=1, sr_scale=1,
+    latent_spatial_down_factor=4,
+)  # fmt: skip
+COGVIDEO = dict(
+    image_model="cogvideox", num_attention_heads=2, attention_head_dim=32, in_channels=16, out_channels=16,
+    time_embed_dim=32, text_embed_dim=24, num_layers=3, use_rotary_positional_embeddings=True,
+)  # fmt: skip
+MINIMAX = dict(
+    image_model="minimax_h3", hidden_size=64, num_layers=3, token_refiner_num_layers=1, num_attention_heads=2,
+    attention_head_dim=32, ffn_hidden_size=64, latents_dim=32, audio_latents_dim=8, text_dim=24, timestep_input_dim=32,
+    time_embed_hidden_size=32, time_embed_dim=32, rope_inv_freq_len=4,
+)  # fmt: skip
 LTX2 = dict(
     image_model="ltxav", in_channels=128, audio_in_channels=128, cross_attention_dim=64, audio_cross_attention_dim=64,
     attention_head_dim=32, audio_attention_head_dim=32, num_attention_heads=2, audio_num_attention_heads=2,
@@ -286,6 +308,83 @@ def _start_image(seed: int, length: int) -> dict[str, Any]:
     }
 
 
+def _with_audio(seed: int, length: int) -> dict[str, Any]:
+    return {"audio_embed": randn((1, 25, 16, 4), 6), "reference_latents": [randn((1, 16, 1, 8, 10), 2)]}
+
+
+def _with_speech(seed: int, length: int) -> dict[str, Any]:
+    return {"audio_embed": randn((1, 1, 2, 1, 4), 6)}
+
+
+def _small_speech(network: Any) -> None:
+    sizes = dict(seq_len=2, blocks=1, channels=4, intermediate_dim=16, output_dim=1536, context_tokens=16)
+    network.audio_proj = type(network.audio_proj)(**sizes, operations=comfy.ops.disable_weight_init)
+
+
+class _Motion(torch.nn.Module):
+    """In the place of the networks that read a face, whose sizes are fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = torch.nn.Linear(3, 64)
+
+    def get_motion(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3]."""
+        return pixels.mean((2, 3))
+
+    def forward(self, motion: torch.Tensor) -> torch.Tensor:
+        """[B, frames, tokens, channels]."""
+        return self.out(motion)[:, :, None].expand(-1, -1, 2, -1)
+
+
+def _small_face(network: Any) -> None:
+    network.motion_encoder = network.face_encoder = _Motion()
+
+
+def _with_face(seed: int, length: int) -> dict[str, Any]:
+    return {**_start_image(seed, length), "face_video_pixels": FACE}
+
+
+def _with_music(seed: int, length: int) -> dict[str, Any]:
+    return {"audio_embed": MUSIC, "clip_vision_output": VISION, "clip_vision_output_ref": REFERENCE_VISION}
+
+
+def _with_pose(seed: int, length: int) -> dict[str, Any]:
+    return {
+        "clip_vision_output": VISION,
+        "reference_latents": [randn(FRAME, 2)],
+        "pose_video_latent": randn((1, 16, 1, 4, 5), 8),
+    }
+
+
+def _with_masks(seed: int, length: int) -> dict[str, Any]:
+    masks = {"ref_mask_28ch": randn((1, 2, 28, 7, 9), 9), "driving_mask_28ch": randn((1, 1, 28, 4, 5), 10)}
+    return {**_with_pose(seed, length), **masks}
+
+
+def _with_latent(seed: int, length: int) -> dict[str, Any]:
+    return {"lq_latent": randn((1, 16, 4, 5), 11), "degrade_sigma": torch.tensor([0.3])}
+
+
+def _unlike(seed: int, length: int) -> dict[str, Any]:
+    """A conditioning that ComfyUI puts into no batch with another one: its network takes one row."""
+    return {"minimax_visual_cond_noise_aug": 0.9 + seed / 1000}
+
+
+def placed(network: Any) -> None:
+    """MiniMax H3's positions, which are read from its file."""
+    network.rope.inv_freq.copy_(torch.tensor([1.0, 0.3, 0.1, 0.03]))
+
+
+def _silent(network: Any) -> None:
+    """The video of a video and its sound, whose sound stays as it is."""
+    placed(network)
+    sampled, sound = network._forward, randn((1, 8, 2, 3), 12)
+    network._forward = lambda x, *args, **kwargs: sampled([x[0], sound], *args, **kwargs)[0]
+
+
+REFERENCE_VISION = SimpleNamespace(penultimate_hidden_states=randn((1, 3, 1280), 5))
+FACE, MUSIC = randn((1, 3, 1, 8, 8), 6), randn((1, 6, 35), 6)
 QWEN_IMAGE = Tiny("QwenImage", QWEN, FRAME)
 QWEN_EDIT = replace(QWEN_IMAGE, extra=_reference(FRAME), image_tokens=40)
 FLUX1 = Tiny("Flux", FLUX, PICTURE, pooled=20, extra=_guidance(3.5), prompt_last=True)
@@ -327,6 +426,13 @@ FAMILIES: dict[str, Tiny] = {
     "Qwen-Image with a text mask": replace(QWEN_IMAGE, extra=_part_mask),
     "MageFlow": Tiny("MageFlow", MAGE, PACKED, std=0.2),
     "Z-Image": Tiny("ZImage", Z_IMAGE, PICTURE, text_tokens=lambda length: -(-length // 32) * 32, image_tokens=32),
+    "Z-Image Pixel Space": Tiny(
+        "ZImagePixelSpace",
+        ZIMAGE_PIXELS,
+        (1, 3, 15, 18),
+        text_tokens=lambda length: -(-length // 32) * 32,
+        image_tokens=32,
+    ),
     "Lumina2": Tiny("Lumina2", LUMINA, PICTURE),
     "NewBie": Tiny("Lumina2", {**LUMINA, "clip_text_dim": 20}, PICTURE, pooled=20),
     "Krea 2": Tiny("Krea2", KREA2, FRAME),
@@ -406,6 +512,39 @@ FAMILIES: dict[str, Tiny] = {
     "Kandinsky 5": Tiny("Kandinsky5", KANDINSKY | dict(visual_embed_dim=132), (1, 16, 1, 8, 10), pooled=20),
     "Wan 2.1": Tiny("WAN21_T2V", WAN, FRAME),
     "Wan 2.1 image to video": Tiny("WAN21_I2V", WAN | dict(model_type="i2v", in_dim=36), FRAME, extra=_start_image),
+    "Wan 2.2 image to video": Tiny("WAN21_T2V", WAN | dict(in_dim=36), FRAME, extra=_start_image),
+    "Wan S2V": Tiny(
+        "WAN22_S2V",
+        WAN | dict(model_type="s2v", audio_dim=16, num_audio_token=1, audio_inject_layers=[0, 2]),
+        (1, 16, 1, 8, 10),
+        extra=_with_audio,
+        image_tokens=40,
+    ),
+    "Wan HuMo": Tiny("WAN21_HuMo", WAN | dict(model_type="humo"), FRAME, extra=_with_speech, shrink=_small_speech),
+    "Wan Animate": Tiny(
+        "WAN22_Animate",
+        WAN | dict(model_type="animate", in_dim=36, num_layers=5),
+        FRAME,
+        extra=_with_face,
+        shrink=_small_face,
+    ),
+    "WanDancer": Tiny(
+        "WAN22_WanDancer",
+        WAN | dict(model_type="wandancer", in_dim=36, audio_inject_layers=[0, 2], music_dim=32, music_latent_dim=32),
+        (1, 16, 1, 7, 11),  # its music needs a number of tokens that 8 divides
+        extra=_with_music,
+        image_tokens=24,
+    ),
+    "SCAIL": Tiny("WAN21_SCAIL", WAN | dict(model_type="scail", in_dim=20), FRAME, extra=_with_pose, image_tokens=46),
+    "SCAIL 2": Tiny(
+        "WAN21_SCAIL2", WAN | dict(model_type="scail2", in_dim=20), FRAME, extra=_with_masks, image_tokens=46
+    ),
+    "PixelDiT": Tiny("PixelDiTT2I", PIXELDIT, (1, 3, 15, 18), std=0.2),
+    "PiD": Tiny("PiD", PID, (1, 3, 15, 18), extra=_with_latent, std=0.2),
+    "MiniMax H3": Tiny(
+        "MiniMaxH3", MINIMAX, (1, 32, 1, 7, 9), extra=_unlike, std=0.2, only_skip=True, most_rows=1, shrink=_silent
+    ),
+    "CogVideoX": Tiny("CogVideoX_T2V", COGVIDEO, FRAME, std=0.2, is_flow=False),
 }
 # One of each, for tests of what the nodes do with rows rather than with blocks.
 FEW = ("SD3", "FLUX.1 dev", "FLUX.2", "Qwen-Image-Edit-2511", "Z-Image", "Krea 2", "JoyImage", "LTX-Video")
