@@ -23,7 +23,13 @@ HERE = Path(__file__).parent
 
 
 # Families that ComfyUI has only after the oldest release that the pack supports -> what tests call them.
-LATER = {"Krea2": ("krea 2", "krea2"), "MageFlow": ("mageflow",), "JoyImage": ("joyimage",), "Boogu": ("boogu",)}
+LATER = {
+    "Krea2": ("krea 2", "krea2"),
+    "MageFlow": ("mageflow",),
+    "JoyImage": ("joyimage",),
+    "Boogu": ("boogu",),
+    "MiniMaxH3": ("minimax h3",),
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
