@@ -50,6 +50,7 @@ MORE: dict[str, tuple[str, str, tuple[str, dict[str, Any]], dict[str, Any]]] = {
     "mochi": ("genmo", "MochiT5Tokenizer", ("mochi_te", {}), {"t5xxl_model_config": T5}),
     "ltxv": ("lt", "LTXVT5Tokenizer", ("ltxv_te", {}), {"t5xxl_model_config": T5}),
     "cosmos": ("cosmos", "CosmosT5Tokenizer", ("te", {}), {"t5xxl_model_config": T5}),
+    "cogvideo": ("cogvideo", "CogVideoXTokenizer", ("cogvideo_te", {}), {"t5xxl_model_config": T5}),
     "wan": ("wan", "WanT5Tokenizer", ("te", {}), {"umt5xxl_model_config": {**T5, "vocab_size": 700}}),
     "newbie": ("newbie", "NewBieTokenizer", ("te", {}), {"_model_config": GEMMA_AND_JINA}),
     "ltx2": (

@@ -15,7 +15,7 @@ OUTPUTS = ("o_proj.weight", "out_proj.weight", "out_proj.bias", "SelfAttention.o
 CAUSAL = ("qwen", "z_image", "krea2", "flux2", "klein", "lumina2", "hunyuan_video", "hunyuan_image", "kandinsky5",
           "longcat", "ovis", "omnigen2", "ideogram4", "sdxl")  # fmt: skip
 MORE = tuple(more_rows())
-BOTH_WAYS = ("sd3", "flux", "chroma", "aura", "mochi", "ltxv", "cosmos", "wan", "hidream")  # T5's attention
+BOTH_WAYS = ("sd3", "flux", "chroma", "aura", "mochi", "ltxv", "cosmos", "cogvideo", "wan", "hidream")  # T5's attention
 CAUSAL += tuple(name for name in MORE if name not in (*BOTH_WAYS, "newbie"))
 NAMES = (*CAUSAL, *BOTH_WAYS[:4], *MORE)
 NAMES = tuple(dict.fromkeys(NAMES))
