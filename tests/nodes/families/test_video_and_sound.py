@@ -13,7 +13,8 @@ import torch
 from comfy.utils import pack_latents
 
 from tests.nodes.families.oracles import ROUNDING, Bench, difference, identity_in_place
-from tests.nodes.families.tiny import FAMILIES, build, placed, randn
+from tests.nodes.families.tiny import FAMILIES, build
+from tests.nodes.families.tiny_parts import placed, randn
 
 TINY = replace(FAMILIES["MiniMax H3"], shrink=placed)
 
