@@ -1,6 +1,6 @@
 """The pack's nodes. Each module lists its own; this is the registry that ComfyUI reads."""
 
-from . import caching, control, edit, invert, loader, precompute, text, web_api
+from . import caching, control, edit, invert, loader, text, web_api
 from .analysis import node as analysis
 from .comfyui.frontend import web_files
 from .comfyui.loading import folders
@@ -12,7 +12,7 @@ web_api.register()
 
 _NODES = {
     name: node
-    for module in (loader, text, sampler, invert, edit, control, analysis, caching, precompute)
+    for module in (loader, text, sampler, invert, edit, control, analysis, caching)
     for name, node in module.NODES.items()
 }
 

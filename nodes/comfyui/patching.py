@@ -25,11 +25,11 @@ from .frontend import messages
 from .loading.offloading import load_last
 from .modulation import MEMORY_MB, PrecomputedModulation, layers_of, replaced
 from .modulation import table as modulation_table
+from .modulation.table import ModulationTable
 from .other_prompt import HostCall
 from .rows import Prompts, Rows, all_of, named, rows_of_call
 from .run import adaln_cache
 from .run.adaln_cache import KEY
-from .run.modulation_table import ModulationTable
 from .run.state import RUN, Run, run_of
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ the table, at the batch size of the call, so that the rows have the same bits as
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from ..other_prompt import HostCall
 from ..rows import Prompts
 from ..run.adaln_cache import Identify, may_change
 from . import Layer, layers_of, replaced
+from .count import ModulationCount
 
 MOST_SETS = 8  # conditionings and shapes of calls that a run keeps rows for
 TRUST, ONCE, EACH = "trust", "once", "each"  # compare no vector; the first one of a call; that of each layer
@@ -33,32 +33,6 @@ LIMIT = "the memory limit is under the rows of one step"
 OFF_SCHEDULE = "a sigma between the schedule's points"
 CHANGED = "a vector that is not the schedule's"
 HOOKED = "another node's hook on a modulation layer"
-
-
-@dataclass
-class ModulationCount:
-    """What a run's table did.
-
-    Fields: served, calls without a modulation layer; computed, other calls by reason; rows, of layers' inputs, that
-    were computed for the table; bytes, the most that it held.
-    """
-
-    served: int = 0
-    computed: Counter[str] = field(default_factory=Counter)
-    rows: int = 0
-    bytes: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it, with the words."""
-        counts = {"served": self.served, "computed": dict(self.computed), "rows": self.rows, "bytes": self.bytes}
-        return {**counts, "words": str(self)}
-
-    def __str__(self) -> str:
-        """In words."""
-        calls = self.served + sum(self.computed.values())
-        said = f"Modulation: {self.served} of {calls} model calls from the table, {self.rows} rows computed for it"
-        reasons = "; ".join(f"{count} calls: {reason}" for reason, count in self.computed.items())
-        return f"{said}, at most {self.bytes / 1e6:.1f} MB" + (f". Computed in the call: {reasons}" if reasons else "")
 
 
 @dataclass(eq=False)
@@ -151,7 +125,7 @@ class ModulationTable:
 
     def most_bytes(self, rows: int) -> int:
         """The most memory that the table needs. Args: rows, images of the run times conditionings."""
-        width = sum(layer.linear.out_features for layer in self._layers)
+        width = sum(layer.linear.out_features for layer in layers_of(self._base))
         return min(self._limit, len(self._steps) * rows * width * self._base.get_dtype_inference().itemsize)
 
     def add_conditionings(self, prompts: Prompts) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from ....mmdit_core.caching.step_cache import StepCacheRun
 from ....mmdit_core.control.model_call import BlockCallCount
 from ....mmdit_core.text.tokens import Positions
-from ..modulation.table import ModulationCount, ModulationTable
+from ..modulation.count import ModulationCount
+from ..modulation.table import ModulationTable
 from ..rows import Prompts, Rows
 from .adaln_cache import RunAdaLNCache
 

@@ -44,7 +44,7 @@ class Runs:
 
     def with_node(self, model=None, limit: int = 512, node_id: str | None = None):
         """A MODEL from PrecomputeModulation."""
-        node = self.made.of("precompute").PrecomputeModulation()
+        node = self.made.of("caching").PrecomputeModulation()
         return node.apply(model or self.made.model, limit, node_id)[0]
 
     def ksampler(self, model=None, positive=None, negative=None, sampler: str = "euler", **more: Any) -> Tensor:

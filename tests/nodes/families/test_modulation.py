@@ -72,7 +72,7 @@ def test_the_node_on_ksampler_counts_what_it_serves_and_what_it_does_not(bench, 
     """KSampler's euler stays on the schedule; heun's last and dpm_2's middle evaluations do not."""
     import comfy.sample
 
-    node, made = bench.module("precompute").PrecomputeModulation(), Bench.make(bench.module, "FLUX.1 dev")
+    node, made = bench.module("caching").PrecomputeModulation(), Bench.make(bench.module, "FLUX.1 dev")
     before = dict(made.model.model_options["transformer_options"]), type(made.model)
     model, said = node.apply(made.model)
     assert "modulation layers" in said and model is not made.model
@@ -99,7 +99,7 @@ def test_the_node_on_ksampler_counts_what_it_serves_and_what_it_does_not(bench, 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITH_A_TABLE])
 def test_the_node_says_why_a_model_is_unchanged(bench, name):
     made = Bench.make(bench.module, name)
-    model, said = bench.module("precompute").PrecomputeModulation().apply(made.model)
+    model, said = bench.module("caching").PrecomputeModulation().apply(made.model)
     reason = bench.module("comfyui.modulation").NO_TABLE[made.family.label]
     assert model is made.model and said == f"Unchanged: {made.family.label}: {reason}."
 
@@ -112,7 +112,7 @@ def test_a_family_has_a_table_or_a_reason(bench):
 @pytest.mark.parametrize("name", ["FLUX.1 dev", "Qwen-Image", "AuraFlow", "OmniGen2"])
 def test_comfyui_loads_the_layers_last(bench, name):
     made = Bench.make(bench.module, name)
-    model, _ = bench.module("precompute").PrecomputeModulation().apply(made.model)
+    model, _ = bench.module("caching").PrecomputeModulation().apply(made.model)
     names = {f"{layer}" for layer in bench.module("comfyui.modulation").names_last(made.model.model)}
     listed = [entry for entry in model._load_list() if entry[-4]]  # some layers have no weights
     listed.sort(reverse=True, key=lambda entry: entry[:1])

@@ -285,8 +285,14 @@ def test_comfyui_is_told_the_tables_memory(runs, monkeypatch):
     load = management.load_models_gpu
     monkeypatch.setattr(management, "load_models_gpu", lambda *a, **k: (loading(*a, **k), load(*a, **k)))
     runs.ksampler()
+    runs.ksampler(runs.with_node())
+    rows = STEPS * runs.made.batch * 2  # two conditionings
+    needed = rows * 4 * sum(layer.out_features for layer in runs.layers)
+    assert [b - a for a, b in zip(*told, strict=True)] == pytest.approx([needed] * 2, rel=1e-6)
+    table = runs.made.of("comfyui.modulation.table").ModulationTable
+    monkeypatch.setattr(table, "most_bytes", lambda self, rows: self._limit)
     runs.ksampler(runs.with_node(limit=300))
-    assert [b - a for a, b in zip(*told, strict=True)] == [300 * 2**20] * 2
+    assert told[2][0] - told[0][0] == 300 * 2**20
     assert "memory_required" not in runs.made.model.model.__dict__
 
 
