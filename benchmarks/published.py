@@ -225,6 +225,10 @@ PUBLISHED: dict[str, Published] = {
         "class; diffusers, Ideogram4Transformer2DModel",
         modulation=("layers.*.adaln_modulation", "final_layer.adaln_modulation"),
     ),
+    "PixelDiT": Published("PixelDiTT2I", dict(image_model="pixeldit_t2i"), "class; the released 1024 px model"),
+    "CogVideoX 2B": Published(
+        "CogVideoX_T2V", dict(image_model="cogvideox"), "class; diffusers, CogVideoXTransformer3DModel"
+    ),
     "Chroma": Published("Chroma", CHROMA, "ComfyUI", modulation=APPROXIMATOR),
     "Chroma Radiance": Published("ChromaRadiance", RADIANCE, "ComfyUI", modulation=APPROXIMATOR),
     "Z-Image": Published("ZImage", Z_IMAGE, "ComfyUI; 30 blocks, arXiv 2511.22699", modulation=NEXTDIT_MODULATION),

@@ -104,6 +104,7 @@ MORE_ROWS: tuple[dict[str, Any], ...] = (
             OPTIONS: OPTIONS,
         },
         returns=("img", "txt"),
+        modulation=("patch_blocks.*.adaLN_modulation_img", "patch_blocks.*.adaLN_modulation_txt"),
     ),
     dict(
         label="CogVideoX",
@@ -121,6 +122,7 @@ MORE_ROWS: tuple[dict[str, Any], ...] = (
             OPTIONS: OPTIONS,
         },
         returns=("img", "txt"),
+        modulation=("blocks.*.norm?",),
     ),
     dict(
         label="MiniMax H3",

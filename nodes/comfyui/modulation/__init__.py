@@ -18,6 +18,7 @@ from ..families import SUPPORTED, family_of, network_of, why_refused
 
 MEMORY_MB = 512  # of a run's table, where no node sets another limit
 SMALL = "of its weights are modulation layers: not worth a table"
+ONE_LAYER = "one layer makes the modulation of all its blocks, as in Wan 2.1: not worth a table"
 # Families without a table -> why. Fractions of published models: `python -m benchmarks.weights`.
 NO_TABLE = {
     "FLUX.2": f"2.0 to 4.1% {SMALL}",
@@ -31,6 +32,9 @@ NO_TABLE = {
     "LTX-2": f"1.2% {SMALL}",
     "Wan 2.1, 2.2": f"1.0 to 1.1% {SMALL}",
     "Wan Camera": f"1.1% {SMALL}",
+    **dict.fromkeys(("Wan S2V", "Wan HuMo", "Wan Animate", "WanDancer", "SCAIL", "SCAIL 2"), ONE_LAYER),
+    "Z-Image Pixel Space": "its blocks have the small modulation layers of Z-Image",
+    "MiniMax H3": "ComfyUI reads its modulation from a table where the file holds one",
     "JoyImage": f"0.6% {SMALL}",
     "Mochi": "each block makes the input of its modulation layers itself",
     "Anima": "its modulation is two layers in a row",

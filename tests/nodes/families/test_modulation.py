@@ -10,7 +10,7 @@ from tests.nodes.families.tiny import FAMILIES
 
 SIGMAS = (1.0, 0.8, 0.5, 0.2, 0.0)
 KINDS = ("SD3", "FLUX.1", "Qwen", "LongCat", "Ovis", "MageFlow", "AuraFlow", "Lens", "Hunyuan", "HiDream", "Lumina2")
-KINDS = (*KINDS, "NewBie", "OmniGen2", "Boogu", "Kandinsky")
+KINDS = (*KINDS, "NewBie", "OmniGen2", "Boogu", "Kandinsky", "PixelDiT", "PiD", "CogVideoX")
 WITH_A_TABLE = [name for name in FAMILIES if name.startswith(KINDS)]
 
 

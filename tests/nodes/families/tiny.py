@@ -112,11 +112,19 @@ class Tiny:
     shrink: Callable[[Any], None] = lambda network: None
 
 
-def _base(tiny: Tiny, device: torch.device):
-    """ComfyUI's model, without weights."""
+def _base(
+    tiny: Tiny,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    compute: torch.dtype | None = None,
+    **more: Any,
+):
+    """ComfyUI's model, without weights. Args: compute, the dtype that weights of `dtype` are cast to."""
     described = getattr(comfy.supported_models, tiny.kind)(dict(tiny.config))
     described.unet_config.update(tiny.config)  # some classes fix their sizes over what they are given
-    described.set_inference_dtype(torch.float32, None)
+    described.set_inference_dtype(dtype, compute)
+    for name, value in more.items():
+        setattr(described, name, value)
     return described.get_model({}, "", device=device)
 
 
@@ -125,10 +133,15 @@ def network_on_meta(tiny: Tiny) -> torch.nn.Module:
     return _base(tiny, torch.device("meta")).diffusion_model
 
 
-def build(tiny: Tiny, weight_seed: int = WEIGHT_SEED, state: Mapping[str, torch.Tensor] | None = None):
-    """A MODEL, a maker of CONDITIONINGs (seed, length), and a latent. Args: state, of the network; random if None."""
+def build(
+    tiny: Tiny, weight_seed: int = WEIGHT_SEED, state: Mapping[str, torch.Tensor] | None = None, **described: Any
+):
+    """A MODEL, a maker of CONDITIONINGs (seed, length), and a latent.
+
+    Args: state, of the network, random if None; described, dtypes and settings of ComfyUI's class, float32 if none.
+    """
     cpu = torch.device("cpu")
-    base = _base(tiny, cpu)
+    base = _base(tiny, cpu, **described)
     tiny.shrink(base.diffusion_model)
     source = torch.Generator().manual_seed(weight_seed)
     for parameter in base.diffusion_model.parameters():

@@ -53,7 +53,6 @@ def test_its_memory_is_in_comfyuis_estimate_and_its_layers_are_loaded_last(bench
     monkeypatch.setattr(management, "load_models_gpu", noted)
     facts, _ = sampled(bench, flux)
     with monkeypatch.context() as without:
-        without.setattr(bench.module("sampler.plan"), "layers_of", lambda base: ())
         without.setattr(bench.module("comfyui.patching"), "layers_of", lambda base: ())
         sampled(bench, flux)
     (ours, patcher), (theirs, plain) = asked
