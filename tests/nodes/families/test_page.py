@@ -54,9 +54,11 @@ def test_every_cell_is_exact_or_refused_by_its_node():
 
 
 def test_each_refusal_is_in_a_family_that_the_live_part_runs():
+    """Why a MODEL is unchanged is tested with the modulation of every family."""
     stored = verdicts(STORED)
-    live = {word for name in LIVE for word in stored[name].values()}
-    assert {word for row in stored.values() for word in row.values()} <= live
+    words = {name: {word for word in row.values() if not word.startswith("unchanged")} for name, row in stored.items()}
+    live = {word for name in LIVE for word in words[name]}
+    assert {word for row in words.values() for word in row} <= live
 
 
 @pytest.mark.parametrize("name", LIVE)
