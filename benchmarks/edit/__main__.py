@@ -18,10 +18,11 @@ from .edits import KINDS, MEASURE
 from .measures import rest_of
 from .methods import Sampler
 from .report import by_kind, contact_sheet, overlay, tables
-from .run import Job, Run, measured
+from .run import Job, Run, measured, reference
 from .store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
+EXACT = "exact edit, drawn, through the VAE"
 SHEET_ROWS = 2 * len(KINDS)
 
 
@@ -47,18 +48,20 @@ def main() -> None:
     """Choose, measure, print the tables."""
     given = parse()
     torch.set_num_threads(given.threads)
-    run = Run(Sampler(Renderer(given.model, given.comfyui)), Store(given.store, given.model))
+    renderer = Renderer(given.model, given.comfyui)
+    run = Run(Sampler(renderer), Store(given.store, given.model))
     jobs, tried = run.choose(given.choose)
     for job in jobs:
         print(f"{job.label}: {job.settings}", flush=True)
     sources = run.sources(MEASURE, given.number)
+    exact = reference(renderer, sources.edits)
     rows: dict[str, list[dict]] = {job.label: [] for job in jobs}
     shown = {}
     for job, start, images in run.edit(sources, jobs):
         rows[job.label] += measured(sources, start, images)
         if start == 0:
             shown[job.label] = images[:SHEET_ROWS]
-        _write(given.json, run.store.model, jobs, tried, sources.refused, rows)
+        _write(given.json, run.store.model, jobs, tried, sources.refused, {**rows, EXACT: exact})
     edits, before = sources.edits[:SHEET_ROWS], sources.images[:SHEET_ROWS].numpy()
     after = {label: (images, rows[label]) for label, images in shown.items()}
     contact_sheet(edits, before, after).save(given.sheet, optimize=True)
@@ -68,7 +71,7 @@ def main() -> None:
             for label, images in shown.items()
         }
         contact_sheet(edits, before, masked).save(given.masks)
-    print(tables({label: by_kind(each) for label, each in rows.items()}))
+    print(tables({label: by_kind(each) for label, each in {**rows, EXACT: exact}.items()}))
 
 
 def _mark(edit, before, after):
@@ -79,9 +82,8 @@ def _write(path: Path, model: str, jobs: list[Job], tried: list[dict], refused: 
     found = {
         "model": model,
         "refused images to edit": refused,
-        "methods": {
-            job.label: {"settings": job.settings, **by_kind(rows[job.label])} for job in jobs if rows[job.label]
-        },
+        "settings": {job.label: job.settings for job in jobs},
+        "methods": {label: by_kind(each) for label, each in rows.items() if each},
         "tried": tried,
     }
     path.write_text(json.dumps(found, indent=1) + "\n")

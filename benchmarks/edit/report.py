@@ -11,22 +11,25 @@ from PIL import Image, ImageDraw
 from attributes.judge import wilson
 
 from .edits import KINDS, Edit
-from .measures import KEPT
+from .measures import KEPT, NEAR, SAME
 
-ALL = "all kinds"
+ALL, WIDE = "all kinds", f"background, kept within {NEAR}/255 instead of {SAME}/255"
 LINE, HEAD, GAP = 13, 18, 4  # pixels of a text line, of the column names, between images
 
 
-def figures(rows: Sequence[dict]) -> dict:
-    """The figures of some edits: percents with Wilson's 95% interval (percent, low, high), and the median kept."""
-    kept = [row["kept"] >= KEPT for row in rows]
+def figures(rows: Sequence[dict], fraction: str = "kept") -> dict:
+    """The figures of some edits: percents with Wilson's 95% interval (percent, low, high), and the median kept.
+
+    Args: fraction, "kept" or "near" of `measure`.
+    """
+    kept = [row[fraction] >= KEPT for row in rows]
     right = [row["right"] for row in rows]
     return {
         "edits": len(rows),
         "right": _percent(right),
         "kept": _percent(kept),
         "both": _percent([a and b for a, b in zip(kept, right, strict=True)]),
-        "median kept": round(100 * median(row["kept"] for row in rows), 1),
+        "median kept": round(100 * median(row[fraction] for row in rows), 1),
     }
 
 
@@ -36,15 +39,16 @@ def _percent(values: Sequence[bool]) -> list[float]:
 
 
 def by_kind(rows: Sequence[dict]) -> dict[str, dict]:
-    """The figures of each kind, and of all. Args: rows, the kinds in turn."""
+    """The figures of each kind, of background edits with the wider limit, and of all. Args: rows, the kinds in turn."""
     parts = {kind: rows[index :: len(KINDS)] for index, kind in enumerate(KINDS)}
-    return {kind: figures(part) for kind, part in (*parts.items(), (ALL, rows)) if part}
+    found = {kind: figures(part) for kind, part in (*parts.items(), (ALL, rows))}
+    return {**found, WIDE: figures(parts["background"], "near")}
 
 
 def tables(results: Mapping[str, Mapping[str, dict]]) -> str:
     """Markdown, a table for each kind. Args: results, `by_kind` by the method's label."""
     parts = []
-    for kind in (*KINDS, ALL):
+    for kind in (*KINDS, WIDE, ALL):
         lines = [
             f"**{kind}**",
             "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from statistics import median
 
 import numpy as np
 import torch
+
+from attributes.world import arrange, draw_image
+from training.render import Renderer
 
 from .edits import CHOOSE, KINDS, Edit, sample_edits
 from .measures import KEPT, is_right, measure
@@ -150,6 +154,16 @@ class Run:
         if chosen[0].settings != DEFAULTS:
             chosen = [Job(first, DEFAULTS, f"{first.name}, defaults"), *chosen]
         return chosen, tried
+
+
+def reference(renderer: Renderer, edits: Sequence[Edit]) -> list[Row]:
+    """Measure exact edits: both scenes drawn, encoded and decoded. What they do not keep, the VAE does not."""
+    rows = []
+    for edit in edits:
+        pair = [draw_image(scene, arrange(scene, random.Random(0))) for scene in (edit.source, edit.target)]
+        images = (255 * renderer.through_vae(torch.from_numpy(np.stack(pair)))).round().to(torch.uint8)
+        rows.append(measure(edit, *images.numpy()))
+    return rows
 
 
 def measured(sources: Sources, start: int, images: np.ndarray) -> list[Row]:

@@ -13,7 +13,7 @@ from attributes.words import parse_caption
 from attributes.world import Group, Scene, arrange, draw_image, is_held_out
 from benchmarks.edit.edits import CHOOSE, KINDS, MEASURE, Edit, caption, changes, purpose_of, sample_edits
 from benchmarks.edit.measures import GROWN, SAME, measure, object_mask, rest_of
-from benchmarks.edit.report import ALL, by_kind, contact_sheet, tables
+from benchmarks.edit.report import ALL, WIDE, by_kind, contact_sheet, tables
 from benchmarks.edit.store import Store
 
 PAIR = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "left", "white")
@@ -51,7 +51,7 @@ def test_settings_are_chosen_on_other_captions_than_the_measured_ones(kind):
 def test_an_edit_that_changes_nothing_else_is_right_and_keeps_the_rest(kind):
     for edit in some(MEASURE, kind, 6):
         found = measure(edit, drawn(edit.source), drawn(edit.target))
-        assert found == {"right": True, "kept": 1.0, "wrong": []}
+        assert found == {"right": True, "kept": 1.0, "near": 1.0, "wrong": []}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,13 +134,13 @@ def test_a_stopped_run_continues_and_another_model_starts_again(tmp_path):
 
 
 def test_the_tables_state_each_kind_and_all():
-    rows = [{"right": index % 10 != 0, "kept": 0.9 if index % 10 == 1 else 1.0, "wrong": []} for index in range(50)]
+    rows = [{"right": index % 10 != 0, "kept": 0.9 if index % 10 == 1 else 1.0, "near": 1.0} for index in range(50)]
     found = by_kind(rows)
-    assert list(found) == [*KINDS, ALL] and found[ALL]["edits"] == 50
+    assert list(found) == [*KINDS, ALL, WIDE] and found[ALL]["edits"] == 50
     assert [found[ALL][name][0] for name in ("right", "kept", "both")] == [90, 90, 80]
     assert found[KINDS[0]]["right"][0] == 50 and found[KINDS[2]]["both"][0] == 100
     printed = tables({"FlowEdit": found})
-    assert printed.count("| FlowEdit |") == len(KINDS) + 1 and "| 80 (67 to 89) |" in printed
+    assert printed.count("| FlowEdit |") == len(KINDS) + 2 and "| 80 (67 to 89) |" in printed
 
 
 def test_the_contact_sheet_has_a_row_for_each_edit():
