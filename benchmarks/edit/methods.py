@@ -188,7 +188,7 @@ METHODS = (
         by_flow_edit,
         _by(
             "edit_steps source_cfg target_cfg",
-            *((20, 1.0, 3.0), (24, 1.0, 3.0), (28, 1.0, 3.0)),
+            *((24, 1.0, 1.5), (24, 1.0, 2.0), (28, 1.0, 2.0), (20, 1.0, 3.0), (24, 1.0, 3.0), (28, 1.0, 3.0)),
             *((24, 1.5, 3.5), (24, 1.5, 5.5), (24, 2.5, 7.5)),
         ),
     ),
@@ -197,24 +197,24 @@ METHODS = (
         by_inversion,
         _by(
             "solver negative cfg",
-            *(("heun", "old", 2.0), ("euler", "old", 3.0), ("euler", "old", 4.5)),
+            *(("euler", "empty", 2.0), ("heun", "old", 2.0), ("euler", "old", 3.0), ("euler", "old", 4.5)),
             inversion="leapfrog",
         ),
     ),
     Method(
         "RF-Inversion",
         by_rf_inversion,
-        _by("eta end cfg", (0.9, 0.25, 3.0), (0.9, 0.5, 3.0), (0.9, 0.5, 5.5)),
+        _by("eta end cfg", (0.9, 0.15, 3.0), (0.9, 0.25, 2.0), (0.9, 0.25, 3.0), (0.9, 0.5, 3.0), (0.9, 0.5, 5.5)),
     ),
     Method(
         "inversion, FireFlow",
         by_inversion,
-        _by("negative cfg", ("empty", 3.0), ("old", 3.0), inversion="fireflow", solver="fireflow"),
+        _by("negative cfg", ("empty", 2.0), ("empty", 3.0), ("old", 3.0), inversion="fireflow", solver="fireflow"),
     ),
     Method(
         "image to image",
         by_noise,
-        _by("denoise", (0.3,), (0.5,), (0.7,), cfg=3.0),
+        _by("denoise cfg", (0.3, 3.0), (0.5, 3.0), (0.7, 2.0), (0.7, 3.0), (0.8, 3.0)),
     ),
 )
 

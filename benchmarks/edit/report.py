@@ -89,8 +89,8 @@ def contact_sheet(
         for column, (images, rows) in enumerate(after.values(), start=1):
             left, row = column * (width + GAP), rows[index]
             sheet.paste(Image.fromarray(images[index]), (left, top + LINE))
-            verdict = "right" if row["right"] else f"wrong: {', '.join(row['wrong'])}"
-            pen.text((left + 2, top + LINE + height), f"{100 * row['kept']:.0f}% kept, {verdict}"[:24], "black")
+            verdict = "right" if row["right"] else f"wrong: {' '.join(row['wrong'])}"
+            pen.text((left + 2, top + LINE + height), f"{100 * row['kept']:.0f}% kept, {verdict}"[:27], "black")
     return sheet
 
 
