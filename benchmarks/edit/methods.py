@@ -182,6 +182,9 @@ def _by(name: str, *values: tuple, **fixed: Any) -> tuple[Settings, ...]:
     return tuple({**fixed, **dict(zip(name.split(), each, strict=True))} for each in values)
 
 
+ANEW = {"denoise": 1.0, "cfg": SOURCE_CFG}  # of image to image: nothing of the image is left
+
+
 METHODS = (
     Method(
         "FlowEdit",

@@ -17,7 +17,7 @@ from training.render import Renderer
 
 from .edits import CHOOSE, KINDS, Edit, sample_edits
 from .measures import KEPT, is_right, measure
-from .methods import DEFAULTS, METHODS, SOURCE_CFG, STEPS, Method, Sampler, Settings, make_batch, rows_of
+from .methods import ANEW, DEFAULTS, METHODS, SOURCE_CFG, STEPS, Method, Sampler, Settings, make_batch, rows_of
 from .store import Store
 
 BATCH, CANDIDATES = 20, 16  # edits of all kinds, images of one kind that are sampled together
@@ -133,7 +133,8 @@ class Run:
         """Choose the settings of each method on edits of their own.
 
         The best settings have the most edits that are right and keep the rest; then the most that are right.
-        Returns: the jobs to measure, FlowEdit with the node's defaults first; the figures of all settings.
+        Returns: the jobs to measure, FlowEdit with the node's defaults first and, last, new images of the target's
+            prompt, which keep nothing on purpose; the figures of all settings.
         """
         sources = self.sources(CHOOSE, number)
         jobs = [Job(method, settings) for method in METHODS for settings in method.choices]
@@ -153,7 +154,7 @@ class Run:
         first = METHODS[0]
         if chosen[0].settings != DEFAULTS:
             chosen = [Job(first, DEFAULTS, f"{first.name}, defaults"), *chosen]
-        return chosen, tried
+        return [*chosen, Job(METHODS[-1], ANEW, "new image")], tried
 
 
 def reference(renderer: Renderer, edits: Sequence[Edit]) -> list[Row]:
