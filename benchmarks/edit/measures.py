@@ -29,6 +29,7 @@ from .edits import Edit
 SAME, NEAR = 8, 24  # of 255: largest difference of a channel in a pixel that stays, or nearly stays
 GROWN, ERODED = 4, 3  # pixels
 BOX_MARGIN = 2  # pixels around a detected object's box in which its soft edge is
+LEAST = 50  # pixels of objects in the rest; fewer are edges
 KEPT = 0.95  # fraction of the rest that stays if an image counts as kept
 
 
@@ -37,14 +38,17 @@ def measure(edit: Edit, before: np.ndarray, after: np.ndarray) -> dict:
 
     Args: before, after, the decoded images [H, W, 3], uint8.
     Returns: right, whether the judge finds everything right for the target; kept and near, the fractions of the rest
-        within SAME and NEAR; wrong, the judge's columns that are not right.
+        within SAME and NEAR; objects, the same fraction as kept of the objects alone that are part of the rest, None
+        if there are none; wrong, the judge's columns that are not right.
     """
     judged = score(after.astype(np.float32) / 255, edit.target)
     rest = rest_of(edit, before, after)
-    apart = np.abs(before.astype(int) - after.astype(int)).max(-1)[rest]
-    kept, near = (float((apart <= limit).mean()) if apart.size else 1.0 for limit in (SAME, NEAR))
+    apart = np.abs(before.astype(int) - after.astype(int)).max(-1)
+    kept, near = (float((apart[rest] <= limit).mean()) if rest.any() else 1.0 for limit in (SAME, NEAR))
+    others = rest & object_mask(before, edit.source.background)
+    objects = float((apart[others] <= SAME).mean()) if others.sum() >= LEAST else None
     wrong = [name for name, right in judged.items() if name not in ("all", "unclear") and not right]
-    return {"right": judged["all"], "kept": kept, "near": near, "wrong": wrong}
+    return {"right": judged["all"], "kept": kept, "near": near, "objects": objects, "wrong": wrong}
 
 
 def is_right(image: np.ndarray, scene: Scene) -> bool:

@@ -18,11 +18,12 @@ LINE, HEAD, GAP = 13, 18, 4  # pixels of a text line, of the column names, betwe
 
 
 def figures(rows: Sequence[dict], fraction: str = "kept") -> dict:
-    """The figures of some edits: percents with Wilson's 95% interval (percent, low, high), and the median kept.
+    """The figures of some edits: percents with Wilson's 95% interval (percent, low, high), and the medians.
 
     Args: fraction, "kept" or "near" of `measure`.
     """
     kept = [row[fraction] >= KEPT for row in rows]
+    objects = [row["objects"] for row in rows if row["objects"] is not None]
     right = [row["right"] for row in rows]
     return {
         "edits": len(rows),
@@ -30,6 +31,7 @@ def figures(rows: Sequence[dict], fraction: str = "kept") -> dict:
         "kept": _percent(kept),
         "both": _percent([a and b for a, b in zip(kept, right, strict=True)]),
         "median kept": round(100 * median(row[fraction] for row in rows), 1),
+        "median objects": round(100 * median(objects), 1) if objects else None,
     }
 
 
@@ -52,12 +54,13 @@ def tables(results: Mapping[str, Mapping[str, dict]]) -> str:
         lines = [
             f"**{kind}**",
             "",
-            "| method | edits | right | kept, median | kept >= 95% | right and kept |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| method | edits | right | kept, median | objects kept, median | kept >= 95% | right and kept |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         for label, found in results.items():
             one = found[kind]
-            cells = (one["edits"], _cell(one["right"]), one["median kept"], _cell(one["kept"]), _cell(one["both"]))
+            medians = ("-" if one[name] is None else one[name] for name in ("median kept", "median objects"))
+            cells = (one["edits"], _cell(one["right"]), *medians, _cell(one["kept"]), _cell(one["both"]))
             lines.append(f"| {label} | {' | '.join(map(str, cells))} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
