@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+import comfy.controlnet
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -169,6 +170,36 @@ def test_a_soft_mask_of_another_node_is_followed(editing):
     plain, ours = editing.run(latent), editing.run(latent, model=soft)
     assert error(ours, plain) > 1e-4
     assert torch.equal(ours[..., 0], editing.image[..., 0])
+
+
+class Outline(comfy.controlnet.ControlBase):
+    """A ControlNet that adds a residual to every block."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.residual = torch.randn(1, 20, 128, generator=torch.Generator().manual_seed(seed))
+
+    def get_models(self):
+        return []
+
+    def inference_memory_requirements(self, dtype):
+        return 0
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        return {"output": [self.residual.expand(len(x_noisy), -1, -1)]}
+
+
+@pytest.mark.parametrize("sides", ["source", "target", "source target"])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_controlnet_acts_on_its_own_side_alone(bench, sides, both):
+    """ComfyUI's older node marks it for the negative prompt, too: that is the one of its side."""
+    editing = Editing(bench)
+    plain = editing.run()
+    for seed, side in enumerate(sides.split()):
+        mark = {"control": Outline(seed), "control_apply_to_uncond": both}
+        setattr(editing, side, [[text, {**entry, **mark}] for text, entry in getattr(editing, side)])
+    out = editing.run()
+    assert error(out, editing.published()) < CLOSE and error(out, plain) > 1e-3
 
 
 def test_controls_act_on_both_sides_or_on_the_one_that_has_them(bench, editing):

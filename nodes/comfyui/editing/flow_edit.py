@@ -56,7 +56,8 @@ class EditSteps:
 class EditGuider(comfy.samplers.CFGGuider):
     """The guider of an edit: target and negative prompt are its own, and the source's are predicted by another one.
 
-    ComfyUI prepares the conditionings of both together: hooks, ControlNets, areas and the model's inputs.
+    ComfyUI prepares the conditionings of both together: hooks, areas and the model's inputs. An area of one side is
+    predicted on the other side, too, so that equal words cancel in it. ControlNets stay on their own side.
     Attributes: source, the other guider, in a run of its own, with its own controls and counts.
     """
 
@@ -86,6 +87,7 @@ class EditGuider(comfy.samplers.CFGGuider):
 
     def inner_sample(self, noise, latent_image, device, sampler, *args, **kwargs) -> Tensor:
         """Sample. Args: as ComfyUI's."""
+        _control_pairs(self.conds)
         sampler.before = self._share  # the conditionings are processed in between
         return super().inner_sample(noise, latent_image, device, sampler, *args, **kwargs)
 
@@ -93,6 +95,18 @@ class EditGuider(comfy.samplers.CFGGuider):
         """Give the source's guider the loaded model and the source's conditionings."""
         self.source.inner_model = getattr(self, "inner_model", None)
         self.source.conds = {"positive": self.conds[SOURCE], "negative": self.conds[SOURCE_NEGATIVE]}
+
+
+def _control_pairs(conds: dict[str, list[dict[str, Any]]]) -> None:
+    """Give each side's negative prompt the ControlNets that are for both, as ComfyUI does in a sampler.
+
+    ComfyUI would copy those of the list "positive" to all other lists, the source's too. Args: conds, changed.
+    """
+    for positive, negative in (("positive", "negative"), (SOURCE, SOURCE_NEGATIVE)):
+        both = [entry for entry in conds[positive] if entry.get("control_apply_to_uncond")]
+        conds[negative] = conds[negative][:]
+        comfy.samplers.apply_empty_x_to_equal_area(both, conds[negative], "control", lambda found, index: found[index])
+        conds[positive] = [{**entry, "control_apply_to_uncond": False} for entry in conds[positive]]
 
 
 @contextmanager
