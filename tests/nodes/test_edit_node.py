@@ -319,6 +319,9 @@ def test_a_value_that_is_not_finite_names_the_step_and_the_side(bench):
     bad = [[text * float("inf"), entry] for text, entry in editing.target]
     with pytest.raises(ValueError, match="FlowEdit: target: the text holds values that are not finite"):
         editing.all(target=bad)
-    huge = [[text * 1e30, entry] for text, entry in editing.target]
-    with pytest.raises(ValueError, match="FlowEdit: step 1 of 3 .*not finite"):
-        editing.all(target=huge)
+    huge = lambda prompt: [[text * 1e30, entry] for text, entry in prompt]  # noqa: E731
+    for side in ("source", "target"):
+        with pytest.raises(ValueError, match=f"FlowEdit: step 1 of 3 .*not finite: the {side} prediction: block 0"):
+            editing.all(**{side: huge(getattr(editing, side))})
+    with pytest.raises(ValueError, match="not finite: the source's negative prediction"):
+        editing.all(source_negative=huge(editing.negative))

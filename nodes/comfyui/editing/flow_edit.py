@@ -153,7 +153,8 @@ class EditRun(comfy.samplers.Sampler):
         seed = extra_args.get("seed")
         source_options = comfy.model_patcher.create_model_options_clone(model.source.model_options)
         source_options["transformer_options"]["sample_sigmas"] = sigmas
-        source, target = _Side(model.source, source_options, seed), _Side(model, options, seed)
+        source = _Side(SOURCE, model.source, source_options, seed)
+        target = _Side("target", model, options, seed)
         self.sides = source, target
         mask = None if denoise_mask is None else mask_at(model, denoise_mask, options, sigmas)
         draw = self._noise_of(image, model.inner_model.model_sampling)
@@ -204,16 +205,18 @@ class EditRun(comfy.samplers.Sampler):
         where = f"{self.node}: step {step + 1} of {self.steps.count} (sigma {float(self.steps.sigmas[step]):.4g})"
         side = next((each for each in self.sides if not all(nan_check.is_finite(c.velocity) for c in each.calls)), None)
         side = side or self.sides[-1]
-        return nan_check.error(where, side.calls, side.again, side.options, side.guider.inner_model)
+        words = {"positive": side.name, "negative": f"{side.name}'s negative"}
+        return nan_check.error(where, side.calls, side.again, side.options, side.guider.inner_model, words)
 
 
 class _Side:
     """The velocity of one side's guider.
 
-    Attributes: predictions made; calls of the present step; run, its counts.
+    Attributes: name; predictions made; calls of the present step; run, its counts.
     """
 
-    def __init__(self, guider, options: dict[str, Any], seed: int | None):
+    def __init__(self, name: str, guider, options: dict[str, Any], seed: int | None):
+        self.name = name
         self.guider, self.options, self.seed = guider, options, seed
         self.run: Run = options["transformer_options"][RUN]
         self.predictions, self.calls = 0, list[nan_check.Call]()

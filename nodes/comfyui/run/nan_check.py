@@ -43,14 +43,19 @@ def is_finite(values: Tensor) -> bool:
 
 
 def error(
-    where: str, calls: list[Call], again: Callable[[Call, dict[str, Any]], Any], model_options: dict[str, Any], base
+    where: str,
+    calls: list[Call],
+    again: Callable[[Call, dict[str, Any]], Any],
+    model_options: dict[str, Any],
+    base,
+    words: Mapping[str, str] | None = None,
 ) -> NotFiniteError:
     """The error for a step.
 
     Args: where, the node, step and sigma in words; calls of the step, in order; again(call, model_options) repeats one;
-        base, ComfyUI's model.
+        base, ComfyUI's model; words, for the names of the guider's lists.
     """
-    source = _source(calls, again, model_options, base)
+    source = _source(calls, again, model_options, base, words or {})
     return NotFiniteError(f"{where} gives a value that is not finite: {source}. {REMEDY}")
 
 
@@ -66,7 +71,7 @@ class _Found:
     prompts: set[str] = field(default_factory=set)
 
 
-def _source(calls: list[Call], again, model_options: dict[str, Any], base) -> str:
+def _source(calls: list[Call], again, model_options: dict[str, Any], base, words: Mapping[str, str]) -> str:
     """The prompt and block of the first value that is not finite, in words."""
     call = next((call for call in calls if not is_finite(call.velocity)), None)
     if call is None:
@@ -87,7 +92,8 @@ def _source(calls: list[Call], again, model_options: dict[str, Any], base) -> st
     if not found.prompts:
         return "the predictions were finite: guidance, or another node's patch after the model, made it"
     rank = {name: index for index, name in enumerate(ORDER)}
-    names = " and the ".join(sorted(found.prompts, key=lambda name: (rank.get(name, len(ORDER)), name)))
+    ordered = sorted(found.prompts, key=lambda name: (rank.get(name, len(ORDER)), name))
+    names = " and the ".join(words.get(name, name) for name in ordered)
     who = f"the {names} prediction"
     if family is None:
         return f"{who}; this model's blocks cannot be checked"
