@@ -38,6 +38,7 @@ from .widgets import (
 NODE = "FlowEdit"
 NO_PRESET = "none"
 SIDES = ("Source", "Target")
+HOST_CACHE = "easycache"  # in the transformer_options of a MODEL with ComfyUI's EasyCache or LazyCache
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,9 @@ def _check(model, source_model, latent: dict[str, Any]) -> None:
         if given is not None and patching.step_cache_of(given) is not None:
             found = "it has a Speed Plan, which extrapolates along one run; an edit draws new noise in each step"
             raise InputError(NODE, name, found, "Connect the MODEL from before Speed Plan")
+        if given is not None and HOST_CACHE in given.model_options["transformer_options"]:
+            found = "it has EasyCache or LazyCache, which reuse predictions; an edit draws new noise in each step"
+            raise InputError(NODE, name, found, "Connect the MODEL from before that node")
     if source_model is None:
         return
     ours, theirs = (of_model(each, **run_cache.others_on(each)) for each in (model, source_model))

@@ -10,6 +10,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 
 from mmdit_core.flow.schedules import sigmas
 from tests.nodes.families.oracles import Bench as FamilyBench
@@ -299,6 +300,10 @@ def test_what_cannot_be_edited_is_refused(bench, editing):
     plan = bench.module("caching").SpeedPlan().apply(editing.model, "2x")[0]
     with pytest.raises(ValueError, match="FlowEdit: model: it has a Speed Plan"):
         editing.all(model=plan)
+    for cache in (EasyCacheNode, LazyCacheNode):
+        cached = cache.execute(editing.model, 0.2, 0.15, 0.95, False).args[0]
+        with pytest.raises(ValueError, match="FlowEdit: model: it has EasyCache or LazyCache"):
+            editing.all(model=cached)
     with pytest.raises(ValueError, match="FlowEdit: latent_image: it is empty"):
         editing.all({"samples": torch.zeros_like(editing.image)})
     with pytest.raises(ValueError, match="FlowEdit: target: it holds no prompt"):
