@@ -43,8 +43,12 @@ HOST_CACHE = "easycache"  # in the transformer_options of a MODEL with ComfyUI's
 
 @dataclass(frozen=True)
 class Preset:
-    """The authors' settings for a model. Fields: as of `EditInputs`; flux_shift, True for FLUX's rule of the shift."""
+    """The authors' settings for a model.
 
+    Fields: kind, ComfyUI's class of the model; as of `EditInputs`; flux_shift, True for FLUX's rule of the shift.
+    """
+
+    kind: str
     steps: int
     edit_steps: int
     source_cfg: float
@@ -57,8 +61,8 @@ class Preset:
 
 # Kulikov et al. 2024, github fallenshock/FlowEdit: SD3_exp.yaml and FLUX_exp.yaml.
 PRESETS = {
-    "SD3": Preset(50, 33, 3.5, 13.5, "sd3"),
-    "FLUX.1-dev": Preset(28, 24, 1.0, 1.0, "linear", 1.5, 5.5, flux_shift=True),
+    "SD3": Preset("SD3", 50, 33, 3.5, 13.5, "sd3"),
+    "FLUX.1-dev": Preset("Flux", 28, 24, 1.0, 1.0, "linear", 1.5, 5.5, flux_shift=True),
 }
 
 
@@ -95,8 +99,7 @@ class EditInputs:
     target_guidance: float = _advanced(number, 0.0, 0.0, 100.0, 0.1,
         "The same for the target. 0: as the conditioning has it.")
     preset: str = _advanced(choice, (NO_PRESET, *PRESETS), NO_PRESET,
-        "The settings that the authors of FlowEdit published for a model, instead of steps, edit_steps, cfg, shift, "
-        "schedule and guidance here.")
+        "The settings that the authors of FlowEdit published for a model, instead of all values here but the seed.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -343,11 +346,19 @@ class _Report:
         return [f"{name}: {side.run.modulation}" for name, side in sides if side.run.modulation is not None]
 
     @property
+    def _preset_notes(self) -> list[str]:
+        wanted, kinds = PRESETS.get(self.preset), [kind.__name__ for kind in type(self.model.model).__mro__]
+        if wanted is None or wanted.kind in kinds:
+            return []
+        return [f"Preset: {self.preset} is not for this model, {kinds[0]}. Set preset to none"]
+
+    @property
     def _notes(self) -> list[str]:
         """What is not plain about the run."""
         edit_steps, steps, start = self.inputs.edit_steps, self.inputs.steps, self.steps.start
         memory = run_cache.memory_of(self.model, run_cache.others_on(self.model))
         return [
+            *self._preset_notes,
             *([] if start is None else [f"Continued: {start.step} steps are of the edit that was cancelled"]),
             *([f"Steps: edit_steps is {edit_steps}, so all {steps} edit"] if edit_steps > steps else []),
             *([] if memory is None else [f"Note: {memory}; each step of an edit has new noise"]),

@@ -275,6 +275,17 @@ def test_presets_are_the_authors_settings(bench):
         assert line in summary, line
 
 
+def test_a_preset_of_another_model_is_noted(bench):
+    note = "Preset: FLUX.1-dev is not for this model, SD3. Set preset to none"
+    assert note in Editing(bench).all(preset="FLUX.1-dev")[1]
+    for name, preset in (("SD3.5 Medium", "SD3"), ("FLUX.1 dev", "FLUX.1-dev")):
+        assert "is not for this model" not in Editing(bench, name).all(preset=preset)[1]
+    editing = Editing(bench)
+    editing.negative = bench.negative
+    summary = editing.all(model=bench.model, source=bench.positive, target=bench.negative, preset="SD3")[1]
+    assert "is not for this model" not in summary
+
+
 def test_guidance_is_that_of_the_conditioning_or_as_set(bench):
     editing = Editing(bench, "FLUX.1 dev")
     guided = lambda prompt, value: [[text, {**entry, "guidance": value}] for text, entry in prompt]  # noqa: E731
