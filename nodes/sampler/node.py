@@ -68,7 +68,7 @@ class FlowMatchingSampler:
         guider = make_guider(plan.model, positive, negative, plan.steps.guidance)
         call = sampling.call(plan.prepared, model, run, plan.steps.sigmas)
         samples = sampling.to_output(guider.sample(**call, seed=inputs.seed))
-        notes = way_back_notes(plan.steps.start, samples, float(plan.steps.sigmas[-1]))
+        notes = way_back_notes(model.model, plan.steps.start, samples, float(plan.steps.sigmas[-1]))
         report = make_report(plan, run, no_reuse, notes)
         if extra_pnginfo is not None:
             extra_pnginfo.setdefault(METADATA, {})[str(unique_id)] = asdict(report)

@@ -63,15 +63,20 @@ def start_of(latent: dict[str, Any], sigma: float, inputs: SamplerInputs) -> Sta
     return Start(notes=(f"Latent: it was taken for an image, and noise was added to it. {right}",))
 
 
-def way_back_notes(start: resume.ResumeState | None, samples: Tensor, end: float) -> tuple[str, ...]:
-    """A note if the way back of an inversion left the range of images. Args: samples at the end; end, the sigma."""
+def way_back_notes(base, start: resume.ResumeState | None, samples: Tensor, end: float) -> tuple[str, ...]:
+    """A note if the way back of an inversion left the range of images.
+
+    Args: base, ComfyUI's model; samples at the end; end, the sigma.
+    """
     if start is None or start.flow is None or end > 0:
         return ()
-    spread = float(samples.float().std() / start.image.float().std().clamp(min=1e-9))
+    # In the model's scale images spread by about 1; a plain one far less, and its edits are no divergence.
+    ours, image = (float(base.process_latent_in(each.float()).std()) for each in (samples, start.image))
+    spread = ours / max(image, 1.0)
     if spread < DIVERGED:
         return ()
     right = "Lower cfg, raise steps, sample with heun, or use Flow Edit"
-    return (f"Latent: the way back diverged: its values spread {spread:.1f} times as wide as the image's. {right}",)
+    return (f"Latent: the way back diverged: its values spread {spread:.1f} times as wide as an image's. {right}",)
 
 
 def refuse_unfinished(node: str, latent: dict[str, Any], right: str, name: str = "latent_image") -> None:

@@ -311,3 +311,13 @@ def test_a_way_back_that_diverges_is_noted(inversion):
     assert not inversion.bench.facts(up, solver="leapfrog", cfg=1.0, steps=10)["notes"]
     notes = inversion.bench.facts(up, solver="leapfrog", cfg=100.0, steps=10)["notes"]
     assert any("the way back diverged" in note and "Flow Edit" in note for note in notes), notes
+
+
+def test_an_edit_of_a_plain_image_is_no_divergence(inversion):
+    """The latent of a plain image spreads far less than that of another image."""
+    notes = inversion.bench.module("sampler.start").way_back_notes
+    resume = inversion.bench.module("comfyui.run.resume")
+    plain, image = 0.02 * inversion.bench.latent, 0.6 * inversion.bench.latent
+    up = replace(inversion.up()[resume.KEY], image=plain)
+    assert not notes(inversion.bench.model.model, up, image, 0.0)
+    assert notes(inversion.bench.model.model, up, 5 * image, 0.0)
