@@ -9,7 +9,7 @@ from ..mmdit_core.flow.schedules import sigmas
 from ..mmdit_core.flow.window import Window
 from ..mmdit_core.solvers import SOLVERS
 from .comfyui.editing import inversion
-from .comfyui.editing.source_pull import with_pull
+from .comfyui.editing.source_pull import is_pulled, with_pull
 from .comfyui.frontend import messages
 from .comfyui.run import resume, sampling
 from .errors import require
@@ -76,6 +76,8 @@ class FlowInvert:
         refuse_unfinished(NODE, latent_image, "Connect a finished image's latent")
         right = "Connect an image's latent, from VAE Encode or a sampler"
         require(latent_image["samples"].any(), NODE, "latent_image", "it is empty", right)
+        found = "it has a Source Pull, which is for the sampling alone"
+        require(not is_pulled(model), NODE, "model", found, "Connect the MODEL from before Source Pull")
         facts = sampling.read_model(model)
         found = f"{facts.kind} divides by sigma, and an inversion begins at sigma 0"
         require(not inversion.divides_by_sigma(model), NODE, "model", found, "Connect another rectified-flow model")

@@ -116,6 +116,9 @@ def test_what_does_not_fit_is_refused(bench):
         pulled(bench.module, bench.model, bench.empty())
     with pytest.raises(ValueError, match="SourcePull: end_percent: 0.2 is not after start_percent, 0.5"):
         pulled(bench.module, bench.model, {"samples": bench.latent}, start_percent=0.5, end_percent=0.2)
+    pull = pulled(bench.module, bench.model, {"samples": bench.latent})
+    with pytest.raises(ValueError, match="FlowInvert: model: it has a Source Pull"):
+        Inversion(bench).node.invert(pull, bench.positive, {"samples": bench.latent}, 4, "euler", 0.0)
     with pytest.raises(ValueError, match="FlowInvert: gamma: 1.5. Set a number from 0 to 1"):
         invert(Inversion(bench), gamma=1.5)
     assert bench.model.model_options == before

@@ -19,6 +19,11 @@ def with_pull(model, source: Tensor, pull: Pull, node: str):
     return clone
 
 
+def is_pulled(model) -> bool:
+    """True if a controller is on the MODEL."""
+    return any(isinstance(each, _Controller) for each in model.model_options.get("sampler_post_cfg_function", ()))
+
+
 class _Controller:
     """What ComfyUI calls after its guidance."""
 
