@@ -28,6 +28,7 @@ PROMPT = "three red circles to the left of a blue star on a white background"
 OTHER = "three green squares to the left of a yellow triangle on a white background"
 RECOLOURED = "three green circles to the left of a blue star on a white background"
 SEED = 4
+SHOWN_MODELS = ("Qwen-Image", "HunyuanImage 2.1", "FLUX.1 dev", "HunyuanVideo 1.5", "SD3.5 Large", "AuraFlow", "Lens")
 Change = Callable[[Prompt], None]
 
 
@@ -306,10 +307,39 @@ def row(tiles: list[tuple[str, Image.Image]]) -> Image.Image:
     return canvas
 
 
+def weights_image() -> Image.Image:
+    """Bars of the weights in fp8: all, and what a step reads with a modulation table; from docs/performance.md."""
+    rows = (line.strip("| ").split(" | ") for line in (ROOT / "docs" / "performance.md").read_text().splitlines())
+    sizes = {row[0]: [float(size) for size in row[5].split(" -> ")] for row in rows if len(row) == 8 and "->" in row[5]}
+    name_width, bar_width, height = 130, 500, 30
+    image = Image.new("RGB", (name_width + bar_width + 170, LABEL + height * len(SHOWN_MODELS)), "#eeeeee")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT)
+    title = "Weights in fp8, GB: read in each step (blue), and by the modulation layers once a run (gray)"
+    draw.text((GAP, GAP), title, "#222222", font)
+    for index, name in enumerate(SHOWN_MODELS):
+        whole, steps = sizes[name]
+        top, scale = LABEL + index * height, bar_width / max(size for size, _ in sizes.values())
+        draw.text((GAP, top + 5), name, "#222222", font)
+        draw.rectangle((name_width, top, name_width + whole * scale, top + height - GAP), "#b0b0b0")
+        draw.rectangle((name_width, top, name_width + steps * scale, top + height - GAP), "#3465a4")
+        draw.text((name_width + whole * scale + GAP, top + 5), f"{whole:g} -> {steps:g} GB", "#222222", font)
+    return image
+
+
+DRAWN = {"PrecomputeModulation": weights_image}
+
+
 def main(names: list[str]) -> None:
     """Write the images of these nodes, or of all."""
+    for name in names or DRAWN:
+        if name in DRAWN:
+            DRAWN[name]().save(TARGET / f"{name}.png", optimize=True)
+            say(f"{TARGET / name}.png")
+    run = [name for name in names or IMAGES if name in IMAGES]
+    if not run:
+        return
     with temporary_server("help-images") as server:
-        for name in names or IMAGES:
+        for name in run:
             help_image(name, server.client).save(TARGET / f"{name}.png", optimize=True)
             say(f"{TARGET / name}.png")
 

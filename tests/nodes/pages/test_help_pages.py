@@ -7,14 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from scripts.help_images import IMAGES
+from scripts.help_images import DRAWN, IMAGES
 
 DOCS = Path(__file__).parents[3] / "web" / "docs"
 MAX_BYTES = 400_000  # help pages must open quickly
 
 
 def test_every_node_has_a_help_page_with_its_own_image(pack):
-    assert set(IMAGES) == set(pack.NODE_CLASS_MAPPINGS)
+    assert {*IMAGES, *DRAWN} == set(pack.NODE_CLASS_MAPPINGS)
     for name in pack.NODE_CLASS_MAPPINGS:
         page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
         shown = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", page)
