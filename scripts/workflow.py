@@ -112,7 +112,7 @@ def widget_inputs(node: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[
 
 def has_control(name: str, kind: Any, options: dict[str, Any]) -> bool:
     """Whether the frontend adds its "after each run" widget to an input."""
-    return bool(options.get("control_after_generate")) or (kind == "INT" and name in SEEDS)
+    return bool(options.get("control_after_generate", kind == "INT" and name in SEEDS))
 
 
 def inputs_in_order(info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -1,7 +1,8 @@
-"""The one attachment mechanism: values on a MODEL, one object a sampling run, three wrappers.
+"""The one attachment mechanism: values on a MODEL, one object a sampling run, four wrappers.
 
 `attach` adds frozen values (block controls, a step cache) to a clone of a MODEL. The wrappers act on them while any
-sampler runs: around the run, around the predictions of a step's conditionings, and around each model call.
+sampler runs: around the run, around ComfyUI's estimate of its memory, around the predictions of a step's
+conditionings, and around each model call.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ def test_a_new_step_cache_replaces_the_old_one_and_one_without_effect_takes_it_a
     assert patching.step_cache_of(patching.attach(second, [patching.StepCache()])) is None
 
 
-def test_three_wrappers_do_everything_however_much_is_attached(bench, patching):
+def test_four_wrappers_do_everything_however_much_is_attached(bench, patching):
     model = bench.model
-    once = {"outer_sample": 1, "calc_cond_batch": 1, "apply_model": 1}
+    once = {"outer_sample": 1, "prepare_sampling": 1, "calc_cond_batch": 1, "apply_model": 1}
     assert keys_of(model) == once
     for values in ([patching.BlockControl("skip", (1,))], [patching.StepCache(every=2)]) * 2:
         model = patching.attach(model, values)
