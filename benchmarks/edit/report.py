@@ -44,7 +44,7 @@ def by_kind(rows: Sequence[dict]) -> dict[str, dict]:
     """The figures of each kind, of background edits with the wider limit, and of all. Args: rows, the kinds in turn."""
     parts = {kind: rows[index :: len(KINDS)] for index, kind in enumerate(KINDS)}
     found = {kind: figures(part) for kind, part in (*parts.items(), (ALL, rows))}
-    return {**found, WIDE: figures(parts["background"], "near")}
+    return {**found, WIDE: figures(parts["background"], "near") | {"median objects": None}}
 
 
 def tables(results: Mapping[str, Mapping[str, dict]]) -> str:
@@ -92,8 +92,8 @@ def contact_sheet(
         for column, (images, rows) in enumerate(after.values(), start=1):
             left, row = column * (width + GAP), rows[index]
             sheet.paste(Image.fromarray(images[index]), (left, top + LINE))
-            verdict = "right" if row["right"] else f"wrong: {' '.join(row['wrong'])}"
-            pen.text((left + 2, top + LINE + height), f"{100 * row['kept']:.0f}% kept, {verdict}"[:27], "black")
+            verdict = "right" if row["right"] else f"{row['wrong'][0]} wrong"
+            pen.text((left + 2, top + LINE + height), f"{verdict}, {100 * row['kept']:.0f}% kept", "black")
     return sheet
 
 
