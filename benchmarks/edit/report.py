@@ -93,7 +93,7 @@ def contact_sheet(
             left, row = column * (width + GAP), rows[index]
             sheet.paste(Image.fromarray(images[index]), (left, top + LINE))
             verdict = "right" if row["right"] else f"{row['wrong'][0]} wrong"
-            pen.text((left + 2, top + LINE + height), f"{verdict}, {100 * row['kept']:.0f}% kept", "black")
+            pen.text((left + 2, top + LINE + height), f"{verdict}, {100 * row['kept']:.0f}%", "black")
     return sheet
 
 
