@@ -187,7 +187,8 @@ STEER = (
         "Edit an image by words",
         f"Changes what two descriptions differ in, and keeps the rest. {SMALL_NOTE}\n\n"
         "Describe the image as it is in the first prompt, and as it should be in the second: change only the words of "
-        "the change. **edit_steps** is the strength. If the edit is weak, raise **target_cfg**; if too much changes, "
+        "the change. **edit_steps** is the strength. The cfgs suit the small model; for other models begin with the "
+        "node's defaults. If the edit is weak, raise **target_cfg**; if too much changes, "
         "lower **edit_steps**. For your own image, replace the sampler by **Load Image** and **VAE Encode**, and the "
         "loader by that of your model.",
         (
@@ -202,7 +203,7 @@ STEER = (
             sampler("first", positive=("source", 0), negative=("source", 1), cfg=3.0, title="Image to edit"),
             decode("first", "first decoded"),
             preview("first decoded", "before", "Before"),
-            edit(("first", 0)),
+            edit(("first", 0), source_cfg=1.0, target_cfg=1.5),
             *shown("edit", title="After"),
             Node("summary", "PreviewAny", links={"source": ("edit", 1)}, title="Summary"),
         ),
@@ -234,7 +235,7 @@ STEER = (
                 {"destination": ("black", 0), "source": ("white", 0)},
             ),
             Node("masked", "SetLatentNoiseMask", links={"samples": ("first", 0), "mask": ("mask", 0)}),
-            edit(("masked", 0)),
+            edit(("masked", 0), source_cfg=1.0, target_cfg=1.5),
             *shown("edit", title="After"),
         ),
     ),
