@@ -30,7 +30,10 @@ ONE = {"analysis", "cfg-window"}  # their other images are plots
 def thumbnail(client: Client, path: Path) -> Image.Image:
     """Run a workflow and arrange its images."""
     prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
-    found = [Image.open(io.BytesIO(image)).convert("RGB") for image in client.images(client.run(prompt))]
+    record = client.run(prompt)
+    # By the nodes' numbers, "before" first: ComfyUI runs a node as soon as it can.
+    record["outputs"] = dict(sorted(record["outputs"].items(), key=lambda output: int(output[0])))
+    found = [Image.open(io.BytesIO(image)).convert("RGB") for image in client.images(record)]
     squares = [image for image in found if image.width == image.height]
     chosen = found[:1] if path.stem in ONE else (squares or found)[-2:]
     scaled = [image.resize((round(SIDE * image.width / image.height), SIDE)) for image in chosen]
