@@ -28,9 +28,8 @@ const loading = new Map(); // name -> promise of the module
 const HEIGHT = { plain: 78, levels: 94 }; // pixels: the height in strip.css and two margins
 const MARGIN = 5;
 
-// A node colour of ComfyUI -> the nodes that get it.
+// Name of a node colour of ComfyUI -> the nodes that get it; all others are blue.
 const COLOURS = {
-  blue: [SAMPLER, "FlowInvert", "FlowEdit", "MMDiTSampler", "SpeedPlan"],
   green: ["TripleTextEncode"],
   cyan: ["MMDiTLoader"],
   purple: Object.keys(STRIPS),
@@ -168,7 +167,7 @@ function applyDefaults(node) {
 
 /** Colour a new node's title. A saved or copied node keeps its own colour, or none. */
 function colour(node) {
-  const [name] = Object.entries(COLOURS).find(([, types]) => types.includes(node.comfyClass)) ?? [];
+  const [name] = Object.entries(COLOURS).find(([, types]) => types.includes(node.comfyClass)) ?? ["blue"];
   const { color } = globalThis.LGraphCanvas?.node_colors?.[name] ?? {};
   if (!color || !setting("MMDiT.Nodes.Colours")) return;
   node.color = color;
