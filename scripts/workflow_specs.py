@@ -9,6 +9,33 @@ from scripts.workflow_parts import Node, WorkflowSpec, decode, edit, empty, load
 SMALL_NOTE = "The included small model draws it in seconds, without a GPU."
 
 
+def right_part() -> tuple[Node, ...]:
+    """A mask of the right part of the image, "mask", composed of two plain ones."""
+    return (
+        Node("black", "SolidMask", {"value": 0.0, "width": 128, "height": 128}),
+        Node("white", "SolidMask", {"value": 1.0, "width": 48, "height": 128}),
+        Node(
+            "mask",
+            "MaskComposite",
+            {"x": 80, "y": 0, "operation": "add"},
+            {"destination": ("black", 0), "source": ("white", 0)},
+        ),
+    )
+
+
+def to_edit(target: str) -> tuple[Node, ...]:
+    """An image to edit, "first", with the prompts "source" and "target"; it is shown."""
+    return (
+        loader(),
+        text(key="source", title="The image as it is"),
+        text(target, "target", title="As it should be"),
+        empty(),
+        sampler("first", positive=("source", 0), negative=("source", 1), cfg=3.0, title="Image to edit"),
+        decode("first", "first decoded"),
+        preview("first decoded", "before", "Before"),
+    )
+
+
 def with_and_without(*changed: Node, model: str) -> tuple[Node, ...]:
     """The same seed twice: without the node that this workflow is about, and with it."""
     return (
@@ -57,14 +84,7 @@ STEER = (
             sampler("first", positive=("first text", 0), negative=("first text", 1), title="Original image"),
             decode("first", "first decoded"),
             preview("first decoded", "before", "Before"),
-            Node("black", "SolidMask", {"value": 0.0, "width": 128, "height": 128}),
-            Node("white", "SolidMask", {"value": 1.0, "width": 48, "height": 128}),
-            Node(
-                "mask",
-                "MaskComposite",
-                {"x": 80, "y": 0, "operation": "add"},
-                {"destination": ("black", 0), "source": ("white", 0)},
-            ),
+            *right_part(),
             Node("encoded", "VAEEncode", links={"pixels": ("first decoded", 0), "vae": ("model", 2)}),
             Node("masked", "SetLatentNoiseMask", links={"samples": ("encoded", 0), "mask": ("mask", 0)}),
             sampler(latent=("masked", 0), seed=2, title="Sample the white part"),
@@ -192,17 +212,7 @@ STEER = (
         "lower **edit_steps**. For your own image, replace the sampler by **Load Image** and **VAE Encode**, and the "
         "loader by that of your model.",
         (
-            loader(),
-            text(key="source", title="The image as it is"),
-            text(
-                "three green squares to the left of a blue star on a white background",
-                "target",
-                title="As it should be",
-            ),
-            empty(),
-            sampler("first", positive=("source", 0), negative=("source", 1), cfg=3.0, title="Image to edit"),
-            decode("first", "first decoded"),
-            preview("first decoded", "before", "Before"),
+            *to_edit("three green squares to the left of a blue star on a white background"),
             edit(("first", 0), source_cfg=1.0, target_cfg=1.5),
             *shown("edit", title="After"),
             Node("summary", "PreviewAny", links={"source": ("edit", 1)}, title="Summary"),
@@ -215,25 +225,8 @@ STEER = (
         "The mask is made of two plain masks. You can draw your own in the mask editor of **Load Image**. White may "
         "change, black stays.",
         (
-            loader(),
-            text(key="source", title="The image as it is"),
-            text(
-                "three red circles to the left of a green square on a white background",
-                "target",
-                title="As it should be",
-            ),
-            empty(),
-            sampler("first", positive=("source", 0), negative=("source", 1), cfg=3.0, title="Image to edit"),
-            decode("first", "first decoded"),
-            preview("first decoded", "before", "Before"),
-            Node("black", "SolidMask", {"value": 0.0, "width": 128, "height": 128}),
-            Node("white", "SolidMask", {"value": 1.0, "width": 48, "height": 128}),
-            Node(
-                "mask",
-                "MaskComposite",
-                {"x": 80, "y": 0, "operation": "add"},
-                {"destination": ("black", 0), "source": ("white", 0)},
-            ),
+            *to_edit("three red circles to the left of a green square on a white background"),
+            *right_part(),
             Node("masked", "SetLatentNoiseMask", links={"samples": ("first", 0), "mask": ("mask", 0)}),
             edit(("masked", 0), source_cfg=1.0, target_cfg=1.5),
             *shown("edit", title="After"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ....mmdit_core.editing.flow_edit import EditState, flow_edit
 from .. import patching
 from ..run import nan_check
 from ..run.state import RUN, Run
-from .inversion import mask_at
+from .inversion import mask_at, noise_scale
 
 SOURCE, SOURCE_NEGATIVE = "source", "source_negative"  # names of the source's lists of conditionings in the guider
 
@@ -112,18 +112,12 @@ def _control_pairs(conds: dict[str, list[dict[str, Any]]]) -> None:
 @contextmanager
 def _source_run(guider, sampler, sigmas) -> Iterator[Run]:
     """A run of the source's guider. Raises: SourceControlError before the first step."""
-    running = patching.running(guider, sampler, sigmas)
-    try:
-        run = running.__enter__()
-    except (ControlError, ValueError) as error:
-        raise SourceControlError(str(error)) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            run = stack.enter_context(patching.running(guider, sampler, sigmas))
+        except (ControlError, ValueError) as error:
+            raise SourceControlError(str(error)) from error
         yield run
-    except BaseException as error:
-        if not running.__exit__(type(error), error, error.__traceback__):
-            raise
-    else:
-        running.__exit__(None, None, None)
 
 
 class EditRun(comfy.samplers.Sampler):
@@ -192,7 +186,7 @@ class EditRun(comfy.samplers.Sampler):
         steps = self.steps
         source = torch.Generator().manual_seed(steps.seed)
         seeds = torch.randint(2**63 - 1, (steps.count, steps.average), generator=source)
-        scale = float(getattr(sampling, "noise_scale", 1.0))
+        scale = noise_scale(sampling)
         like = torch.zeros(image.shape)
 
         def noise(step: int, draw: int) -> Tensor:

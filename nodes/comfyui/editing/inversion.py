@@ -140,7 +140,7 @@ class InversionRun(comfy.samplers.Sampler):
 
         followed: Velocity = velocity
         if self.toward is not None:
-            scale = float(getattr(model.inner_model.model_sampling, "noise_scale", 1.0))
+            scale = noise_scale(model.inner_model.model_sampling)
             followed = drawn_to_noise(velocity, scale * self.toward.to(latent_image), self.gamma)
         if denoise_mask is not None:
             mask = mask_at(model, denoise_mask, options, sigmas.flip(0))
@@ -169,6 +169,11 @@ def _set_keyframes(guider, sigma: float) -> None:
     if changed:  # drop the weights that were made with the hooks of the last keyframe
         guider.model_patcher.patch_hooks(None)
         guider.model_patcher.cached_hook_patches.clear()
+
+
+def noise_scale(sampling) -> float:
+    """What ComfyUI's model_sampling multiplies noise by; most have none."""
+    return float(getattr(sampling, "noise_scale", 1.0))
 
 
 def mask_at(model, mask: Tensor, options: dict[str, Any], falling: Tensor) -> Velocity:
