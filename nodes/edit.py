@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -208,8 +209,8 @@ class FlowEdit:
             _guided(source, found.source_guidance),
             source_negative,
         )
-        key = _key(model, others, texts, latent_image, inputs)
-        if self._stopped is not None and key is not None and self._stopped.key == key:
+        key = partial(_key, model, others, texts, latent_image, inputs)  # costs a hash of all that comes in
+        if self._stopped is not None and self._stopped.key == key():
             steps = replace(steps, start=self._stopped.state)
         self._stopped = None
         guider, run = EditGuider(sampled, others, steps), EditRun(steps, NODE)
@@ -221,8 +222,8 @@ class FlowEdit:
             right = "Connect the MODEL without that control as source_model"
             raise InputError(NODE, "source_model", f"a control does not fit the source: {error}", right) from error
         except BaseException:
-            if run.state is not None and key is not None:
-                self._stopped = _Stopped(key, EditState(run.state.step, run.state.x.cpu()))
+            if run.state is not None and (made := key()) is not None:
+                self._stopped = _Stopped(made, EditState(run.state.step, run.state.x.cpu()))
             raise
         # ComfyUI scales a latent for the model and back, which rounds. What the edit left alone stays bit for bit.
         edited = torch.where(run.unchanged.to(edited.device), samples.to(edited), edited)

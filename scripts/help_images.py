@@ -103,12 +103,17 @@ def boost(blocks: str, strength: float, mode: str, phrase: str = "") -> Change:
     )  # fmt: skip
 
 
+def add_prompt(prompt: Prompt, key: str, text: str) -> None:
+    """Encode another text, with the settings of the first one."""
+    prompt[key] = copy.deepcopy(prompt["text"])
+    prompt[key]["inputs"]["prompt"] = text
+
+
 def second_prompt(blocks: str) -> Change:
     """A block prompt between the loader and the sampler."""
 
     def change(prompt: Prompt) -> None:
-        prompt["other"] = copy.deepcopy(prompt["text"])
-        prompt["other"]["inputs"]["prompt"] = OTHER
+        add_prompt(prompt, "other", OTHER)
         control("BlockPrompt", blocks=blocks, conditioning=["other", 0])(prompt)
 
     return change
@@ -132,8 +137,7 @@ def inverted(text: str = PROMPT, cfg: float = 1.0) -> Change:
 
     def change(prompt: Prompt) -> None:
         prompt["first"] = copy.deepcopy(prompt["sampler"])
-        prompt["edit"] = copy.deepcopy(prompt["text"])
-        prompt["edit"]["inputs"]["prompt"] = text
+        add_prompt(prompt, "edit", text)
         prompt["invert"] = {
             "class_type": "FlowInvert",
             "inputs": {
@@ -152,8 +156,7 @@ def edited(text: str = "", **values: object) -> Change:
 
     def change(prompt: Prompt) -> None:
         prompt["first"] = copy.deepcopy(prompt["sampler"])
-        prompt["target"] = copy.deepcopy(prompt["text"])
-        prompt["target"]["inputs"]["prompt"] = text
+        add_prompt(prompt, "target", text)
         prompt["sampler"] = {
             "class_type": "FlowEdit",
             "inputs": {

@@ -103,7 +103,12 @@ def weights_of(network: nn.Module, layers: tuple[Layer, ...]) -> Weights:
     """The sizes of a network and its modulation layers."""
     whole = sum(weight.numel() for weight in network.parameters())
     own = sum(weight.numel() for layer in layers for weight in layer.linear.parameters())
-    return Weights(whole, own, sum(layer.linear.out_features for layer in layers), len(layers))
+    return Weights(whole, own, row_width(layers), len(layers))
+
+
+def row_width(layers: tuple[Layer, ...]) -> int:
+    """Elements of a row of a table: the outputs of all layers for one vector."""
+    return sum(layer.linear.out_features for layer in layers)
 
 
 def why_none(base) -> str:

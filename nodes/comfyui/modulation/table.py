@@ -24,7 +24,7 @@ from ..families import network_of
 from ..other_prompt import HostCall
 from ..rows import Prompts
 from ..run.adaln_cache import Identify, may_change
-from . import Layer, layers_of, replaced
+from . import Layer, layers_of, replaced, row_width
 from .count import ModulationCount
 
 MOST_SETS = 8  # conditionings and shapes of calls that a run keeps rows for
@@ -125,7 +125,7 @@ class ModulationTable:
 
     def most_bytes(self, rows: int) -> int:
         """The most memory that the table needs. Args: rows, images of the run times conditionings."""
-        width = sum(layer.linear.out_features for layer in layers_of(self._base))
+        width = row_width(layers_of(self._base))
         return min(self._limit, len(self._steps) * rows * width * self._base.get_dtype_inference().itemsize)
 
     def add_conditionings(self, prompts: Prompts) -> None:
@@ -359,8 +359,7 @@ class ModulationTable:
         """Compute the outputs of as many steps as the limit holds, from one on; none if it does not hold one."""
         rows.outputs = {}
         alike = bool((rows.vectors == rows.vectors[:, :1]).all())
-        width = sum(layer.linear.out_features for layer in self._layers)
-        of_step = rows.inputs[0].numel() // rows.inputs.shape[-1] * width * rows.inputs.element_size()
+        of_step = rows.inputs[0].numel() // rows.inputs.shape[-1] * row_width(self._layers) * rows.inputs.element_size()
         of_step //= rows.inputs.shape[1] if alike else 1
         steps = min(len(rows.inputs) - step, self._limit // len(self._all()) // max(of_step, 1))
         if steps < 1:
