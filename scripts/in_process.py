@@ -1,4 +1,4 @@
-"""ComfyUI's own modules in this process, without a server: for tests and benchmarks that compare with ComfyUI."""
+"""ComfyUI's own modules in this process, without a server: for tests, benchmarks and studies."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from scripts.installations import NEWEST, RELEASES, installed
 
 BASE = ROOT / ".test-output" / "in-process"
 PACK = "mmdit_pack"
-ARGUMENTS = ("--use-pytorch-cross-attention", "--base-directory", str(BASE))
+ARGUMENTS = ("--use-pytorch-cross-attention",)
 
 
-def prepare(*arguments: str) -> Path:
+def prepare(*arguments: str, base: Path | None = BASE) -> Path:
     """Put ComfyUI first on sys.path and make it parse these arguments instead of this process's own.
 
     ComfyUI must be first: its module `nodes` has the name of a folder of this repository.
 
+    Args: base, the folder that holds its models, user and other folders; None for ComfyUI's own.
     Returns: ComfyUI's folder.
     Raises: UserError if there is no ComfyUI.
     """
     folder = installed() or RELEASES[NEWEST].folder
     if not folder.is_dir():
-        raise UserError("There is no ComfyUI here: run `python scripts/test.py` once.")
-    BASE.mkdir(parents=True, exist_ok=True)
+        raise UserError("There is no ComfyUI here: run `python scripts/run.py` once.")
+    places: tuple[str, ...] = ()
+    if base is not None:
+        base.mkdir(parents=True, exist_ok=True)
+        places = ("--base-directory", str(base))
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
     import comfy.options
 
     before, parsing = sys.argv, comfy.options.args_parsing
-    sys.argv = ["main.py", *arguments, *ARGUMENTS]
+    sys.argv = ["main.py", *arguments, *ARGUMENTS, *places]
     comfy.options.enable_args_parsing()
     try:
         import comfy.cli_args  # noqa: F401

@@ -1,0 +1,104 @@
+"""Images of prompts under block controls, through one recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..controls import Control
+from .graph import Graph, Recipe, WorkflowError, find_recipe, read_workflow, set_values
+from .host import OUTPUT, Host, ModelFacts
+from .models import loader, workflow
+
+SEED_STEP = 100_000  # noise seed of an image = SEED_STEP * seed + number of its prompt
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images come from: a workflow, or a model's files; and the settings that replace theirs.
+
+    Fields: workflow, a file in API format; model, clips, vae, paths or names of files; clip_type, of ComfyUI's CLIP
+    loader, "" for the model's own; settings, by name of `graph.SETTINGS`; batch, images in one call of the sampler.
+    """
+
+    workflow: Path | None = None
+    model: str = ""
+    clips: tuple[str, ...] = ()
+    vae: str = ""
+    clip_type: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    batch: int = 1
+
+
+class Renderer:
+    """A source, ready to sample. Raises: WorkflowError, HostError.
+
+    Attributes: graph, of one image, with all settings; facts, of its model; model, the name of its file.
+    """
+
+    def __init__(self, source: Source, host: Host):
+        self.host, self.source = host, source
+        self._recipe = find_recipe(set_values(self._graph(), source.settings), source.batch)
+        self.graph: Graph = self._recipe.graph
+        links = self._recipe.model_links()
+        found = {host.facts(self.graph, link) for link in links}
+        if len(found) > 1:
+            raise WorkflowError("the workflow samples with models of several kinds: use one")
+        self.facts: ModelFacts = found.pop()
+        self.model = Path(source.model).name or self._model_name(links[0][0])
+        host.check(self._fill(["a"], 0, ()))
+
+    def render(self, texts: Sequence[str], first: int, seed: int, controls: Sequence[Control]) -> np.ndarray:
+        """Sample a batch.
+
+        Args: texts, of consecutive prompts; first, the number of the first one; seed >= 0, of the study.
+        Returns: uint8 [B, H, W, 3].
+        Raises: HostError.
+        """
+        graph = self._fill(texts, SEED_STEP * seed + first, controls)
+        return self.host.images(graph, "output")
+
+    def setting(self, name: str) -> Any:
+        """A sampler's setting, such as "steps" or "cfg", as the workflow has it; None if no sampler holds it."""
+        values = [self.graph[node]["inputs"].get(name) for node in self._recipe.samplers]
+        return next((value for value in values if isinstance(value, int | float)), None)
+
+    def _fill(self, texts: Sequence[str], seed: int, controls: Sequence[Control]) -> Graph:
+        return self._recipe.fill(texts, seed, controls, OUTPUT)[0]
+
+    def _graph(self) -> Graph:
+        source = self.source
+        if source.workflow is not None:
+            return read_workflow(source.workflow)
+        names = [self._listed(name) for name in (source.model, *source.clips, source.vae) if name]
+        checkpoint, clips = names[0], names[1 : 1 + len(source.clips)]
+        vae = names[-1] if source.vae else ""
+        kind = self.host.facts(loader(checkpoint), ("model", 0)).kind
+        return workflow(checkpoint, kind, clips, vae, source.clip_type)
+
+    def _listed(self, name: str) -> str:
+        """The name under which a loader lists a file; its folder is added to ComfyUI's."""
+        path = Path(name)
+        if path.is_file():
+            self.host.add_model_folder(path.absolute().parent)
+            return path.name
+        return name
+
+    def _model_name(self, node: str) -> str:
+        """The file that the model of a workflow is loaded from: the first file name on the way up."""
+        while node:
+            inputs = self.graph[node]["inputs"]
+            file = next((value for value in inputs.values() if _is_file(value)), "")
+            if file:
+                return Path(file).name
+            up = inputs.get("model")
+            node = up[0] if isinstance(up, list) else ""
+        return "model"
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith((".safetensors", ".sft", ".gguf", ".pt", ".ckpt"))
