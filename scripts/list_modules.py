@@ -14,6 +14,7 @@ TARGET = ROOT / "docs" / "modules.md"
 HEAD = """# What each module holds
 
 `python -m scripts.list_modules` writes this page from the docstrings. Imports run one way: `nodes/ -> mmdit_core/`.
+`nodes/` also imports `attributes/`. Nothing in a package of the pack imports `evaluation/`.
 """
 
 
@@ -26,7 +27,7 @@ def first_paragraph(path: Path) -> str:
 def page() -> str:
     """The page's text: a section for each package, a line for each module in it."""
     sections = [HEAD]
-    for room in ("mmdit_core", "nodes"):
+    for room in ("mmdit_core", "nodes", "attributes", "evaluation"):
         for package in sorted(path.parent for path in (ROOT / room).rglob("__init__.py")):
             lines = [f"- `{path.name}`: {first_paragraph(path)}" for path in sorted(package.glob("[!_]*.py"))]
             name = package.relative_to(ROOT).as_posix()

@@ -18,7 +18,7 @@ CORE = sorted((ROOT / "mmdit_core").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
 ATTRIBUTES = sorted((ROOT / "attributes").rglob("*.py"))
 PACK = [ROOT / "__init__.py", *NODES, *CORE, *ATTRIBUTES]
-OWN_FOLDERS = ("mmdit_core", "nodes", "attributes", "scripts", "tests", "training", "benchmarks", "web")
+OWN_FOLDERS = ("mmdit_core", "nodes", "attributes", "scripts", "tests", "training", "benchmarks", "evaluation", "web")
 SOURCES = [ROOT / "__init__.py"] + [
     path for folder in OWN_FOLDERS for kind in ("*.py", "*.js", "*.mjs") for path in (ROOT / folder).rglob(kind)
 ]
@@ -196,7 +196,15 @@ def test_the_pack_itself_only_hands_on_its_nodes(path):
 
 @each([*CORE, *ATTRIBUTES])
 def test_nothing_imports_upward(path):
-    assert not offences(path, lambda module: top(module) in COMFYUI_MODULES | {"nodes", "training", "benchmarks"})
+    assert not offences(
+        path, lambda module: top(module) in COMFYUI_MODULES | {"nodes", "training", "benchmarks", "evaluation"}
+    )
+
+
+@each([ROOT / "__init__.py", *NODES])
+def test_nothing_shipped_imports_what_stays_out_of_the_package(path):
+    left_out = {"training", "benchmarks", "evaluation", "tests", "scripts"}
+    assert not offences(path, lambda module: top(module) in left_out)
 
 
 @each(ATTRIBUTES)

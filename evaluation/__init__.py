@@ -1,0 +1,1 @@
+"""Evaluation of prompt following: prompt sets, judges, studies over settings, and their reports."""
