@@ -23,6 +23,19 @@ def test_the_papers_settings_for_flux():
     both, negative = BY_NAME["FLUX.1-dev: fewer blocks with true CFG"].controls
     assert both == BlockControl("skip", (30, 40, 50))
     assert negative == BlockControl("skip", (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55), branch="negative")
+    positive, negative = BY_NAME["FLUX.1-dev: fewer blocks, as the published script skips"].controls
+    assert positive == BlockControl("skip", (49,), branch="positive")
+    assert negative == BlockControl("skip", (5, 10, 15, 24, 29, 34, 39, 44, 49, 54), branch="negative")
+
+
+def test_the_script_reads_the_lists_with_the_numbers_of_single_blocks():
+    """Its loop over the single blocks counts from 0: block 19 + i is skipped where the list has i."""
+    lists = BY_NAME["FLUX.1-dev: fewer blocks with true CFG"].controls
+    script = BY_NAME["FLUX.1-dev: fewer blocks, as the published script skips"].controls
+    for listed, run in zip(lists, script, strict=True):
+        double = {block for block in listed.blocks if block < 19}
+        single = {19 + block for block in listed.blocks if block < 38}
+        assert set(run.blocks) == double | single
 
 
 def test_presets_by_action_leave_none_out_and_double_none():
