@@ -41,8 +41,8 @@ PRESETS = (
         double=19,
         single=38,
         controls=(BlockControl("skip", (30, 40, 50)), BlockControl("skip", tuple(range(5, 56, 5)), branch="negative")),
-        note="The lists in the README of arXiv 2601.02211's code: 30, 40 and 50 on both branches, and every fifth block "
-        "on the negative one. Published with true CFG at 1.5, 28 steps, on top of step caching at 0.4.",
+        note="The lists in the README of arXiv 2601.02211's code: 30, 40 and 50 on both branches, and every fifth "
+        "block on the negative one. Published with true CFG at 1.5, 28 steps, on top of step caching at 0.4.",
     ),
     Preset(
         name="FLUX.1-dev: fewer blocks, as the published script skips",
@@ -53,8 +53,9 @@ PRESETS = (
             BlockControl("skip", (49,), branch="positive"),
             BlockControl("skip", (5, 10, 15, 24, 29, 34, 39, 44, 49, 54), branch="negative"),
         ),
-        note="The script in arXiv 2601.02211's code compares the README's lists with the numbers of single blocks from 0, "
-        "so that it skips 49 on the positive branch and 10 blocks on the negative one. Settings as in the README.",
+        note="The script in arXiv 2601.02211's code compares the README's lists with the numbers of single blocks "
+        "from 0, so that it skips 49 on the positive branch and 10 blocks on the negative one. The rest is as in the "
+        "README.",
     ),
 )
 BY_NAME = {preset.name: preset for preset in PRESETS}
