@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from ..mmdit_core.control.grammar import BlockTextError, parse_block_strengths, parse_blocks
 from ..mmdit_core.control.model_call import ControlError
+from ..mmdit_core.control.preset_files import PresetError, read_made_for
 from ..mmdit_core.control.presets import BY_NAME, Preset, presets_of
 from ..mmdit_core.control.spec import BRANCHES, CHOICES, BlockControl
 from ..mmdit_core.flow.window import FADES, Window
@@ -42,6 +43,12 @@ WHILE_SAMPLING = {
     "context": ("conditioning", "Encode both prompts to the same length, or set another reference_latents_method"),
 }
 WINDOW: dict[str, Widget] = {"start_percent": START, "end_percent": END}
+MADE_FOR: Widget = text(
+    "",
+    "The model that a measured preset was made for, and what was measured. Choosing such a preset in the menu of the "
+    "block strip fills it. Another model is refused. Empty: any model.",
+    advanced=True,
+)
 
 
 def preset_widget(action: str, replaced: str) -> Widget:
@@ -66,6 +73,22 @@ def read_preset(node: str, model, name: str) -> Preset:
     fits = (double, single) == (preset.double, preset.single) and preset.model.startswith(label)
     require(fits, node, "preset", f"{made_for}, this model is {label} with {double} and {single}", right)
     return preset
+
+
+def require_made_for(node: str, model, made_for: str) -> None:
+    """Raises: InputError for a text that names no model, or another one. Args: made_for, of a preset, or ""."""
+    if not made_for.strip():
+        return
+    try:
+        wanted = read_made_for(made_for.strip())
+    except PresetError as error:
+        raise InputError(node, "made_for", error.found, error.right) from error
+    double, single = counts(node, model)
+    family = family_of(model.model)
+    assert family is not None  # `counts` has refused other models
+    fits = (wanted.family, wanted.double, wanted.single) == (family.label, double, single)
+    found = f"it names {wanted}, this model is {family.label} {double}+{single} (double+single blocks)"
+    require(fits, node, "made_for", found, "Connect the model that the numbers are for, or empty made_for")
 
 
 def counts(node: str, model) -> tuple[int, int]:
@@ -136,6 +159,7 @@ class _BlockNode:
         check_values(name, {**inputs["required"], **inputs.get("optional", {})}, given)
         if self.controls_text:
             require_text_controls(name, "model", model, "Use BlockSkip, or connect another model")
+        require_made_for(name, model, given.pop("made_for", ""))
         window = Window(given.pop("start_percent"), given.pop("end_percent"), given.pop("fade", "constant"))
         controls = [replace(control, window=window) for control in self.controls(model, **given)]
         blocks = {block for control in controls for block in control.blocks}
@@ -171,7 +195,7 @@ class BlockSkip(_BlockNode):
         branch = branch_widget("negative", " The paper found that large models tolerate more on the negative one.")
         return {
             "required": {"model": MODEL, "blocks": blocks_widget(""), "branch": branch, **WINDOW},
-            "optional": {"preset": preset_widget("skip", "blocks and branch")},
+            "optional": {"preset": preset_widget("skip", "blocks and branch"), "made_for": MADE_FOR},
             "hidden": HIDDEN,
         }
 
@@ -223,7 +247,7 @@ class TextBoost(_BlockNode):
                 **WINDOW,
                 "fade": choice(tuple(FADES), "constant", fade, advanced=True),
             },
-            "optional": {"preset": preset_widget("boost", "blocks, strength and mode")},
+            "optional": {"preset": preset_widget("boost", "blocks, strength and mode"), "made_for": MADE_FOR},
             "hidden": HIDDEN,
         }
 

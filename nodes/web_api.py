@@ -1,10 +1,12 @@
-"""The frontend's HTTP routes: blocks of a file, presets, token counts of a prompt, sigmas of a sampler's inputs."""
+"""The frontend's HTTP routes: the model in a file, presets, token counts of a prompt, sigmas of a sampler's inputs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any
 
 from aiohttp import web
@@ -12,9 +14,12 @@ from aiohttp import web
 from ..mmdit_core.checkpoints.blocks import FileBlocks, find_blocks
 from ..mmdit_core.checkpoints.errors import CheckpointError
 from ..mmdit_core.checkpoints.header import read_header
+from ..mmdit_core.control.preset_files import MeasuredPreset, PresetError
 from ..mmdit_core.control.presets import PRESETS, Preset
+from .comfyui.frontend import user_presets
 from .comfyui.frontend.messages import current_server
 from .comfyui.loading import folders
+from .comfyui.loading.other_models import detect, family_label
 from .comfyui.text import token_counts
 from .sampler.live_curve import live_curve
 from .text import T5_LENGTHS, TRAINED_T5_TOKENS, WIDGETS
@@ -30,6 +35,7 @@ def register() -> None:
     if server is not None:
         server.routes.get("/mmdit/blocks")(blocks)
         server.routes.get("/mmdit/presets")(presets)
+        server.routes.post("/mmdit/presets")(save_preset)
         server.routes.post("/mmdit/tokens")(tokens)
         server.routes.post("/mmdit/curve")(curve)
 
@@ -37,22 +43,54 @@ def register() -> None:
 async def blocks(request: web.Request) -> web.Response:
     """GET ?name=FILE&folder=FOLDER: the blocks of a file's model.
 
-    Returns: {"sections": [{"name": "double", "count": 19}, ...], "refiners": [...], "double": 19, "single": 38}: the
-        kinds of its blocks in order, the blocks that run before them and are not counted, and the two numbers that
-        block lists are written in; both null if the model is unknown.
+    Returns: {"sections": [{"name": "double", "count": 19}, ...], "refiners": [...], "double": 19, "single": 38,
+        "family": "FLUX.1"}: the kinds of its blocks in order, the blocks that run before them and are not counted, the
+        two numbers that block lists are written in, and the model's family; null for what is unknown.
     Only files that ComfyUI lists are read: in that folder or, without one, in those of MMDiTLoader.
     """
-    path = folders.listed_path(request.query.get("name", ""), request.query.get("folder", ""))
-    found = None
-    if path is not None:
-        status = path.stat()
-        found = await asyncio.to_thread(_blocks, str(path), status.st_mtime_ns, status.st_size)
-    return web.json_response(_as_json(found))
+    return web.json_response(await _model_in(request.query.get("name", ""), request.query.get("folder", "")))
 
 
 async def presets(request: web.Request) -> web.Response:
-    """GET: all presets, for the menu of a block strip."""
-    return web.json_response([_preset(preset) for preset in PRESETS])
+    """GET: all presets, for the menu of a block strip.
+
+    Returns: a list; the `kind` of an entry is "published", "measured" (of the user's files) or "unreadable" (a file).
+    """
+    folder = user_presets.folder_of(request)
+    found, unreadable = await asyncio.to_thread(user_presets.read_all, folder) if folder else ((), {})
+    return web.json_response(
+        [
+            *(_preset(preset) for preset in PRESETS),
+            *(_measured(preset, file) for file, preset in found),
+            *({"kind": "unreadable", "name": file, "reason": reason} for file, reason in unreadable.items()),
+        ]
+    )
+
+
+async def save_preset(request: web.Request) -> web.Response:
+    """POST {"name", "action", "model": {"name", "folder"}, "widgets"}: write a preset to a new file of the user's.
+
+    Returns: {"file"}; 409 if there is a file of this name, which is not changed; 400 with the reason for other bodies.
+    """
+    try:
+        body = await request.json()
+        name, model, widgets = body["name"].strip(), body["model"], dict(body["widgets"])
+        known = await _model_in(model["name"], model["folder"])
+        folder = user_presets.folder_of(request, create=True)
+        if folder is None or known["family"] is None or known["double"] is None:
+            return web.Response(status=400, text="the family and the blocks of the connected model are not known")
+        double, single, file = known["double"], known["single"], PurePath(model["name"].replace("\\", "/")).name
+        preset = MeasuredPreset(name, body["action"], known["family"], double, single, file, **widgets, evidence=None)
+        saved = await asyncio.to_thread(user_presets.save, folder, preset)
+    except FileExistsError as error:
+        return web.Response(status=409, text=str(error))
+    except PresetError as error:
+        return web.Response(status=400, text=str(error))
+    except OSError as error:
+        return web.Response(status=400, text=f"the file cannot be written: {error.strerror}")
+    except BAD_REQUEST:
+        return web.Response(status=400, text="send a name, the action, the model's file, and the widgets by name")
+    return web.json_response({"file": saved})
 
 
 async def tokens(request: web.Request) -> web.Response:
@@ -106,19 +144,32 @@ def _count_tokens(texts: Mapping[str, str], limit: int | None) -> dict[str, list
     }
 
 
+async def _model_in(name: str, folder: str) -> dict[str, Any]:
+    """The answer of /mmdit/blocks for a file that ComfyUI lists."""
+    path = folders.listed_path(name, folder)
+    if path is None:
+        return _as_json(None, None)
+    status = path.stat()
+    return _as_json(*await asyncio.to_thread(_read_model, str(path), status.st_mtime_ns, status.st_size))
+
+
 @lru_cache(maxsize=64)
-def _blocks(path: str, modified: int, size: int) -> FileBlocks | None:
-    """The blocks in a file; time and size are part of the cache's key, so that a changed file is read again."""
+def _read_model(path: str, modified: int, size: int) -> tuple[FileBlocks | None, str | None]:
+    """Blocks and family of a file; time and size are in the cache's key, so that a changed file is read again."""
     try:
-        return find_blocks(read_header(path).tensors)
+        header = read_header(path)
     except CheckpointError:
-        return None
+        return None, None
+    kind = detect(header)
+    try:
+        return find_blocks(header.tensors), None if kind is None else family_label(kind)
+    except LookupError:  # a family that the nodes do not act on
+        return find_blocks(header.tensors), None
 
 
-def _as_json(found: FileBlocks | None) -> dict[str, Any]:
-    """The answer of /mmdit/blocks."""
+def _as_json(found: FileBlocks | None, family: str | None) -> dict[str, Any]:
     if found is None:
-        return {"sections": [], "refiners": [], "double": None, "single": None}
+        return {"sections": [], "refiners": [], "double": None, "single": None, "family": family}
     single = sum(count for name, count in found.sections if name == "single")
     total = sum(count for _, count in found.sections)
     return {
@@ -126,6 +177,7 @@ def _as_json(found: FileBlocks | None) -> dict[str, Any]:
         "refiners": [{"name": name, "count": count} for name, count in found.refiners],
         "double": total - single,
         "single": single,
+        "family": family,
     }
 
 
@@ -133,6 +185,7 @@ def _preset(preset: Preset) -> dict[str, object]:
     actions = {control.action for control in preset.controls}
     strengths = {block: control.strength for control in preset.controls for block in control.blocks}
     return {
+        "kind": "published",
         "name": preset.name,
         "model": preset.model,
         "double": preset.double,
@@ -140,4 +193,22 @@ def _preset(preset: Preset) -> dict[str, object]:
         "action": actions.pop() if len(actions) == 1 else None,
         "strengths": sorted(strengths.items()),
         "note": preset.note,
+    }
+
+
+def _measured(preset: MeasuredPreset, file: str) -> dict[str, object]:
+    widgets = {name: getattr(preset, name) for name in ("blocks", "branch", "strength", "mode")}
+    evidence = preset.evidence
+    return {
+        "kind": "measured",
+        "name": preset.name,
+        "from": file,
+        "action": preset.action,
+        "family": preset.family,
+        "double": preset.double,
+        "single": preset.single,
+        "widgets": {name: value for name, value in widgets.items() if value is not None},
+        "made_for": preset.made_for,
+        "file": preset.file,
+        "evidence": None if evidence is None else asdict(evidence),
     }

@@ -280,6 +280,45 @@ def test_a_preset_for_another_model_or_of_no_name_is_refused(blocks, model):
         skip(blocks, model, "", preset="x")
 
 
+def test_the_two_readings_of_the_papers_lists_are_two_presets(blocks, model, pack):
+    controls_of = sys.modules[f"{pack.__name__}.nodes.comfyui.patching"].controls_of
+    choices = blocks.BlockSkip.INPUT_TYPES()["optional"]["preset"][0]
+    script = "FLUX.1-dev: fewer blocks, as the published script skips"
+    assert choices == ["none", "FLUX.1-dev: fewer blocks with true CFG", script], "new ones are appended"
+    positive, negative = controls_of(skip(blocks, like_flux(model), "", preset=script))
+    assert (positive.branch, positive.blocks) == ("positive", (49,))
+    assert (negative.branch, negative.blocks) == ("negative", (5, 10, 15, 24, 29, 34, 39, 44, 49, 54))
+
+
+FITS = "SD3, SD3.5 2+0: any.safetensors, 2026-11-30, 128 shapes prompts, all +3.1 (0.4 to 5.8)"
+
+
+@pytest.mark.parametrize("made_for", ["", "  ", FITS, f" {FITS} "])
+def test_a_setting_made_for_this_model_acts_as_without_the_text(blocks, model, pack, made_for):
+    controls_of = sys.modules[f"{pack.__name__}.nodes.comfyui.patching"].controls_of
+    assert controls_of(skip(blocks, model, "1", made_for=made_for)) == controls_of(skip(blocks, model, "1"))
+    assert controls_of(boost(blocks, model, "1", made_for=made_for)) == controls_of(boost(blocks, model, "1"))
+
+
+@pytest.mark.parametrize(
+    ("made_for", "found"),
+    [
+        (
+            FITS.replace("2+0", "24+0"),
+            "it names SD3, SD3.5 24[+]0, this model is SD3, SD3.5 2[+]0 .*Connect the model .*empty",
+        ),
+        (FITS.replace("2+0", "2+1"), "it names SD3, SD3.5 2[+]1, this model is"),
+        (FITS.replace("SD3, SD3.5", "FLUX.1"), "it names FLUX.1 2[+]0, this model is SD3, SD3.5 2[+]0"),
+        ("my notes", "'my notes' names no model. Write the family, .*or empty it"),
+        (3, "3 is not a text"),
+    ],
+)
+def test_a_setting_made_for_another_model_is_refused(blocks, model, made_for, found):
+    for node, make in (("BlockSkip", skip), ("TextBoost", boost)):
+        with pytest.raises(ValueError, match=f"^{node}: made_for: {found}"):
+            make(blocks, model, "1", made_for=made_for)
+
+
 def test_a_model_without_joint_blocks_is_refused(blocks, model):
     other = model.clone()
     config = comfy.supported_models.SD15({})

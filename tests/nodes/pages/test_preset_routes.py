@@ -1,0 +1,116 @@
+"""The routes of measured presets: the files of a user's folder are listed, and new ones are saved."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mmdit_core.control.preset_files import Evidence, MeasuredPreset, read_presets, write_presets
+from scripts.client import ComfyUIError
+
+SMALL = "mmdit-small.safetensors"
+MEASURED = MeasuredPreset(
+    "count", "boost", "SD3, SD3.5", 8, 0, SMALL, "2, 3:2", "both", 1.5, "value",
+    Evidence("2026-11-30", "shapes", 128, "shapes", "all", 3.1, 0.4, 5.8, 0.2, 8, 4.5),
+)  # fmt: skip
+BODY = {
+    "name": "my blocks", "action": "boost", "model": {"name": SMALL, "folder": ""},
+    "widgets": {"blocks": "2-3", "branch": "both", "strength": 1.5, "mode": "value"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(comfyui):
+    path = comfyui.base / "user" / "default" / "mmdit" / "presets"
+    path.mkdir(parents=True, exist_ok=True)
+    yield path
+    for each in path.iterdir():
+        each.rmdir() if each.is_dir() else each.unlink()
+
+
+def listed(comfyui, kind):
+    return [each for each in comfyui.get("/mmdit/presets") if each["kind"] == kind]
+
+
+def test_the_presets_of_a_users_files_are_listed_with_all_that_the_page_needs(comfyui, folder):
+    (folder / "study.json").write_text(write_presets([MEASURED]), encoding="utf-8")
+    (found,) = listed(comfyui, "measured")
+    assert (found["name"], found["from"], found["action"]) == ("count", "study.json", "boost")
+    assert (found["family"], found["double"], found["single"], found["file"]) == ("SD3, SD3.5", 8, 0, SMALL)
+    assert found["widgets"] == {"blocks": "2, 3:2", "branch": "both", "strength": 1.5, "mode": "value"}
+    assert found["made_for"] == MEASURED.made_for and found["evidence"]["random"] == 0.2
+
+
+def test_a_file_that_cannot_be_read_is_listed_with_the_reason_next_to_the_others(comfyui, folder):
+    (folder / "a.json").write_text("{", encoding="utf-8")
+    (folder / "b.json").write_bytes(b"\xff\xfe")
+    (folder / "c.json").write_bytes(b" " * 2_000_000)
+    (folder / "d.json").mkdir()
+    wrong = json.loads(write_presets([MEASURED]))
+    wrong["presets"][0]["widgets"]["blocks"] = "8"
+    (folder / "e.json").write_text(json.dumps(wrong), encoding="utf-8")
+    (folder / "f.json").write_text(write_presets([MEASURED]), encoding="utf-8")
+    (folder / "other.txt").write_text("no preset", encoding="utf-8")
+    assert [each["from"] for each in listed(comfyui, "measured")] == ["f.json"]
+    reasons = {each["name"]: each["reason"] for each in listed(comfyui, "unreadable")}
+    assert list(reasons) == ["a.json", "b.json", "c.json", "d.json", "e.json"]
+    for name, words in (("a", "not JSON"), ("b", "utf"), ("c", "more than"), ("d", "not a file"), ("e", "block 8")):
+        assert words in reasons[f"{name}.json"]
+    assert "presets[0].widgets.blocks" in reasons["e.json"]
+
+
+def test_only_so_many_files_are_read(comfyui, folder):
+    text = write_presets([MEASURED])
+    for number in range(101):
+        (folder / f"{number:03}.json").write_text(text, encoding="utf-8")
+    assert len(listed(comfyui, "measured")) == 100
+    assert "first 100" in listed(comfyui, "unreadable")[0]["reason"]
+    with pytest.raises(ComfyUIError, match="has 100 files"):
+        comfyui.post("/mmdit/presets", BODY)
+
+
+def test_a_saved_preset_is_a_file_for_the_connected_model(comfyui, folder):
+    assert comfyui.post("/mmdit/presets", BODY) == {"file": "saved-my-blocks.json"}
+    (preset,) = read_presets((folder / "saved-my-blocks.json").read_text(encoding="utf-8"))
+    assert preset == MeasuredPreset("my blocks", "boost", "SD3, SD3.5", 8, 0, SMALL, "2-3", "both", 1.5, "value")
+    skip = {**BODY, "name": "CON 跳过", "action": "skip", "widgets": {"blocks": "4", "branch": "negative"}}
+    assert comfyui.post("/mmdit/presets", skip) == {"file": "saved-con-跳过.json"}
+    assert [each["made_for"] for each in listed(comfyui, "measured")] == [f"SD3, SD3.5 8+0: {SMALL}"] * 2
+
+
+def test_saving_never_overwrites_a_file(comfyui, folder):
+    comfyui.post("/mmdit/presets", BODY)
+    before = (folder / "saved-my-blocks.json").read_bytes()
+    for name in ("my blocks", "My  blocks!"):
+        with pytest.raises(ComfyUIError, match=r"409.*saved-my-blocks.json: choose another name"):
+            comfyui.post("/mmdit/presets", {**BODY, "name": name, "widgets": {**BODY["widgets"], "blocks": "7"}})
+    assert (folder / "saved-my-blocks.json").read_bytes() == before and len(list(folder.iterdir())) == 1
+
+
+WIDGETS = BODY["widgets"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"name": "  "}, "name"),
+        ({"name": "x" * 101}, "at most 100"),
+        ({"name": 3}, "send a name"),
+        ({"action": "disable"}, "one of skip, boost"),
+        ({"action": "skip"}, "There are blocks, branch"),
+        ({"model": None}, "send a name"),
+        ({"model": {"name": "../x.safetensors", "folder": ""}}, "not known"),
+        ({"model": {"name": "missing.safetensors", "folder": "checkpoints"}}, "not known"),
+        ({"widgets": {**WIDGETS, "blocks": ""}}, "at least one block"),
+        ({"widgets": {**WIDGETS, "blocks": "8"}}, "blocks 0 to 7"),
+        ({"widgets": {**WIDGETS, "strength": 11}}, "from 0 to 10"),
+        ({"widgets": {**WIDGETS, "evidence": {"gain": 3}}}, "send a name"),
+        ({"widgets": {**WIDGETS, "family": "FLUX.1"}}, "send a name"),
+        ({"widgets": [1]}, "send a name"),
+    ],
+)
+def test_a_preset_that_cannot_be_used_is_not_saved(comfyui, folder, changed, words):
+    with pytest.raises(ComfyUIError, match="400") as caught:
+        comfyui.post("/mmdit/presets", BODY | changed)
+    assert words in str(caught.value) and not list(folder.iterdir())
