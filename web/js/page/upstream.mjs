@@ -31,13 +31,14 @@ export function clipKind(node) {
   return null;
 }
 
-/** The blocks of the model in a file, or null if they are unknown. */
+/** The blocks of the model in a file, with its `family` if that is known; or null if they are unknown. */
 export async function blocksIn(file) {
   if (!file) return null;
   const query = new URLSearchParams({ name: file.name, folder: file.folder });
   const found = await requestOnce(`/mmdit/blocks?${query}`);
   if (!found || !(found.double + found.single > 0)) return null;
-  return new Blocks(found.double, found.single, found.sections, found.refiners);
+  const blocks = new Blocks(found.double, found.single, found.sections, found.refiners);
+  return Object.assign(blocks, { family: found.family });
 }
 
 /** The nodes from an input to its source, nearest first, each with its input slot; -1 at the source. */

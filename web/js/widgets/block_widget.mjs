@@ -5,6 +5,7 @@ import { addStyles, api, forwardToCanvas, recordUndo } from "../page/frontend.mj
 import { listenForReports } from "./reports.mjs";
 import { BlockStrip } from "./strip.mjs";
 
+export { nodeCreated } from "../panels/made_for.mjs";
 export { updateStrips } from "./strip_state.mjs";
 
 api.addEventListener("graphChanged", updateStrips);

@@ -7,8 +7,8 @@ await addStyles("popup.css");
 let open = null;
 
 /**
- * Args: x and y in the window; items, { text, run, checked, disabled, hint } or null for a line; back, the element
- * that gets the focus when the menu closes.
+ * Args: x and y in the window; items, { text, run, checked, disabled, hint, detail } or null for a line, detail below
+ * the text; back, the element that gets the focus when the menu closes.
  */
 export function openMenu(x, y, items, back) {
   closeMenu();
@@ -43,8 +43,9 @@ export function closeMenu() {
   menu?.close();
 }
 
-function entry({ text, run, checked, disabled = false, hint = "" }) {
-  const item = make("button", "", text);
+function entry({ text, run, checked, disabled = false, hint = "", detail = "" }) {
+  const item = make("button", "");
+  item.append(make("span", "", text), ...(detail ? [make("small", "", detail)] : []));
   item.type = "button";
   item.title = hint;
   item.disabled = disabled;

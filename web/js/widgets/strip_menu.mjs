@@ -1,7 +1,8 @@
-// The strip's context menu: all, none, invert, thirds, clipboard, published presets.
+// The strip's context menu: all, none, invert, thirds, clipboard, presets.
 
 import { NO_PRESET } from "./strip_state.mjs";
-import { recordUndo, requestOnce } from "../page/frontend.mjs";
+import { recordUndo, request } from "../page/frontend.mjs";
+import { measuredItems, saveItem, setWidgets } from "./measured_presets.mjs";
 import { openMenu } from "./menu.mjs";
 import { words } from "../words.mjs";
 
@@ -21,34 +22,35 @@ export async function showMenu(node, strip, x, y) {
     null,
     { text: text.copy, run: () => navigator.clipboard?.writeText(strip.text).catch(() => {}) },
     { text: text.paste, disabled, run: () => paste(strip) },
-    ...(presets.length ? [null, ...presets] : []),
+    ...presets,
   ];
   openMenu(x, y, items, strip.list);
 }
 
 /** The presets with the node's action; those for another model than the connected one are disabled. */
 async function presetItems(node, strip) {
-  const widget = node.widgets?.find((each) => each.name === "preset");
-  if (!widget) return [];
-  const known = (await requestOnce("/mmdit/presets")) ?? [];
+  const [preset, madeFor] = ["preset", "made_for"].map((name) => node.widgets?.find((each) => each.name === name));
+  if (!preset) return [];
+  const known = (await request("/mmdit/presets")) ?? []; // each time: the user may have added a file
   const item = (name, text, more) => ({
     text,
-    checked: widget.value === name,
+    checked: preset.value === name && !(name === NO_PRESET && madeFor?.value),
     run() {
-      widget.value = name;
-      widget.callback?.(name);
+      setWidgets(node, { preset: name, made_for: "" });
       recordUndo();
     },
     ...more,
   });
-  const items = known
-    .filter(({ action }) => action === strip.action)
+  const published = known
+    .filter(({ kind, action }) => kind === "published" && action === strip.action)
     .map(({ name, model, note, double, single }) => {
       const other = strip.known && (double !== strip.blocks.double || single !== strip.blocks.single);
       const hint = other ? words().otherModel(model) : note;
       return item(name, name, { hint, disabled: other || strip.linked });
     });
-  return items.length ? [...items, item(NO_PRESET, words().noPreset)] : [];
+  const measured = measuredItems(node, strip, known);
+  const none = item(NO_PRESET, words().noPreset);
+  return [null, ...published, none, ...(measured.length ? [null, ...measured] : []), null, saveItem(node, strip)];
 }
 
 /** Paste the clipboard's text; without permission to read it, select the text field for Ctrl+V. */

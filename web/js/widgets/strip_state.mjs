@@ -59,7 +59,7 @@ export async function refresh({ node, about, widget, strip }) {
     follow(widget, "callback");
   });
   const [blocks, presets] = await Promise.all([blocksIn(file), hasPreset ? requestOnce("/mmdit/presets") : []]);
-  const found = presets?.find((each) => each.name === preset?.value);
+  const found = presets?.find((each) => each.kind === "published" && each.name === preset?.value);
   strip.setBlocks(blocks);
   strip.show({
     preset: hasPreset ? { name: preset.value, chosen: new Map(found?.strengths ?? []) } : null,

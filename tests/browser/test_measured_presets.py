@@ -1,0 +1,142 @@
+"""Measured presets in the menu of the block strip: chosen, refused, saved, in both renderers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmdit_core.control.preset_files import Evidence, MeasuredPreset, read_presets, write_presets
+from tests.browser.strips import SMALL, Strip, graph, opened
+
+EVIDENCE = Evidence("2026-11-30", "shapes", 128, "shapes", "all", 3.1, 0.4, 5.8, 0.2, 8, 4.5)
+BOOST = MeasuredPreset("count", "boost", "SD3, SD3.5", 8, 0, SMALL, "2, 3:2", "positive", 1.25, "value", EVIDENCE)
+SKIP = MeasuredPreset("fast", "skip", "SD3, SD3.5", 8, 0, SMALL, "4", "both", evidence=EVIDENCE)
+OTHER = MeasuredPreset("large", "boost", "SD3, SD3.5", 38, 0, "large.safetensors", "2", "both", 1.5, "value")
+FAMILY = MeasuredPreset("eight", "boost", "Qwen-Image", 8, 0, "q.safetensors", "2", "both", 1.5, "value")
+DETAIL = f"{SMALL}: all +3.1 (0.4 to 5.8), random blocks +0.2; 128 shapes prompts, 2026-11-30"
+SAVE, OWN = "Save as preset…", {"cells": 8, "loader": "MMDiTLoader", "file": SMALL}
+
+WIDGETS = """(type) => Object.fromEntries(app.graph._nodes.find((each) => each.type === type).widgets
+    .map(({ name, value }) => [name, value]))"""
+NOTE = """(type) => app.graph._nodes.find((each) => each.type === type).widgets
+    .find(({ name }) => name === "made_for_note")?.element.textContent ?? null"""
+
+
+@pytest.fixture
+def comfy(shared):
+    shared.console_errors.clear()
+    shared.page.set_default_timeout(15_000)
+    yield shared
+    assert shared.pack_errors() == []
+
+
+@pytest.fixture(autouse=True)
+def folder(comfyui):
+    path = comfyui.base / "user" / "default" / "mmdit" / "presets"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "study.json").write_text(write_presets([OTHER, FAMILY, BOOST, SKIP]), encoding="utf-8")
+    (path / "wrong.json").write_text("{}", encoding="utf-8")
+    yield path
+    for each in path.iterdir():
+        each.unlink()
+
+
+def items(strip: Strip) -> dict[str, tuple[str, bool]]:
+    """The menu's items: text -> (the line below it, whether it can be chosen)."""
+    strip.menu(0)
+    found = strip.page.evaluate(
+        """() => [...document.querySelectorAll(".mmdit-menu button")].map((item) =>
+            [item.firstChild.textContent, item.querySelector("small")?.textContent ?? "", !item.disabled])"""
+    )
+    return {text: (detail, enabled) for text, detail, enabled in found}
+
+
+def saved(comfy, node: str):
+    return next(each for each in comfy.graph()["nodes"] if each["type"] == node)["widgets_values"]
+
+
+def test_a_measured_preset_fills_the_widgets_and_leaves_preset_at_none(comfy, test_name):
+    strip = opened(comfy, "TextBoost", **OWN)
+    found = items(strip)
+    assert found["count"] == (DETAIL, True) and "fast" not in found, "presets of the node's action alone"
+    strip.page.screenshot(path=Path(".test-output") / f"{test_name}-menu.png")
+    strip.press("Escape")
+    strip.choose("count")
+    strip.until("s.chosen.join() === '2,3'")
+    widgets = comfy.run(WIDGETS, "TextBoost")
+    assert [widgets[name] for name in ("blocks", "strength", "mode", "branch", "preset", "made_for")] == [
+        "2, 3:2", 1.25, "value", "positive", "none", BOOST.made_for,
+    ]  # fmt: skip
+    assert widgets["phrase"] == "" and widgets["part"] == "all"
+    (prompt,) = [node for node in comfy.prompt().values() if node["class_type"] == "TextBoost"]
+    assert prompt["inputs"]["preset"] == "none" and prompt["inputs"]["made_for"] == BOOST.made_for
+    comfy.page.wait_for_function(f"() => ({NOTE})('TextBoost')?.includes('128 shapes prompts, all +3.1')")
+    assert saved(comfy, "TextBoost")[-1] == BOOST.made_for, "the note is not saved"
+    comfy.screenshot(Path(".test-output") / f"{test_name}-node.png")
+
+
+def test_the_note_is_there_in_an_opened_workflow_and_goes_with_the_text(comfy):
+    strip = opened(comfy, "BlockSkip", **OWN)
+    strip.choose("fast")
+    workflow = comfy.graph()
+    comfy.load(graph("TextBoost"))
+    comfy.load(workflow)
+    comfy.page.wait_for_function(f"() => ({NOTE})('BlockSkip') === 'Made for {SKIP.made_for}'")
+    assert comfy.run(WIDGETS, "BlockSkip")["branch"] == "both"
+    strip = Strip(comfy, "BlockSkip")
+    strip.unzoom()
+    strip.choose("No preset")
+    comfy.page.wait_for_function(f"() => ({NOTE})('BlockSkip') === null")
+    assert comfy.run(WIDGETS, "BlockSkip")["made_for"] == "" and strip.value() == "4"
+
+
+def test_presets_for_another_model_and_files_that_cannot_be_read_are_disabled_with_words(comfy):
+    strip = opened(comfy, "TextBoost", **OWN)
+    found = items(strip)
+    assert found["large"] == ("For SD3, SD3.5 38+0; the connected model is another one.", False)
+    assert found["eight"] == ("For Qwen-Image 8+0; the connected model is another one.", False), "the family differs"
+    detail, enabled = found["wrong.json"]
+    assert "file.format: missing" in detail and not enabled
+    strip.press("Escape")
+
+
+def test_undo_takes_back_a_chosen_preset_in_one_step(comfy):
+    strip = opened(comfy, "TextBoost", **OWN)
+    strip.click(6)
+    before = comfy.run(WIDGETS, "TextBoost")
+    strip.choose("count")
+    strip.until("s.chosen.join() === '2,3'")
+    comfy.page.mouse.move(700, 800)
+    comfy.run("() => app.extensionManager.command.execute('Comfy.Undo')")
+    Strip(comfy, "TextBoost").until("s.chosen.join() === '6'")
+    now = comfy.run(WIDGETS, "TextBoost")
+    assert {name: now[name] for name in before} == before
+
+
+def test_the_widgets_are_saved_as_a_preset_and_no_file_is_overwritten(comfy, folder, test_name):
+    strip = opened(comfy, "TextBoost", **OWN)
+    assert not items(strip)[SAVE][1], "nothing is chosen"
+    strip.press("Escape")
+    strip.set("1, 5")
+    strip.until("s.chosen.join() === '1,5'")
+    strip.choose(SAVE)
+    dialog = comfy.page.get_by_role("dialog")
+    dialog.get_by_role("textbox").fill("mine")
+    comfy.page.screenshot(path=Path(".test-output") / f"{test_name}.png")
+    comfy.page.keyboard.press("Enter")
+    comfy.page.get_by_text("mmdit/presets/saved-mine.json").first.wait_for()
+    (preset,) = read_presets((folder / "saved-mine.json").read_text(encoding="utf-8"))
+    assert preset == MeasuredPreset("mine", "boost", "SD3, SD3.5", 8, 0, SMALL, "1, 5", "both", 1.5, "residual")
+    strip.choose(SAVE)
+    dialog.get_by_role("textbox").fill("Mine")
+    comfy.page.keyboard.press("Enter")
+    comfy.page.get_by_text('There is a file for "Mine"').first.wait_for()
+    (refused,) = comfy.pack_errors()  # Chromium's own line about an answer with an error's status
+    assert "409" in refused
+    comfy.console_errors.clear()
+    assert len(list(folder.glob("saved-*"))) == 1
+    comfy.page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    assert items(strip)["mine"] == (f"{SMALL}: saved, not measured", True), "a new file is listed at once"
+    strip.press("Escape")

@@ -1,0 +1,112 @@
+// Measured presets in the strip's menu: choosing one fills the node's widgets, and the widgets can be saved as one.
+
+import { NO_PRESET } from "./strip_state.mjs";
+import { api, app, recordUndo } from "../page/frontend.mjs";
+import { modelFile } from "../page/upstream.mjs";
+import { words } from "../words.mjs";
+
+const ADDRESS = "/mmdit/presets";
+const SAVED = { skip: ["branch"], boost: ["branch", "strength", "mode"] }; // action -> widgets, besides the blocks
+const TOAST_TIME = 6000; // ms
+
+/** Menu items of the measured presets with the node's action, those for the connected model first; and of bad files. */
+export function measuredItems(node, strip, known) {
+  const text = words();
+  const items = known
+    .filter(({ kind, action }) => kind === "measured" && action === strip.action)
+    .map((preset) => {
+      const values = valuesOf(preset);
+      const other = !fits(preset, strip);
+      const linked = strip.linked || isLinked(node, values);
+      return {
+        text: preset.name,
+        hint: `${preset.made_for} (${preset.from})`,
+        detail: other ? text.measuredOther(modelOf(preset)) : linked ? text.linkedInput : text.measured(preset),
+        disabled: other || linked,
+        checked: Object.entries(values).every(([name, value]) => widgetOf(node, name)?.value === value),
+        run: () => fill(node, strip, values),
+      };
+    });
+  const bad = known
+    .filter(({ kind }) => kind === "unreadable")
+    .map(({ name, reason }) => ({ text: name, detail: reason, hint: reason, disabled: true, run() {} }));
+  return [...items.sort((a, b) => a.disabled - b.disabled), ...bad];
+}
+
+/** The menu item that saves the node's widgets as a preset for the connected model. */
+export function saveItem(node, strip) {
+  const file = modelFile(node);
+  const ready = file && strip.known && strip.editable && strip.chosen.size > 0 && !strip.errors.length;
+  return {
+    text: words().savePreset,
+    hint: ready ? file.name : words().cannotSave,
+    disabled: !ready,
+    run: () => void save(node, strip, file),
+  };
+}
+
+/** Set a node's widgets by name, as the user would. */
+export function setWidgets(node, values) {
+  for (const [name, value] of Object.entries(values)) {
+    const widget = widgetOf(node, name);
+    if (!widget) continue;
+    widget.value = value;
+    widget.callback?.(value);
+  }
+}
+
+/** Widget -> value. `preset` stays at none: the workflow also runs where the preset's file is missing. */
+function valuesOf({ widgets, made_for }) {
+  return { ...widgets, preset: NO_PRESET, made_for };
+}
+
+function fill(node, strip, { blocks, ...values }) {
+  strip.write(blocks, false);
+  setWidgets(node, values);
+  recordUndo();
+}
+
+function fits({ double, single, family }, { known, blocks }) {
+  if (!known) return true; // the node checks it when it runs
+  return double === blocks.double && single === blocks.single && family === (blocks.family ?? family);
+}
+
+function modelOf({ family, double, single }) {
+  return `${family} ${double}+${single}`;
+}
+
+function isLinked(node, values) {
+  const linked = ({ widget, link }) => (link ?? null) !== null && Object.hasOwn(values, widget?.name ?? "");
+  return Boolean(node.inputs?.some(linked));
+}
+
+function widgetOf(node, name) {
+  return node.widgets?.find((each) => each.name === name);
+}
+
+/** Save the widgets under a name; an existing file is never overwritten, and another name is requested. */
+async function save(node, strip, model) {
+  const text = words();
+  const values = SAVED[strip.action].map((name) => [name, widgetOf(node, name)?.value]);
+  const widgets = { blocks: strip.text, ...Object.fromEntries(values) };
+  let [message, name] = [text.presetName, ""];
+  for (;;) {
+    name = await ask(text.savePreset, message, name);
+    if (!name?.trim()) return;
+    const body = JSON.stringify({ name, action: strip.action, model, widgets });
+    const response = await api.fetchApi(ADDRESS, { method: "POST", body }).catch(() => null);
+    if (response?.ok) return toast("success", text.presetSaved((await response.json()).file));
+    if (response?.status !== 409) return toast("error", (await response?.text()) ?? text.notSaved);
+    message = text.nameTaken(name);
+  }
+}
+
+/** A text from the user, or null. */
+async function ask(title, message, defaultValue) {
+  const { dialog } = app.extensionManager ?? {};
+  return dialog?.prompt ? dialog.prompt({ title, message, defaultValue }) : globalThis.prompt(message, defaultValue);
+}
+
+function toast(severity, detail) {
+  app.extensionManager?.toast?.add({ severity, summary: words().savePreset, detail, life: TOAST_TIME });
+}
