@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..controls import Control
-from .graph import Graph, Recipe, WorkflowError, find_recipe, read_workflow, set_values
+from .graph import SETTINGS, Graph, WorkflowError, find_recipe, read_workflow, set_values
 from .host import OUTPUT, Host, ModelFacts
 from .models import loader, workflow
 
@@ -34,21 +34,33 @@ class Source:
     batch: int = 1
 
 
-class Renderer:
-    """A source, ready to sample. Raises: WorkflowError, HostError.
+@dataclass(frozen=True)
+class About:
+    """What a study must know of its images' source.
 
-    Attributes: graph, of one image, with all settings; facts, of its model; model, the name of its file.
+    Fields: model, the name of its file; facts, of the model; graph, of one image; sampling, settings for reports;
+    user_folder, of ComfyUI's default user.
     """
+
+    model: str
+    facts: ModelFacts
+    graph: Graph
+    sampling: dict[str, Any]
+    user_folder: Path
+
+
+class Renderer:
+    """A source, ready to sample. Raises: WorkflowError, HostError."""
 
     def __init__(self, source: Source, host: Host):
         self.host, self.source = host, source
         self._recipe = find_recipe(set_values(self._graph(), source.settings), source.batch)
-        self.graph: Graph = self._recipe.graph
+        self.graph = self._recipe.graph
         links = self._recipe.model_links()
         found = {host.facts(self.graph, link) for link in links}
         if len(found) > 1:
             raise WorkflowError("the workflow samples with models of several kinds: use one")
-        self.facts: ModelFacts = found.pop()
+        self.facts = found.pop()
         self.model = Path(source.model).name or self._model_name(links[0][0])
         host.check(self._fill(["a"], 0, ()))
 
@@ -62,10 +74,15 @@ class Renderer:
         graph = self._fill(texts, SEED_STEP * seed + first, controls)
         return self.host.images(graph, "output")
 
-    def setting(self, name: str) -> Any:
-        """A sampler's setting, such as "steps" or "cfg", as the workflow has it; None if no sampler holds it."""
-        values = [self.graph[node]["inputs"].get(name) for node in self._recipe.samplers]
-        return next((value for value in values if isinstance(value, int | float)), None)
+    def about(self) -> About:
+        """What a study must know of it."""
+        nodes = self.graph.values()
+        sampling = {}
+        for name, inputs in SETTINGS.items():
+            values = [node["inputs"][each] for node in nodes for each in inputs if each in node["inputs"]]
+            plain = [value for value in values if isinstance(value, int | float | str)]
+            sampling[name] = plain[0] if plain else None
+        return About(self.model, self.facts, self.graph, sampling, self.host.user_folder())
 
     def _fill(self, texts: Sequence[str], seed: int, controls: Sequence[Control]) -> Graph:
         return self._recipe.fill(texts, seed, controls, OUTPUT)[0]

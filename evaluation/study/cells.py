@@ -72,8 +72,8 @@ class Cells:
             differing = differences(json.loads(stored.read_text(encoding="utf-8")))
             if differing:
                 raise FolderError(
-                    f"--out: {folder} holds a study with other {', '.join(differing)}. Give another folder, or the same "
-                    "options to continue that study"
+                    f"--out: {folder} holds a study with other {', '.join(differing)}. Give another folder, or "
+                    "the same options to continue that study"
                 )
         else:
             write_whole(stored, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")

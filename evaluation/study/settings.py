@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,22 +88,3 @@ class Plan:
             elif value != other.get(name):
                 names.append(name)
         return names
-
-
-def mixed(prompts: Sequence[Prompt], number: int) -> tuple[Prompt, ...]:
-    """The first `number` prompts in an order in which every part holds the categories in equal shares.
-
-    The order of each category is drawn from its name and its texts: it is the same on every machine.
-    """
-    by_category: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        by_category.setdefault(prompt.category, []).append(prompt)
-    for found in by_category.values():
-        found.sort(key=lambda prompt: hashlib.sha256(prompt.text.encode()).digest())
-    ranked = [
-        ((index + 0.5) / len(found), category, prompt)
-        for category, found in sorted(by_category.items())
-        for index, prompt in enumerate(found)
-    ]
-    ranked.sort(key=lambda each: each[:2])
-    return tuple(prompt for _, _, prompt in ranked)[:number]

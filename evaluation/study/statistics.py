@@ -37,8 +37,8 @@ def scores(cells: Iterable[Cell]) -> Scores:
     """The scores by attribute and prompt.
 
     An image's score of an attribute is the mean of its readable answers about it. `overall` is the mean of an image's
-    attributes, `all` is 1 if every answer is at least 0.5 and readable. Two images of a prompt are not independent: they
-    are averaged first.
+    attributes, `all` is 1 if every answer is at least 0.5 and readable. Two images of a prompt are not independent:
+    they are averaged first.
     """
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:

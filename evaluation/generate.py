@@ -1,0 +1,88 @@
+"""`python -m evaluation generate`: a prompt set to images, named as its benchmark expects them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.console import say
+
+from .command_line import numbers
+from .prompts import Prompt, default_set, read_prompts
+from .start import start_runner
+from .study.cells import Unit, units, write_whole
+from .study.run import as_png
+from .study.settings import SettingsError
+
+LONGEST = 200  # bytes of a file name without its number
+
+
+def run(given: argparse.Namespace) -> None:
+    """Sample what is missing in the folder. Raises: what the user can mend, see `__main__`."""
+    found = read_prompts(given.prompts or default_set("endpoint"))
+    prompts, seeds = found.prompts[: given.limit or None], numbers(given.seeds, "seeds")
+    names = file_names(found.kind, prompts, seeds)
+    write_metadata(given.out, found.kind, prompts)
+    wanted = units(None, 0, len(prompts), given.batch, seeds)
+    missing = [unit for unit in wanted if not all((given.out / path).is_file() for path in _files(names, unit))]
+    say(f"{len(prompts)} prompts x {len(seeds)} seeds: {len(missing)} of {len(wanted)} batches to sample")
+    if not missing:
+        return
+    start = time.monotonic()
+    with start_runner(given, prompts) as runner:
+        for count, (unit, images) in enumerate(runner.run(missing), 1):
+            for path, image in zip(_files(names, unit), images, strict=True):
+                write_whole(given.out / path, as_png(image))
+            seconds = time.monotonic() - start
+            say(f"    {count}/{len(missing)}, about {seconds / count * (len(missing) - count):.0f} s left")
+    say(f"Images: {given.out}")
+
+
+def file_names(kind: str, prompts: Sequence[Prompt], seeds: Sequence[int]) -> dict[tuple[int, int], Path]:
+    """The file of each (prompt, seed), relative to the folder.
+
+    compbench: CATEGORY/samples/PROMPT_000000.png, the number counting the images of the category. All others as
+    GenEval: 00000/samples/0000.png, prompt and image.
+    """
+    if kind != "compbench":
+        return {
+            (number, seed): Path(f"{number:05}", "samples", f"{place:04}.png")
+            for number in range(len(prompts))
+            for place, seed in enumerate(seeds)
+        }
+    counts: dict[str, int] = {}
+    names = {}
+    for number, prompt in enumerate(prompts):
+        for seed in seeds:
+            count = counts.get(prompt.category, 0)
+            counts[prompt.category] = count + 1
+            text = re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", prompt.text).strip(". ")
+            text = text.encode()[:LONGEST].decode(errors="ignore")
+            names[number, seed] = Path(prompt.category, "samples", f"{text}_{count:06}.png")
+    return names
+
+
+def write_metadata(folder: Path, kind: str, prompts: Sequence[Prompt]) -> None:
+    """GenEval's metadata.jsonl in each prompt's folder. Raises: SettingsError for a folder of other prompts."""
+    listed = folder / "prompts.txt"
+    text = "".join(f"{prompt.text}\n" for prompt in prompts)
+    folder.mkdir(parents=True, exist_ok=True)
+    before = listed.read_text(encoding="utf-8") if listed.exists() else text
+    if not (text.startswith(before) or before.startswith(text)):
+        raise SettingsError(f"--out: {folder} holds images of other prompts. Give another folder")
+    write_whole(listed, text)
+    if kind == "compbench":
+        return
+    for number, prompt in enumerate(prompts):
+        own = folder / f"{number:05}"
+        own.mkdir(exist_ok=True)
+        entry = {"tag": prompt.category, **prompt.expected, "prompt": prompt.text}
+        write_whole(own / "metadata.jsonl", json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _files(names: dict[tuple[int, int], Path], unit: Unit) -> list[Path]:
+    return [names[number, unit.seed] for number in range(*unit.prompts)]

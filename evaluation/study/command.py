@@ -1,0 +1,115 @@
+"""`python -m evaluation study`: from the options to cells, report and presets."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import re
+import time
+from pathlib import Path
+
+from mmdit_core.control.grammar import BlockTextError, parse_blocks
+from scripts.console import say
+
+from ..command_line import numbers
+from ..engine.renderer import About
+from ..judges import Judge, make_judge
+from ..prompts import Prompt, PromptSet, default_set, read_prompts
+from ..start import start_runner
+from .cells import Cells, write_whole
+from .presets import to_presets
+from .report import verdict, write_report
+from .run import Study
+from .settings import Plan, Settings, SettingsError
+
+PRESETS, REPORT, JUDGED = "preset.json", "report.html", "answers"
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run or continue a study. Raises: what the user can mend, see `__main__`."""
+    start = time.monotonic()
+    judge = make_judge(given.judge, url=given.judge_url, model=given.judge_model, cache=given.out / JUDGED)
+    found = read_prompts(given.prompts or default_set(given.judge))
+    prompts = found.prompts[: given.limit or None]
+    for prompt in prompts:
+        judge.questions(prompt)  # raises for a prompt that it cannot judge
+    with start_runner(given, prompts) as runner:
+        about = runner.about()
+        plan = _plan(given, about, judge, found, prompts)
+        say(
+            f"{about.model}: {about.facts.family}, {about.facts.double} + {about.facts.single} blocks. "
+            f"{plan.settings.choose} prompts to choose on, {plan.settings.prove} to prove on; "
+            f"{len(plan.settings.single_blocks())} controls on one block"
+        )
+        with Cells(given.out, plan.to_json(), plan.differences) as cells:
+            study = Study(plan, cells, runner, judge, int(given.max_disk_gb * 1e9))
+            result = study.run()
+            say(f"Cells: {cells.write()}")
+            write_report(result, study, given.out / REPORT)
+            say(f"Report: {given.out / REPORT}")
+    for proof in result.proofs:
+        say(f"    {proof.control.name}: {verdict(proof)}")
+    for line in result.unchosen:
+        say(f"    {line}")
+    bad, asked = result.unreadable
+    if bad:
+        say(f"    {bad} of {asked} answers could not be read")
+    text = to_presets(result, datetime.date.today())
+    write_whole(given.out / PRESETS, text)
+    say(f"Presets: {given.out / PRESETS}")
+    if not given.no_menu:
+        say(f"In the menus of Block Skip and Text Boost: {_put_into_menu(text, about)}")
+    say(f"{time.monotonic() - start:.0f} s")
+
+
+def _plan(given: argparse.Namespace, about: About, judge: Judge, found: PromptSet, prompts: tuple[Prompt, ...]) -> Plan:
+    choose = given.choose or len(prompts) // 2
+    prove = len(prompts) - choose
+    if min(choose, prove) < 2:
+        raise SettingsError(
+            f"--choose, --limit: {choose} prompts to choose on and {prove} to prove on; at least 2 of each are needed"
+        )
+    facts = about.facts
+    try:
+        blocks = parse_blocks(given.blocks, facts.double, facts.single)
+    except BlockTextError as error:
+        raise SettingsError(f"--blocks: {error.found}. {error.right}") from error
+    if not blocks:
+        raise SettingsError(f'--blocks: {given.blocks!r} names no block. Write "all", or numbers such as 0-5, 9')
+    if given.controls < 0 or not given.max_loss >= 0:
+        raise SettingsError("--controls, --max-loss: a number below 0. Write 0 or more")
+    settings = Settings(
+        sweep=given.sweep,
+        blocks=tuple(blocks),
+        branches=given.branch,
+        modes=given.modes,
+        strengths=given.strength,
+        choose=choose,
+        prove=prove,
+        seeds=numbers(given.seeds, "seeds"),
+        batch=given.batch,
+        threads=given.threads,
+        controls=given.controls,
+        most_loss=given.max_loss,
+    )
+    return Plan(
+        settings,
+        about.model,
+        facts.family,
+        facts.double,
+        facts.single,
+        about.graph,
+        about.sampling,
+        judge.identity,
+        found.name,
+        prompts,
+    )
+
+
+def _put_into_menu(text: str, about: About) -> Path:
+    """Store the presets where the nodes' menus find them, under the model's name; a later study replaces them."""
+    folder = about.user_folder / "mmdit" / "presets"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"study-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(about.model).stem)}.json"
+    write_whole(path, text)
+    return path
