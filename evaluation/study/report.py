@@ -8,25 +8,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..controls import Control
+from .cells import write_whole
 from .run import KEPT, Proof, Result, Study, image_path
 from .statistics import OVERALL, Interval, by_attribute
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .25em .7em; text-align: right }
-th { border-bottom: 1px solid #999 } td:first-child, th:first-child { text-align: left }
+th { border-bottom: 1px solid #999 } td:first-child, th:first-child { text-align: left } td { white-space: nowrap }
 tr:nth-child(even) { background: #f4f4f4 } img.tile { width: 160px; image-rendering: auto; margin: 2px }
 figure { display: inline-block; margin: 0 .4em .6em 0; vertical-align: top; width: 164px; font-size: 12px }
 .good { color: #06682f; font-weight: 600 } .bad { color: #a11 } svg { max-width: 100%; height: auto }
 """
 COLOURS = {"skip": "tab:blue", "disable": "tab:red", "boost": "tab:green"}
-SHOWN_MAPS = 12  # lines of controls in one plot's legend
 
 
 def write_report(result: Result, study: Study, path: Path) -> None:
     """Write the page; its images stay in the folder next to it."""
-    from .cells import write_whole
-
     title = f"Blocks of {result.plan.model}"
     parts = [
         f"<h1>{_text(title)}</h1>",
@@ -97,6 +95,8 @@ def _map_plot(result: Result) -> str:
             panel.fill_between(at, lows, highs, color=colour, alpha=0.08, linewidth=0)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("block")
+        panel.xaxis.set_major_locator(pyplot.MaxNLocator(integer=True))
+        panel.tick_params(labelbottom=True)
     for panel in list(panels.flat)[len(names) :]:
         panel.set_visible(False)
     panels[0, 0].set_ylabel("percentage points")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from attributes.judge import wilson
+
 from .cells import Cell
 
 OVERALL, ALL = "overall", "all"
@@ -57,8 +59,15 @@ def scores(cells: Iterable[Cell]) -> Scores:
 
 
 def shares(cells: Iterable[Cell]) -> dict[str, Interval]:
-    """The mean score of each attribute."""
-    return {name: interval(list(by.values()), low=0, high=100) for name, by in scores(cells).items()}
+    """The mean score of each attribute, with Wilson's interval where every score is 0 or 1."""
+    return {name: _share(list(by.values())) for name, by in scores(cells).items()}
+
+
+def _share(values: Sequence[float]) -> Interval:
+    if set(values) <= {0.0, 1.0}:
+        low, high = wilson(int(sum(values)), len(values))
+        return Interval(100 * float(np.mean(values)), 100 * low, 100 * high, len(values))
+    return interval(values, low=0, high=100)
 
 
 def gains(cells: Iterable[Cell], baseline: Iterable[Cell]) -> dict[str, Interval]:
