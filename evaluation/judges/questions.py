@@ -10,7 +10,7 @@ from ..nouns import plural, with_article
 from ..prompts import Prompt
 from .base import Question
 
-VERSION = 1  # of the wording; part of an identity
+VERSION = 1  # of the wording of questions and instructions; part of an identity
 RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 
 
