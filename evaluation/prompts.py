@@ -83,7 +83,8 @@ def read_prompts(source: str, category: str = "") -> PromptSet:
         raise PromptSetError(f"{source!r}: the name of a prompt file ends with {', '.join(READERS)}")
     if not prompts:
         raise PromptSetError(f"{source!r} has no prompts")
-    return PromptSet(path.stem or path.resolve().name, tuple(in_turn(prompts)), kind)
+    name = path.resolve().name if path.is_dir() else path.stem
+    return PromptSet(name, tuple(in_turn(prompts)), kind)
 
 
 def in_turn(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""Checks the types of everything that is shipped, and of the scripts.
+"""Checks the types of everything that is shipped, of the scripts and of evaluation/.
 
     python -m scripts.check_types
 
@@ -17,17 +17,18 @@ from scripts.in_process import PACK
 from scripts.server import link_folder
 
 FOLDER = ROOT / ".test-output" / "types"
+BESIDE = ("scripts", "evaluation")
 SHIPPED = ("__init__.py", "nodes", "attributes", "mmdit_core")
 
 
 def main() -> int:
-    """Run mypy on the scripts and on the pack; returns the exit status."""
+    """Run mypy on what is beside the pack, and on the pack; returns the exit status."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     link_folder(ROOT, FOLDER / PACK)
     mypy = (sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml")
-    scripts = subprocess.run([*mypy, "scripts"], cwd=ROOT)
+    beside = subprocess.run([*mypy, *BESIDE], cwd=ROOT)
     pack = subprocess.run([*mypy, *(f"{PACK}/{name}" for name in SHIPPED)], cwd=FOLDER)
-    return scripts.returncode or pack.returncode
+    return beside.returncode or pack.returncode
 
 
 if __name__ == "__main__":

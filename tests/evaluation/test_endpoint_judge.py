@@ -10,6 +10,7 @@ import random
 import socket
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 from attributes.words import parse_caption
 from attributes.world import arrange, draw_image
 from evaluation.judges import Answer, JudgeError, make_judge
+from evaluation.judges.answer_cache import AnswerCache
 from evaluation.judges.client import KEY_VARIABLE
 from evaluation.judges.endpoint import SYSTEM
 from evaluation.judges.questions import VERSION, questions_of
@@ -252,11 +254,11 @@ def test_a_key_that_cannot_be_sent_is_an_error_without_it(endpoint, monkeypatch)
         "user:geheim@host",
         "https://host/v1?api_key=geheim",
         "https://host/v1#geheim",
-        "https://host/geheim/v1",
+        "https://host/geheim-0123456789/v1",
     ],
 )
 def test_an_address_with_a_secret_is_refused_and_not_repeated(monkeypatch, url):
-    monkeypatch.setenv(KEY_VARIABLE, "geheim")
+    monkeypatch.setenv(KEY_VARIABLE, "geheim-0123456789")
     with pytest.raises(JudgeError, match=f"no user, password, key or query in it: set {KEY_VARIABLE}") as caught:
         make_judge("endpoint", url=url, model="m")
     assert "geheim" not in str(caught.value)
@@ -321,6 +323,26 @@ def test_all_that_is_in_the_cache_needs_no_server(endpoint, tmp_path):
     judge.answer(RIGHT[:3], PROMPTS[:3])
     endpoint.always = [lambda body: (500, {})]
     assert pickle.loads(pickle.dumps(judge)).answer(RIGHT[:3], PROMPTS[:3]) == EXPECTED[:3]
+
+
+def test_readers_of_an_answer_that_others_write_find_all_of_it_or_nothing(tmp_path):
+    cache, answers = AnswerCache(tmp_path), [Answer(1.0, 0.5)] * 200
+    found = []
+
+    def work(_: int) -> None:
+        for _ in range(50):
+            cache.write("ab" * 32, answers)
+            found.append(cache.read("ab" * 32, len(answers)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert found == [answers] * 200
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".json"]
+
+
+def test_a_short_key_may_be_a_word_of_the_address(endpoint, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "ollama")
+    assert make_judge("endpoint", url="http://ollama:11434/v1", model="m").identity
 
 
 # Confidence, and the wording.
