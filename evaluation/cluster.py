@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ class Cluster:
                 address=None if self._address == LOCAL else self._address,
                 runtime_env={"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": str(self._threads)}},
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 **options,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:

@@ -14,7 +14,7 @@ from scripts.console import say
 from ..command_line import numbers
 from ..engine.renderer import About
 from ..judges import Judge, make_judge
-from ..prompts import Prompt, PromptSet, default_set, read_prompts
+from ..prompts import PromptSet, default_set, read_prompts
 from ..start import start_runner
 from .cells import Cells, write_whole
 from .presets import to_presets
@@ -31,11 +31,12 @@ def run(given: argparse.Namespace) -> None:
     judge = make_judge(given.judge, url=given.judge_url, model=given.judge_model, cache=given.out / JUDGED)
     found = read_prompts(given.prompts or default_set(given.judge))
     prompts = found.prompts[: given.limit or None]
+    seeds, choose = numbers(given.seeds, "seeds"), _to_choose_on(given, len(prompts))
     for prompt in prompts:
         judge.questions(prompt)  # raises for a prompt that it cannot judge
     with start_runner(given, prompts) as runner:
         about = runner.about()
-        plan = _plan(given, about, judge, found, prompts)
+        plan = _plan(given, about, judge, PromptSet(found.name, prompts, found.kind), seeds, choose)
         say(
             f"{about.model}: {about.facts.family}, {about.facts.double} + {about.facts.single} blocks. "
             f"{plan.settings.choose} prompts to choose on, {plan.settings.prove} to prove on; "
@@ -62,13 +63,20 @@ def run(given: argparse.Namespace) -> None:
     say(f"{time.monotonic() - start:.0f} s")
 
 
-def _plan(given: argparse.Namespace, about: About, judge: Judge, found: PromptSet, prompts: tuple[Prompt, ...]) -> Plan:
-    choose = given.choose or len(prompts) // 2
-    prove = len(prompts) - choose
-    if min(choose, prove) < 2:
-        raise SettingsError(
-            f"--choose, --limit: {choose} prompts to choose on and {prove} to prove on; at least 2 of each are needed"
-        )
+def _to_choose_on(given: argparse.Namespace, number: int) -> int:
+    """How many of the prompts the choices are made on. Raises: SettingsError."""
+    choose = given.choose or number // 2
+    if min(choose, number - choose) < 2:
+        found = f"{choose} prompts to choose on and {max(0, number - choose)} to prove on"
+        raise SettingsError(f"--choose, --limit: {found}; at least 2 of each are needed")
+    if given.controls < 0 or not given.max_loss >= 0:
+        raise SettingsError("--controls, --max-loss: a number below 0. Write 0 or more")
+    return choose
+
+
+def _plan(
+    given: argparse.Namespace, about: About, judge: Judge, found: PromptSet, seeds: tuple[int, ...], choose: int
+) -> Plan:
     facts = about.facts
     try:
         blocks = parse_blocks(given.blocks, facts.double, facts.single)
@@ -76,8 +84,6 @@ def _plan(given: argparse.Namespace, about: About, judge: Judge, found: PromptSe
         raise SettingsError(f"--blocks: {error.found}. {error.right}") from error
     if not blocks:
         raise SettingsError(f'--blocks: {given.blocks!r} names no block. Write "all", or numbers such as 0-5, 9')
-    if given.controls < 0 or not given.max_loss >= 0:
-        raise SettingsError("--controls, --max-loss: a number below 0. Write 0 or more")
     settings = Settings(
         sweep=given.sweep,
         blocks=tuple(blocks),
@@ -85,8 +91,8 @@ def _plan(given: argparse.Namespace, about: About, judge: Judge, found: PromptSe
         modes=given.modes,
         strengths=given.strength,
         choose=choose,
-        prove=prove,
-        seeds=numbers(given.seeds, "seeds"),
+        prove=len(found.prompts) - choose,
+        seeds=seeds,
         batch=given.batch,
         threads=given.threads,
         controls=given.controls,
@@ -102,7 +108,7 @@ def _plan(given: argparse.Namespace, about: About, judge: Judge, found: PromptSe
         about.sampling,
         judge.identity,
         found.name,
-        prompts,
+        found.prompts,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from textwrap import shorten
 
 from mmdit_core.control.preset_files import Evidence, MeasuredPreset, write_presets
 
@@ -43,7 +44,7 @@ def _preset(result: Result, proof: Proof, date: datetime.date) -> MeasuredPreset
     )
     words = f"{control.mode} x{control.strength:g}" if boost else control.branch
     return MeasuredPreset(
-        name=f"{plan.model}: {control.action} {words} {control.block_text}",
+        name=shorten(f"{plan.model}: {control.action} {words} {control.block_text}", 200, placeholder=" ..."),
         action=control.action,
         family=plan.family,
         double=plan.double,

@@ -115,12 +115,9 @@ class Study:
         def gain(each: Control) -> Gains:
             return gains(self._cells(each, choose=False), baseline)
 
-        return Proof(
-            control,
-            *self._gains([control]),
-            gain(control),
-            {each: gain(each)[OVERALL] for each in self._random(control)},
-        )
+        (chosen,) = self._gains([control])
+        random = {each: gain(each)[OVERALL] for each in self._random(control)}
+        return Proof(control, chosen, gain(control), random)
 
     def _random(self, control: Control) -> list[Control]:
         return random_sets(control, self.plan.settings.blocks, self.plan.settings.controls)

@@ -20,7 +20,7 @@ MAX_PRESETS = 200  # in a file
 MAX_BLOCKS = 1000  # of a model
 MAX_STRENGTH = 10.0
 MAX_TEXT = 500  # characters of a block list, and of a `made_for`
-MAX_NAME = 100  # characters of any other text
+MAX_NAME = 255  # characters of any other text
 
 _MADE_FOR = re.compile(r"(?P<family>.+?) (?P<double>\d{1,4})\+(?P<single>\d{1,4}): (?P<about>.+)")
 
@@ -38,9 +38,9 @@ class Evidence:
     """What a study measured for a preset.
 
     Fields: date, YYYY-MM-DD; set and prompts, the prompt set and how many prompts; judge; attribute, that was judged;
-    gain, low, high: change of the images that are right, in percentage points, with its 95% interval; random: mean gain
-    of random block sets of equal size, None if not measured; steps and cfg; saved: fraction of block calls that a skip
-    saves, None if not measured.
+    gain, low, high: change of the score, in percentage points, with its 95% interval; random: mean gain of random block
+    sets of equal size, None if not measured; steps and cfg, None if the workflow has none; saved: fraction of block
+    calls that a skip saves, None if not measured.
     """
 
     date: str
@@ -52,8 +52,8 @@ class Evidence:
     low: float
     high: float
     random: float | None
-    steps: int
-    cfg: float
+    steps: int | None
+    cfg: float | None
     saved: float | None = None
 
 
@@ -251,8 +251,8 @@ EVIDENCE: dict[str, Check] = {
     "low": _POINTS,
     "high": _POINTS,
     "random": _maybe(_POINTS),
-    "steps": _whole(1, 10_000),
-    "cfg": _number(0, 100),
+    "steps": _maybe(_whole(1, 10_000)),
+    "cfg": _maybe(_number(0, 100)),
 }
 SAVED: dict[str, Check] = {"saved": _maybe(_number(0, 1))}
 
