@@ -85,7 +85,11 @@ class Host:
         missing = self._missing(graph)
         if missing and not self._has_other_packs:
             self._has_other_packs = True
+            for folder in importlib.import_module("folder_paths").get_folder_paths("custom_nodes"):
+                Path(folder).mkdir(parents=True, exist_ok=True)
             _quietly(self._nodes.init_external_custom_nodes())
+            # This pack may be among them, as modules of another name: one copy does all.
+            self._nodes.NODE_CLASS_MAPPINGS.update(self.pack.NODE_CLASS_MAPPINGS)
             missing = self._missing(graph)
         if missing:
             raise HostError(f"this ComfyUI has no node {', '.join(missing)}: install the pack that it comes from")

@@ -1,0 +1,108 @@
+"""The study engine on the shipped workflows of other families: ComfyUI's executor, tiny models of their classes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from evaluation.controls import Control
+from evaluation.engine.host import Host, HostError
+from evaluation.engine.renderer import Renderer, Source
+from tests.nodes.test_workflow_families import CASES, FOLDER, SMALL, prompt_of, stand_ins  # noqa: F401
+
+LABELS = {"Z-Image": "Z-Image", "Krea 2": "Krea 2", "Qwen": "Qwen-Image", "FLUX.2": "FLUX.2"}
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory, comfy_path):
+    return Host(tmp_path_factory.mktemp("base"), threads=1)
+
+
+class Stands:
+    """ComfyUI's loaders, replaced by nodes that give a tiny model's parts."""
+
+    def __init__(self, host: Host, given):
+        self.mappings, self.before = host._nodes.NODE_CLASS_MAPPINGS, {}
+        self.given, self.forget = given, host._executor.reset  # the loaders' inputs are the same for each model
+
+    def __enter__(self):
+        self.forget()
+        for name, values in self.given.items():
+            self.before[name] = self.mappings[name]
+            self.mappings[name] = stand_in(self.before[name], values)
+
+    def __exit__(self, *_):
+        self.mappings.update(self.before)
+        self.forget()
+
+
+def stand_in(kind, values):
+    class Loader:
+        RETURN_TYPES, FUNCTION, CATEGORY = kind.RETURN_TYPES, "load", "tests"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            found = kind.INPUT_TYPES()["required"]
+            return {"required": {name: ("STRING", {"default": ""}) for name in found}}
+
+        def load(self, **_):
+            return values
+
+    return Loader
+
+
+@pytest.fixture
+def written(tmp_path, prompt_of):  # noqa: F811
+    def write(name):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(prompt_of(name)))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(("name", "model"), CASES)
+def test_a_study_samples_each_family_by_its_own_workflow(host, written, name, model):
+    with Stands(host, stand_ins(model)):
+        renderer = Renderer(Source(written(name)), host)
+        about = renderer.about()
+        label = next(label for start, label in LABELS.items() if model.startswith(start))
+        assert about.facts.family == label and about.facts.blocks > 20 and about.sampling["steps"] == SMALL["steps"]
+        block = about.facts.blocks // 2
+        plain = renderer.render(["a lighthouse"], 0, 0, ())
+        for control in (Control("skip", (block,)), Control("boost", (block,), "both", "value", 3.0)):
+            changed = renderer.render(["a lighthouse"], 0, 0, [control])
+            assert np.abs(changed.astype(int) - plain).max() > 0, control.name
+        assert (renderer.render(["a lighthouse"], 0, 0, ()) == plain).all()
+        assert (renderer.render(["a cat"], 0, 0, ()) != plain).any()
+        assert (renderer.render(["a lighthouse"], 0, 1, ()) != plain).any()
+
+
+def test_a_node_that_is_not_installed_is_named(host, tmp_path):
+    path = tmp_path / "w.json"
+    links = {"model": ["m", 0], "positive": ["p", 0], "latent_image": ["l", 0]}
+    graph = {
+        "m": {"class_type": "LoaderOfAnotherPack", "inputs": {"name": "x"}},
+        "p": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["m", 1], "text": ""}},
+        "l": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "k": {"class_type": "KSampler", "inputs": {**links, "negative": ["p", 0], "seed": 1}},
+        "d": {"class_type": "VAEDecode", "inputs": {"samples": ["k", 0], "vae": ["m", 2]}},
+        "s": {"class_type": "SaveImage", "inputs": {"images": ["d", 0]}},
+    }
+    path.write_text(json.dumps(graph))
+    with pytest.raises(HostError, match="LoaderOfAnotherPack"):
+        Renderer(Source(path), host)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_gives_the_images_of_single_prompts(host, batch):
+    size = {"width": 64, "height": 64, "steps": 3}
+    texts = ["two red circles", "a blue star on white", "three green squares"]
+    source = Source(model="mmdit-small.safetensors", settings=size, batch=batch)
+    renderer = Renderer(source, host)
+    images = [renderer.render(texts[at : at + batch], at, 2, ()) for at in range(0, 3, batch)]
+    alone = Renderer(Source(model="mmdit-small.safetensors", settings=size), host)
+    expected = np.concatenate([alone.render([text], at, 2, ()) for at, text in enumerate(texts)])
+    assert np.abs(np.concatenate(images).astype(int) - expected).max() <= 1
