@@ -6,9 +6,23 @@ import json
 import math
 
 import pytest
+import scipy.stats
 import torch
 
-from mmdit_core.analysis import Cell, Distances, effects, mean, plan, relative_l2, report, suggest_skips
+from mmdit_core.analysis import (
+    Cell,
+    Change,
+    Distances,
+    effects,
+    mean,
+    paired_change,
+    plan,
+    relative_l2,
+    report,
+    student_quantile,
+    suggest_boosts,
+    suggest_skips,
+)
 from mmdit_core.control.spec import BlockControl
 
 
@@ -127,3 +141,60 @@ def test_effects_are_the_distances_of_whole_runs_by_block():
     assert short["effects"]["skip"] == [None, None, 2.1] + [None] * (total - 3)
     assert short["effects"]["boost"] == [0.1, None, 2.1] + [None] * (total - 3)
     assert (short["model"], short["double"], short["single"]) == (found["model"], total, 0)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 5, 7, 20, 200])
+def test_students_quantile_equals_scipys(freedom):
+    assert student_quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=2e-3)
+
+
+def test_a_paired_change_is_the_mean_difference_with_students_interval():
+    # By hand: differences 10, 0, 20, 10; mean 10, deviation sqrt(200 / 3), half = 3.1824 * 8.16497 / 2.
+    found = paired_change([60, 50, 70, 20], [50, 50, 50, 10])
+    assert (found.mean, found.pairs) == (10, 4)
+    assert (found.low, found.high) == pytest.approx((10 - 12.9923, 10 + 12.9923), abs=0.02)
+    assert paired_change([100.0], [0.0]) == Change(100.0, None, None, 1)
+    for wrong in (([1.0], [1.0, 2.0]), ([], [])):
+        with pytest.raises(ValueError, match="paired_change: lengths"):
+            paired_change(*wrong)
+
+
+def test_a_boost_is_suggested_for_a_gain_beyond_chance_only_and_the_largest_comes_first():
+    changes = {
+        0: Change(2.0, 0.5, 3.5, 16),
+        1: Change(6.0, -1.0, 13.0, 16),  # a large gain that chance can explain
+        2: Change(-4.0, -6.0, -2.0, 16),
+        3: Change(5.0, 1.0, 9.0, 16),
+        4: Change(0.0, 0.0, 0.0, 16),  # no image changed
+        5: Change(20.0, 20.0, 20.0, 5),  # too few prompts
+        6: Change(20.0, None, None, 1),
+        7: Change(2.0, 0.1, 3.9, 6),
+    }
+    assert suggest_boosts(changes) == (3, 0, 7)
+    assert suggest_boosts({}) == ()
+
+
+def test_a_gain_in_every_prompt_is_found_and_noise_around_zero_is_not():
+    baseline = [60.0, 40.0, 80.0, 60.0, 100.0, 40.0, 80.0, 60.0]
+    better = [value + gain for value, gain in zip(baseline, [20, 20, 0, 20, 0, 40, 20, 20], strict=True)]
+    noise = [value + gain for value, gain in zip(baseline, [20, -20, 0, 20, 0, -20, 20, 0], strict=True)]
+    assert suggest_boosts({2: paired_change(better, baseline), 5: paired_change(noise, baseline)}) == (2,)
+
+
+def test_with_losses_the_skip_list_takes_the_smallest_loss_first_and_ties_by_distance():
+    distances = {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.4, 4: None}
+    losses = {0: 50.0, 1: -2.0, 2: 0.0, 3: 0.0, 4: -9.0}
+    assert suggest_skips(distances, 5, 2.0, losses) == (1, 3, 2)
+    cells = {Cell("skip", block): Distances([distance], [0.0]) for block, distance in distances.items() if distance}
+    plain, judged = made(cells, double=5, speedup=2.0), made(cells, double=5, speedup=2.0, losses=losses)
+    assert "skip_list_by_judge" not in plain and judged["skip_list"] == plain["skip_list"]
+    found = judged["skip_list_by_judge"]
+    assert found["for_block_skip"] == "1, 2, 3" and found["loss_alone"] == [-2.0, 0.0, 0.0]
+
+
+def test_a_report_of_prompts_lists_the_mean_over_seeds_of_each_on_one_line():
+    cells = {Cell("skip", 1): Distances([0.1, 0.3, 0.5, 0.7, 1.0, math.nan], [0.0] * 6)}
+    cell = made(cells, prompts=3)["cells"][0]
+    assert cell["latent_by_prompt"] == "0.2 0.6 null" and "latent_by_seed" not in cell and cell["latent"] is None
+    many = made({Cell("skip", 1): Distances([0.5] * 300, [0.5] * 300)}, prompts=300)
+    assert "latent_by_prompt" not in many["cells"][0] and "prompts" in many["metric"]
