@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ...mmdit_core import analysis
@@ -18,11 +19,17 @@ from ..errors import require
 from ..plots.canvas import as_image
 from ..sampler.checks import check_inputs
 from ..widgets import widget
-from .attributes import NOTE, scores_for
+from . import choice
+from .attributes import ABOUT_CHANGE, JUDGED, NOTE, Scores, scores_for, scores_of
 from .figures import draw_plot, draw_sheet
-from .sweep import Latents, Sweep, SweepSettings
+from .prompts import PromptList, encode_prompts, read_prompts
+from .sweep import Latents, Measures, Sweep, SweepSettings
 
 NODE = "BlockAnalysis"
+NO_JUDGE = "none"
+JUDGES = (NO_JUDGE, "shapes")
+CLIP_UNUSED = "clip is not used: prompts is empty, and the positive prompt is measured."
+LISTED = f"More than {analysis.MOST_LISTED} prompts: the report lists no values of each."
 SWEEPS = {"all": analysis.OPERATIONS, **{operation: (operation,) for operation in analysis.OPERATIONS}}
 
 
@@ -46,13 +53,28 @@ class AnalysisInputs:
         "How many times as fast the suggested skip list should be. Needs skip."))
     early_late: bool = widget(widgets.switch(False,
         "Also measure each operation in the first and in the second half of the sampling. Takes three times as long."))
-    # fmt: on
 
     def __post_init__(self) -> None:
         widgets.check_values(NODE, WIDGETS, vars(self))
 
 
 WIDGETS = widgets.widgets_of(AnalysisInputs)
+# Appended after the first release; the defaults give its images and reports.
+OPTIONAL: dict[str, widgets.Widget] = {
+    "attributes": widgets.switch(False,
+        "For the small model that comes with this pack: judge background, colour, shape, count and "
+        "position in each image. Use 8 seeds or more. The same as judge shapes.", advanced=True),
+    "clip": ("CLIP", {"tooltip": "Encodes prompts. Not needed if prompts is empty."}),
+    "prompts": widgets.text("",
+        "Measure over many prompts: one a line, or a set that comes with the pack, set:shapes or set:objects; "
+        "set:shapes 64 is its first 64. Empty: the positive prompt. Everything but the text comes from positive. "
+        "The time grows with the number of prompts.", multiline=True),
+    "judge": widgets.choice(JUDGES, NO_JUDGE,
+        "shapes: for the small model that comes with this pack, judge whether each image has its prompt's background, "
+        "colours, shapes, counts and positions. Both suggested lists then follow the judge, and boost_blocks needs "
+        "one. Use 32 prompts or more."),
+}
+# fmt: on
 
 
 class BlockAnalysis:
@@ -67,18 +89,23 @@ class BlockAnalysis:
     )
     SEARCH_ALIASES = ["block sweep", "layer analysis", "which block", "ablation", "skip list"]
     FUNCTION = "analyse"
-    RETURN_TYPES = ("IMAGE", "IMAGE", "STRING")
-    RETURN_NAMES = ("sheet", "plot", "report")
+    RETURN_TYPES = ("IMAGE", "IMAGE", "STRING", "STRING", "STRING")
+    RETURN_NAMES = ("sheet", "plot", "report", "skip_blocks", "boost_blocks")
     OUTPUT_TOOLTIPS = (
         "All images: one row for each operation, one column for each block, the baseline first.",
         "The distance of each block's image to the baseline, in latents and in pixels.",
         "All measurements as JSON, with a skip list for BlockSkip.",
+        "For the blocks of BlockSkip, on both branches: the blocks that matter least, as many as speedup needs.",
+        "For the blocks of TextBoost: the blocks whose boost alone gets more attributes right, beyond chance. Empty if "
+        "there are none, and without a judge; TextBoost then does nothing.",
     )
 
     def __init__(self) -> None:
         # ComfyUI keeps a node's object between runs. The key holds all that determines a latent but seed and cell.
         self._key: Any = None
         self._latents: Latents = {}
+        self._measures_key: Any = None
+        self._measures: dict[Any, Measures] = {}  # fingerprint of the prompt -> its measures
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, Any]]:
@@ -93,27 +120,28 @@ class BlockAnalysis:
                 "vae": ("VAE", {"tooltip": "Decodes the latents. Another VAE does not sample them again."}),
                 **WIDGETS,
             },
-            "optional": {
-                "attributes": widgets.switch(
-                    False,
-                    "For the small model that comes with this pack: judge background, colour, shape, count and "
-                    "position in each image. Use 8 seeds or more.",
-                    advanced=True,
-                ),
-            },
+            "optional": OPTIONAL,
             "hidden": widgets.HIDDEN,
         }
 
-    def analyse(self, model, positive, negative, latent_image, vae, attributes=False, unique_id=None, **values):
-        """Run the sweep. Returns: contact sheet and plot as IMAGE, report as JSON. Raises: InputError."""
+    def analyse(
+        self, model, positive, negative, latent_image, vae,
+        attributes=False, clip=None, prompts="", judge=NO_JUDGE, unique_id=None, **values,
+    ):  # fmt: skip
+        """Run the sweep. Returns: sheet and plot as IMAGE, report as JSON, two block lists. Raises: InputError."""
         inputs = AnalysisInputs(**values)
+        widgets.check_values(NODE, OPTIONAL, {"prompts": prompts, "judge": judge})
         facts = sampling.read_model(model)
         blocks = _check(model, facts, inputs)
-        double, single = counts(NODE, model)
         first, batch = _first(latent_image)
         latent = sampling.fitted(model, first)
         check_inputs(NODE, facts, positive, negative, latent["samples"])
-        scores = scores_for(NODE, positive) if attributes else None
+        listed = read_prompts(NODE, prompts)
+        by = "attributes" if attributes else "judge" if judge != NO_JUDGE else ""
+        scores = _scores(by, listed, positive) if by else None
+        positives = [positive] if listed is None else encode_prompts(NODE, clip, listed, positive, unique_id)
+        for each in positives:
+            check_inputs(NODE, facts, each, negative, latent["samples"], names=("clip", "negative"))
         settings = SweepSettings(
             operations=SWEEPS[inputs.operations],
             blocks=blocks,
@@ -125,29 +153,75 @@ class BlockAnalysis:
             early_late=inputs.early_late,
             controls_on_the_model=tuple(control.to_dict() for control in patching.controls_of(model)),
         )
-        key = (of_model(model), fingerprint([positive, negative, latent, inputs.steps, float(inputs.cfg)]))
+        run = [negative, latent, inputs.steps, float(inputs.cfg)]
+        self._keep_only((of_model(model), fingerprint([positives[0], *run])))
+        key = (of_model(model), fingerprint([*run, vae, bool(by)]))
+        measures = None if listed is None else self._measures_of(positives, key)
+        kinds, done = facts.sections, self._latents
+        sweep = Sweep(model, positives, negative, latent, vae, kinds, settings, done, unique_id, scores, measures)
+        sweep.run(lambda: draw_sheet(sweep))
+        notes = _notes(batch, clip, listed)
+        report, skips, boosts = _report(sweep, inputs, counts(NODE, model), notes, listed)
+        compared = f"{len(report['cells'])} images compared."
+        messages.show_text(unique_id, " ".join([*notes, compared, skips.words, boosts.words]))
+        messages.send_event(unique_id, "mmdit.report", analysis.effects(report))
+        words = json.dumps(report, indent=1, allow_nan=False)
+        return as_image(draw_sheet(sweep)), as_image(draw_plot(sweep)), words, skips.blocks, boosts.blocks
+
+    def _keep_only(self, key: Any) -> None:
+        """Discard the finished latents unless they are of this key."""
         if key != self._key:
             self._key, self._latents = key, {}
-        kinds, done = facts.sections, self._latents
-        sweep = Sweep(model, positive, negative, latent, vae, kinds, settings, done, unique_id, scores)
-        sweep.run(lambda: draw_sheet(sweep))
-        notes = [f"The latent held {batch} images: the first was used."] if batch > 1 else []
-        report = analysis.report(
-            model=model_name(model),
-            double=double,
-            single=single,
-            settings={**dataclasses.asdict(settings), "width": sweep.size[0], "height": sweep.size[1]},
-            distances=sweep.distances,
-            speedup=inputs.speedup,
-            calls_each=inputs.steps * (1 if inputs.cfg == 1 else 2),
-            notes=[*notes, NOTE] if scores else notes,
-            more={cell: scores.report(cell) for cell in sweep.distances} if scores else None,
-        )
-        if scores:
-            report["untouched"] = scores.report(None)
-        messages.show_text(unique_id, " ".join([*notes, _summary(report)]))
-        messages.send_event(unique_id, "mmdit.report", analysis.effects(report))
-        return as_image(draw_sheet(sweep)), as_image(draw_plot(sweep)), json.dumps(report, indent=1, allow_nan=False)
+
+    def _measures_of(self, positives: Sequence[Any], key: Any) -> list[Measures]:
+        """The finished measures of each prompt; those of another key are discarded."""
+        if key != self._measures_key:
+            self._measures_key, self._measures = key, {}
+        return [self._measures.setdefault(fingerprint(each), {}) for each in positives]
+
+
+def _scores(name: str, prompts: PromptList | None, positive) -> Scores:
+    """The judge's scores. Args: name, of the input that turns the judge on."""
+    return scores_for(NODE, positive, name) if prompts is None else scores_of(NODE, prompts)
+
+
+def _notes(batch: int, clip, prompts: PromptList | None) -> list[str]:
+    """What the node and the report say about the inputs."""
+    notes = [f"The latent held {batch} images: the first was used."] if batch > 1 else []
+    if prompts is None:
+        return [*notes, CLIP_UNUSED] if clip is not None else notes
+    return [*notes, *prompts.notes]
+
+
+def _report(
+    sweep: Sweep, inputs: AnalysisInputs, blocks: tuple[int, int], notes: list[str], prompts: PromptList | None
+) -> tuple[dict[str, Any], choice.Suggestion, choice.Suggestion]:
+    """The report, and the suggested blocks for BlockSkip and TextBoost. Args: blocks, double and single."""
+    scores, cells = sweep.scores, tuple(sweep.distances)
+    number = 0 if prompts is None else len(prompts.texts)
+    judged = [] if scores is None else [NOTE if prompts is None else JUDGED, ABOUT_CHANGE]
+    report = analysis.report(
+        model=model_name(sweep.model),
+        double=blocks[0],
+        single=blocks[1],
+        settings={**dataclasses.asdict(sweep.settings), "width": sweep.size[0], "height": sweep.size[1]},
+        distances=sweep.distances,
+        speedup=inputs.speedup,
+        calls_each=inputs.steps * (1 if inputs.cfg == 1 else 2),
+        notes=[*notes, *[LISTED] * (number > analysis.MOST_LISTED), *judged],
+        more={cell: scores.report(cell) for cell in cells} if scores else None,
+        prompts=number,
+        losses=scores.losses(choice.of_whole_runs(cells, "skip")) if scores else None,
+    )
+    if scores:
+        report["untouched"] = scores.report(None)
+    if prompts is not None:
+        report["prompts"] = prompts.report()
+    skips, boosts = choice.skips(report), choice.boosts(scores, cells)
+    if scores or prompts is not None:
+        named = {"skip_blocks": skips, "boost_blocks": boosts}
+        report["suggested"] = {name: dataclasses.asdict(each) for name, each in named.items()}
+    return report, skips, boosts
 
 
 def _check(model, facts: sampling.ModelFacts, inputs: AnalysisInputs) -> tuple[int, ...]:
@@ -166,20 +240,6 @@ def _first(latent: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """A LATENT with only its first image, and the number of its images."""
     batched = [name for name in ("samples", "noise_mask", "batch_index") if latent.get(name) is not None]
     return {**latent, **{name: latent[name][:1] for name in batched}}, latent["samples"].shape[0]
-
-
-def _summary(report: dict[str, Any]) -> str:
-    compared = f"{len(report['cells'])} images compared."
-    skips = report["skip_list"]
-    if skips is None:
-        return compared
-    if not skips["for_block_skip"]:
-        return f"{compared} This speedup needs no skipped block."
-    return (
-        f"For BlockSkip: {skips['for_block_skip']} (both branches, about {skips['reached_speedup']:.2f} times as fast, "
-        f"{skips['block_calls_saved']:,} of {skips['block_calls']:,} block calls saved). Measured one block at a time: "
-        "check an image with the whole list skipped."
-    )
 
 
 NODES = {"BlockAnalysis": (BlockAnalysis, "Block Analysis")}

@@ -1,8 +1,8 @@
-"""One sweep over blocks: samples, decodes and measures one image for each cell and seed."""
+"""One sweep over blocks: samples, decodes and measures one image for each prompt, seed and cell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -19,10 +19,22 @@ from ..comfyui.frontend.progress import Progress
 from ..comfyui.loading.clip_vae import decode_image
 from ..comfyui.run import sampling
 from ..plots.contact_sheet import fitted, tile_size
-from .attributes import Scores
+from .attributes import Right, Scores
 
 WINDOW_NAMES = {"whole": "all steps", "early": "first half", "late": "second half"}
 Latents = dict[tuple[int, Cell | None], torch.Tensor]  # (seed, cell) -> latent on the CPU; cell None is the baseline
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is kept of an image: its distances to the baseline, 0 for the baseline's own, and what the judge found."""
+
+    latent: float
+    image: float
+    right: Right | None
+
+
+Measures = dict[tuple[int, Cell | None], Measure]  # of one prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +58,13 @@ class SweepSettings:
 class Sweep:
     """A sweep and its results so far.
 
-    Fields: latent, fitted to the model; latents, what an earlier run finished, to which this one adds.
+    Fields: positives, the prompts; latent, fitted to the model; latents, what an earlier run finished of the first
+    prompt, to which this one adds; measures, the same of each prompt, None to keep latents only: those of hundreds of
+    prompts need gigabytes. The first prompt's images of the first seed are shown, and always kept as latents.
     """
 
     model: Any
-    positive: Any
+    positives: Sequence[Any]
     negative: Any
     latent: dict[str, Any]
     vae: Any
@@ -59,8 +73,9 @@ class Sweep:
     latents: Latents
     node_id: str | None
     scores: Scores | None = None
+    measures: Sequence[Measures] | None = None
     size: tuple[int, int] = (1, 1)  # width and height of a decoded image
-    thumbnails: dict[Cell | None, Image.Image] = field(default_factory=dict)  # of the first seed
+    thumbnails: dict[Cell | None, Image.Image] = field(default_factory=dict)  # of the first prompt's first seed
 
     def __post_init__(self) -> None:
         chosen = self.settings
@@ -78,48 +93,71 @@ class Sweep:
 
     def run(self, draw: Callable[[], Image.Image]) -> None:
         """Sample and measure all cells. Args: draw, makes the preview image."""
-        seeds, steps = self.settings.seeds, self.settings.steps
-        progress = Progress(len(seeds) * (len(self.distances) + 1) * steps, self.node_id)
-        for seed in seeds:
-            baseline = self._sample(seed, None, progress)
-            for cell in (None, *self.distances):
-                latent = self._sample(seed, cell, progress)
-                image = decode_image(self.vae, latent)
-                if cell is None:
-                    baseline_image, self.size = image, (image.shape[1], image.shape[0])
-                else:
-                    self.distances[cell].latent.append(relative_l2(latent, baseline))
-                    self.distances[cell].image.append(relative_l2(image, baseline_image))
-                if self.scores is not None:
-                    self.scores.add(cell, image)
-                if seed == seeds[0]:
-                    self.thumbnails[cell] = self._thumbnail(image)
-                progress.finish(steps, draw)
+        images = len(self.positives) * len(self.settings.seeds) * (len(self.distances) + 1)
+        progress = Progress(images * self.settings.steps, self.node_id)
+        for prompt in range(len(self.positives)):
+            for seed in self.settings.seeds:
+                self._compare(prompt, seed, progress, draw)
 
-    def _sample(self, seed: int, cell: Cell | None, progress: Progress) -> torch.Tensor:
-        key = (seed, cell)
-        if key not in self.latents:
-            messages.show_text(self.node_id, _description(cell, seed))
-            settings = self.settings
-            samples = sampling.sample_flow(
-                self.model if cell is None else patching.attach(self.model, [cell.control()]),
-                self.positive,
-                self.negative,
-                sampling.prepare(self.latent, seed),
-                seed=seed,
-                cfg=settings.cfg,
-                solver=settings.solver,
-                sigmas=sigmas(settings.steps, settings.schedule, settings.shift),
-                callback=lambda *_: progress.step(),
-            )
-            self.latents[key] = samples.cpu()
-        return self.latents[key]
+    def _compare(self, prompt: int, seed: int, progress: Progress, draw: Callable[[], Image.Image]) -> None:
+        """Measure all cells with one prompt and seed. An unfinished one samples its baseline again."""
+        shown = self._is_shown(prompt, seed)
+        finished = {} if self.measures is None or shown else self.measures[prompt]
+        cells = (None, *self.distances)
+        if any((seed, cell) not in finished for cell in cells):
+            baseline = self._sample(prompt, seed, None, progress)
+            baseline_image = decode_image(self.vae, baseline)
+        if shown:
+            self.size = (baseline_image.shape[1], baseline_image.shape[0])
+        for cell in cells:
+            if (seed, cell) not in finished:
+                latent = self._sample(prompt, seed, cell, progress) if cell is not None else baseline
+                image = decode_image(self.vae, latent) if cell is not None else baseline_image
+                right = None if self.scores is None else self.scores.judge(image, prompt)
+                distances = (0.0, 0.0)
+                if cell is not None:
+                    distances = (relative_l2(latent, baseline), relative_l2(image, baseline_image))
+                finished[seed, cell] = Measure(*distances, right)
+                if shown:
+                    self.thumbnails[cell] = self._thumbnail(image)
+            self._count(cell, finished[seed, cell], prompt)
+            progress.finish(self.settings.steps, draw)
+
+    def _is_shown(self, prompt: int, seed: int) -> bool:
+        return (prompt, seed) == (0, self.settings.seeds[0])
+
+    def _count(self, cell: Cell | None, measure: Measure, prompt: int) -> None:
+        if cell is not None:
+            self.distances[cell].latent.append(measure.latent)
+            self.distances[cell].image.append(measure.image)
+        if self.scores is not None and measure.right is not None:
+            self.scores.note(cell, measure.right, prompt)
+
+    def _sample(self, prompt: int, seed: int, cell: Cell | None, progress: Progress) -> torch.Tensor:
+        if (seed, cell) in self.latents and prompt == 0:
+            return self.latents[seed, cell]
+        messages.show_text(self.node_id, self._description(prompt, seed, cell))
+        settings = self.settings
+        samples = sampling.sample_flow(
+            self.model if cell is None else patching.attach(self.model, [cell.control()]),
+            self.positives[prompt],
+            self.negative,
+            sampling.prepare(self.latent, seed),
+            seed=seed,
+            cfg=settings.cfg,
+            solver=settings.solver,
+            sigmas=sigmas(settings.steps, settings.schedule, settings.shift),
+            callback=lambda *_: progress.step(),
+        ).cpu()
+        if self.measures is None or self._is_shown(prompt, seed):
+            self.latents[seed, cell] = samples
+        return samples
+
+    def _description(self, prompt: int, seed: int, cell: Cell | None) -> str:
+        what = "baseline" if cell is None else f"{cell.operation} block {cell.block}, {WINDOW_NAMES[cell.window]}"
+        several = "" if self.measures is None else f", prompt {prompt + 1} of {len(self.positives)}"
+        return f"{what}{several}, seed {seed}"
 
     def _thumbnail(self, image: torch.Tensor) -> Image.Image:
         rgb = (image[..., :3].nan_to_num().clamp(0, 1) * 255).round().byte().numpy()
         return fitted(Image.fromarray(rgb), tile_size(1 + len(self.settings.blocks), self.size[0] / self.size[1]))
-
-
-def _description(cell: Cell | None, seed: int) -> str:
-    what = "baseline" if cell is None else f"{cell.operation} block {cell.block}, {WINDOW_NAMES[cell.window]}"
-    return f"{what}, seed {seed}"

@@ -80,7 +80,7 @@ def empty(batch=1):
 def analyse(node, model, *, conds=None, latent=None, **changed):
     given = dict(operations="all", blocks="all", strength=2.0, seed=7, seeds=1, steps=3, cfg=3.0)
     given |= dict(speedup=1.3, early_late=False)
-    sheet, plot, report = node.analyse(model, *(conds or texts()), latent or empty(), Vae(), **{**given, **changed})
+    sheet, plot, report, *_ = node.analyse(model, *(conds or texts()), latent or empty(), Vae(), **{**given, **changed})
     return sheet, plot, json.loads(report)
 
 
@@ -351,7 +351,7 @@ def test_attributes_of_a_correct_image_are_right_and_of_another_wrong(pack):
     scene = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "above")
     other = Scene((Group(2, "red", "circle"), Group(1, "blue", "star")), "below")
     for shown in (scene, other):
-        scores.add(None, torch.from_numpy(draw_image(shown, arrange(shown, random.Random(0)))))
+        scores.note(None, scores.judge(torch.from_numpy(draw_image(shown, arrange(shown, random.Random(0))))))
     right = dict.fromkeys(("background", "colour", "shape", "count"), 100)
     assert scores.report(None)["attributes"] == {**right, "spatial": 50, "all": 50}
 
