@@ -121,14 +121,15 @@ def build(spec: WorkflowSpec, info: dict[str, Any]) -> dict[str, Any]:
     nodes = []
     for one in placed.values():
         slots = []
-        for slot, (name, kind, _) in enumerate(_slots(one)):
+        for slot, (name, kind, options) in enumerate(_slots(one)):
             link = None
             if name in one.links:
                 source, output = one.links[name]
                 link = len(links) + 1
                 links.append([link, placed[source].number, output, one.number, slot, _kind(kind)])
                 outgoing[source, output].append(link)
-            slots.append({"name": name, "type": _kind(kind), "link": link})
+            widget = {"widget": {"name": name}} if is_widget(kind, options) else {}
+            slots.append({"name": name, "type": _kind(kind), "link": link, **widget})
         nodes.append(
             {
                 "id": one.number,
@@ -168,8 +169,9 @@ def build(spec: WorkflowSpec, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _slots(one: Placed) -> list[tuple[str, Any, dict[str, Any]]]:
-    """The inputs without a widget, linked or not."""
-    return [entry for entry in one.inputs if not is_widget(entry[1], entry[2])]
+    """The inputs without a widget, linked or not, and then the linked ones of those with one."""
+    own = [entry for entry in one.inputs if not is_widget(entry[1], entry[2])]
+    return own + [entry for entry in one.inputs if entry not in own and entry[0] in one.links]
 
 
 def _kind(kind: Any) -> str:

@@ -203,6 +203,50 @@ STEER = (
         ),
     ),
     WorkflowSpec(
+        "analysis-over-prompts",
+        "Which blocks can go, which help?",
+        f"Measures two blocks over six prompts with a judge, and uses the result at once. {SMALL_NOTE}\n\n"
+        "**skip_blocks** and **boost_blocks** go from **Block Analysis** straight into **Block Skip** and **Text "
+        "Boost**. An empty list does nothing: the small model has no block to spare, and no boost that helps beyond "
+        "chance.\n\n"
+        "For a result to rely on, set **blocks** to all and **prompts** to set:shapes 64. On another model write your "
+        "own prompts, one a line, and set **judge** to none: the skip list is then ranked by distance.",
+        (
+            loader(),
+            text(),
+            empty(),
+            Node(
+                "analysis",
+                "BlockAnalysis",
+                {
+                    **{"blocks": "4, 6", "steps": 6, "cfg": 4.5, "seed": 4, "speedup": 1.1},
+                    **{"prompts": "set:shapes 6", "judge": "shapes"},
+                },
+                {
+                    "model": ("model", 0),
+                    "positive": ("text", 0),
+                    "negative": ("text", 1),
+                    "latent_image": ("latent", 0),
+                    "vae": ("model", 2),
+                    "clip": ("model", 1),
+                },
+            ),
+            preview("analysis", "sheet", "Contact sheet"),
+            Node("report", "PreviewAny", links={"source": ("analysis", 2)}, title="Report"),
+            Node(
+                "skip",
+                "BlockSkip",
+                {"branch": "both"},
+                {"model": ("model", 0), "blocks": ("analysis", 3)},
+            ),
+            Node("boost", "TextBoost", links={"model": ("skip", 0), "blocks": ("analysis", 4)}),
+            sampler(title="Without"),
+            sampler("changed", model=("boost", 0), title="With"),
+            *shown("sampler", "plain", "Without"),
+            *shown("changed", "changed", "With"),
+        ),
+    ),
+    WorkflowSpec(
         "edit-by-words",
         "Edit an image by words",
         f"Changes what two descriptions differ in, and keeps the rest. {SMALL_NOTE}\n\n"

@@ -11,7 +11,7 @@ from .attributes import MEAN, Scores
 
 NO_JUDGE = "boost_blocks is empty: a distance does not show what is better. Set judge to shapes."
 NO_BOOST = "boost_blocks is empty: no boost was measured. Set operations to all or boost."
-NO_GAIN = "boost_blocks is empty: no block's boost helped beyond chance. Text Boost then does nothing."
+NO_GAIN = "boost_blocks is empty: no block's boost helped beyond chance. TextBoost then does nothing."
 NO_SKIP = "skip_blocks is empty: no skip was measured. Set operations to all or skip."
 
 

@@ -120,7 +120,7 @@ class BlockAnalysis:
                 "vae": ("VAE", {"tooltip": "Decodes the latents. Another VAE does not sample them again."}),
                 **WIDGETS,
             },
-            "optional": OPTIONAL,
+            "optional": dict(OPTIONAL),
             "hidden": widgets.HIDDEN,
         }
 
