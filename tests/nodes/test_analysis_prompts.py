@@ -12,6 +12,9 @@ import torch
 
 from attributes import prompt_sets
 from scripts.client import ComfyUIError
+from tests.nodes.families.node_cells import SEED, NodeBench
+from tests.nodes.families.node_cells import Vae as FirstFrameVae
+from tests.nodes.families.oracles import ROUNDING, difference
 from tests.nodes.test_analysis_node import CALLS, Calls, Vae, empty, graph, texts
 
 RED, BLUE, GREEN = "two red circles above a blue star", "a blue square", "three green stars"
@@ -311,3 +314,29 @@ def test_live_the_shipped_model_over_prompts_of_a_set(comfyui):
 def test_live_an_unknown_set_is_an_error_of_the_node(comfyui):
     with pytest.raises(ComfyUIError, match="BlockAnalysis: prompts: line 1: set 'trees' is unknown"):
         comfyui.run(graph(clip=["1", 1], prompts="set:trees"))
+
+
+# With guidance, references, images next to the latent, text masks, and the texts of two encoders.
+OTHER_INPUTS = (
+    "FLUX.1 dev", "FLUX.1 Kontext", "FLUX.1 Fill", "Qwen-Image-Edit", "Qwen-Image with a text mask", "Z-Image",
+    "HunyuanVideo 1.5 with quoted text", "HiDream-I1", "Wan 2.1 image to video", "LTX-2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_INPUTS)
+def test_a_family_gets_the_text_of_a_prompt_and_all_else_of_positive(pack, module, name):
+    bench = NodeBench.of_pack(pack, name)
+    ((context, options),), ((_, others),) = bench.prompt(1), bench.prompt(5)
+    names = module("comfyui.text.prompt_list").TEXT_OPTIONS
+    different = {key for key in options if torch.is_tensor(options[key]) and not torch.equal(options[key], others[key])}
+    assert different <= names, "an option of the text is not listed"
+    clip = Clip()
+    own = {key: value for key, value in options.items() if key in names}
+    clip.encode_from_tokens_scheduled = lambda *_, **__: [[context, own]]
+    node = bench.nodes["BlockAnalysis"]()
+    given = dict(operations="skip", blocks="0", strength=2.0, seed=SEED, seeds=1, steps=2, cfg=bench.cfg, speedup=1.3)
+    conds = bench.prompt(5), bench.prompt(3)
+    vae = FirstFrameVae()
+    node.analyse(bench.model, *conds, bench.empty, vae, clip=clip, prompts="a cat", early_late=False, **given)
+    found = {cell: latent for (_, cell), latent in node._latents.items()}
+    assert difference(found[None], bench.sampled()) < ROUNDING

@@ -173,7 +173,7 @@ def types(prompt: Prompt) -> set[str]:
 
 def test_the_analysis_measures_every_main_layer_of_z_image(pack, prompt_of):
     prompt = changed(prompt_of("z-image-analysis"), "BlockAnalysis", "steps", 1)
-    sheet, plot, report = run(prompt, pack, stand_ins("Z-Image"))["BlockAnalysis"]
+    sheet, plot, report, *_ = run(prompt, pack, stand_ins("Z-Image"))["BlockAnalysis"]
     cells = json.loads(report)["cells"]
     assert [cell["block"] for cell in cells] == list(range(30))
     assert all(cell["latent"] and cell["latent"] > 0 for cell in cells), "each layer changes the image"
