@@ -114,3 +114,33 @@ def test_a_preset_that_cannot_be_used_is_not_saved(comfyui, folder, changed, wor
     with pytest.raises(ComfyUIError, match="400") as caught:
         comfyui.post("/mmdit/presets", BODY | changed)
     assert words in str(caught.value) and not list(folder.iterdir())
+
+
+def run_with(comfyui, file, **widgets):
+    """A workflow with the boost of a preset, as the page fills it, in a live server."""
+    whole = {"phrase": "", "part": "all", "start_percent": 0.0, "end_percent": 1.0, "fade": "constant"}
+    encode = {"clip": ["1", 1], "prompt": "a red circle", "negative": "", "clip_l": "", "clip_g": "", "t5xxl": ""}
+    encode |= {"clip_l_strength": 1.0, "clip_g_strength": 1.0, "t5_strength": 1.0, "t5_length": "auto"}
+    sampler = {"model": ["3", 0], "positive": ["2", 0], "negative": ["2", 1], "latent_image": ["4", 0], "seed": 1}
+    sampler |= {"steps": 2, "cfg": 4.0, "solver": "euler", "schedule": "linear", "shift": 0.0, "denoise": 1.0}
+    return comfyui.run(
+        {
+            "1": {"class_type": "MMDiTLoader", "inputs": {"checkpoint": file, "weight_dtype": "default"}},
+            "2": {"class_type": "TripleTextEncode", "inputs": {**encode, "empty": "encode"}},
+            "3": {"class_type": "TextBoost", "inputs": {"model": ["1", 0], **whole, "preset": "none", **widgets}},
+            "4": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+            "5": {"class_type": "FlowMatchingSampler", "inputs": sampler},
+            "6": {"class_type": "SaveLatent", "inputs": {"samples": ["5", 0], "filename_prefix": "preset"}},
+        }
+    )
+
+
+def test_a_filled_node_runs_without_the_presets_file_and_on_its_model_alone(comfyui, folder):
+    (folder / "study.json").write_text(write_presets([MEASURED]), encoding="utf-8")
+    (found,) = listed(comfyui, "measured")
+    (folder / "study.json").unlink()
+    filled = {**found["widgets"], "made_for": found["made_for"]}
+    assert run_with(comfyui, SMALL, **filled)["status"]["status_str"] == "success"
+    filled["made_for"] = filled["made_for"].replace("8+0", "24+0")
+    with pytest.raises(ComfyUIError, match=r"TextBoost: made_for: it names SD3, SD3.5 24\+0, this model is .* 8\+0"):
+        run_with(comfyui, SMALL, **filled)
