@@ -140,3 +140,46 @@ def test_the_widgets_are_saved_as_a_preset_and_no_file_is_overwritten(comfy, fol
     dialog.wait_for(state="detached")
     assert items(strip)["mine"] == (f"{SMALL}: saved, not measured", True), "a new file is listed at once"
     strip.press("Escape")
+
+
+LIST = """(type) => app.graph._nodes.find((each) => each.type === type).widgets
+    .find(({ name }) => name === "preset").options.values"""
+
+
+def choose_in_list(comfy, name: str) -> None:
+    """Choose a preset in the list of the node's `preset` input, with the mouse."""
+    page = comfy.page
+    if comfy.renderer == "classic":
+        at = comfy.run(
+            """() => {
+                const node = app.graph._nodes.find((each) => each.type === "TextBoost");
+                const widget = node.widgets.find(({ name }) => name === "preset");
+                return app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 200, node.pos[1] + widget.last_y + 10]);
+            }"""
+        )
+        box = page.locator("#graph-canvas").bounding_box()
+        page.mouse.click(box["x"] + at[0], box["y"] + at[1])
+        page.locator(".litemenu-entry", has_text=name).first.click()
+    else:
+        page.get_by_text("Show advanced inputs").first.click()
+        comfy.wait_stable()
+        page.get_by_role("combobox", name="preset").first.click()
+        page.get_by_role("option", name=name).first.click()
+
+
+def test_measured_presets_are_in_the_list_of_the_input_too(comfy, test_name):
+    strip = opened(comfy, "TextBoost", **OWN)
+    page = comfy.page
+    page.wait_for_function(f"() => ({LIST})('TextBoost').includes('count')")
+    assert comfy.run(LIST, "TextBoost") == ["none", "FLUX.1-dev: text alignment", "large", "eight", "count"]
+    choose_in_list(comfy, "count")
+    strip.until("s.chosen.join() === '2,3'")
+    page.screenshot(path=Path(".test-output") / f"{test_name}.png")
+    widgets = comfy.run(WIDGETS, "TextBoost")
+    assert (widgets["preset"], widgets["made_for"], widgets["mode"]) == ("none", BOOST.made_for, "value")
+    assert comfy.prompt()["2"]["inputs"]["preset"] == "none"
+    strip = opened(comfy, "TextBoost", **OWN)
+    choose_in_list(comfy, "large")
+    page.get_by_text("For SD3, SD3.5 38+0; the connected model is another one.").first.wait_for()
+    widgets = comfy.run(WIDGETS, "TextBoost")
+    assert (widgets["preset"], widgets["made_for"], widgets["blocks"]) == ("none", "", "")

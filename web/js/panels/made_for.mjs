@@ -1,18 +1,43 @@
-// Block Skip and Text Boost: the model and the evidence that a measured preset left in the node's input `made_for`.
+// Block Skip and Text Boost: the model and the evidence that a measured preset left in the node's input `made_for`, as a
+// note; and the measured presets in the list of its input `preset`.
 
-import { after } from "../page/frontend.mjs";
+import { after, requestOnce } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
 import { words } from "../words.mjs";
 
+const ACTIONS = { BlockSkip: "skip", TextBoost: "boost" };
+const NO_PRESET = "none";
+
 export function nodeCreated(node) {
-  const widget = node.widgets?.find(({ name }) => name === "made_for");
-  if (!widget) return;
+  const [madeFor, preset] = ["made_for", "preset"].map((name) => node.widgets?.find((each) => each.name === name));
+  if (!madeFor) return;
   const note = new Note(node, "made_for_note");
   const show = () => {
-    const text = String(widget.value ?? "").trim();
+    const text = String(madeFor.value ?? "").trim();
     if (text) note.showText(words().madeFor(text));
     else note.hide();
   };
-  after(widget, "callback", show);
+  after(madeFor, "callback", show);
   after(node, "onConfigure", show);
+  if (preset) void list(node, preset);
+}
+
+/** Add the measured presets to a list. The value of one is never kept: a workflow must run without the preset's file. */
+async function list(node, widget) {
+  const known = (await requestOnce("/mmdit/presets")) ?? [];
+  const published = widget.options?.values;
+  if (!Array.isArray(published)) return;
+  const measured = new Map();
+  for (const preset of known) {
+    if (preset.kind !== "measured" || preset.action !== ACTIONS[node.comfyClass]) continue;
+    const taken = published.includes(preset.name) || measured.has(preset.name);
+    measured.set(taken ? `${preset.name} (${preset.from})` : preset.name, preset);
+  }
+  if (!measured.size) return;
+  widget.options.values = [...published, ...measured.keys()];
+  after(widget, "callback", (value) => {
+    if (!measured.has(value)) return;
+    widget.value = NO_PRESET;
+    import("../widgets/measured_presets.mjs").then(({ choose }) => choose(node, measured.get(value)));
+  });
 }

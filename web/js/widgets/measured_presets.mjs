@@ -2,7 +2,7 @@
 
 import { NO_PRESET } from "./strip_state.mjs";
 import { api, app, recordUndo } from "../page/frontend.mjs";
-import { modelFile } from "../page/upstream.mjs";
+import { blocksIn, modelFile } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
 
 const ADDRESS = "/mmdit/presets";
@@ -31,6 +31,16 @@ export function measuredItems(node, strip, known) {
     .filter(({ kind }) => kind === "unreadable")
     .map(({ name, reason }) => ({ text: name, detail: reason, hint: reason, disabled: true, run() {} }));
   return [...items.sort((a, b) => a.disabled - b.disabled), ...bad];
+}
+
+/** Fill a node's widgets with a preset that was chosen in the list of `preset`; say so if it is for another model. */
+export async function choose(node, preset) {
+  const blocks = await blocksIn(modelFile(node));
+  if (!fits(preset, { known: Boolean(blocks), blocks })) {
+    return toast("error", words().measuredOther(modelOf(preset)), preset.name);
+  }
+  setWidgets(node, valuesOf(preset));
+  recordUndo();
 }
 
 /** The menu item that saves the node's widgets as a preset for the connected model. */
@@ -107,6 +117,6 @@ async function ask(title, message, defaultValue) {
   return dialog?.prompt ? dialog.prompt({ title, message, defaultValue }) : globalThis.prompt(message, defaultValue);
 }
 
-function toast(severity, detail) {
-  app.extensionManager?.toast?.add({ severity, summary: words().savePreset, detail, life: TOAST_TIME });
+function toast(severity, detail, summary = words().savePreset) {
+  app.extensionManager?.toast?.add({ severity, summary, detail, life: TOAST_TIME });
 }
