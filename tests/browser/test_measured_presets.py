@@ -167,6 +167,18 @@ def choose_in_list(comfy, name: str) -> None:
         page.get_by_role("option", name=name).first.click()
 
 
+def test_a_refresh_of_the_page_lists_new_files(comfy, folder):
+    opened(comfy, "TextBoost", **OWN)
+    comfy.page.wait_for_function(f"() => ({LIST})('TextBoost').includes('count')")
+    (folder / "new.json").write_text(write_presets([BOOST]), encoding="utf-8")
+    comfy.run("() => app.refreshComboInNodes()")
+    comfy.page.wait_for_function(f"() => ({LIST})('TextBoost').includes('count (study.json)')")
+    assert comfy.run(LIST, "TextBoost").count("none") == 1
+    (folder / "new.json").unlink()
+    comfy.run("() => app.refreshComboInNodes()")
+    comfy.page.wait_for_function(f"() => !({LIST})('TextBoost').includes('count (study.json)')")
+
+
 def test_measured_presets_are_in_the_list_of_the_input_too(comfy, test_name):
     strip = opened(comfy, "TextBoost", **OWN)
     page = comfy.page

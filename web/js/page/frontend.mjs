@@ -115,7 +115,21 @@ export function requestOnce(address) {
   return responses.get(address);
 }
 
+const refreshes = new Set(); // functions to call when the responses were dropped
+
 /** Drop the stored responses: the files may have changed. */
 export function clearRequests() {
   responses.clear();
+  for (const run of refreshes) run();
+}
+
+/** Call run() now and after each refresh of the page's lists, while a node is in a graph. */
+export function onRefresh(node, run) {
+  const begin = () => {
+    refreshes.add(run);
+    run();
+  };
+  begin();
+  after(node, "onAdded", begin);
+  after(node, "onRemoved", () => refreshes.delete(run));
 }

@@ -1,7 +1,7 @@
 // Block Skip and Text Boost: the model and the evidence that a measured preset left in the node's input `made_for`, as a
 // note; and the measured presets in the list of its input `preset`.
 
-import { after, requestOnce } from "../page/frontend.mjs";
+import { after, onRefresh, requestOnce } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
 import { words } from "../words.mjs";
 
@@ -19,25 +19,28 @@ export function nodeCreated(node) {
   };
   after(madeFor, "callback", show);
   after(node, "onConfigure", show);
-  if (preset) void list(node, preset);
+  if (preset) list(node, preset);
 }
 
 /** Add the measured presets to a list. The value of one is never kept: a workflow must run without the preset's file. */
-async function list(node, widget) {
-  const known = (await requestOnce("/mmdit/presets")) ?? [];
+function list(node, widget) {
   const published = widget.options?.values;
   if (!Array.isArray(published)) return;
-  const measured = new Map();
-  for (const preset of known) {
-    if (preset.kind !== "measured" || preset.action !== ACTIONS[node.comfyClass]) continue;
-    const taken = published.includes(preset.name) || measured.has(preset.name);
-    measured.set(taken ? `${preset.name} (${preset.from})` : preset.name, preset);
-  }
-  if (!measured.size) return;
-  widget.options.values = [...published, ...measured.keys()];
+  const measured = new Map(); // text in the list -> preset
+  onRefresh(node, async () => {
+    const known = (await requestOnce("/mmdit/presets")) ?? [];
+    measured.clear();
+    for (const preset of known) {
+      if (preset.kind !== "measured" || preset.action !== ACTIONS[node.comfyClass]) continue;
+      const taken = published.includes(preset.name) || measured.has(preset.name);
+      measured.set(taken ? `${preset.name} (${preset.from})` : preset.name, preset);
+    }
+    widget.options.values = [...published, ...measured.keys()];
+  });
   after(widget, "callback", (value) => {
-    if (!measured.has(value)) return;
+    const preset = measured.get(value);
+    if (!preset) return;
     widget.value = NO_PRESET;
-    import("../widgets/measured_presets.mjs").then(({ choose }) => choose(node, measured.get(value)));
+    import("../widgets/measured_presets.mjs").then(({ choose }) => choose(node, preset));
   });
 }
