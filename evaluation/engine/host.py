@@ -58,8 +58,7 @@ class Host:
         self.pack = in_process.load_pack()
         self._nodes, self._execution = importlib.import_module("nodes"), importlib.import_module("execution")
         self._received: dict[str, Any] = {}
-        self._has_other_packs = False
-        _quietly(self._nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+        self._not_loaded = [self._load_extra_nodes, self._load_other_packs]
         self._nodes.NODE_CLASS_MAPPINGS.update(self.pack.NODE_CLASS_MAPPINGS, **_own_nodes(self._received))
         importlib.import_module("comfy.utils").set_progress_bar_enabled(False)
         sizes = {"lru": 0, "ram": 0, "ram_inactive": 0}
@@ -82,15 +81,8 @@ class Host:
 
     def check(self, graph: Graph) -> None:
         """Let ComfyUI check a graph. Raises: HostError."""
-        missing = self._missing(graph)
-        if missing and not self._has_other_packs:
-            self._has_other_packs = True
-            for folder in importlib.import_module("folder_paths").get_folder_paths("custom_nodes"):
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            _quietly(self._nodes.init_external_custom_nodes())
-            # This pack may be among them, as modules of another name: one copy does all.
-            self._nodes.NODE_CLASS_MAPPINGS.update(self.pack.NODE_CLASS_MAPPINGS)
-            missing = self._missing(graph)
+        while (missing := self._missing(graph)) and self._not_loaded:
+            self._not_loaded.pop(0)()
         if missing:
             raise HostError(f"this ComfyUI has no node {', '.join(missing)}: install the pack that it comes from")
         valid, error, _, errors = asyncio.run(self._execution.validate_prompt("study", graph, None))
@@ -126,6 +118,17 @@ class Host:
             reason = data.get("exception_message", event).strip()
             raise HostError(f"{data.get('node_type')} (node {data.get('node_id')}): {reason}")
         return self._received.pop("value")
+
+    def _load_extra_nodes(self) -> None:
+        """ComfyUI's folder comfy_extras, which takes ten seconds."""
+        _quietly(self._nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+
+    def _load_other_packs(self) -> None:
+        for folder in importlib.import_module("folder_paths").get_folder_paths("custom_nodes"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        _quietly(self._nodes.init_external_custom_nodes())
+        # This pack may be among them, as modules of another name: one copy does all.
+        self._nodes.NODE_CLASS_MAPPINGS.update(self.pack.NODE_CLASS_MAPPINGS)
 
     def _missing(self, graph: Graph) -> list[str]:
         return sorted({node["class_type"] for node in graph.values()} - set(self._nodes.NODE_CLASS_MAPPINGS))

@@ -14,7 +14,7 @@ class Template:
 
     clip: str
     cfg: float = 4.0
-    latent: str = "EmptySD3LatentImage"
+    latent: str = "EmptyLatentImage"
 
 
 # Class in comfy.supported_models -> its template. The other families of the table need a workflow.
@@ -31,16 +31,16 @@ TEMPLATES = {
     "ZImage": Template("lumina2"),
     "ZImagePixelSpace": Template("lumina2", latent="EmptyChromaRadianceLatentImage"),
     "Lumina2": Template("lumina2"),
-    "Krea2": Template("krea2", latent="EmptyLatentImage"),
-    "AuraFlow": Template("stable_diffusion", latent="EmptyLatentImage"),
-    "Lens": Template("lens", latent="EmptyLatentImage"),
-    "JoyImage": Template("joyimage", latent="EmptyLatentImage"),
+    "Krea2": Template("krea2"),
+    "AuraFlow": Template("stable_diffusion"),
+    "Lens": Template("lens"),
+    "JoyImage": Template("joyimage"),
     "HunyuanImage21": Template("hunyuan_image", latent="EmptyHunyuanImageLatent"),
     "HiDream": Template("hidream"),
     "Omnigen2": Template("omnigen2"),
-    "Boogu": Template("boogu", latent="EmptyLatentImage"),
-    "Ideogram4": Template("ideogram4", latent="EmptyLatentImage"),
-    "CosmosT2IPredict2": Template("cosmos", latent="EmptyLatentImage"),
+    "Boogu": Template("boogu"),
+    "Ideogram4": Template("ideogram4"),
+    "CosmosT2IPredict2": Template("cosmos"),
 }
 MODEL, CLIP, VAE = ["model", 0], ["model", 1], ["model", 2]
 SHIPPED_SIZE = {"mmdit-small.safetensors": 128}  # pixels of a side; others start at 1024

@@ -183,7 +183,8 @@ def test_a_finished_analysis_colours_the_blocks(comfy):
         const loader = app.graph._nodes[0];
         const text = make("TripleTextEncode", { prompt: "a red circle" });
         const latent = make("EmptySD3LatentImage", { width: 64, height: 64 });
-        const settings = { operations: "skip", blocks: "0-1", steps: 1, cfg: 1 };
+        const seed = Date.now() % 1e6;  // ComfyUI does not run again what it has run
+        const settings = { operations: "skip", blocks: "0-1", steps: 1, cfg: 1, seed };
         const analysis = make("BlockAnalysis", settings);
         const preview = make("PreviewImage", {});
         loader.connect(1, text, 0);

@@ -148,10 +148,9 @@ def test_an_endpoint_judges_as_the_shapes_judge_and_its_key_stays_out(base, seri
     [
         (("--model", "gone.safetensors"), "gone.safetensors"),
         (("--blocks", "9-12"), "--blocks"),
-        (("--blocks", ""), "--blocks"),
         (("--limit", "3"), "--limit"),
         (("--prompts", "objects"), "shapes"),
-        (("--judge", "endpoint"), "--judge-url"),
+        (("--judge", "endpoint"), "address of the endpoint"),
         (("--judge", "clip", "--judge-model", "nowhere", "--prompts", "shapes"), "nowhere"),
         (("--seeds", "x"), "--seeds"),
         (("--vae", "gone.safetensors"), "gone.safetensors"),
