@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import PurePath
 from typing import Any
 
 from aiohttp import web
@@ -14,7 +13,7 @@ from aiohttp import web
 from ..mmdit_core.checkpoints.blocks import FileBlocks, find_blocks
 from ..mmdit_core.checkpoints.errors import CheckpointError
 from ..mmdit_core.checkpoints.header import read_header
-from ..mmdit_core.control.preset_files import MeasuredPreset, PresetError
+from ..mmdit_core.control.preset_files import MeasuredPreset
 from ..mmdit_core.control.presets import PRESETS, Preset
 from .comfyui.frontend import user_presets
 from .comfyui.frontend.messages import current_server
@@ -35,7 +34,6 @@ def register() -> None:
     if server is not None:
         server.routes.get("/mmdit/blocks")(blocks)
         server.routes.get("/mmdit/presets")(presets)
-        server.routes.post("/mmdit/presets")(save_preset)
         server.routes.post("/mmdit/tokens")(tokens)
         server.routes.post("/mmdit/curve")(curve)
 
@@ -65,32 +63,6 @@ async def presets(request: web.Request) -> web.Response:
             *({"kind": "unreadable", "name": file, "reason": reason} for file, reason in unreadable.items()),
         ]
     )
-
-
-async def save_preset(request: web.Request) -> web.Response:
-    """POST {"name", "action", "model": {"name", "folder"}, "widgets"}: write a preset to a new file of the user's.
-
-    Returns: {"file"}; 409 if there is a file of this name, which is not changed; 400 with the reason for other bodies.
-    """
-    try:
-        body = await request.json()
-        name, model, widgets = body["name"].strip(), body["model"], dict(body["widgets"])
-        known = await _model_in(model["name"], model["folder"])
-        folder = user_presets.folder_of(request, create=True)
-        if folder is None or known["family"] is None or known["double"] is None:
-            return web.Response(status=400, text="the family and the blocks of the connected model are not known")
-        double, single, file = known["double"], known["single"], PurePath(model["name"].replace("\\", "/")).name
-        preset = MeasuredPreset(name, body["action"], known["family"], double, single, file, **widgets, evidence=None)
-        saved = await asyncio.to_thread(user_presets.save, folder, preset)
-    except FileExistsError as error:
-        return web.Response(status=409, text=str(error))
-    except PresetError as error:
-        return web.Response(status=400, text=str(error))
-    except OSError as error:
-        return web.Response(status=400, text=f"the file cannot be written: {error.strerror}")
-    except BAD_REQUEST:
-        return web.Response(status=400, text="send a name, the action, the model's file, and the widgets by name")
-    return web.json_response({"file": saved})
 
 
 async def tokens(request: web.Request) -> web.Response:

@@ -30,7 +30,7 @@ const en = {
   cannotSave: "Choose blocks, without a published preset, and connect the loader of a known model.",
   presetName: "Name of the preset",
   nameTaken: (name) => `There is a file for "${name}". Choose another name`,
-  presetSaved: (file) => `Saved as mmdit/presets/${file} in ComfyUI's user folder`,
+  presetSaved: (file) => `Saved as ${file} in ComfyUI's user folder`,
   notSaved: "The server did not answer.",
 
   skip: "skip",
@@ -112,7 +112,7 @@ const zh = {
   cannotSave: "请选择块，不使用公开发表的预设，并连接已知模型的加载器。",
   presetName: "预设的名称",
   nameTaken: (name) => `“${name}”对应的文件已存在，请换一个名称`,
-  presetSaved: (file) => `已保存为 ComfyUI 用户文件夹中的 mmdit/presets/${file}`,
+  presetSaved: (file) => `已保存为 ComfyUI 用户文件夹中的 ${file}`,
   notSaved: "服务器没有回应。",
 
   skip: "跳过",

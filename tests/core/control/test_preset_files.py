@@ -96,9 +96,9 @@ def changed(preset, path, value):
 
 
 WRONG = [
-    (BOOST, "name", "", "one line of at most 100 characters, not empty"),
+    (BOOST, "name", "", "one line of at most 255 characters, not empty"),
     (BOOST, "name", "a\nb", "one line"),
-    (BOOST, "name", "x" * 101, "one line"),
+    (BOOST, "name", "x" * 256, "one line"),
     (BOOST, "name", 3, "one line"),
     (BOOST, "action", "disable", "one of skip, boost"),
     (BOOST, "action", ["boost"], "one of skip, boost"),

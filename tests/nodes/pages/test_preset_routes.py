@@ -1,4 +1,4 @@
-"""The routes of measured presets: the files of a user's folder are listed, and new ones are saved."""
+"""The routes of measured presets: the files of a user's folder are listed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mmdit_core.control.preset_files import Evidence, MeasuredPreset, read_presets, write_presets
+from mmdit_core.control.preset_files import Evidence, MeasuredPreset, write_presets
 from scripts.client import ComfyUIError
 
 SMALL = "mmdit-small.safetensors"
@@ -14,10 +14,6 @@ MEASURED = MeasuredPreset(
     "count", "boost", "SD3, SD3.5", 8, 0, SMALL, "2, 3:2", "both", 1.5, "value",
     Evidence("2026-11-30", "shapes", 128, "shapes", "all", 3.1, 0.4, 5.8, 0.2, 8, 4.5),
 )  # fmt: skip
-BODY = {
-    "name": "my blocks", "action": "boost", "model": {"name": SMALL, "folder": ""},
-    "widgets": {"blocks": "2-3", "branch": "both", "strength": 1.5, "mode": "value"},
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -66,54 +62,6 @@ def test_only_so_many_files_are_read(comfyui, folder):
         (folder / f"{number:03}.json").write_text(text, encoding="utf-8")
     assert len(listed(comfyui, "measured")) == 100
     assert "first 100" in listed(comfyui, "unreadable")[0]["reason"]
-    with pytest.raises(ComfyUIError, match="has 100 files"):
-        comfyui.post("/mmdit/presets", BODY)
-
-
-def test_a_saved_preset_is_a_file_for_the_connected_model(comfyui, folder):
-    assert comfyui.post("/mmdit/presets", BODY) == {"file": "saved-my-blocks.json"}
-    (preset,) = read_presets((folder / "saved-my-blocks.json").read_text(encoding="utf-8"))
-    assert preset == MeasuredPreset("my blocks", "boost", "SD3, SD3.5", 8, 0, SMALL, "2-3", "both", 1.5, "value")
-    skip = {**BODY, "name": "CON 跳过", "action": "skip", "widgets": {"blocks": "4", "branch": "negative"}}
-    assert comfyui.post("/mmdit/presets", skip) == {"file": "saved-con-跳过.json"}
-    assert [each["made_for"] for each in listed(comfyui, "measured")] == [f"SD3, SD3.5 8+0: {SMALL}"] * 2
-
-
-def test_saving_never_overwrites_a_file(comfyui, folder):
-    comfyui.post("/mmdit/presets", BODY)
-    before = (folder / "saved-my-blocks.json").read_bytes()
-    for name in ("my blocks", "My  blocks!"):
-        with pytest.raises(ComfyUIError, match=r"409.*saved-my-blocks.json: choose another name"):
-            comfyui.post("/mmdit/presets", {**BODY, "name": name, "widgets": {**BODY["widgets"], "blocks": "7"}})
-    assert (folder / "saved-my-blocks.json").read_bytes() == before and len(list(folder.iterdir())) == 1
-
-
-WIDGETS = BODY["widgets"]
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"name": "  "}, "name"),
-        ({"name": "x" * 101}, "at most 100"),
-        ({"name": 3}, "send a name"),
-        ({"action": "disable"}, "one of skip, boost"),
-        ({"action": "skip"}, "There are blocks, branch"),
-        ({"model": None}, "send a name"),
-        ({"model": {"name": "../x.safetensors", "folder": ""}}, "not known"),
-        ({"model": {"name": "missing.safetensors", "folder": "checkpoints"}}, "not known"),
-        ({"widgets": {**WIDGETS, "blocks": ""}}, "at least one block"),
-        ({"widgets": {**WIDGETS, "blocks": "8"}}, "blocks 0 to 7"),
-        ({"widgets": {**WIDGETS, "strength": 11}}, "from 0 to 10"),
-        ({"widgets": {**WIDGETS, "evidence": {"gain": 3}}}, "send a name"),
-        ({"widgets": {**WIDGETS, "family": "FLUX.1"}}, "send a name"),
-        ({"widgets": [1]}, "send a name"),
-    ],
-)
-def test_a_preset_that_cannot_be_used_is_not_saved(comfyui, folder, changed, words):
-    with pytest.raises(ComfyUIError, match="400") as caught:
-        comfyui.post("/mmdit/presets", BODY | changed)
-    assert words in str(caught.value) and not list(folder.iterdir())
 
 
 def run_with(comfyui, file, **widgets):

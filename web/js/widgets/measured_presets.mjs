@@ -5,8 +5,9 @@ import { api, app, recordUndo } from "../page/frontend.mjs";
 import { blocksIn, modelFile } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
 
-const ADDRESS = "/mmdit/presets";
+const FOLDER = "mmdit/presets"; // in ComfyUI's folder of the user
 const SAVED = { skip: ["branch"], boost: ["branch", "strength", "mode"] }; // action -> widgets, besides the blocks
+const MOST_NAME = 200; // characters of a preset's name
 const TOAST_TIME = 6000; // ms
 
 /** Menu items of the measured presets with the node's action, those for the connected model first; and of bad files. */
@@ -46,7 +47,8 @@ export async function choose(node, preset) {
 /** The menu item that saves the node's widgets as a preset for the connected model. */
 export function saveItem(node, strip) {
   const file = modelFile(node);
-  const ready = file && strip.known && strip.editable && strip.chosen.size > 0 && !strip.errors.length;
+  const known = strip.known && strip.blocks.family;
+  const ready = file && known && strip.editable && strip.chosen.size > 0 && !strip.errors.length;
   return {
     text: words().savePreset,
     hint: ready ? file.name : words().cannotSave,
@@ -95,20 +97,31 @@ function widgetOf(node, name) {
 }
 
 /** Save the widgets under a name; an existing file is never overwritten, and another name is requested. */
-async function save(node, strip, model) {
+async function save(node, strip, file) {
   const text = words();
+  const { family, double, single } = strip.blocks;
+  const model = { family, double, single, file: file.name.split(/[\\/]/).pop() };
   const values = SAVED[strip.action].map((name) => [name, widgetOf(node, name)?.value]);
   const widgets = { blocks: strip.text, ...Object.fromEntries(values) };
   let [message, name] = [text.presetName, ""];
   for (;;) {
-    name = await ask(text.savePreset, message, name);
-    if (!name?.trim()) return;
-    const body = JSON.stringify({ name, action: strip.action, model, widgets });
-    const response = await api.fetchApi(ADDRESS, { method: "POST", body }).catch(() => null);
-    if (response?.ok) return toast("success", text.presetSaved((await response.json()).file));
-    if (response?.status !== 409) return toast("error", (await response?.text()) ?? text.notSaved);
+    name = (await ask(text.savePreset, message, name))?.trim().slice(0, MOST_NAME);
+    if (!name) return;
+    const preset = { name, action: strip.action, model, widgets, evidence: null };
+    const content = JSON.stringify({ format: "mmdit-presets", version: 1, presets: [preset] }, null, 1);
+    const path = `${FOLDER}/${fileName(name)}`;
+    const options = { overwrite: false, stringify: false, throwOnError: false };
+    const response = await api.storeUserData(path, content, options).catch(() => null);
+    if (response?.ok) return toast("success", text.presetSaved(path));
+    if (response?.status !== 409) return toast("error", (await response?.text()) || text.notSaved);
     message = text.nameTaken(name);
   }
+}
+
+/** A file's name made of a preset's; "saved-" because Windows reserves some names. */
+function fileName(name) {
+  const plain = name.toLowerCase().replaceAll(/[^\p{L}\p{N}_]+/gu, "-");
+  return `saved-${plain.replaceAll(/^-+|-+$/g, "").slice(0, 60)}.json`;
 }
 
 /** A text from the user, or null. */
