@@ -39,8 +39,8 @@ def scores(cells: Iterable[Cell]) -> Scores:
     """The scores by attribute and prompt.
 
     An image's score of an attribute is the mean of its readable answers about it. `overall` is the mean of an image's
-    attributes, `all` is 1 if every answer is at least 0.5 and readable. Two images of a prompt are not independent:
-    they are averaged first.
+    attributes. `all` is 1 if every answer is yes, for images with readable answers of a judge that says yes or no. Two
+    images of a prompt are not independent: they are averaged first.
     """
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
@@ -51,8 +51,8 @@ def scores(cells: Iterable[Cell]) -> Scores:
         means = {attribute: float(np.mean(values)) for attribute, values in by_attribute.items()}
         if means:
             means[OVERALL] = float(np.mean(list(means.values())))
-            right = all(value is not None and value >= 0.5 for _, value in cell.answers)
-            means[ALL] = float(right)
+            if all(value in (0, 1) for _, value in cell.answers):
+                means[ALL] = float(all(value == 1 for _, value in cell.answers))
         for attribute, value in means.items():
             found[attribute][cell.prompt].append(value)
     return {name: {prompt: float(np.mean(each)) for prompt, each in by.items()} for name, by in found.items()}

@@ -73,8 +73,12 @@ def test_scores_average_the_answers_of_an_image_and_the_images_of_a_prompt():
     ]
     found = scores(cells)
     assert found["colour"] == {0: 0.75} and found["count"] == {0: 1.0, 1: 0.0}
-    assert found[OVERALL] == {0: (0.75 + 1.0) / 2, 1: 0.0} and found[ALL] == {0: 0.5, 1: 0.0}
+    assert found[OVERALL] == {0: (0.75 + 1.0) / 2, 1: 0.0} and found[ALL] == {0: 0.5}
     assert unreadable(cells) == (1, 8)
+
+
+def test_a_judge_of_degrees_has_no_all():
+    assert ALL not in scores([cell(0, ("all of it", 0.3))])
 
 
 def test_gains_are_paired_by_prompt():
