@@ -12,10 +12,8 @@ from .statistics import OVERALL
 
 
 def to_presets(result: Result, date: datetime.date) -> str:
-    """The presets of a result: the skip lists, and the boosts whose gain is above 0 beyond chance. Returns: JSON."""
-    return write_presets(
-        [_preset(result, proof, date) for proof in result.proofs if proof.control.action == "skip" or proof.helps]
-    )
+    """The choices of a result as presets, each with its evidence. Returns: JSON."""
+    return write_presets([_preset(result, proof, date) for proof in result.proofs])
 
 
 def saved(result: Result, proof: Proof) -> float:
@@ -43,8 +41,9 @@ def _preset(result: Result, proof: Proof, date: datetime.date) -> MeasuredPreset
         saved=None if boost else round(saved(result, proof), 4),
     )
     words = f"{control.mode} x{control.strength:g}" if boost else control.branch
+    doubt = " (not proven)" if boost and not proof.helps else ""
     return MeasuredPreset(
-        name=shorten(f"{plan.model}: {control.action} {words} {control.block_text}", 200, placeholder=" ..."),
+        name=shorten(f"{plan.model}: {control.action} {words} {control.block_text}", 200, placeholder=" ...") + doubt,
         action=control.action,
         family=plan.family,
         double=plan.double,
