@@ -30,6 +30,8 @@ TEXT_INPUTS = {
     "TextEncodeZImageOmni": ("prompt",),
     "TripleTextEncode": ("prompt",),
 }
+# Class of such a node -> its inputs that replace the prompt for one encoder.
+OWN_TEXTS = {"TripleTextEncode": ("clip_l", "clip_g", "t5xxl")}
 GUIDED = ("positive", "conditioning")  # inputs of a node that takes a prompt; with a model it samples or guides
 CONDITIONINGS = ("conditioning", "positive", "negative")  # starts of the names of inputs that take one
 NOT_SAMPLERS = {"BlockPrompt", "BlockAnalysis"}  # take a model and a prompt and do neither
@@ -149,9 +151,11 @@ def find_recipe(graph: Graph, batch: int = 1) -> Recipe:
         "prompt that the sampler's positive input comes from",
         "Use a workflow with one positive prompt",
     )
-    encoder = graph[prompt[0]]
+    graph[prompt[0]] = encoder = copy.deepcopy(graph[prompt[0]])
+    for name in OWN_TEXTS.get(encoder["class_type"], ()):
+        encoder["inputs"][name] = ""
     texts = TEXT_INPUTS.get(encoder["class_type"]) or _guess_text(encoder)
-    seeds = tuple((key, name) for key, node in graph.items() for name in SEEDS if _is_number(node["inputs"].get(name)))
+    seeds = tuple(dict.fromkeys(_seeds(graph)))
     if not seeds:
         raise WorkflowError("no node of the workflow has a seed as a number: set one on the sampler")
     batched = tuple(key for key, node in graph.items() if _is_number(node["inputs"].get("batch_size")))
@@ -159,23 +163,32 @@ def find_recipe(graph: Graph, batch: int = 1) -> Recipe:
     return _for_batches(recipe, batch) if batch > 1 else recipe
 
 
+def has_negative(graph: Mapping[str, Any]) -> bool:
+    """Whether the model also runs for a negative prompt: ComfyUI leaves it out at a cfg of 1."""
+    inputs = [node["inputs"] for node in graph.values()]
+    return any(_is_link(each.get("negative")) and each.get("cfg", 0) != 1 for each in inputs if "model" in each)
+
+
 def set_values(graph: Graph, values: Mapping[str, Any]) -> Graph:
     """A copy of the graph with settings put in. Args: values, by name of SETTINGS. Raises: WorkflowError."""
     graph = copy.deepcopy(graph)
     for setting, value in values.items():
         places = [
-            (node, name)
-            for node in graph.values()
+            (key, name)
+            for key, node in graph.items()
             for name in SETTINGS[setting]
-            if name in node["inputs"] and not _is_link(node["inputs"][name])
+            if name in node["inputs"]
             # Of the nodes with a width, those that scale images keep theirs.
             if name not in SIZES or "batch_size" in node["inputs"] or node["class_type"] in SIZED
         ]
         if not places:
             names = " or ".join(SETTINGS[setting])
-            raise WorkflowError(f"--{setting}: no node of the workflow has an input {names} that is not linked")
-        for node, name in places:
-            node["inputs"][name] = value
+            raise WorkflowError(f"--{setting}: no node of the workflow has an input {names}")
+        for key, name in places:
+            if _is_link(graph[key]["inputs"][name]):
+                kind = graph[key]["class_type"]
+                raise WorkflowError(f"--{setting}: {name} of {kind} (node {key}) is linked. Make it a widget again")
+            graph[key]["inputs"][name] = value
     return graph
 
 
@@ -192,6 +205,24 @@ def _for_batches(recipe: Recipe, batch: int) -> Recipe:
     for node in recipe.samplers:
         graph[node]["inputs"]["batch_noise"] = "per image"
     return Recipe(**{**vars(recipe), "graph": graph})
+
+
+def _seeds(graph: Graph) -> Iterator[tuple[str, str]]:
+    """The inputs that hold the seeds, also of the nodes that a seed is linked to. Raises: WorkflowError."""
+    for key, node in graph.items():
+        for name in SEEDS:
+            value = node["inputs"].get(name)
+            if _is_number(value):
+                yield key, name
+            elif _is_link(value):
+                source = graph[value[0]]["inputs"]
+                held = next((each for each in (*SEEDS, "value") if _is_number(source.get(each))), None)
+                if held is None:
+                    raise WorkflowError(
+                        f"{name} of {node['class_type']} (node {key}) is linked to {graph[value[0]]['class_type']}, "
+                        "which holds no number: set the seed on the node itself"
+                    )
+                yield value[0], held
 
 
 def _saves(node: Mapping[str, Any]) -> bool:

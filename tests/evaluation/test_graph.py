@@ -8,7 +8,7 @@ import json
 import pytest
 
 from evaluation.controls import Control
-from evaluation.engine.graph import WorkflowError, find_recipe, read_workflow, set_values
+from evaluation.engine.graph import WorkflowError, find_recipe, has_negative, read_workflow, set_values
 
 SKIP = Control("skip", (2, 5), "negative")
 BOOST = Control("boost", (3,), "both", "value", 1.5)
@@ -145,6 +145,35 @@ def test_a_linked_text_is_replaced():
     graph["t"] = node("PrimitiveString", value="old")
     graph["p"]["inputs"]["text"] = ["t", 0]
     assert fill(graph)["p"]["inputs"]["text"] == "new"
+
+
+def test_a_linked_seed_is_set_where_it_comes_from():
+    graph = ksampler()
+    graph["r"] = node("PrimitiveInt", value=7)
+    graph["k"]["inputs"]["seed"] = ["r", 0]
+    filled = fill(graph)
+    assert filled["r"]["inputs"]["value"] == 11 and filled["k"]["inputs"]["seed"] == ["r", 0]
+
+
+def test_an_encoders_own_prompts_do_not_stay_in_place_of_the_studys():
+    graph = ksampler()
+    own = {"clip_l": "a cat", "clip_g": "", "t5xxl": "a cat"}
+    graph["p"] = node("TripleTextEncode", clip=["c", 0], prompt="old", negative="bad", **own)
+    inputs = fill(graph)["p"]["inputs"]
+    assert (inputs["prompt"], inputs["negative"]) == ("new", "bad")
+    assert {inputs[name] for name in own} == {""} and graph["p"]["inputs"]["t5xxl"] == "a cat"
+
+
+def test_a_guider_or_a_cfg_of_1_runs_no_negative_prompt():
+    assert has_negative(ksampler()) and not has_negative(custom())
+    assert not has_negative(set_values(ksampler(), {"cfg": 1.0}))
+
+
+def test_a_setting_that_is_partly_linked_is_refused():
+    graph = ksampler()
+    graph["l2"] = node("EmptyLatentImage", width=["v", 0], height=32, batch_size=1)
+    with pytest.raises(WorkflowError, match=r"--width.*node l2.*linked"):
+        set_values(graph, {"width": 128})
 
 
 def test_settings_go_to_the_nodes_that_hold_them():
