@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,7 @@ from .graph import Graph, Link
 
 OUTPUT, PROBE, JOIN = "EvaluationOutput", "EvaluationProbe", "EvaluationJoin"
 MOST_PROMPTS = 64  # in one call of the sampler
+BLOCK, READ_WHOLE = 1 << 20, 1 << 30  # bytes
 NO_PREVIEWS = {"preview_method": "none"}  # a preview costs as much as a step of a small model
 
 
@@ -70,10 +73,27 @@ class Host:
         return importlib.import_module(f"{self.pack.__name__}.nodes.{name}")
 
     def add_model_folder(self, folder: Path) -> None:
-        """Let the loaders find the files of a folder."""
+        """Let the loaders find the files of a folder, before others of the same names."""
         paths = importlib.import_module("folder_paths")
-        for kind in ("diffusion_models", "text_encoders", "vae"):
-            paths.add_model_folder_path(kind, str(folder))
+        for kind in (self.module("comfyui.loading.folders").OWN_FOLDER, "diffusion_models", "text_encoders", "vae"):
+            paths.add_model_folder_path(kind, str(folder), is_default=True)
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """A digest of each file of models by its name in a graph, of all files if several folders have the name."""
+        paths = importlib.import_module("folder_paths")
+        found = {}
+        for name in sorted(set(names)):
+            files = {paths.get_full_path(kind, name) for kind in list(paths.folder_names_and_paths)} - {None}
+            found[name] = " ".join(_digest(Path(file)) for file in sorted(files))
+        return found
+
+    def software(self) -> dict[str, str]:
+        """The versions that the images depend on."""
+        import torch
+
+        comfyui = importlib.import_module("comfyui_version").__version__
+        core = importlib.import_module(f"{self.pack.__name__}.mmdit_core").__version__
+        return {"ComfyUI": comfyui, "torch": str(torch.__version__), "pack": core}
 
     def user_folder(self) -> Path:
         """ComfyUI's folder of the default user."""
@@ -198,6 +218,17 @@ def join_prompts(prompts: list[Any]) -> Any:
         else:
             joined[name] = values[0]
     return [[torch.cat(contexts), joined]]
+
+
+def _digest(path: Path) -> str:
+    """The size of a file and a hash of its contents; of a large one, of blocks all over it."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    step = BLOCK if size <= READ_WHOLE else max(BLOCK, size * BLOCK // READ_WHOLE)
+    with path.open("rb") as file:
+        for start in range(0, size, step):
+            file.seek(start)
+            digest.update(file.read(BLOCK))
+    return f"{size}-{digest.hexdigest()[:16]}"
 
 
 def _has_accelerator() -> bool:

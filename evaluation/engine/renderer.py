@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -39,13 +39,15 @@ class About:
     """What a study must know of its images' source.
 
     Fields: model, the name of its file; facts, of the model; graph, of one image; sampling, settings for reports;
-    user_folder, of ComfyUI's default user.
+    files, a digest of each file of models; software, versions; user_folder, of ComfyUI's default user.
     """
 
     model: str
     facts: ModelFacts
     graph: Graph
     sampling: dict[str, Any]
+    files: dict[str, str]
+    software: dict[str, str]
     user_folder: Path
 
 
@@ -69,10 +71,14 @@ class Renderer:
 
         Args: texts, of consecutive prompts; first, the number of the first one; seed >= 0, of the study.
         Returns: uint8 [B, H, W, 3].
-        Raises: HostError.
+        Raises: HostError; WorkflowError for a workflow that makes another number of images.
         """
         graph = self._fill(texts, SEED_STEP * seed + first, controls)
-        return self.host.images(graph, "output")
+        images = self.host.images(graph, "output")
+        if len(images) != len(texts):
+            right = "Leave one image in the latent, and no node that repeats or joins images"
+            raise WorkflowError(f"the workflow makes {len(images)} images of {len(texts)} prompts. {right}")
+        return images
 
     def about(self) -> About:
         """What a study must know of it."""
@@ -82,7 +88,9 @@ class Renderer:
             values = [node["inputs"][each] for node in nodes for each in inputs if each in node["inputs"]]
             plain = [value for value in values if isinstance(value, int | float | str)]
             sampling[name] = plain[0] if plain else None
-        return About(self.model, self.facts, self.graph, sampling, self.host.user_folder())
+        names = [value for node in nodes for value in node["inputs"].values() if _is_file(value)]
+        files, software = self.host.digests(names), self.host.software()
+        return About(self.model, self.facts, self.graph, sampling, files, software, self.host.user_folder())
 
     def _fill(self, texts: Sequence[str], seed: int, controls: Sequence[Control]) -> Graph:
         return self._recipe.fill(texts, seed, controls, OUTPUT)[0]
@@ -106,15 +114,14 @@ class Renderer:
         return name
 
     def _model_name(self, node: str) -> str:
-        """The file that the model of a workflow is loaded from: the first file name on the way up."""
+        """The file that the model of a workflow is loaded from: the last file name on the way up, not a LoRA's."""
+        found = "model"
         while node:
             inputs = self.graph[node]["inputs"]
-            file = next((value for value in inputs.values() if _is_file(value)), "")
-            if file:
-                return Path(file).name
+            found = next((value for value in inputs.values() if _is_file(value)), found)
             up = inputs.get("model")
             node = up[0] if isinstance(up, list) else ""
-        return "model"
+        return PurePath(found.replace("\\", "/")).name
 
 
 def _is_file(value: Any) -> bool:

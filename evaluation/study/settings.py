@@ -60,8 +60,8 @@ class Settings:
 class Plan:
     """A study: its settings, and all that a second start must find unchanged.
 
-    Fields: model, graph and judge, that images and answers depend on; sampling, of the report; prompts, those to choose
-        on and then those to prove on.
+    Fields: model, graph, files, software and judge, that images and answers depend on; sampling, of the report;
+        prompts, those to choose on and then those to prove on.
     """
 
     settings: Settings
@@ -71,6 +71,8 @@ class Plan:
     single: int
     graph: Mapping[str, Any]
     sampling: Mapping[str, Any]
+    files: Mapping[str, str]
+    software: Mapping[str, str]
     judge: str
     set_name: str
     prompts: tuple[Prompt, ...]

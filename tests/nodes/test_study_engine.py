@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evaluation.controls import Control
+from evaluation.engine.graph import WorkflowError
 from evaluation.engine.host import Host, HostError
 from evaluation.engine.renderer import Renderer, Source
+from tests.evaluation.planted import weaken
 from tests.nodes.test_workflow_families import CASES, FOLDER, SMALL, prompt_of, stand_ins  # noqa: F401
 
 LABELS = {"Z-Image": "Z-Image", "Krea 2": "Krea 2", "Qwen": "Qwen-Image", "FLUX.2": "FLUX.2"}
@@ -94,6 +97,46 @@ def test_a_node_that_is_not_installed_is_named(host, tmp_path):
     path.write_text(json.dumps(graph))
     with pytest.raises(HostError, match="LoaderOfAnotherPack"):
         Renderer(Source(path), host)
+
+
+def test_a_file_goes_before_the_pack_s_own_of_the_same_name(host, tmp_path):
+    own, name = Path(__file__).parents[2] / "models", "mmdit-small.safetensors"
+    weaken(own / name, tmp_path / name, block=1, factor=0.0)
+    settings = {"width": 64, "height": 64, "steps": 2}
+    paths = host.module("comfyui.loading.folders").folder_paths.folder_names_and_paths
+    before = {kind: list(folders) for kind, (folders, _) in paths.items()}
+    plain = Renderer(Source(model=name, settings=settings), host)
+    expected, about = plain.render(["a red circle"], 0, 0, ()), plain.about()
+    try:
+        given = Renderer(Source(model=str(tmp_path / name), settings=settings), host)
+        found, other = given.render(["a red circle"], 0, 0, ()), given.about()
+    finally:
+        for kind, folders in before.items():
+            paths[kind][0][:] = folders
+        host._executor.reset()
+    assert (found != expected).any() and other.model == about.model == name
+    assert other.graph == about.graph and other.files != about.files and other.software == about.software
+
+
+def test_a_study_is_named_by_its_model_and_not_by_a_lora():
+    graph = {
+        "m": {"class_type": "MMDiTLoader", "inputs": {"checkpoint": "mmdit-small.safetensors"}},
+        "l": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["m", 0], "lora_name": "l.safetensors"}},
+    }
+    renderer = Renderer.__new__(Renderer)
+    renderer.graph = graph
+    assert renderer._model_name("l") == "mmdit-small.safetensors"
+
+
+def test_a_workflow_that_makes_more_images_than_prompts_is_refused(host):
+    renderer = Renderer(Source(model="mmdit-small.safetensors", settings={"width": 64, "height": 64, "steps": 1}), host)
+    renderer._recipe.graph["repeat"] = {
+        "class_type": "RepeatLatentBatch",
+        "inputs": {"samples": ["latent", 0], "amount": 2},
+    }
+    renderer._recipe.graph["sampler"]["inputs"]["latent_image"] = ["repeat", 0]
+    with pytest.raises(WorkflowError, match="2 images of 1 prompts"):
+        renderer.render(["a red circle"], 0, 0, ())
 
 
 @pytest.mark.parametrize("batch", [1, 3])
