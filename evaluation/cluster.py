@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.console import say
+from scripts.console import UserError, say
 
 from .engine.graph import WorkflowError
 from .engine.host import Host, HostError
@@ -19,9 +19,10 @@ from .runners import Images, sample
 from .study.cells import Unit
 
 LOCAL = "local"
-MOST_FAILURES = 3  # of one unit on workers that died
+MOST_FAILURES = 3  # of one unit on workers that died, and of workers to start
+SAY_EVERY = 60.0  # seconds between two lines while no worker has started
 IN_FLIGHT = 2  # units of one worker: the next one waits there while the last one's images travel
-MENDED = (HostError, WorkflowError)  # what a user can mend
+MENDED = (HostError, UserError, WorkflowError)  # what a user can mend
 START_LIMIT = "RAY_agent_register_timeout_ms"  # Ray's own agents start slowly on a busy machine
 
 
@@ -33,15 +34,16 @@ class Worker:
     """What a worker holds. Ray makes its process; everything is imported there."""
 
     def __init__(self, source: Source, prompts: Sequence[Prompt], base: Path | None, threads: int):
-        self.renderer, self.prompts = Renderer(source, Host(base, threads)), prompts
+        self.source, self.prompts, self.base, self.threads = source, prompts, base, threads
+
+    def about(self) -> About:
+        """Start, and say what it samples. Not in __init__, whose errors reach the caller as text alone."""
+        self.renderer = Renderer(self.source, Host(self.base, self.threads))
+        return self.renderer.about()
 
     def sample(self, unit: Unit) -> Images:
         """The images of a unit."""
         return sample(self.renderer, self.prompts, unit)
-
-    def about(self) -> About:
-        """What it samples."""
-        return self.renderer.about()
 
 
 class Cluster:
@@ -65,6 +67,10 @@ class Cluster:
     ):
         self._arguments = (source, prompts, base, threads)
         self._address, self._threads, self._wanted = address, max(1, threads), workers
+        self._workers: list[Any] = []
+        self._starting: dict[Any, Any] = {}  # reference to a worker's first answer -> the worker
+        self._about: About | None = None
+        self._failed = 0  # workers in a row that did not start
 
     def __enter__(self) -> Cluster:
         os.environ.setdefault(START_LIMIT, "120000")
@@ -85,52 +91,69 @@ class Cluster:
                 logging_level=logging.ERROR,
                 **options,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise ClusterError(f"--ray {self._address}: no cluster answers there: {error}") from error
         resources = ray.cluster_resources()
-        gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        count = self._wanted or gpus or max(1, cores // self._threads)
+        gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        room = gpus or cores // self._threads
+        count = self._wanted or room
+        if not 0 < count <= room:
+            ray.shutdown()
+            device = "GPUs" if gpus else f"times {self._threads} cores (--threads)"
+            raise ClusterError(f"--workers: {count or 1}, but the cluster has {room} {device}. Give at most that many")
         need = {"num_gpus": 1} if gpus else {"num_cpus": self._threads}
         self._make = ray.remote(Worker).options(max_restarts=0, **need)
-        self.workers = [self._start() for _ in range(count)]
+        for _ in range(count):
+            self._start()
         say(f"Ray: {count} workers, each on {'a GPU' if gpus else f'{self._threads} core(s)'}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self.workers:
+        for worker in (*self._workers, *self._starting.values()):
             self._ray.kill(worker)
         self._ray.shutdown()
 
     def about(self) -> About:
-        """What the workers sample. Raises: HostError, WorkflowError; ClusterError if no worker starts."""
-        return self._get(self.workers[0].about.remote())
+        """What the workers sample. Raises: those of MENDED; ClusterError if no worker starts."""
+        while self._about is None:
+            self._join(self._first(self._starting))
+        return self._about
 
     def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Images]]:
         """Each unit with its images, as they come. A unit whose worker died goes to another one.
 
-        Raises: HostError as in one process; ClusterError for a unit whose workers died MOST_FAILURES times.
+        A worker that has not started gets none: in a cluster that lost a machine it may wait for a place.
+        Raises: those of MENDED; ClusterError for a unit whose workers died MOST_FAILURES times.
         """
-        ray = self._ray
+        errors = self._ray.exceptions
+        # Images of a machine that left the cluster before they came here are lost, too.
+        died = (errors.RayActorError, errors.ObjectLostError, errors.OutOfMemoryError, errors.NodeDiedError)
         waiting = deque(sorted(units, key=lambda unit: (unit.prompts, unit.seed)))
         failures: dict[Unit, int] = {}
         running: dict[Any, tuple[Unit, Any]] = {}
         while waiting or running:
-            for worker in self.workers:
+            for worker in self._workers:
                 while waiting and sum(each is worker for _, each in running.values()) < IN_FLIGHT:
                     unit = waiting.popleft()
                     running[worker.sample.remote(unit)] = (unit, worker)
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            done = self._first([*running, *self._starting], bool(running))
+            if done in self._starting:
+                self._join(done)
+                continue
             unit, worker = running.pop(done)
             try:
                 images = self._get(done)
-            except ray.exceptions.RayActorError:
+            except died as error:
                 failures[unit] = failures.get(unit, 0) + 1
                 if failures[unit] >= MOST_FAILURES:
-                    raise ClusterError(f"{MOST_FAILURES} workers died on the same unit: {unit.name}") from None
+                    words = f"{MOST_FAILURES} workers died on the same unit: {unit.name}. {_reason(error)}"
+                    raise ClusterError(words) from None
                 waiting.appendleft(unit)
-                if worker in self.workers:
+                if worker in self._workers:
                     say("Ray: a worker died; another one takes its place")
-                    self.workers[self.workers.index(worker)] = self._start()
+                    self._workers.remove(worker)
+                    self._ray.kill(worker)  # it may live on without its images
+                    self._start()
             else:
                 yield unit, images
 
@@ -143,5 +166,39 @@ class Cluster:
                 raise type(error.cause)(str(error.cause)) from None
             raise
 
-    def _start(self) -> Any:
-        return self._make.remote(*self._arguments)
+    def _first(self, references: Iterable[Any], working: bool = False) -> Any:
+        """The first reference that is done. Args: working, another one than of a worker that starts."""
+        while True:
+            done, _ = self._ray.wait(list(references), num_returns=1, timeout=SAY_EVERY)
+            if done:
+                return done[0]
+            if not working:
+                say("Ray: no worker has started yet; is there room in the cluster?")
+
+    def _start(self) -> None:
+        worker = self._make.remote(*self._arguments)
+        self._starting[worker.about.remote()] = worker
+
+    def _join(self, started: Any) -> None:
+        """Take a worker that has started into the work. Raises: as `about`."""
+        worker = self._starting.pop(started)
+        try:
+            about = self._get(started)
+        except self._ray.exceptions.RayError as error:
+            self._failed += 1
+            if self._failed >= MOST_FAILURES:
+                raise ClusterError(f"--ray: {MOST_FAILURES} workers did not start. {_reason(error)}") from None
+            say(f"Ray: a worker died when it started; another one takes its place. {_reason(error)}")
+            self._start()
+            return
+        first = self._about = self._about or about
+        if (about.files, about.software) != (first.files, first.software):
+            found = f"{first.files} and {about.files}, {first.software} and {about.software}"
+            raise ClusterError(f"--ray: two machines differ in their model files or versions: {found}")
+        self._failed = 0
+        self._workers.append(worker)
+
+
+def _reason(error: Exception) -> str:
+    """The last line of Ray's message: where a worker failed in Python, the error itself."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
