@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from mmdit_core.control.preset_files import PresetError
 from scripts.console import UserError
 
 from . import generate
 from .cluster import ClusterError
-from .command_line import parse
+from .command_line import check, parse
 from .engine.graph import WorkflowError
 from .engine.host import HostError
 from .judges import JudgeError, PromptError
@@ -24,6 +25,8 @@ EXPECTED = (
     FolderError,
     HostError,
     JudgeError,
+    OSError,  # a folder or a disk that cannot be written
+    PresetError,
     PromptError,
     PromptSetError,
     SettingsError,
@@ -35,6 +38,7 @@ def main(words: list[str]) -> None:
     """Run one command. What the user can mend is said without a traceback."""
     given = parse(words)
     try:
+        check(given)
         COMMANDS[given.command](given)
     except EXPECTED as error:
         sys.exit(f"\n{error}")

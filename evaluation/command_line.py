@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmdit_core.control.spec import BRANCHES, CHOICES
 
 from .cluster import LOCAL
+from .engine.models import CLIP_LOADERS
 from .engine.renderer import Source
 from .judges import KINDS
 from .study.settings import SWEEPS, SettingsError
 
 MOST_STRENGTH = 10.0  # of TextBoost
+SWEEP_DEFAULTS = {"modes": ("residual",), "strength": (2.0,), "max_loss": 2.0}
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -37,8 +40,40 @@ def source_of(given: argparse.Namespace) -> Source:
     """Where the images come from."""
     names = ("steps", "cfg", "solver", "shift", "width", "height")
     settings = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    clips = tuple(given.clip)
-    return Source(given.workflow, given.model, clips, given.vae, given.clip_type, settings, given.batch)
+    model, vae, *clips = (_from_here(name) for name in (given.model, given.vae, *given.clip))
+    workflow = given.workflow and given.workflow.absolute()
+    return Source(workflow, model, tuple(clips), vae, given.clip_type, settings, given.batch)
+
+
+def _from_here(name: str) -> str:
+    """A file's path for processes in other folders; another name as it is."""
+    return str(Path(name).absolute()) if name and Path(name).is_file() else name
+
+
+def check(given: argparse.Namespace) -> None:
+    """Raises: SettingsError for an option that would have no effect, or for too many files."""
+    for option, used, right in _unused(given):
+        if used:
+            raise SettingsError(f"--{option}: it has no effect here. {right}")
+    if len(given.clip) > len(CLIP_LOADERS):
+        right = f"ComfyUI's loaders take at most {len(CLIP_LOADERS)}"
+        raise SettingsError(f"--clip: {len(given.clip)} files. {right}")
+
+
+def _unused(given: argparse.Namespace) -> Iterator[tuple[str, bool, str]]:
+    """Options that others make useless: the name, whether it is given, and what is right."""
+    if given.workflow:
+        for name in ("clip", "clip_type", "vae"):
+            yield name.replace("_", "-"), bool(getattr(given, name)), "Set it in the workflow, or give --model"
+    right = "It is for a --clip of one or two files: ComfyUI's loaders of more have no type"
+    yield "clip-type", bool(given.clip_type) and len(given.clip) not in (1, 2), right
+    yield "workers", bool(given.workers) and not given.ray, "It is for --ray"
+    if given.command == "study":
+        yield "judge-url", bool(given.judge_url) and given.judge != "endpoint", "It is for --judge endpoint"
+        yield "judge-model", bool(given.judge_model) and given.judge == "shapes", "It is for --judge endpoint or clip"
+        for name, sweep in (("modes", "boost"), ("strength", "boost"), ("max_loss", "skip")):
+            changed = getattr(given, name) != SWEEP_DEFAULTS[name]
+            yield name.replace("_", "-"), changed and sweep not in given.sweep, f"It is for a --sweep with {sweep}"
 
 
 def numbers(text: str, name: str) -> tuple[int, ...]:
@@ -48,8 +83,10 @@ def numbers(text: str, name: str) -> tuple[int, ...]:
         match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
         if match is None:
             raise SettingsError(f"--{name}: {part!r} is no number or range. Write such as 0-3 or 0,2,5")
-        first = int(match[1])
-        found += range(first, int(match[2] or first) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise SettingsError(f"--{name}: {part!r} ends before it begins. Write {last}-{first}")
+        found += range(first, last + 1)
     if not found:
         raise SettingsError(f"--{name}: {text!r} names no number. Write such as 0-3")
     return tuple(dict.fromkeys(found))
@@ -79,8 +116,10 @@ def _common(parser: argparse.ArgumentParser) -> None:
     for name in ("width", "height"):
         parser.add_argument(f"--{name}", type=_count, help="pixels, in place of the workflow's")
     parser.add_argument("--batch", type=_batch, default=1, help="prompts in one call of FlowMatchingSampler")
-    parser.add_argument("--threads", type=_count, default=1, help="of torch on the CPU")
-    parser.add_argument("--max-disk-gb", type=float, default=0.0, help="keep no more images beyond; 0: no limit")
+    parser.add_argument("--threads", type=_positive, default=1, help="of torch on the CPU")
+    parser.add_argument(
+        "--max-disk-gb", type=_size, default=0.0, help="keep no images beyond this size of the folder; 0: no limit"
+    )
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -104,14 +143,21 @@ def _judge(parser: argparse.ArgumentParser) -> None:
 
 def _sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep", type=_choices(SWEEPS), default=SWEEPS, help="operations, as skip,disable,boost")
-    parser.add_argument("--modes", type=_choices(CHOICES["mode"]), default=("residual",), help="of the boosts")
-    parser.add_argument("--strength", type=_strengths, default=(2.0,), help="of the boosts, as 1.5,2")
+    parser.add_argument(
+        "--modes", type=_choices(CHOICES["mode"]), default=SWEEP_DEFAULTS["modes"], help="of the boosts"
+    )
+    parser.add_argument(
+        "--strength", type=_strengths, default=SWEEP_DEFAULTS["strength"], help="of the boosts, as 1.5,2"
+    )
     parser.add_argument("--blocks", default="all", help="as the nodes take them: all, 0-5, even")
     parser.add_argument("--branch", type=_choices(tuple(BRANCHES)), default=("both",), help="as positive,negative,both")
     parser.add_argument("--choose", type=_count, default=0, metavar="N", help="prompts to choose on; 0: one half")
     parser.add_argument("--controls", type=int, default=20, help="random block sets for each choice")
     parser.add_argument(
-        "--max-loss", type=float, default=2.0, help="points that a skip list may cost where it is chosen"
+        "--max-loss",
+        type=float,
+        default=SWEEP_DEFAULTS["max_loss"],
+        help="points that a skip list may cost where it is chosen",
     )
     parser.add_argument("--no-menu", action="store_true", help="do not put the presets into ComfyUI's user folder")
 
@@ -131,6 +177,22 @@ def _count(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    if not _count(text):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return int(text)
+
+
+def _size(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return size
 
 
 def _batch(text: str) -> int:

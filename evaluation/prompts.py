@@ -29,7 +29,7 @@ class Prompt:
     """A prompt, and what an image of it must have.
 
     Fields: text; category, "" for none; expected, in the schema of `attributes.prompt_sets.Entry`, empty if only the
-        text says it; negative, the negative prompt.
+        text says it; negative, the negative prompt, which studies and `generate` do not use.
     """
 
     text: str
@@ -83,6 +83,11 @@ def read_prompts(source: str, category: str = "") -> PromptSet:
         raise PromptSetError(f"{source!r}: the name of a prompt file ends with {', '.join(READERS)}")
     if not prompts:
         raise PromptSetError(f"{source!r} has no prompts")
+    for prompt in prompts:
+        try:
+            json.dumps([prompt.text, prompt.category, prompt.expected], ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # JSON can hold a half of a surrogate pair, which is no text
+            raise PromptSetError(f"{source!r}: {prompt.text!r} has a character that is not Unicode") from None
     name = path.resolve().name if path.is_dir() else path.stem
     return PromptSet(name, tuple(in_turn(prompts)), kind)
 

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 
+from scripts.console import say
+
 from .cluster import Cluster
 from .command_line import source_of
 from .engine.host import Host
@@ -17,11 +19,13 @@ from .runners import InProcess, Runner
 @contextlib.contextmanager
 def start_runner(given: argparse.Namespace, prompts: tuple[Prompt, ...]) -> Iterator[Runner]:
     """The runner that the options ask for, while the context lasts."""
-    source = source_of(given)
+    source, base = source_of(given), given.base and given.base.absolute()
+    if any(prompt.negative for prompt in prompts):
+        say("The column negative is not used: the negative prompt is the workflow's")
     if given.ray:
         with Cluster(
-            source, prompts, address=given.ray, base=given.base, threads=given.threads, workers=given.workers
+            source, prompts, address=given.ray, base=base, threads=given.threads, workers=given.workers
         ) as cluster:
             yield cluster
     else:
-        yield InProcess(Renderer(source, Host(given.base, given.threads)), prompts)
+        yield InProcess(Renderer(source, Host(base, given.threads)), prompts)

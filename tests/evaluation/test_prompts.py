@@ -35,6 +35,13 @@ def test_a_shipped_set_is_read_in_its_order(name):
     assert prompts.prompts == tuple(Prompt(e.text, e.category, e.expected) for e in read_set(name))
 
 
+def test_half_a_character_is_refused(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"prompt": "a \\ud83d cat"}\n')
+    with pytest.raises(PromptSetError, match="not Unicode"):
+        read_prompts(str(path))
+
+
 def test_each_judge_has_a_shipped_set():
     assert [default_set(kind) for kind in ("shapes", "endpoint", "clip")] == ["shapes", "objects", "objects"]
 
