@@ -69,7 +69,7 @@ class Cells:
         folder.mkdir(parents=True, exist_ok=True)
         stored = folder / PLAN
         if stored.exists():
-            differing = differences(json.loads(stored.read_text(encoding="utf-8")))
+            differing = differences(_plan_in(stored))
             if differing:
                 raise FolderError(
                     f"--out: {folder} holds a study with other {', '.join(differing)}. Give another folder, or "
@@ -102,7 +102,8 @@ class Cells:
     def of(self, control: Control | None, first: int, end: int) -> list[Cell]:
         """The cells of a control on the prompts from `first` up to, not including, `end`."""
         name = BASELINE if control is None else control.name
-        return [cell for cell in self.all() if cell.control == name and first <= cell.prompt < end]
+        own = (cell for key, cells in self._done.items() if key[0] == name for cell in cells)
+        return sorted((cell for cell in own if first <= cell.prompt < end), key=lambda cell: (cell.prompt, cell.seed))
 
     def all(self) -> Iterator[Cell]:
         """All cells, sorted by control, prompt and seed."""
@@ -137,6 +138,7 @@ class Cells:
 
 def write_whole(path: Path, text: str | bytes) -> None:
     """Write a file so that a kill leaves the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_bytes(text.encode() if isinstance(text, str) else text)
     os.replace(beside, path)
@@ -146,6 +148,17 @@ def units(control: Control | None, first: int, end: int, batch: int, seeds: Iter
     """The units of a control on the prompts from `first` up to `end`."""
     starts = range(first, end, batch)
     return [Unit(control, (start, min(start + batch, end)), seed) for start in starts for seed in seeds]
+
+
+def _plan_in(path: Path) -> Any:
+    """A stored plan. Raises: FolderError for another file of its name."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        plan = None
+    if not isinstance(plan, dict):
+        raise FolderError(f"--out: {path} is no plan of a study. Give another folder")
+    return plan
 
 
 def _cell(entry: Mapping[str, Any]) -> Cell:

@@ -61,6 +61,21 @@ def test_a_line_that_a_kill_cut_short_is_measured_again(tmp_path, cut):
         assert not cells.missing(wanted)
 
 
+def test_the_cells_of_a_control_are_in_order_and_of_one_part_of_the_prompts(tmp_path):
+    with opened(tmp_path) as cells:
+        for unit in [*units(SKIP, 0, 8, 2, (0, 1)), *units(None, 0, 8, 2, (0, 1))][::-1]:
+            cells.add(unit, cells_of(unit))
+        found = [(cell.control, cell.prompt, cell.seed) for cell in cells.of(SKIP, 2, 5)]
+    assert found == [("skip both 1", number, seed) for number in (2, 3, 4) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_file_that_is_no_plan_is_named(tmp_path, text):
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(FolderError, match=r"study\.json"):
+        opened(tmp_path)
+
+
 def test_a_folder_of_another_study_is_refused_and_left_as_it_is(tmp_path):
     with opened(tmp_path) as cells:
         cells.add(unit := Unit(None, (0, 2), 0), cells_of(unit))
