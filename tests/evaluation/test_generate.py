@@ -1,0 +1,42 @@
+"""`generate`: a folder keeps the images of one model, settings and seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from evaluation.engine.renderer import Source
+from evaluation.generate import SETTINGS, check_settings
+from evaluation.study.settings import SettingsError
+
+SOURCE = Source(model="/models/a.safetensors", settings={"steps": 4})
+
+
+def note(folder, source=SOURCE, seeds=(0, 1), kind="geneval"):
+    (folder / SETTINGS).write_text(check_settings(folder, kind, source, seeds))
+
+
+def test_the_same_settings_continue_and_more_seeds_are_added(tmp_path):
+    note(tmp_path)
+    note(tmp_path, replace(SOURCE, model="elsewhere/a.safetensors", batch=4))
+    note(tmp_path, seeds=(0, 1, 2))
+    note(tmp_path, seeds=(0,))
+    with pytest.raises(SettingsError, match="other seeds"):
+        note(tmp_path, seeds=(0, 1, 5))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"model": "b.safetensors"}, "model"), ({"settings": {"steps": 8}}, "settings"), ({"vae": "v"}, "vae")],
+)
+def test_other_settings_are_refused(tmp_path, change, name):
+    note(tmp_path)
+    with pytest.raises(SettingsError, match=f"images of other {name}"):
+        note(tmp_path, replace(SOURCE, **change))
+
+
+def test_names_that_count_over_the_seeds_need_the_same_seeds(tmp_path):
+    note(tmp_path, kind="compbench")
+    with pytest.raises(SettingsError, match="other seeds"):
+        note(tmp_path, kind="compbench", seeds=(0, 1, 2))
