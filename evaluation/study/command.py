@@ -12,9 +12,10 @@ from mmdit_core.control.grammar import BlockTextError, parse_blocks
 from scripts.console import say
 
 from ..command_line import numbers
+from ..engine.graph import has_negative
 from ..engine.renderer import About
 from ..judges import Judge, make_judge
-from ..prompts import PromptSet, default_set, read_prompts
+from ..prompts import Prompt, PromptSet, default_set, read_prompts
 from ..start import start_runner
 from .cells import Cells, write_whole
 from .presets import to_presets
@@ -23,6 +24,7 @@ from .run import Study
 from .settings import Plan, Settings, SettingsError
 
 PRESETS, REPORT, JUDGED = "preset.json", "report.html", "answers"
+LONGEST_NAME = 50  # characters of a model in a file's name: each has at most four bytes
 
 
 def run(given: argparse.Namespace) -> None:
@@ -30,7 +32,7 @@ def run(given: argparse.Namespace) -> None:
     start = time.monotonic()
     judge = make_judge(given.judge, url=given.judge_url, model=given.judge_model, cache=given.out / JUDGED)
     found = read_prompts(given.prompts or default_set(given.judge))
-    prompts = found.prompts[: given.limit or None]
+    prompts = _different(found.prompts[: given.limit or None])
     seeds, choose = numbers(given.seeds, "seeds"), _to_choose_on(given, len(prompts))
     for prompt in prompts:
         judge.questions(prompt)  # raises for a prompt that it cannot judge
@@ -63,6 +65,16 @@ def run(given: argparse.Namespace) -> None:
     say(f"{time.monotonic() - start:.0f} s")
 
 
+def _different(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    """The prompts, each text once: to prove on one that was chosen on would prove nothing."""
+    kept = {}
+    for prompt in prompts:
+        kept.setdefault(prompt.text, prompt)
+    if len(kept) < len(prompts):
+        say(f"{len(prompts) - len(kept)} prompts are repeated: each is used once")
+    return tuple(kept.values())
+
+
 def _to_choose_on(given: argparse.Namespace, number: int) -> int:
     """How many of the prompts the choices are made on. Raises: SettingsError."""
     choose = given.choose or number // 2
@@ -78,6 +90,8 @@ def _plan(
     given: argparse.Namespace, about: About, judge: Judge, found: PromptSet, seeds: tuple[int, ...], choose: int
 ) -> Plan:
     facts = about.facts
+    if "negative" in given.branch and not has_negative(about.graph):
+        raise SettingsError("--branch negative: the model runs for no negative prompt here, as at a cfg of 1")
     try:
         blocks = parse_blocks(given.blocks, facts.double, facts.single)
     except BlockTextError as error:
@@ -106,6 +120,8 @@ def _plan(
         facts.single,
         about.graph,
         about.sampling,
+        about.files,
+        about.software,
         judge.identity,
         found.name,
         found.prompts,
@@ -116,6 +132,7 @@ def _put_into_menu(text: str, about: About) -> Path:
     """Store the presets where the nodes' menus find them, under the model's name; a later study replaces them."""
     folder = about.user_folder / "mmdit" / "presets"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"study-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(about.model).stem)}.json"
+    name = re.sub(r"[^\w.-]+", "-", Path(about.model).stem)[:LONGEST_NAME]
+    path = folder / f"study-{name}.json"
     write_whole(path, text)
     return path

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from textwrap import shorten
 
-from mmdit_core.control.preset_files import Evidence, MeasuredPreset, write_presets
+from mmdit_core.control.preset_files import MAX_NAME, Evidence, MeasuredPreset, write_presets
 
+from ..engine.graph import has_negative
 from .run import Proof, Result
 from .statistics import OVERALL
+
+LONGEST = 100  # characters of a model's name in a preset's, and of a prompt set's name
 
 
 def to_presets(result: Result, date: datetime.date) -> str:
@@ -18,9 +20,10 @@ def to_presets(result: Result, date: datetime.date) -> str:
 
 def saved(result: Result, proof: Proof) -> float:
     """The share of a run's block calls that a skip list saves."""
-    control, both = proof.control, result.plan.sampling.get("cfg") != 1
-    branch = 1.0 if control.branch == "both" or not both else 0.5
-    return branch * len(control.blocks) / (result.plan.double + result.plan.single)
+    plan, control = result.plan, proof.control
+    negative = has_negative(plan.graph)
+    branches = {"both": 1 + negative, "positive": 1, "negative": int(negative)}[control.branch]
+    return branches / (1 + negative) * len(control.blocks) / (plan.double + plan.single)
 
 
 def _preset(result: Result, proof: Proof, date: datetime.date) -> MeasuredPreset:
@@ -28,9 +31,9 @@ def _preset(result: Result, proof: Proof, date: datetime.date) -> MeasuredPreset
     boost, mean = control.action == "boost", proof.random_mean
     evidence = Evidence(
         date=date.isoformat(),
-        set=plan.set_name,
+        set=_line(plan.set_name, LONGEST),
         prompts=gain.n,
-        judge=plan.judge,
+        judge=_line(plan.judge, MAX_NAME),
         attribute=OVERALL,
         gain=round(gain.mean, 2),
         low=round(gain.low, 2),
@@ -40,18 +43,24 @@ def _preset(result: Result, proof: Proof, date: datetime.date) -> MeasuredPreset
         cfg=plan.sampling.get("cfg"),
         saved=None if boost else round(saved(result, proof), 4),
     )
-    words = f"{control.mode} x{control.strength:g}" if boost else control.branch
+    words = f"{control.mode} x{control.strength:g} {control.branch}" if boost else control.branch
+    name = f"{_line(plan.model, LONGEST)}: {control.action} {words} {control.block_text}"
     doubt = " (not proven)" if boost and not proof.helps else ""
     return MeasuredPreset(
-        name=shorten(f"{plan.model}: {control.action} {words} {control.block_text}", 200, placeholder=" ...") + doubt,
+        name=_line(name, MAX_NAME - len(doubt)) + doubt,
         action=control.action,
         family=plan.family,
         double=plan.double,
         single=plan.single,
-        file=plan.model,
+        file=_line(plan.model, MAX_NAME),
         blocks=control.block_text,
         branch=control.branch,
         strength=control.strength if boost else None,
         mode=control.mode if boost else None,
         evidence=evidence,
     )
+
+
+def _line(text: str, longest: int) -> str:
+    """A text as preset files take it: one line, of at most so many characters."""
+    return "".join(each if each.isprintable() else " " for each in text)[:longest]

@@ -93,7 +93,7 @@ def _map_plot(result: Result) -> str:
             panel.plot(at, [found[b].mean for b in at], line, marker="o", markersize=3, color=colour, label=kind)
             lows, highs = [found[b].low for b in at], [found[b].high for b in at]
             panel.fill_between(at, lows, highs, color=colour, alpha=0.08, linewidth=0)
-        panel.set_title(name, fontsize=10)
+        panel.set_title(name, fontsize=10, parse_math=False)
         panel.set_xlabel("block")
         panel.xaxis.set_major_locator(pyplot.MaxNLocator(integer=True))
         panel.tick_params(labelbottom=True)
@@ -143,7 +143,8 @@ def verdict(proof: Proof) -> str:
     elif proof.helps:
         words = f"The boost gains {gain} points of the overall score"
     else:
-        words = f"The boost is not proven: {gain} points of the overall score, and the interval holds 0"
+        why = "the interval holds 0" if gain.low <= 0 else f"{gain.n} prompts are too few"
+        words = f"The boost is not proven: {gain} points of the overall score, and {why}"
     if mean is None:
         return f"{words}; no random sets were measured."
     return f"{words}; it does better than {proof.beaten} of {len(proof.random)} random sets, whose mean is {mean}."

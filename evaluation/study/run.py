@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmdit_core.analysis import MIN_PAIRS
 from scripts.console import say
 
 from ..controls import BASELINE, Control
-from ..judges import Judge
+from ..judges import Judge, JudgeError
 from ..runners import Runner
 from .cells import Cell, Cells, Unit, units, write_whole
 from .choose import Gains, choose_boost, choose_skips, random_sets
@@ -50,8 +51,9 @@ class Proof:
 
     @property
     def helps(self) -> bool:
-        """Whether the gain of the overall score is above 0 beyond chance."""
-        return self.gains[OVERALL].low > 0
+        """Whether the gain of the overall score is above 0 beyond chance, on prompts enough to tell."""
+        gain = self.gains[OVERALL]
+        return gain.low > 0 and gain.n >= MIN_PAIRS
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Study:
         settings, singles = self.plan.settings, self.plan.settings.single_blocks()
         self._measure("block map", [None, *singles], choose=True)
         baseline = self._cells(None, choose=True)
-        found = {control: gains(self._cells(control, choose=True), baseline) for control in singles}
+        found = dict(zip(singles, self._gains(singles), strict=True))
         chosen, unchosen = [], []
         for branch in settings.branches:
             if "boost" in settings.sweep:
@@ -110,22 +112,24 @@ class Study:
         return self._cells(None, choose=False)
 
     def _proof(self, control: Control) -> Proof:
-        baseline = self._cells(None, choose=False)
-
-        def gain(each: Control) -> Gains:
-            return gains(self._cells(each, choose=False), baseline)
-
-        (chosen,) = self._gains([control])
-        random = {each: gain(each)[OVERALL] for each in self._random(control)}
-        return Proof(control, chosen, gain(control), random)
+        others = self._random(control)
+        (chosen,), (proven, *random) = self._gains([control]), self._gains([control, *others], choose=False)
+        return Proof(control, chosen, proven, {each: one[OVERALL] for each, one in zip(others, random, strict=True)})
 
     def _random(self, control: Control) -> list[Control]:
         return random_sets(control, self.plan.settings.blocks, self.plan.settings.controls)
 
-    def _gains(self, controls: Sequence[Control]) -> list[Gains]:
-        self._measure("choice", controls, choose=True)
-        baseline = self._cells(None, choose=True)
-        return [gains(self._cells(control, choose=True), baseline) for control in controls]
+    def _gains(self, controls: Sequence[Control], choose: bool = True) -> list[Gains]:
+        """Raises: JudgeError where no answer about a control or the baseline can be read."""
+        self._measure("choice" if choose else "proof", controls, choose)
+        baseline, found = self._cells(None, choose), []
+        for control in controls:
+            found.append(gains(self._cells(control, choose), baseline))
+            if OVERALL not in found[-1]:
+                bad, asked = unreadable(self.cells.all())
+                words = f"{bad} of all {asked} answers could not be read, and none of {control.name} is left to compare"
+                raise JudgeError(f"{self.judge.identity}: {words}. Use a model that reads images and answers yes or no")
+        return found
 
     def _part(self, choose: bool) -> tuple[int, int]:
         settings = self.plan.settings

@@ -73,7 +73,8 @@ def _share(values: Sequence[float]) -> Interval:
 def gains(cells: Iterable[Cell], baseline: Iterable[Cell]) -> dict[str, Interval]:
     """The mean difference to the baseline of each attribute, over the prompts that both have."""
     found, reference = scores(cells), scores(baseline)
-    return {name: interval(differences(found, reference, name)) for name in found if name in reference}
+    by_name = {name: differences(found, reference, name) for name in found if name in reference}
+    return {name: interval(values) for name, values in by_name.items() if values}
 
 
 def differences(found: Scores, reference: Scores, name: str) -> list[float]:

@@ -94,6 +94,10 @@ def test_a_prompt_that_only_one_side_answers_is_left_out():
     assert found["a"].mean == 100 and found["a"].n == 1
 
 
+def test_an_attribute_without_a_common_prompt_has_no_gain():
+    assert not gains([cell(0, ("a", 1.0))], [cell(1, ("a", 0.0))])
+
+
 def test_a_share_of_all_right_images_is_not_certain():
     found = shares([cell(number, ("a", 1.0)) for number in range(20)])["a"]
     assert (found.mean, found.low, found.high) == pytest.approx((100, 83.9, 100), abs=0.1)

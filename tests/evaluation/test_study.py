@@ -110,6 +110,16 @@ def test_other_options_do_not_continue_a_study(base, serial):
     assert code == 1 and "other graph, sampling" in text and "Traceback" not in text
 
 
+def test_another_model_file_of_the_same_name_does_not_continue_a_study(base, tmp_path):
+    model, out = tmp_path / "weak.safetensors", tmp_path / "out"
+    weaken(ROOT / "models" / "mmdit-small.safetensors", model, block=1, factor=0.1)
+    words = ("study", *SMALL, "--limit", "4", "--blocks", "1", "--controls", "0", "--no-menu", "--model", str(model))
+    run(base, out, *words, "--sweep", "disable")
+    weaken(ROOT / "models" / "mmdit-small.safetensors", model, block=1, factor=0.2)
+    code, text = finish(start(base, out, *words, "--sweep", "disable"))
+    assert code == 1 and "other files" in text and "Traceback" not in text
+
+
 def test_two_ray_workers_make_the_same_cells_though_one_is_killed(base, serial, tmp_path):
     out = tmp_path / "ray"
     process = start(base, out, *STUDY, "--ray", "--workers", "2")
@@ -154,6 +164,9 @@ def test_an_endpoint_judges_as_the_shapes_judge_and_its_key_stays_out(base, seri
         (("--judge", "clip", "--judge-model", "nowhere", "--prompts", "shapes"), "nowhere"),
         (("--seeds", "x"), "--seeds"),
         (("--vae", "gone.safetensors"), "gone.safetensors"),
+        (("--cfg", "1", "--branch", "negative"), "--branch negative"),
+        (("--ray", "--model", "gone.safetensors"), "gone.safetensors"),
+        (("--ray", "--threads", "4096"), "--workers"),
     ],
 )
 def test_what_cannot_be_studied_is_said_in_a_line(base, tmp_path, words, said):
