@@ -18,7 +18,7 @@ from .prompts import Prompt
 from .runners import Images, sample
 from .study.cells import Unit
 
-LOCAL = "local"
+LOCAL = "local"  # as Ray calls it
 MOST_FAILURES = 3  # of one unit on workers that died, and of workers to start
 SAY_EVERY = 60.0  # seconds between two lines while no worker has started
 IN_FLIGHT = 2  # units of one worker: the next one waits there while the last one's images travel
@@ -85,7 +85,7 @@ class Cluster:
         options: dict[str, Any] = {"include_dashboard": False} if self._address == LOCAL else {}
         try:
             ray.init(
-                address=None if self._address == LOCAL else self._address,
+                address=self._address,  # "local" starts one, also next to a running one
                 runtime_env={"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": str(self._threads)}},
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -121,3 +121,23 @@ def test_machines_with_other_files_are_refused():
     start(cluster, 2)
     with pytest.raises(ClusterError, match="differ"):
         list(cluster.run(WANTED * 9))
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "words"),
+    [
+        ({"CPU": 4.0}, 3, "has 2 times 2 cores"),
+        ({"CPU": 1.0}, 0, "has 0 times 2 cores"),
+        ({"CPU": 9.0, "GPU": 1.0}, 2, "has 1 GPUs"),
+    ],
+)
+def test_more_workers_than_the_cluster_has_room_for_are_refused(monkeypatch, resources, workers, words):
+    import ray
+
+    given = {}
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray, "shutdown", lambda: given.update(address="ended"))
+    with pytest.raises(ClusterError, match=words), Cluster(Source(), (), threads=2, workers=workers):
+        pass
+    assert given["address"] == "ended"

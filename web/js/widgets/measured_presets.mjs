@@ -40,7 +40,9 @@ export async function choose(node, preset) {
   if (!fits(preset, { known: Boolean(blocks), blocks })) {
     return toast("error", words().measuredOther(modelOf(preset)), preset.name);
   }
-  setWidgets(node, valuesOf(preset));
+  const values = valuesOf(preset);
+  if (isLinked(node, values)) return toast("error", words().linkedInput, preset.name);
+  setWidgets(node, values);
   recordUndo();
 }
 
