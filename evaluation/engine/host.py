@@ -57,8 +57,9 @@ class Host:
         if threads:
             torch.set_num_threads(threads)
         own = None if installed() else COMFYUI_HOME / "base"
-        in_process.prepare(*([] if _has_accelerator() else ["--cpu"]), base=base or own)
+        comfyui = in_process.prepare(*([] if _has_accelerator() else ["--cpu"]), base=base or own)
         self.pack = in_process.load_pack()
+        read_extra_paths(comfyui)
         self._nodes, self._execution = importlib.import_module("nodes"), importlib.import_module("execution")
         self._received: dict[str, Any] = {}
         self._not_loaded = [self._load_extra_nodes, self._load_other_packs]
@@ -152,6 +153,13 @@ class Host:
 
     def _missing(self, graph: Graph) -> list[str]:
         return sorted({node["class_type"] for node in graph.values()} - set(self._nodes.NODE_CLASS_MAPPINGS))
+
+
+def read_extra_paths(comfyui: Path) -> None:
+    """As ComfyUI's main.py does: the folders of models that the user's extra_model_paths.yaml adds."""
+    config = comfyui / "extra_model_paths.yaml"
+    if config.is_file():
+        importlib.import_module("utils.extra_config").load_extra_path_config(str(config))
 
 
 class _Server:

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.controls import Control
 from evaluation.engine.graph import WorkflowError
-from evaluation.engine.host import Host, HostError
+from evaluation.engine.host import Host, HostError, read_extra_paths
 from evaluation.engine.renderer import Renderer, Source
 from tests.evaluation.planted import weaken
 from tests.nodes.test_workflow_families import CASES, FOLDER, SMALL, prompt_of, stand_ins  # noqa: F401
@@ -116,6 +116,17 @@ def test_a_file_goes_before_the_pack_s_own_of_the_same_name(host, tmp_path):
         host._executor.reset()
     assert (found != expected).any() and other.model == about.model == name
     assert other.graph == about.graph and other.files != about.files and other.software == about.software
+
+
+def test_the_users_extra_folders_of_models_are_read(host, tmp_path):
+    (tmp_path / "extra_model_paths.yaml").write_text(f"mine:\n  base_path: {tmp_path}\n  vae: more_vae\n")
+    paths = host.module("comfyui.loading.folders").folder_paths.folder_names_and_paths["vae"][0]
+    before = list(paths)
+    try:
+        read_extra_paths(tmp_path)
+        assert str(tmp_path / "more_vae") in paths
+    finally:
+        paths[:] = before
 
 
 def test_a_study_is_named_by_its_model_and_not_by_a_lora():
