@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..controls import BASELINE, Control
 
@@ -61,7 +61,7 @@ class Cells:
     """The measured cells of one folder.
 
     Args: folder, made if it is not there; plan, as JSON; differences, names what differs from a plan that is there.
-    Raises: FolderError for a folder with another study.
+    Raises: FolderError for a folder with another study, or one that another process writes to.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any], differences: Any):
@@ -78,8 +78,9 @@ class Cells:
         else:
             write_whole(stored, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
         self._done: dict[tuple[str, int, int, int], list[Cell]] = {}
-        self._read()
         self._file = (folder / PROGRESS).open("a", encoding="utf-8")
+        _lock(self._file, folder)
+        self._read()
 
     def __enter__(self) -> Cells:
         return self
@@ -148,6 +149,21 @@ def units(control: Control | None, first: int, end: int, batch: int, seeds: Iter
     """The units of a control on the prompts from `first` up to `end`."""
     starts = range(first, end, batch)
     return [Unit(control, (start, min(start + batch, end)), seed) for start in starts for seed in seeds]
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Lock a file until it is closed. Raises: FolderError if another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise FolderError(f"--out: another process runs the study in {folder}. Wait for it, or stop it") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def _plan_in(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -67,6 +68,13 @@ def test_the_cells_of_a_control_are_in_order_and_of_one_part_of_the_prompts(tmp_
             cells.add(unit, cells_of(unit))
         found = [(cell.control, cell.prompt, cell.seed) for cell in cells.of(SKIP, 2, 5)]
     assert found == [("skip both 1", number, seed) for number in (2, 3, 4) for seed in (0, 1)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_two_processes_do_not_write_one_study(tmp_path):
+    with opened(tmp_path), pytest.raises(FolderError, match="another process"):
+        opened(tmp_path)
+    opened(tmp_path).__exit__()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{"])
