@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,7 +112,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=_count, default=0, metavar="N", help="use the first N prompts; 0: all")
     parser.add_argument("--seeds", default="0", metavar="0-3", help="seeds of each prompt")
-    for name, kind in (("steps", _count), ("cfg", float), ("solver", str), ("shift", float)):
+    for name, kind in (("steps", _count), ("cfg", _finite), ("solver", str), ("shift", _finite)):
         parser.add_argument(f"--{name}", type=kind, help="in place of the workflow's")
     for name in ("width", "height"):
         parser.add_argument(f"--{name}", type=_count, help="pixels, in place of the workflow's")
@@ -185,11 +186,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _size(text: str) -> float:
+def _finite(text: str) -> float:
     try:
-        size = float(text)
+        value = float(text)
     except ValueError:
-        size = -1.0
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return value
+
+
+def _size(text: str) -> float:
+    size = _finite(text)
     if not 0 <= size < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
     return size
@@ -210,4 +218,6 @@ def _strengths(text: str) -> tuple[float, ...]:
         values = ()
     if not values or not all(0 <= value <= MOST_STRENGTH for value in values):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 0 to {MOST_STRENGTH:g}, as 1.5,2")
+    if any(float(f"{value:g}") != value for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}: a control's name has six digits of a strength. Write fewer")
     return values

@@ -50,7 +50,15 @@ def test_options_that_belong_together_are_taken(words):
 
 @pytest.mark.parametrize(
     "words",
-    [("--threads", "0"), ("--max-disk-gb", "nan"), ("--max-disk-gb", "inf"), ("--max-disk-gb", "-1"), ("--batch", "0")],
+    [
+        ("--threads", "0"),
+        ("--max-disk-gb", "nan"),
+        ("--max-disk-gb", "inf"),
+        ("--max-disk-gb", "-1"),
+        ("--batch", "0"),
+        ("--cfg", "nan"),
+        ("--strength", "1.2345678"),
+    ],
 )
 def test_a_number_out_of_range_is_refused(words, capsys):
     with pytest.raises(SystemExit):
