@@ -99,8 +99,10 @@ class Cluster:
         count = self._wanted or room
         if not 0 < count <= room:
             ray.shutdown()
-            device = "GPUs" if gpus else f"times {self._threads} cores (--threads)"
-            raise ClusterError(f"--workers: {count or 1}, but the cluster has {room} {device}. Give at most that many")
+            found = f"{gpus} GPUs" if gpus else f"{cores} cores, and a worker takes {self._threads} (--threads)"
+            raise ClusterError(
+                f"--workers {count or 1}: the cluster has {found}. Give at most {room}, or fewer threads"
+            )
         need = {"num_gpus": 1} if gpus else {"num_cpus": self._threads}
         self._make = ray.remote(Worker).options(max_restarts=0, **need)
         for _ in range(count):
