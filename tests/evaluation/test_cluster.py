@@ -43,7 +43,7 @@ class Reference:
 
 
 class Ray:
-    """Runs what is waited for, in order."""
+    """Runs what is waited for."""
 
     exceptions = exceptions
 
@@ -51,7 +51,7 @@ class Ray:
         self.killed = []
 
     def wait(self, references, num_returns, timeout):
-        for each in references:
+        for each in reversed(references):  # workers that start come last
             if not hasattr(each, "value"):
                 each.value = each.make()
             if each.value is not None:
