@@ -175,7 +175,7 @@ class Cluster:
             if done:
                 return done[0]
             if not working:
-                say("Ray: no worker has started yet; is there room in the cluster?")
+                say("Ray: no worker has started yet: each needs a free device, and loads ComfyUI and the model")
 
     def _start(self) -> None:
         worker = self._make.remote(*self._arguments)
