@@ -57,6 +57,7 @@ CORE_PACKAGES: dict[str, set[str]] = {
     "caching": {"config", "flow"},  # a plan names the model that it was measured on; sigmas are compared
     "editing": {"flow"},  # the path between image and noise
     "analysis": {"control", "flow"},  # a cell is a block control in a window
+    "sweep": {"control", "flow"},  # values are block lists and windows
     "__init__": {"config", "models", "checkpoints", "flow", "solvers", "control"},  # the public names
 }
 
