@@ -119,6 +119,14 @@ def _reads_by_cross_attention(model) -> bool:
     return family is not None and family.text.cross
 
 
+def why_it_cancels(model, boost: BlockControl) -> str:
+    """In words, why a boost changes nothing on a model; "" if it does."""
+    alike = boost.mode == "attention" and not boost.is_selective and boost.strength not in (0, 1)
+    if not (alike and _reads_by_cross_attention(model)):
+        return ""
+    return "in this model's cross-attention the image reads text alone, and a weight that all of it has cancels"
+
+
 def _skips_all(model) -> bool:
     """Whether the controls on a MODEL skip all blocks of both branches in all steps."""
     skips = [c for c in patching.controls_of(model) if c.action == "skip" and c.window.is_whole]
@@ -269,12 +277,8 @@ class TextBoost(_BlockNode):
             boosts = read_preset("TextBoost", model, preset).controls
         boosts = [replace(boost, phrases=phrases, part=part, branch=branch) for boost in boosts]
         for boost in boosts:
-            alike = boost.mode == "attention" and not phrases and part == "all" and boost.strength not in (0, 1)
-            found = (
-                "in this model's cross-attention the image reads text alone, and a weight that all of it has cancels"
-            )
-            right = "Set mode to residual or value, or name a phrase"
-            require(not (alike and _reads_by_cross_attention(model)), "TextBoost", "mode", found, right)
+            found, right = why_it_cancels(model, boost), "Set mode to residual or value, or name a phrase"
+            require(not found, "TextBoost", "mode", found, right)
         return boosts
 
     @classmethod

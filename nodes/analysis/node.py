@@ -133,7 +133,7 @@ class BlockAnalysis:
         widgets.check_values(NODE, OPTIONAL, {"prompts": prompts, "judge": judge})
         facts = sampling.read_model(model)
         blocks = _check(model, facts, inputs)
-        first, batch = _first(latent_image)
+        first, batch = sampling.first_image(latent_image)
         latent = sampling.fitted(model, first)
         check_inputs(NODE, facts, positive, negative, latent["samples"])
         listed = read_prompts(NODE, prompts)
@@ -234,12 +234,6 @@ def _check(model, facts: sampling.ModelFacts, inputs: AnalysisInputs) -> tuple[i
     halves = not inputs.early_late or inputs.steps >= 2
     require(halves, NODE, "early_late", "1 step has no halves", "Set at least 2 steps, or turn it off")
     return blocks
-
-
-def _first(latent: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """A LATENT with only its first image, and the number of its images."""
-    batched = [name for name in ("samples", "noise_mask", "batch_index") if latent.get(name) is not None]
-    return {**latent, **{name: latent[name][:1] for name in batched}}, latent["samples"].shape[0]
 
 
 NODES = {"BlockAnalysis": (BlockAnalysis, "Block Analysis")}

@@ -83,6 +83,42 @@ def controls_of(model) -> tuple[BlockControl, ...]:
     return tuple(item.value for item in _of_type(BlockControl, model.model_options["transformer_options"]))
 
 
+def last_controls(model) -> tuple[Attached[BlockControl], ...]:
+    """The block controls of the last block node on a MODEL, also those without an effect; () without a block node.
+
+    A node may attach several, one for each strength in its block list or those of a preset.
+    """
+    start, stop = _last_node(attached(model))
+    return attached(model)[start:stop]
+
+
+def with_last_controls(model, controls: Iterable[BlockControl]):
+    """A clone of the MODEL with other block controls in place of those of its last block node."""
+    items = attached(model)
+    start, stop = _last_node(items)
+    made = [replace(items[stop - 1], value=control) for control in controls]
+    clone = model.clone()
+    clone.model_options["transformer_options"][KEY] = (*items[:start], *made, *items[stop:])
+    return clone
+
+
+def other_values(model) -> list[StepCache | PrecomputedModulation]:
+    """What is attached to a MODEL besides block controls, in order."""
+    return [item.value for item in attached(model) if not isinstance(item.value, BlockControl)]
+
+
+def _last_node(items: Sequence[Attached]) -> tuple[int, int]:
+    """The first of the items that the last block node attached, and the item after them; (0, 0) without any."""
+    places = [index for index, item in enumerate(items) if isinstance(item.value, BlockControl)]
+    if not places:
+        return 0, 0
+    start, own = places[-1], items[places[-1]].node_id
+    # Without a node's id each control counts as a node's own.
+    while own is not None and start - 1 in places and items[start - 1].node_id == own:
+        start -= 1
+    return start, places[-1] + 1
+
+
 def step_cache_of(model) -> StepCache | None:
     """The step cache on a MODEL; None without one that has an effect."""
     item = _step_cache(model.model_options["transformer_options"])

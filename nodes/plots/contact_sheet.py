@@ -32,20 +32,29 @@ class Row:
     tiles: tuple[Tile, ...]
 
 
-def tile_size(columns: int, aspect: float) -> tuple[int, int]:
+def tile_size(columns: int, aspect: float, most: int = 160) -> tuple[int, int]:
     """Choose the images' width and height: small if there are many, wide enough for the text under them.
 
-    Args: aspect, width / height of the images.
+    Args: aspect, width / height of the images; most, of the longer side.
     """
-    side = max(96, min(160, 4096 // max(1, columns)))
+    side = max(96, min(most, 4096 // max(1, columns)))
     return (side, max(1, round(side / aspect))) if aspect >= 1 else (max(88, round(side * aspect)), side)
 
 
 def contact_sheet(
-    title: str, subtitle: str, columns: Sequence[str], rows: Sequence[Row], *, aspect: float = 1.0
+    title: str,
+    subtitle: str,
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    aspect: float = 1.0,
+    tile: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Draw a sheet. Args: columns, their names; aspect, width / height of the images."""
-    width, height = tile_size(len(columns), aspect)
+    """Draw a sheet.
+
+    Args: columns, their names; aspect, width / height of the images; tile, their size, None for one by their number.
+    """
+    width, height = tile or tile_size(len(columns), aspect)
     large, medium, small = font(22), font(16), font(14)
     label_width = max((_text_width(medium, line) for row in rows for line in row.label), default=0)
     left = MARGIN + 14 + label_width + 14
@@ -61,7 +70,7 @@ def contact_sheet(
     draw.text((MARGIN, MARGIN + 32), subtitle, GREY, small)
     lefts = [left + index * (width + GAP) for index in range(len(columns))]
     for x, name in zip(lefts, columns, strict=True):
-        draw.text((x + width / 2, TOP - 14), name, BLACK, medium, anchor="mm")
+        draw.text((x + width / 2, TOP - 14), shortened(name, width, 16), BLACK, medium, anchor="mm")
     for index, row in enumerate(rows):
         y = TOP + index * row_height
         draw.rectangle((MARGIN, y, MARGIN + 4, y + height - 1), row.colour)
@@ -76,6 +85,17 @@ def contact_sheet(
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize an image to (width, height); unchanged if it has that size."""
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def shortened(text: str, width: int, size: int) -> str:
+    """A text that is at most so many pixels wide in a font size: its end is cut off and marked by dots."""
+    face = font(size)
+    if _text_width(face, text) <= width:
+        return text
+    kept = len(text)
+    while kept and _text_width(face, f"{text[:kept]}...") > width:
+        kept -= 1
+    return f"{text[:kept].rstrip()}..."
 
 
 def _draw_tile(sheet: Image.Image, tile: Tile, colour: str, box: tuple[int, int, int, int]) -> None:

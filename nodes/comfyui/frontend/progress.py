@@ -40,6 +40,11 @@ class Progress:
             end = time.monotonic()
             self._next_preview = end + (end - start) / PREVIEW_TIME
         self._bar.update_absolute(self._done, preview=preview)
+        self.check()
+
+    @staticmethod
+    def check() -> None:
+        """Raises: ComfyUI's interrupt if the run is cancelled."""
         comfy.model_management.throw_exception_if_processing_interrupted()
 
 

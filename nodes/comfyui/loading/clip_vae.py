@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
@@ -246,6 +247,32 @@ def load_vae(path: str | PathLike[str] | Header) -> comfy.sd.VAE:
 
 
 def decode_image(vae, latent: torch.Tensor) -> torch.Tensor:
-    """Decode the first image of a latent, or the first frame of a video. Returns: [H, W, 3] in [0, 1], on the CPU."""
-    decoded = vae.decode(latent)
+    """Decode the first image of a latent, or the first frame of a video.
+
+    Returns: [H, W, 3] in [0, 1], on the CPU.
+    Raises: ComfyUI's interrupt if the run is cancelled, also between two layers of the VAE.
+    """
+    with _cancellable(getattr(vae, "first_stage_model", None)):
+        decoded = vae.decode(latent)
     return decoded.reshape(-1, *decoded.shape[-3:])[0].float().cpu()
+
+
+@contextmanager
+def _cancellable(network: Any) -> Iterator[None]:
+    """A cancel ends a network's forward at its next layer while the body runs; ComfyUI checks between decodes only.
+
+    A compiled network is left alone: it would be compiled again with the hooks.
+    """
+    layers = list(network.modules()) if isinstance(network, torch.nn.Module) else []
+    if any(hasattr(layer, "_orig_mod") or layer._compiled_call_impl is not None for layer in layers):
+        layers = []
+    hooks = [layer.register_forward_pre_hook(_check_cancel) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_cancel(*_: Any) -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()

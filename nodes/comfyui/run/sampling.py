@@ -159,7 +159,18 @@ def call(prepared: PreparedLatent, model, sampler, sigmas: Tensor, callback: Cal
     }
 
 
-def sample_flow(
+def first_image(latent: Latent) -> tuple[Latent, int]:
+    """A LATENT with only its first image, and the number of its images."""
+    batched = [name for name in ("samples", "noise_mask", "batch_index") if latent.get(name) is not None]
+    return {**latent, **{name: latent[name][:1] for name in batched}}, latent["samples"].shape[0]
+
+
+def sample_flow(model, positive, negative, prepared: PreparedLatent, **given: Any) -> Tensor:
+    """The samples of `run_flow`. Args: given, as of `run_flow`."""
+    return run_flow(model, positive, negative, prepared, **given)[0]
+
+
+def run_flow(
     model,
     positive,
     negative,
@@ -170,15 +181,15 @@ def sample_flow(
     solver: str,
     sigmas: Tensor,
     callback: Callback | None = None,
-) -> Tensor:
+) -> tuple[Tensor, SolverRun]:
     """Run one of the core's solvers inside ComfyUI's guider, with the solver's default options.
 
     Args: sigmas [steps + 1], on the CPU.
-    Returns: [B, C, H, W] on ComfyUI's intermediate device.
+    Returns: samples [B, C, H, W] on ComfyUI's intermediate device, and what was done.
     """
-    steps = RunSteps(solver, sigmas, Guidance(cfg), Seeds(seed).step_seeds(1, None))
-    guider = make_guider(model, positive, negative, steps.guidance)
-    return to_output(guider.sample(**call(prepared, model, SolverRun(steps), sigmas, callback), seed=seed))
+    run = SolverRun(RunSteps(solver, sigmas, Guidance(cfg), Seeds(seed).step_seeds(1, None)))
+    guider = make_guider(model, positive, negative, run.steps.guidance)
+    return to_output(guider.sample(**call(prepared, model, run, sigmas, callback), seed=seed)), run
 
 
 def to_output(samples: Tensor) -> Tensor:
