@@ -5,6 +5,7 @@ from .analysis import node as analysis
 from .comfyui.frontend import web_files
 from .comfyui.loading import folders
 from .sampler import node as sampler
+from .sweep import node as sweep
 
 folders.register()
 web_files.register()
@@ -12,7 +13,7 @@ web_api.register()
 
 _NODES = {
     name: node
-    for module in (loader, text, sampler, invert, edit, control, analysis, caching)
+    for module in (loader, text, sampler, invert, edit, control, analysis, sweep, caching)
     for name, node in module.NODES.items()
 }
 

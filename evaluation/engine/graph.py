@@ -34,7 +34,7 @@ TEXT_INPUTS = {
 OWN_TEXTS = {"TripleTextEncode": ("clip_l", "clip_g", "t5xxl")}
 GUIDED = ("positive", "conditioning")  # inputs of a node that takes a prompt; with a model it samples or guides
 CONDITIONINGS = ("conditioning", "positive", "negative")  # starts of the names of inputs that take one
-NOT_SAMPLERS = {"BlockPrompt", "BlockAnalysis"}  # take a model and a prompt and do neither
+NOT_SAMPLERS = {"BlockPrompt", "BlockAnalysis", "SweepXY"}  # take a model and a prompt and give no latent
 SEEDS = ("seed", "noise_seed")
 BATCHED = "FlowMatchingSampler"  # gives each image of a batch a seed of its own
 # Setting -> the inputs that hold it, on any node that the image depends on.

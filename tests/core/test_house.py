@@ -69,6 +69,7 @@ NODE_PACKAGES: dict[str, set[str]] = {
     "widgets": {"errors"},
     "sampler": {"comfyui", "errors", "plots", "widgets"},
     "analysis": {"comfyui", "errors", "plots", "widgets", "sampler", "control"},
+    "sweep": {"comfyui", "errors", "plots", "widgets", "sampler", "control"},
     "loader": {"comfyui", "errors", "widgets"},
     "text": {"comfyui", "errors", "widgets"},
     "control": {"comfyui", "errors", "widgets"},
@@ -76,7 +77,21 @@ NODE_PACKAGES: dict[str, set[str]] = {
     "invert": {"comfyui", "errors", "widgets", "sampler"},
     "web_api": {"comfyui", "sampler", "text"},
     "edit": {"comfyui", "errors", "widgets", "sampler"},
-    "__init__": {"comfyui", "sampler", "analysis", "loader", "text", "control", "caching", "edit", "invert", "web_api"},
+    "__init__": {
+        *(
+            "comfyui",
+            "sampler",
+            "analysis",
+            "sweep",
+            "loader",
+            "text",
+            "control",
+            "caching",
+            "edit",
+            "invert",
+            "web_api",
+        ),
+    },
 }
 
 TOP_LEVEL = {
