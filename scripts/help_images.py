@@ -201,6 +201,22 @@ def analysis(prompt: Prompt) -> None:
     prompt["image"]["inputs"]["images"] = ["sampler", 0]
 
 
+def sweep(prompt: Prompt) -> None:
+    """The contact sheet of a boost's strength by cfg instead of an image."""
+    boost("all", 1.0, "attention")(prompt)
+    prompt["sampler"] = {
+        "class_type": "SweepXY",
+        "inputs": {
+            "model": ["control", 0], "positive": ["text", 0], "negative": ["text", 1], "latent_image": ["latent", 0],
+            "vae": ["model", 2], "x": "strength", "x_values": "0, 0.5, 1, 2, 4", "y": "cfg", "y_values": "1, 4.5, 10",
+            "seed": SEED, "steps": 28, "cfg": 4.5, "solver": "euler", "schedule": "linear", "shift": 0.0,
+            "denoise": 1.0,
+        },
+    }  # fmt: skip
+    del prompt["decode"]
+    prompt["image"]["inputs"]["images"] = ["sampler", 0]
+
+
 IMAGES: dict[str, tuple[Tile, ...]] = {
     "MMDiTLoader": (
         Tile("default"),
@@ -278,8 +294,9 @@ IMAGES: dict[str, tuple[Tile, ...]] = {
         Tile("3x", plan("3x")),
     ),
     "BlockAnalysis": (Tile("", analysis),),
+    "SweepXY": (Tile("", sweep),),
 }
-WHOLE = {"BlockAnalysis"}  # shown without labels
+WHOLE = {"BlockAnalysis", "SweepXY"}  # shown without labels
 
 
 def render(client: Client, tile: Tile) -> Image.Image:

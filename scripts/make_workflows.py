@@ -25,9 +25,9 @@ from scripts.workflow_specs import WORKFLOWS
 TARGET = ROOT / "workflows"
 LEFT, TOP, GAP_X, GAP_Y = 40, 120, 60, 60
 PREVIEW = 300  # below a node that shows previews while it runs, which stay on it
-PREVIEWING = {"FlowMatchingSampler", "FlowEdit", "BlockAnalysis"}
+PREVIEWING = {"FlowMatchingSampler", "FlowEdit", "BlockAnalysis", "SweepXY"}
 WIDTHS = {"TripleTextEncode": 420, "SaveImage": 340, "PreviewImage": 340, "PreviewAny": 340}
-IMAGE_NODES = {"SaveImage", "PreviewImage", "LoadImage"}
+IMAGE_NODES = {"SaveImage", "PreviewImage", "LoadImage", "ImageCompare"}
 TITLE, ROW, TEXT, IMAGE = 36, 24, 130, 320  # heights of a title, a slot or widget, a long text, an image
 RARE_TEXT = 70  # height of a long text among the advanced inputs
 # Height of what a node shows besides its rows: strip, curve, counts, and after a run its summary or its text.
@@ -42,6 +42,7 @@ SHOWN = {
     "BlockPrompt": 110,
     "SpeedPlan": 110,
     "BlockAnalysis": 70,
+    "SweepXY": 70,
     "PreviewAny": 140,
 }
 # The colours of new nodes (COLOURS in web/js/mmdit.js) by type or else by category.

@@ -12,7 +12,7 @@ Workflow = dict[str, Any]
 Prompt = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}}
 ObjectInfo = dict[str, Any]
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "IMAGECOMPARE"}
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4  # the values of a node's `mode` that keep it from running
 

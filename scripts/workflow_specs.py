@@ -247,6 +247,43 @@ STEER = (
         ),
     ),
     WorkflowSpec(
+        "sweep-xy",
+        "Two settings in a grid",
+        f"Samples one image for each strength of a boost and each cfg. {SMALL_NOTE}\n\n"
+        "The contact sheet has **x** from left to right and **y** from top to bottom. Choose other axes in **Sweep "
+        "X/Y** and write their values: *1, 1.5*, or *1-3 (5)* for 5 even values. *strength*, *blocks* and *window* "
+        "act on the last block node before it, here **Text Boost**. You can cancel at any time: finished images are "
+        "kept, and new values sample only what is new.\n\n"
+        "**Compare Images** shows the first and the last image under a slider, in Nodes 2.0 only. Choose others by "
+        "their number, counted from 0 row by row.",
+        (
+            loader(),
+            text(),
+            empty(),
+            Node("boost", "TextBoost", {"blocks": "all", "mode": "attention"}, {"model": ("model", 0)}),
+            Node(
+                "sweep",
+                "SweepXY",
+                {
+                    **{"x": "strength", "x_values": "0, 1, 4", "y": "cfg", "y_values": "1, 3, 10"},
+                    **{"seed": 4, "steps": 12},
+                },
+                {
+                    "model": ("boost", 0),
+                    "positive": ("text", 0),
+                    "negative": ("text", 1),
+                    "latent_image": ("latent", 0),
+                    "vae": ("model", 2),
+                },
+            ),
+            preview("sweep", "sheet", "Contact sheet"),
+            Node("report", "PreviewAny", links={"source": ("sweep", 2)}, title="Report"),
+            Node("first", "ImageFromBatch", {"batch_index": 0}, {"image": ("sweep", 1)}, "First image"),
+            Node("last", "ImageFromBatch", {"batch_index": 8}, {"image": ("sweep", 1)}, "Last image"),
+            Node("compare", "ImageCompare", links={"image_a": ("first", 0), "image_b": ("last", 0)}),
+        ),
+    ),
+    WorkflowSpec(
         "edit-by-words",
         "Edit an image by words",
         f"Changes what two descriptions differ in, and keeps the rest. {SMALL_NOTE}\n\n"
