@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..typed import plain_signs
+
 
 class BlockTextError(ValueError):
     """A part of a block list cannot be used. Attributes: found, what is wrong with which part; right, what to write."""
@@ -65,6 +67,9 @@ _FRACTIONS: dict[str, Callable[[int, int], range]] = {
 }
 _FRACTION = re.compile(r"(first|last|middle)\s*(\d+(?:\.\d+)?)\s*%")
 _SPAN = re.compile(r"([ds]?)(\d+)(?:\s*(-)\s*(?:([ds]?)(\d+))?)?")
+_PART = re.compile(r"[^,;\n]+")
+_BEFORE_EXCEPTION = re.compile(r"(?<=\d) +(?=!)")
+_BETWEEN_NUMBERS = re.compile(r"(?<=\d) +(?=[dsDS]?\d)")
 _GRAMMAR = (
     "Write numbers and ranges (0-5, 9, 12-), all, even, odd, first, last, early, middle, late, first 25%, "
     "!3 for all but 3, d3 and s7 for FLUX's double and single blocks"
@@ -75,7 +80,8 @@ def parse_blocks(text: str, double: int, single: int = 0) -> tuple[int, ...]:
     """The blocks that a text names.
 
     Args: text, parts between commas, semicolons or line ends: "0-5, 9, 12-", "last", "first 25%", "all", "even",
-        "!3" (all but 3), "d3" and "s7"; double and single, how many blocks of each kind the model has.
+        "!3" (all but 3), "d3" and "s7"; spaces between numbers and the signs of other keyboards, as `plain` reads
+        them; double and single, how many blocks of each kind the model has.
     Returns: global numbers, sorted, each once; () for an empty text.
     Raises: BlockTextError with the part and the model's blocks; BlockOutOfRange. No part is ignored.
     """
@@ -90,9 +96,18 @@ def parse_block_strengths(text: str, double: int, single: int = 0, default: floa
     return _parse(text, _Blocks(double, single), default, strengths=True)
 
 
+def plain(text: str) -> str:
+    """A block list in the signs of the grammar: "4、5 0–3" becomes "4,5, 0-3".
+
+    A space between two numbers becomes a comma; not after an exception, as "!3 4" may mean two things.
+    """
+    text = _BEFORE_EXCEPTION.sub(", ", plain_signs(text))
+    return _PART.sub(lambda part: part[0] if "!" in part[0] else _BETWEEN_NUMBERS.sub(", ", part[0]), text)
+
+
 def _parse(text: str, have: _Blocks, default: float = 1.0, *, strengths: bool = False) -> dict[int, float]:
     """Block -> strength, sorted by block."""
-    parts = [part for each in re.split(r"[,;\n]", text) if (part := each.strip().lower())]
+    parts = [part for each in re.split(r"[,;\n]", plain(text)) if (part := each.strip().lower())]
     chosen: dict[int, float] = {}
     if parts and all(part.startswith("!") for part in parts):
         chosen = dict.fromkeys(range(have.total), default)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..typed import plain_signs
 from .sigma import SIGMA_TOLERANCE, TRAIN_STEPS, shift_sigma
 
 MIN_DENOISE = 1e-4  # limits steps / denoise, the length of the whole schedule
@@ -146,12 +147,13 @@ def parse_sigmas(values: str | Sequence[float]) -> Tensor:
     """A schedule from its sigmas, without a shift.
 
     Args: values, at least two, in [0, 1], strictly falling: numbers, or a text of numbers separated by commas,
-        semicolons, spaces or line ends, such as "1, 0.9, 0.6, 0".
+        semicolons, spaces or line ends, such as "1, 0.9, 0.6, 0", also in full-width signs.
     Returns: [n], float64 on the CPU.
     Raises: ValueError with the value, its index, and what is right.
     """
-    given = [_number(part) for part in re.split(r"[\s,;]+", values) if part] if isinstance(values, str) else values
-    grid = torch.tensor([float(value) for value in given], dtype=torch.float64)
+    if isinstance(values, str):
+        values = [_number(part) for part in re.split(r"[\s,;]+", plain_signs(values)) if part]
+    grid = torch.tensor([float(value) for value in values], dtype=torch.float64)
     if len(grid) < 2:
         raise ValueError(f"there are {len(grid)} sigmas; a step needs two, such as 1, 0")
     for index, sigma in enumerate(grid.tolist()):

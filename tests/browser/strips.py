@@ -28,6 +28,7 @@ FIND = """([type, block]) => {
         field: place(element.querySelector(".mmdit-text").getBoundingClientRect()),
         rows: [...element.querySelectorAll(".mmdit-row")].map((row) => row.children.length),
         foot: element.querySelector(".mmdit-foot").textContent,
+        hint: element.querySelector(".mmdit-foot").title,
         list: element.querySelector(".mmdit-strip").ariaLabel,
         opens: cells.flatMap((cell, i) => cell.matches(".opens") ? [i] : []),
         focused: element.contains(document.activeElement),

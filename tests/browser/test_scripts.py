@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from mmdit_core.control.grammar import BlockTextError, parse_block_strengths, parse_blocks
+from mmdit_core.control.grammar import plain as plain_text
+from tests.core.control.keyboards import KEYBOARDS, REFUSED
 
 PACK = Path(__file__).parents[2].name
 MODELS = ((24, 0), (19, 38), (38, 0), (60, 0), (8, 0), (5, 3), (1, 0))
@@ -20,11 +22,13 @@ SPELLED = (
     "first 101%", "3:2", "!", "!40", "3:1.5, 7-9:2, 1", "3:x", "3:-1", "3:inf", "3:", "first 12.5%", "middle 33.3%",
     "3 :2", "!3:2", "7-9:0", "3:1e1", "3:1_0", "3:.5", "3:5.", "3: 1.5 ", "99999999999999999999", "007", "٣", "３-５",
     "constructor", "it's", 'say "x"', "\ufeff3", "3\u3000", "first\u00a025%", "0-5\t", "late:2, 23:3",
+    *KEYBOARDS, *REFUSED,
 )  # fmt: skip
 PIECES = (
     "0", "3", "7", "23", "24", "40", "-", " - ", "–", ":", ":1.5", ":2", ":x", ":1e3", "!", "! ", "all", "even", "last",
     "early", "late", "double", "single", "d3", "s7", "D2", "first 25%", "middle 50%", "first 101%", " ", ",", ",", ";",
-    "\n", "٣", "\u3000", "frog", "'", '"', "%", "0-5", "12-", "5-3", "d1-s1", "s0-2",
+    "\n", "٣", "\u3000", "frog", "'", '"', "%", "0-5", "12-", "5-3", "d1-s1", "s0-2", "、", "，", "；", "～",
+    "——", "：2", "！", "３", "％", "\t", "\x1f", "ー",
 )  # fmt: skip
 
 
@@ -60,12 +64,13 @@ def plain(chromium, comfyui):
 
 
 READ = """async ([path, cases]) => {
-    const { read, write, Blocks } = await import(path);
+    const { plain, read, write, Blocks } = await import(path);
     return cases.map(([text, double, single, strengths]) => {
         const blocks = new Blocks(double, single);
         const { chosen, errors } = read(text, blocks, { strengths });
         const again = read(write(chosen, blocks), blocks, { strengths });
         return {
+            plain: plain(text),
             found: errors.length ? errors[0].message : [...chosen],
             kept: JSON.stringify([...chosen]) === JSON.stringify([...again.chosen]) && !again.errors.length,
         };
@@ -82,6 +87,7 @@ def test_the_browser_parses_every_text_as_the_server_does(plain):
         if isinstance(found, list) and case[3]:
             found = [[block, 1.25 if own is None else own] for block, own in found]
         assert found == server, case
+        assert page["plain"] == plain_text(case[0]), case
         assert page["kept"], f"{case}: written and parsed again, the blocks differ"
     readable = sum(isinstance(found, list) for found in expected)
     assert 300 < readable < len(expected) - 300, "the texts must contain many of both kinds"

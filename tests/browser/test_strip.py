@@ -207,6 +207,21 @@ def test_typed_text_is_drawn_and_its_errors_are_shown(comfy):
     assert strip.value() == "" and strip.state()["foot"] == "block 0" or strip.state()["foot"].startswith("joint 0")
 
 
+def test_the_signs_of_other_keyboards_become_plain_when_the_field_is_left(comfy):
+    strip = opened(comfy, "TextBoost")
+    for typed, chosen, plain in (("4、5：2", [4, 5], "4,5:2"), ("0～3　7", [0, 1, 2, 3, 7], "0-3, 7"), ("1 3", [1, 3], "1, 3")):
+        strip.mouse.click(*strip.state()["field"][:2])
+        strip.press("Control+a")
+        strip.page.keyboard.insert_text(typed)
+        assert strip.value() == typed and strip.state()["chosen"] == chosen, "while typing the text stays"
+        strip.press("Tab")
+        assert strip.value() == plain and strip.state()["chosen"] == chosen
+    strip.page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=comfy.server.url)
+    comfy.run("() => navigator.clipboard.writeText('１、3')")
+    strip.choose("Paste text")
+    strip.until("s.text === '1,3'")
+
+
 def test_a_copied_node_has_its_own_text(comfy):
     strip = opened(comfy, "BlockSkip")
     strip.drag(1, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmdit_core.control.grammar import _GRAMMAR as GRAMMAR
 from tests.browser.strips import FLUX, KREA, MEDIUM, QWEN, SMALL, Z_IMAGE, opened, write_headers
 
 
@@ -25,23 +26,26 @@ def comfy(shared):
 
 
 @pytest.mark.parametrize(
-    ("text", "shown", "block", "after", "then"),
+    ("text", "shown", "block", "after", "then", "foot"),
     [
-        ("3-20", [3, 4, 5, 6, 7], 6, "3-5, 7, 8-20", "3-7, 8-20"),
-        ("2, 99", [2], 6, "2, 6, 99", "2, 99"),
-        ("12-14", [], 0, "0, 12-14", "12-14"),
-        ("6-8", [6, 7], 7, "6, 8", "6-7, 8"),
-        ("all, !5-40", [0, 1, 2, 3, 4], 0, "1-4, !8-40", "0-4, !8-40"),
-        ("0, !99", [0], 0, "none, !99", "0, !99"),
-        ("frog, 3", [3], 4, "3-4, frog", "3, frog"),
+        ("3-20", [3, 4, 5, 6, 7], 6, "3-5, 7, 8-20", "3-7, 8-20", "blocks 8-20 are not in this model (0 to 7)"),
+        ("2, 99", [2], 6, "2, 6, 99", "2, 99", "block 99 is not in this model (0 to 7)"),
+        ("12-14", [], 0, "0, 12-14", "12-14", "blocks 12-14 are not in this model (0 to 7)"),
+        ("6-8, 12", [6, 7], 7, "6, 8, 12", "6-7, 8, 12", "blocks 8, 12 are not in this model (0 to 7)"),
+        ("all, !5-40", [0, 1, 2, 3, 4], 0, "1-4, !8-40", "0-4, !8-40", "blocks 8-40 are not in this model (0 to 7)"),
+        ("0, !99", [0], 0, "none, !99", "0, !99", "block 99 is not in this model (0 to 7)"),
+        ("frog, 3, 9", [3], 4, "3-4, frog, 9", "3, frog, 9",
+         f"'frog' cannot be read as blocks. This model has blocks 0 to 7. {GRAMMAR}\nblock 9 is not in this model (0 to 7)"),
     ],
-)
-def test_a_click_keeps_the_numbers_that_no_cell_shows(comfy, text, shown, block, after, then):
+)  # fmt: skip
+def test_a_click_keeps_the_numbers_that_no_cell_shows(comfy, text, shown, block, after, then, foot):
     strip = opened(comfy, "BlockSkip", cells=8, loader="MMDiTLoader", file=SMALL)
     strip.set(text)
     assert strip.state()["chosen"] == shown, "the blocks of a range that exist are shown"
     strip.mouse.move(700, 700)
-    strip.until("/does not exist|cannot be read/.test(s.foot)")
+    strip.until("/not in this model/.test(s.foot)")
+    state = strip.state()
+    assert state["foot"] == state["hint"] == foot, "the line is cut where it is too long; the hover text is whole"
     strip.click(block)
     assert strip.value() == after
     strip.click(block)

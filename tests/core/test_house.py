@@ -48,12 +48,13 @@ CORE_PACKAGES: dict[str, set[str]] = {
     "config": set(),
     "models": {"config"},
     "checkpoints": {"config", "models"},  # load_model builds the model
-    "flow": set(),
+    "typed": set(),  # texts that users typed: sigmas and block lists
+    "flow": {"typed"},
     "solvers": {"flow"},  # the tolerance for equal sigmas
     "guidance": {"flow"},  # windows and sigmas
     "text": set(),
     # phrases are found in token maps; hooks keep AdaLN rows for part of a batch; controls act in windows
-    "control": {"text", "models", "flow"},
+    "control": {"text", "models", "flow", "typed"},
     "caching": {"config", "flow"},  # a plan names the model that it was measured on; sigmas are compared
     "editing": {"flow"},  # the path between image and noise
     "analysis": {"control", "flow"},  # a cell is a block control in a window

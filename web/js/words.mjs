@@ -61,6 +61,8 @@ const en = {
   fromPreset: "from the preset",
   preset: (name) => `preset: ${name}`,
   wrong: ({ message }) => message, // the same as the server's
+  beyond: (numbers, { total }) =>
+    `${/[-,]/.test(numbers) ? `blocks ${numbers} are` : `block ${numbers} is`} not in this model (0 to ${total - 1})`,
 
   count: (label, used) => `${label} ${used}`,
   cut: (count) => ` +${count} cut`,
@@ -73,14 +75,11 @@ const en = {
 };
 
 const WRONG = {
-  grammar: () => "无法识别。可以写：0-5, 9, 12-、all、even、odd、early、middle、late、first 25%、!3",
-  beyond: ({ double, single, total }) =>
-    `该模型没有这个块：共 ${total} 块，编号 0 到 ${total - 1}` +
-    (single ? `（双流 d0 到 d${double - 1}，单流 s0 到 s${single - 1}）` : ""),
-  noStrength: () => "这里不能写强度，只写块号即可",
-  strength: () => "冒号后的强度须为不小于 0 的数，如 3:1.5",
-  percent: () => "百分比不能超过 100%",
-  backwards: () => "范围写反了，请把较小的块号写在前面",
+  grammar: "无法识别。可以写：0-5, 9, 12-、all、even、odd、early、middle、late、first 25%、!3",
+  noStrength: "这里不能写强度，只写块号即可",
+  strength: "冒号后的强度须为不小于 0 的数，如 3:1.5",
+  percent: "百分比不能超过 100%",
+  backwards: "范围写反了，请把较小的块号写在前面",
 };
 
 // Kinds of blocks and of refiners, as the server names them.
@@ -142,7 +141,8 @@ const zh = {
       : ["计算全部预测"],
   fromPreset: "来自预设",
   preset: (name) => `预设：${name}`,
-  wrong: ({ part, kind }, blocks) => `“${part}”：${WRONG[kind](blocks)}`,
+  wrong: ({ part, kind }) => `“${part}”：${WRONG[kind]}`,
+  beyond: (numbers, { total }) => `该模型没有块 ${numbers}（编号 0 到 ${total - 1}）`,
 
   count: (label, used) => `${label} ${used}`,
   cut: (count) => ` 截去 ${count}`,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdit_core.control.grammar import BlockOutOfRange, BlockTextError, parse_block_strengths, parse_blocks
+from mmdit_core.control.grammar import BlockOutOfRange, BlockTextError, parse_block_strengths, parse_blocks, plain
+from mmdit_core.control.preset_files import read_presets
+from tests.core.control.keyboards import KEYBOARDS, REFUSED
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,26 @@ def test_a_block_or_range_may_carry_its_own_strength():
     for text in ("3:x", "3:-1", "3:inf", "3:"):
         with pytest.raises(BlockTextError, match="no strength of at least 0"):
             parse_block_strengths(text, 24)
+
+
+@pytest.mark.parametrize(("text", "written"), KEYBOARDS.items())
+def test_the_signs_of_other_keyboards_are_read_and_have_a_plain_form(text, written):
+    assert plain(text) == written and plain(written) == written
+    assert parse_block_strengths(text, 24) == parse_block_strengths(written, 24) != {}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_a_space_divides_nothing_that_may_mean_two_things(text):
+    with pytest.raises(BlockTextError, match="cannot be read"):
+        parse_blocks(text, 24)
+
+
+def test_a_preset_file_may_have_the_signs_of_other_keyboards():
+    model = {"family": "SD3, SD3.5", "double": 24, "single": 0, "file": "a.safetensors"}
+    widgets = {"blocks": "4、5：2", "branch": "both", "strength": 1.5, "mode": "residual"}
+    preset = {"name": "a", "action": "boost", "model": model, "widgets": widgets, "evidence": None}
+    (read,) = read_presets(json.dumps({"format": "mmdit-presets", "version": 1, "presets": [preset]}))
+    assert parse_block_strengths(read.blocks, 24) == {4: 1.0, 5: 2.0}
 
 
 @given(st.text(max_size=30), st.integers(1, 60), st.integers(0, 40))

@@ -92,7 +92,7 @@ def test_a_new_schedule_is_one_function_and_one_row(monkeypatch):
     assert torch.equal(sigmas(8, "cosine", 2.0, power=2.0), cosine(8, 2.0, power=2.0))
 
 
-@pytest.mark.parametrize("text", ["1, 0.75, 0.5, 0", "1;0.75; .5\n0", "1.0 0.75 5e-1 0 "])
+@pytest.mark.parametrize("text", ["1, 0.75, 0.5, 0", "1;0.75; .5\n0", "1.0 0.75 5e-1 0 ", "１，0.75、0．5；0"])
 def test_a_text_of_sigmas_is_read_without_a_shift(text):
     assert parse_sigmas(text).tolist() == [1, 0.75, 0.5, 0] and parse_sigmas(text).dtype == torch.float64
 

@@ -5,11 +5,13 @@
 const OPENING = "Write numbers and ranges (0-5, 9, 12-), all, even, odd, first, last, early, middle, late, first 25%, ";
 const GRAMMAR = OPENING + "!3 for all but 3, d3 and s7 for FLUX's double and single blocks";
 
-// Python's white space, which differs from JavaScript's \s.
-const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]";
-const OUTER_SPACE = new RegExp(`^${SPACE}+|${SPACE}+$`, "gu");
-const SPAN = new RegExp(`^([ds]?)(\\p{Nd}+)(?:${SPACE}*(-)${SPACE}*(?:([ds]?)(\\p{Nd}+))?)?$`, "u");
-const PERCENT = new RegExp(`^(first|last|middle)${SPACE}*(\\p{Nd}+(?:\\.\\p{Nd}+)?)${SPACE}*%$`, "u");
+// Python's white space without line ends, which differs from JavaScript's \s.
+const SPACE = /[\t\v-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]/g;
+const DASH = /[\u2010-\u2015\u2212\u301c\u30fc\uff5e~]/g;
+const SPAN = /^([ds]?)(\d+)(?: *(-) *(?:([ds]?)(\d+))?)?$/;
+const PERCENT = /^(first|last|middle) *(\d+(?:\.\d+)?) *%$/;
+const BEFORE_EXCEPTION = /(?<=\d) +(?=!)/g;
+const BETWEEN_NUMBERS = /(?<=\d) +(?=[ds]?\d)/gi;
 const DIGITS = "\\d(?:_?\\d)*";
 const FLOAT = new RegExp(`^[+-]?(?:${DIGITS}(?:\\.(?:${DIGITS})?)?|\\.${DIGITS})(?:e[+-]?${DIGITS})?$`);
 
@@ -71,6 +73,18 @@ const FRACTIONS = {
   middle: (b, n) => [Math.floor((b.total - n) / 2), Math.floor((b.total - n) / 2) + n],
 };
 
+/** A text in the signs of the grammar, with a comma for each space between two numbers: "4、5 0–3" is "4,5, 0-3". */
+export function plain(text) {
+  const signs = text
+    .replaceAll("\u2014\u2014", "-")
+    .replace(DASH, "-")
+    .replaceAll("\u3001", ",")
+    .replace(/[\uff01-\uff5d]/g, (sign) => String.fromCharCode(sign.charCodeAt(0) - 0xfee0))
+    .replace(SPACE, " ");
+  const between = (part) => (part.includes("!") ? part : part.replace(BETWEEN_NUMBERS, ", "));
+  return ascii(signs).replace(BEFORE_EXCEPTION, ", ").replace(/[^,;\n]+/g, between);
+}
+
 /**
  * Parse a text. Returns: `chosen`, Map of block -> own strength or null, sorted by block; `errors`,
  * [{ part, message, kind, kept }] for the invalid parts. The kind "beyond" means that only this model lacks the block; of
@@ -78,7 +92,7 @@ const FRACTIONS = {
  * whole.
  */
 export function read(text, blocks, { strengths = false } = {}) {
-  const parts = text.split(/[,;\n]/).map((part) => strip(part).toLowerCase()).filter(Boolean);
+  const parts = plain(text).split(/[,;\n]/).map((part) => strip(part).toLowerCase()).filter(Boolean);
   const chosen = new Map();
   const errors = [];
   const onlyExceptions = parts.length && parts.every((part) => part.startsWith("!"));
@@ -139,7 +153,7 @@ function each([first, end, step = 1], visit) {
 }
 
 function strip(text) {
-  return text.replace(OUTER_SPACE, "");
+  return text.replace(/^ +| +$/g, "");
 }
 
 /** Python's round(). */
@@ -151,8 +165,8 @@ function roundHalfEven(value) {
 
 function strengthOf(text, part, allowed) {
   if (!allowed) throw new InvalidPart("noStrength", `${quoted(part)} has a strength. Write the block alone`);
-  const plain = ascii(strip(text));
-  const strength = FLOAT.test(plain) ? Number(plain.replaceAll("_", "")) : NaN;
+  const number = strip(text);
+  const strength = FLOAT.test(number) ? Number(number.replaceAll("_", "")) : NaN;
   if (!(strength >= 0 && strength < Infinity))
     throw new InvalidPart(
       "strength",
@@ -166,7 +180,7 @@ function blocksOf(body, part, blocks) {
   if (WORDS.has(body)) return WORDS.get(body)(blocks);
   const fraction = PERCENT.exec(body);
   if (fraction) {
-    const percent = Number(ascii(fraction[2]));
+    const percent = Number(fraction[2]);
     if (percent > 100) throw new InvalidPart("percent", `${quoted(part)} is more than all blocks. Write at most 100%`);
     return FRACTIONS[fraction[1]](blocks, roundHalfEven((blocks.total * percent) / 100));
   }
@@ -186,7 +200,7 @@ function blocksOf(body, part, blocks) {
 function numberOf(kind, digits, part, blocks, first = Infinity) {
   const before = kind === "s" ? blocks.double : 0;
   const most = { d: blocks.double, s: blocks.single, "": blocks.total }[kind];
-  const value = BigInt(ascii(digits));
+  const value = BigInt(digits);
   if (value >= most) {
     const where = part === kind + digits ? "" : ` (in ${quoted(part)})`;
     const message = `block ${kind}${value} does not exist${where}. ${blocks.describe()}`;
@@ -215,8 +229,7 @@ function quoted(text) {
 }
 
 function escaped(sign) {
-  const named = { "\t": "\\t", "\r": "\\r" }[sign];
   const code = sign.codePointAt(0);
   const [letter, digits] = code < 256 ? ["x", 2] : code < 65536 ? ["u", 4] : ["U", 8];
-  return named ?? `\\${letter}${code.toString(16).padStart(digits, "0")}`;
+  return `\\${letter}${code.toString(16).padStart(digits, "0")}`;
 }

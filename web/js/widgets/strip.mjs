@@ -2,7 +2,7 @@
 //
 // It does not depend on nodes: its state is set from outside, and changes by the user are reported through `changed`.
 
-import { Blocks, read, write } from "./grammar.mjs";
+import { Blocks, plain, read, write } from "./grammar.mjs";
 import { footOf } from "./foot.mjs";
 import { make } from "../page/frontend.mjs";
 import { listenToKeys } from "./keys.mjs";
@@ -82,10 +82,10 @@ export class BlockStrip {
 
   // Actions of the user
 
-  /** Set the text as it is, such as a typed one. */
+  /** Set the text, such as a typed one; in plain signs once it is complete. */
   write(text, done = true) {
-    this.setText(text);
-    this.changed(text, done);
+    this.setText(done ? plain(text) : text);
+    this.changed(this.text, done);
   }
 
   /** Choose exactly these blocks; entries that no cell shows stay in the text. */
@@ -190,7 +190,16 @@ export class BlockStrip {
     this.errors = found.errors.filter((error) => this.known || error.kind !== "beyond");
   }
 
-  /** The line below: the block under the pointer, else the preset, else the error, else the kinds of blocks. */
+  /** What is wrong with the text: each part that cannot be read, then all blocks that this model does not have. */
+  _wrong() {
+    const text = words();
+    const absent = this.errors.filter(({ kind }) => kind === "beyond");
+    const wrong = this.errors.filter((error) => !absent.includes(error)).map((error) => text.wrong(error));
+    const numbers = absent.map(({ kept }) => kept.replace(/^! *|:.*/g, ""));
+    return absent.length ? [...wrong, text.beyond(numbers.join(", "), this.blocks)] : wrong;
+  }
+
+  /** The line below: the block under the pointer, else the preset, else the errors, else the kinds of blocks. */
   _drawFoot() {
     const { foot } = this;
     const pointed = this.hovered !== null && this.hovered < this.blocks.total;
@@ -198,7 +207,7 @@ export class BlockStrip {
     const text =
       (pointed && this.describe(this.hovered)) ||
       (this.preset && words().preset(this.preset.name)) ||
-      (wrong && words().wrong(this.errors[0], this.blocks));
+      (wrong && this._wrong().join("\n"));
     foot.classList.toggle("words", Boolean(text));
     foot.classList.toggle("error", wrong);
     foot.replaceChildren(...(text ? [text] : footOf(this.blocks, this.known, this.rows.length)));
@@ -213,7 +222,7 @@ export class BlockStrip {
     Object.assign(this.field, { type: "text", id: `${this.id}-text`, spellcheck: false, autocomplete: "off" });
     this.name.htmlFor = this.field.id;
     this.field.addEventListener("input", () => this.write(this.field.value, false));
-    this.field.addEventListener("change", () => this.changed(this.text, true));
+    this.field.addEventListener("change", () => this.write(this.field.value));
     this.list = make("div", "mmdit-strip");
     this.list.setAttribute("role", "listbox");
     this.list.setAttribute("aria-multiselectable", "true");
