@@ -22,6 +22,15 @@ PREVIEWS = """() => app.graph._nodes
 CUT = """() => [...document.querySelectorAll(".mmdit-note")]
     .filter((each) => each.checkVisibility() && each.scrollHeight > each.clientHeight + 1)
     .map((each) => each.innerText)"""
+# Words of notes that are on two lines.
+BROKEN_WORDS = """() => [...document.querySelectorAll(".mmdit-note.run")].flatMap((note) => {
+    const range = document.createRange();
+    return [...note.firstChild.data.matchAll(/\\S+/g)].filter(({ 0: word, index }) => {
+        range.setStart(note.firstChild, index);
+        range.setEnd(note.firstChild, index + word.length);
+        return note.checkVisibility() && range.getClientRects().length > 1;
+    }).map(([word]) => word);
+})"""
 FEW = """() => {
     for (const node of app.graph._nodes)
         if (node.type === "FlowMatchingSampler") node.widgets.find(({ name }) => name === "steps").value = 4;
@@ -90,6 +99,14 @@ def test_token_counts_follow_the_type_of_the_loader(comfy):
     until(comfy, "TripleTextEncode", "/^prompt\\s*CLIP-L \\d+/.test(note)")
 
 
+def test_a_prompt_with_a_textual_inversion_is_counted_by_the_run(comfy):
+    comfy.run(SET, ["TripleTextEncode", {"prompt": "a star embedding:nowhere"}])
+    until(comfy, "TripleTextEncode", "/^prompt\\s*counted during the run/.test(note)")
+    comfy.queue()
+    comfy.page.wait_for_function(f"() => ({RUN_TEXT})('TripleTextEncode')?.[0].startsWith('prompt: CLIP-L 2')")
+    assert comfy.run(RUN_TEXT, "TripleTextEncode")[1].startswith("embedding:nowhere is left out for CLIP-L, CLIP-G, T5")
+
+
 def test_speed_plan_shows_its_cost_before_and_after_a_run(comfy):
     comfy.load(WORKFLOW.with_name("speed-plan.json"))
     cost = "/^computes 46% of the predictions in 28 steps small model: -0.2 of 100 images right/.test(note)"
@@ -142,6 +159,7 @@ def test_what_a_run_did_stays_on_its_nodes_and_is_not_saved(comfy, test_output):
     assert comfy.wait_stable(RUN_TEXT, "FlowMatchingSampler")[0].startswith("4 model calls, ")
     assert comfy.run(PREVIEWS) == [], "the frontend's own widget does not repeat the text"
     assert comfy.run(CUT) == [], "the widget is as high as its text"
+    assert comfy.run(BROKEN_WORDS) == [], "lines break between words alone"
     assert values(comfy) == before and comfy.prompt() == prompt
 
 
@@ -150,6 +168,37 @@ def test_the_text_of_a_run_that_stops_is_removed(comfy):
     comfy.fit()
     comfy.run("() => void app.queuePrompt(0, 1)")
     try:
+        comfy.page.wait_for_function(f"() => ({RUN_TEXT})('FlowMatchingSampler')?.[0].includes('s per step')")
+    finally:
+        comfy.server.interrupt()
+    comfy.page.wait_for_function(f"() => ({RUN_TEXT})('FlowMatchingSampler') === null")
+
+
+RECORD_PROGRESS = "() => { globalThis.seen = 0; app.api.addEventListener('progress', () => (seen += 1)); }"
+
+
+def test_a_run_of_a_client_without_an_id_shows_nothing_on_the_nodes_of_this_page(comfy):
+    """ComfyUI sends the progress of such a run to every page."""
+    comfy.run(SET, ["FlowMatchingSampler", {"steps": 5000}])
+    comfy.run(RECORD_PROGRESS)
+    comfy.server.post("/prompt", {"prompt": comfy.prompt()})
+    try:
+        comfy.page.wait_for_function("seen > 3")
+        assert comfy.run(RUN_TEXT, "FlowMatchingSampler") is None
+        assert comfy.run("() => document.querySelector('.mmdit-plot .mark').getAttribute('d')") == ""
+    finally:
+        comfy.server.interrupt()
+
+
+def test_the_steps_of_an_own_run_are_shown_after_the_page_is_reloaded(comfy):
+    comfy.run(SET, ["FlowMatchingSampler", {"steps": 5000}])
+    saved = comfy.graph()
+    comfy.run(RECORD_PROGRESS)
+    comfy.run("() => void app.queuePrompt(0, 1)")
+    try:
+        comfy.page.wait_for_function("seen > 0")
+        comfy.reload()
+        comfy.load(saved)
         comfy.page.wait_for_function(f"() => ({RUN_TEXT})('FlowMatchingSampler')?.[0].includes('s per step')")
     finally:
         comfy.server.interrupt()

@@ -39,6 +39,7 @@ NAMED = """(types) => Object.fromEntries(types.map((type) => {
 PROGRESS = f"""(value) => {{
     {OF}
     const node = String(of("{NODE}").id);
+    app.api.dispatchCustomEvent("execution_start", {{ prompt_id: "x" }});
     app.api.dispatchCustomEvent("progress", {{ node, prompt_id: "x", value, max: 28 }});
 }}"""
 # Every text of the pack in the page, including those for screen readers and tooltips; but not the texts of a run, which
@@ -219,19 +220,20 @@ def check_settings(comfy) -> None:
     comfy.page.keyboard.press("Escape")
 
 
-SAME = """async (path) => {
-    const { LANGUAGES } = await import(path);
-    return Object.fromEntries(Object.entries(LANGUAGES).map(([language, table]) => [
+SAME = """async ([path, name]) => {
+    const { [name]: languages } = await import(path);
+    return Object.fromEntries(Object.entries(languages).map(([language, table]) => [
         language,
         Object.fromEntries(Object.entries(table).map(([key, word]) => [key, word.call ? word.length : word])),
     ]));
 }"""
 
 
-def test_each_language_has_all_texts(shared):
-    tables = shared.run(SAME, f"/extensions/{ROOT.name}/js/words.mjs")
+@pytest.mark.parametrize(("module", "name"), [("words.mjs", "LANGUAGES"), ("widgets/menu_words.mjs", "MENU")])
+def test_each_language_has_all_texts(shared, module, name):
+    tables = shared.run(SAME, [f"/extensions/{ROOT.name}/js/{module}", name])
     english, chinese = tables["en"], tables["zh"]
-    assert list(english) == list(chinese) and len(english) > 30
+    assert list(english) == list(chinese) and len(english) > 15
     for key, word in english.items():
         assert isinstance(word, str) == isinstance(chinese[key], str)
         if isinstance(word, str) and key != "colon":

@@ -103,6 +103,25 @@ export async function request(address, body) {
   }
 }
 
+const runs = new Map(); // prompt id -> whether this page queued it
+api.addEventListener("execution_start", ({ detail }) => runs.set(detail.prompt_id, true));
+
+/** Call run(detail) on events of this page's runs. ComfyUI sends those of a run without a client to all pages. */
+export function onOwnRun(kind, run) {
+  api.addEventListener(kind, ({ detail }) => {
+    const id = detail.prompt_id;
+    if (!runs.has(id)) void lookUp(id); // such as after a reload of the page: the next events are known
+    if (runs.get(id)) run(detail);
+  });
+}
+
+async function lookUp(id) {
+  runs.set(id, false);
+  const queue = await request("/queue");
+  const own = ([, prompt, , extra]) => prompt === id && extra?.client_id === api.clientId;
+  runs.set(id, Boolean(queue?.queue_running?.some(own)));
+}
+
 const responses = new Map(); // address -> promise of its JSON
 
 /** As request, once for each address; a failed request is sent again next time. */

@@ -85,9 +85,10 @@ function asLastRun(prompt, last) {
   );
 }
 
+/** The last prompt that this page queued, among the server's last runs. */
 async function lastPrompt() {
-  const [last] = Object.values((await request("/history?max_items=1")) ?? {});
-  return last?.prompt?.[2];
+  const runs = Object.values((await request("/history?max_items=16")) ?? {});
+  return runs.findLast(({ prompt }) => prompt?.[3]?.client_id === api.clientId)?.prompt[2];
 }
 
 /** Run a prompt. Returns: { kind: "done", outputs }, { kind: "failed", message } or { kind: "cancelled" }. */

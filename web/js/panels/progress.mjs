@@ -1,6 +1,6 @@
 // Shows the step and the seconds per step on a sampling node, in the place of its summary.
 
-import { api, nodeOfExecution } from "../page/frontend.mjs";
+import { api, nodeOfExecution, onOwnRun } from "../page/frontend.mjs";
 import { hideRunText, showRunText } from "./run_text.mjs";
 import { words } from "../words.mjs";
 
@@ -11,7 +11,7 @@ let events = []; // the last ones, { value, at }
 let running = "";
 let step = null; // the text of the last event, { node, text }
 
-api.addEventListener("progress", ({ detail: { node, prompt_id, value, max } }) => {
+onOwnRun("progress", ({ node, prompt_id, value, max }) => {
   const sampler = nodeOfExecution(node);
   if (!SAMPLERS.has(sampler?.comfyClass)) return;
   const run = `${prompt_id} ${node}`;
