@@ -33,7 +33,10 @@ class SpeedPlan:
         "Shows the measured cost where there is one. Works with FlowMatchingSampler, KSampler and other samplers. "
         "After the run the node shows how much was computed."
     )
-    SEARCH_ALIASES = ["speed", "faster", "cache", "skip steps", "acceleration", "turbo"]
+    SEARCH_ALIASES = [
+        "speed", "faster", "cache", "teacache", "easycache", "first block cache", "skip steps", "acceleration",
+        "turbo", "mmdit", "加速", "缓存",
+    ]  # fmt: skip
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "plan")
@@ -103,7 +106,7 @@ class PrecomputeModulation:
         "scales are computed once for the whole schedule, and the steps read their results. The image stays the same. "
         "For KSampler and other samplers; FlowMatchingSampler does it by itself."
     )
-    SEARCH_ALIASES = ["adaln", "modulation", "low vram", "memory", "offload"]
+    SEARCH_ALIASES = ["adaln", "modulation", "low vram", "memory", "offload", "mmdit", "调制", "显存"]
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "report")

@@ -195,7 +195,10 @@ class BlockSkip(_BlockNode):
         "Skips the chosen blocks: image and text pass them unchanged, and their work is saved. After the run the node "
         "shows how many block calls were skipped."
     )
-    SEARCH_ALIASES = ["skip layer", "skip block", "speed", "remove block"]
+    SEARCH_ALIASES = [
+        "skip layer", "skip layer guidance", "slg", "skip block", "speed", "remove block", "flux", "mmdit",
+        "跳过", "跳过层", "跳层", "块",
+    ]  # fmt: skip
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -221,7 +224,10 @@ class TextBoost(_BlockNode):
         "Makes the text stronger or weaker in the chosen blocks. residual is the paper's method and acts on the blocks "
         "that follow; attention and value act in the chosen blocks. A phrase of the prompt can be chosen."
     )
-    SEARCH_ALIASES = ["prompt strength", "text strength", "enhance", "emphasis", "text alignment"]
+    SEARCH_ALIASES = [
+        "prompt strength", "text strength", "enhance", "emphasis", "text alignment", "block weight",
+        "attention", "flux", "mmdit", "增强", "块", "块权重", "注意力", "提示词强度",
+    ]  # fmt: skip
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -309,7 +315,7 @@ class TextDisable(_BlockNode):
         "Removes the text in the chosen blocks. onward is the paper's method: the text stream is zero from there on, "
         "and later blocks build on it. block: the text is hidden in the chosen blocks alone."
     )
-    SEARCH_ALIASES = ["disable text", "empty prompt", "remove text"]
+    SEARCH_ALIASES = ["disable text", "empty prompt", "remove text", "attention", "mmdit", "屏蔽", "去除文本", "块"]
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -332,7 +338,10 @@ class BlockPrompt(_BlockNode):
         "passes all blocks up to the last chosen one, which costs one more block call each. After the run the node "
         "shows how many."
     )
-    SEARCH_ALIASES = ["prompt per block", "block conditioning", "regional blocks"]
+    SEARCH_ALIASES = [
+        "prompt per block", "block conditioning", "regional blocks", "block weight", "attention", "mmdit",
+        "提示词", "分块提示词", "块",
+    ]  # fmt: skip
 
     @classmethod
     def INPUT_TYPES(cls):

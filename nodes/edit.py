@@ -154,7 +154,10 @@ class FlowEdit:
         "Edits an image by words: describe it as it is (source) and as it should be (target). What the two have in "
         "common stays. No inversion; works with every rectified-flow model and with block controls."
     )
-    SEARCH_ALIASES = ["edit", "flowedit", "prompt edit", "image edit", "change object", "img2img", "inversion-free"]
+    SEARCH_ALIASES = [
+        "edit", "flowedit", "rf edit", "prompt edit", "image edit", "change object", "img2img",
+        "inversion-free", "mmdit", "编辑", "图像编辑", "改图",
+    ]  # fmt: skip
     FUNCTION = "edit"
     RETURN_TYPES = ("LATENT", "STRING")
     RETURN_NAMES = ("LATENT", "summary")

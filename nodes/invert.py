@@ -31,7 +31,8 @@ class FlowInvert:
         "Matching Sampler takes the result as its noise. The same prompt gives the image back, another prompt edits it."
     )
     SEARCH_ALIASES = [
-        "inversion", "unsample", "unsampler", "rf inversion", "edit", "reverse", "img2img", "ddim inversion",
+        "inversion", "unsample", "unsampler", "rf inversion", "rf edit", "edit", "reverse", "img2img",
+        "ddim inversion", "mmdit", "反演", "编辑", "图像编辑",
     ]  # fmt: skip
     FUNCTION = "invert"
     RETURN_TYPES = ("LATENT",)
@@ -110,7 +111,10 @@ class SourcePull:
         "RF-Inversion's controller: while sampling, draws each predicted image to a source image. After Flow Invert "
         "with gamma it keeps the layout of the image, while another prompt changes the rest. Works with every sampler."
     )
-    SEARCH_ALIASES = ["rf inversion", "eta", "controller", "structure", "edit", "img2img"]
+    SEARCH_ALIASES = [
+        "rf inversion", "rf edit", "eta", "controller", "structure", "edit", "img2img", "mmdit", "反演",
+        "编辑", "保持结构",
+    ]  # fmt: skip
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("A copy of the model with the controller.",)

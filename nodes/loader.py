@@ -83,7 +83,9 @@ class MMDiTLoader:
         "The MODEL works with ComfyUI's samplers, LoRAs, ControlNets and patches. "
         "If the file holds no text encoders or no VAE, connect ComfyUI's loaders of these instead."
     )
-    SEARCH_ALIASES = ["sd3", "sd3.5", "stable diffusion 3", "checkpoint", "load model", "mmdit"]
+    SEARCH_ALIASES = [
+        "sd3", "sd3.5", "stable diffusion 3", "checkpoint", "load model", "mmdit", "加载模型", "加载器",
+    ]  # fmt: skip
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     OUTPUT_TOOLTIPS = (

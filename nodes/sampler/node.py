@@ -29,7 +29,10 @@ class FlowMatchingSampler:
         "Samples SD3, SD3.5, FLUX and other flow-matching models. Solver, sigmas, shift and guidance in one node. "
         "Masks, areas, ControlNet and hooks work as in KSampler. Reports what was run."
     )
-    SEARCH_ALIASES = ["ksampler", "rectified flow", "sampler", "sd3 sampler", "shift", "cfg zero", "apg"]
+    SEARCH_ALIASES = [
+        "ksampler", "rectified flow", "sampler", "sd3 sampler", "flux", "qwen image", "mmdit", "shift",
+        "cfg zero", "apg", "采样", "采样器", "整流流",
+    ]  # fmt: skip
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT", "IMAGE", "STRING")
     RETURN_NAMES = ("LATENT", "curve", "summary")
@@ -83,7 +86,7 @@ class MMDiTSampler:
 
     CATEGORY = "MMDiT"
     DESCRIPTION = "KSampler with defaults that suit SD3 and SD3.5, and errors that say what to change."
-    SEARCH_ALIASES = ["ksampler", "sampler", "sd3 sampler"]
+    SEARCH_ALIASES = ["ksampler", "sampler", "sd3 sampler", "flux", "mmdit", "采样", "采样器"]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent, for VAE Decode.",)
