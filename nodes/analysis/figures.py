@@ -8,7 +8,7 @@ from PIL import Image
 
 from ...mmdit_core.analysis import Cell, mean
 from ..comfyui.families import Sections
-from ..comfyui.frontend.progress import model_name
+from ..comfyui.frontend.progress import model_name, raise_if_cancelled
 from ..plots.canvas import ACTION_COLOURS
 from ..plots.contact_sheet import Row, Tile, contact_sheet
 from ..plots.line_plot import Line, Panel, line_plot
@@ -18,7 +18,10 @@ WINDOW_STYLES = {"whole": "solid", "early": "dashed", "late": "dotted"}
 
 
 def draw_sheet(sweep: Sweep) -> Image.Image:
-    """Draw all images so far, each with its latent and its image distance; the bar shows the latent distance."""
+    """Draw all images so far, each with its latent and its image distance; the bar shows the latent distance.
+
+    Raises: ComfyUI's interrupt if the run is cancelled.
+    """
     means = [value for found in sweep.distances.values() if (value := mean(found.latent)) is not None]
     largest = max(means, default=0.0) or 1.0
     rows = []
@@ -30,7 +33,9 @@ def draw_sheet(sweep: Sweep) -> Image.Image:
     blocks = [_block_name(block, sweep.sections) for block in sweep.settings.blocks]
     subtitle = _subtitle(sweep) + ". Below each image: distance to the baseline, latent and image"
     aspect = sweep.size[0] / sweep.size[1]
-    return contact_sheet("What each block does", subtitle, ["baseline", *blocks], rows, aspect=aspect)
+    return contact_sheet(
+        "What each block does", subtitle, ["baseline", *blocks], rows, aspect=aspect, check=raise_if_cancelled
+    )
 
 
 def _block_name(block: int, sections: Sections) -> str:
@@ -45,7 +50,10 @@ def _block_name(block: int, sections: Sections) -> str:
 
 
 def draw_plot(sweep: Sweep) -> Image.Image:
-    """Draw the distance of each block, in latents and in pixels, and the attributes if they are judged."""
+    """Draw the distance of each block, in latents and in pixels, and the attributes if they are judged.
+
+    Raises: ComfyUI's interrupt if the run is cancelled.
+    """
 
     def panel(title: str, y_label: str, value: Callable[..., float | None]) -> Panel:
         lines = tuple(
@@ -69,7 +77,7 @@ def draw_plot(sweep: Sweep) -> Image.Image:
             baseline = percent(None, column)
             title = column.capitalize() + ("" if baseline is None else f" (baseline: {baseline:.0f}%)")
             panels.append(panel(title, "correct images, %", lambda cell, column=column: percent(cell, column)))
-    return line_plot("How much each block changes the image", _subtitle(sweep), panels)
+    return line_plot("How much each block changes the image", _subtitle(sweep), panels, check=raise_if_cancelled)
 
 
 def _tile(sweep: Sweep, cell: Cell, largest: float) -> Tile:

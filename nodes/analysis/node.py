@@ -87,7 +87,10 @@ class BlockAnalysis:
         "changes the image, and a list of blocks to skip. You can cancel at any time: finished images are kept, and "
         "the next run continues from them."
     )
-    SEARCH_ALIASES = ["block sweep", "layer analysis", "which block", "ablation", "skip list"]
+    SEARCH_ALIASES = [
+        "block sweep", "layer analysis", "which block", "ablation", "skip list", "block weight", "slg",
+        "mmdit", "分析", "块分析", "块",
+    ]  # fmt: skip
     FUNCTION = "analyse"
     RETURN_TYPES = ("IMAGE", "IMAGE", "STRING", "STRING", "STRING")
     RETURN_NAMES = ("sheet", "plot", "report", "skip_blocks", "boost_blocks")

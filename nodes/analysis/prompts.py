@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...attributes import prompt_sets
+from ...mmdit_core.typed import plain_signs
 from ..comfyui.text.prompt_list import Conditioning, encode_each
 from ..errors import InputError, require
 
@@ -47,7 +48,7 @@ def read_prompts(node: str, text: str) -> PromptList | None:
     found: dict[str, str] = {}  # text -> origin
     sets, number = [], 0
     for index, line in enumerate(text.splitlines(), start=1):
-        named, origin = _SET.fullmatch(line.strip()), f"line {index}"
+        named, origin = _SET.fullmatch(plain_signs(line).strip()), f"line {index}"
         if named is None:
             added = [(line.strip(), origin)] if line.strip() else []
         else:

@@ -15,7 +15,7 @@ from ...mmdit_core.flow.schedules import sigmas
 from ..comfyui import patching
 from ..comfyui.families import Sections
 from ..comfyui.frontend import messages
-from ..comfyui.frontend.progress import Progress
+from ..comfyui.frontend.progress import Progress, raise_if_cancelled
 from ..comfyui.loading.clip_vae import decode_image
 from ..comfyui.run import sampling
 from ..plots.contact_sheet import fitted, tile_size
@@ -113,6 +113,7 @@ class Sweep:
             if (seed, cell) not in finished:
                 latent = self._sample(prompt, seed, cell, progress) if cell is not None else baseline
                 image = decode_image(self.vae, latent) if cell is not None else baseline_image
+                raise_if_cancelled()
                 right = None if self.scores is None else self.scores.judge(image, prompt)
                 distances = (0.0, 0.0)
                 if cell is not None:

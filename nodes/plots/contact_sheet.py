@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -49,10 +49,12 @@ def contact_sheet(
     *,
     aspect: float = 1.0,
     tile: tuple[int, int] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Image.Image:
     """Draw a sheet.
 
-    Args: columns, their names; aspect, width / height of the images; tile, their size, None for one by their number.
+    Args: columns, their names; aspect, width / height of the images; tile, their size, None for one by their number;
+        check, called before each row.
     """
     width, height = tile or tile_size(len(columns), aspect)
     large, medium, small = font(22), font(16), font(14)
@@ -72,6 +74,7 @@ def contact_sheet(
     for x, name in zip(lefts, columns, strict=True):
         draw.text((x + width / 2, TOP - 14), shortened(name, width, 16), BLACK, medium, anchor="mm")
     for index, row in enumerate(rows):
+        check()
         y = TOP + index * row_height
         draw.rectangle((MARGIN, y, MARGIN + 4, y + height - 1), row.colour)
         for line, text in enumerate(row.label):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -34,14 +34,17 @@ class Panel:
     lines: tuple[Line, ...]
 
 
-def line_plot(title: str, subtitle: str, panels: Sequence[Panel]) -> Image.Image:
-    """Draw panels next to each other, with the legend of the first one below."""
+def line_plot(
+    title: str, subtitle: str, panels: Sequence[Panel], *, check: Callable[[], None] = lambda: None
+) -> Image.Image:
+    """Draw panels next to each other, with the legend of the first one below. Args: check, called before each panel."""
     lines = panels[0].lines
     colours = list(dict.fromkeys(line.colour for line in lines))
     # One row if every line has its own colour, else one row for each colour.
     legend = [lines] if len(colours) == len(lines) else [[x for x in lines if x.colour == c] for c in colours]
     canvas = Canvas(WIDTH * len(panels), HEAD + HEIGHT + 30 * len(legend) + MARGIN, title, subtitle)
     for index, panel in enumerate(panels):
+        check()
         draw_panel(canvas, panel, (index * WIDTH, HEAD, WIDTH, HEIGHT))
     for row, entries in enumerate(legend):
         for column, line in enumerate(entries):

@@ -6,7 +6,7 @@ import math
 
 from PIL import Image
 
-from ..comfyui.frontend.progress import model_name
+from ..comfyui.frontend.progress import model_name, raise_if_cancelled
 from ..plots.canvas import GREY
 from ..plots.contact_sheet import Row, Tile, contact_sheet, shortened
 from .axes import Cell, Value
@@ -16,7 +16,10 @@ LABEL = 240  # pixels: the widest label of a row
 
 
 def draw_sheet(sweep: Sweep) -> Image.Image:
-    """Draw all images so far, each with its distance to the first one."""
+    """Draw all images so far, each with its distance to the first one.
+
+    Raises: ComfyUI's interrupt if the run is cancelled.
+    """
     columns = [_name(cell.x) for cell in sweep.cells[: sweep.columns]]
     rows = []
     for start in range(0, len(sweep.cells), sweep.columns):
@@ -29,7 +32,8 @@ def draw_sheet(sweep: Sweep) -> Image.Image:
         f"{model_name(sweep.model)}, {_common(sweep.cells)}. Below each image: its distance to the first, in latents"
     )
     title = " by ".join(str(each.axis) for each in (sweep.cells[0].x, sweep.cells[0].y) if each is not None)
-    return contact_sheet(title, subtitle, columns, rows, aspect=width / height, tile=sweep.tile)
+    aspect = width / height
+    return contact_sheet(title, subtitle, columns, rows, aspect=aspect, tile=sweep.tile, check=raise_if_cancelled)
 
 
 def _name(value: Value | None) -> str:

@@ -16,7 +16,7 @@ from ...mmdit_core.flow.schedules import sigmas
 from ..comfyui import patching
 from ..comfyui.fingerprint import fingerprint
 from ..comfyui.frontend import messages
-from ..comfyui.frontend.progress import Progress
+from ..comfyui.frontend.progress import Progress, raise_if_cancelled
 from ..comfyui.loading.clip_vae import decode_image
 from ..comfyui.run import sampling
 from ..comfyui.run.solver import SolverRun
@@ -86,7 +86,7 @@ class Sweep:
                 self.reused += 1
             else:
                 self.kept[key] = self._sample(cell, progress)
-                progress.check()
+                raise_if_cancelled()
             self._add(self.kept[key])
             progress.finish(cell.settings.steps, draw)
 

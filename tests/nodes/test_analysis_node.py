@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import sys
+import time
 
 import comfy.model_management
 import numpy as np
@@ -153,6 +154,35 @@ def test_a_run_after_a_cancel_samples_only_the_missing_cells(node_class, model):
     assert calls.count == (7 - 3) * CALLS
     fresh = analyse(node_class(), model)
     assert resumed[2] == fresh[2] and torch.equal(resumed[0], fresh[0]) and torch.equal(resumed[1], fresh[1])
+
+
+# Function of the pack that is running when the cancel comes -> the most calls of it, among them the rest of a row of 4.
+WHEN_CANCELLED = {
+    "analysis.sweep.decode_image": 1,
+    "plots.contact_sheet._draw_tile": 4,
+    "plots.line_plot.draw_panel": 1,
+}
+
+
+@pytest.mark.parametrize("running", WHEN_CANCELLED)
+def test_a_cancel_while_it_decodes_or_draws_ends_the_run_there(node_class, pack, model, monkeypatch, running):
+    """Drawing hundreds of images takes longer than a second."""
+    module, _, name = running.rpartition(".")
+    owner, calls = sys.modules[f"{pack.__name__}.nodes.{module}"], []
+    function = getattr(owner, name)
+
+    def cancelling(*given):
+        calls.append(running)
+        comfy.model_management.interrupt_current_processing(True)
+        return function(*given)
+
+    monkeypatch.setattr(owner, name, cancelling)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            analyse(node_class(), model)
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+    assert 1 <= len(calls) <= WHEN_CANCELLED[running]
 
 
 def test_a_second_run_reuses_all_latents_and_a_wider_one_samples_only_new_cells(node_class, model):
@@ -394,6 +424,10 @@ def test_live_a_cancel_keeps_the_finished_images(comfyui):
             if event.kind == "progress" and event.data.get("node") == "4" and event.data["value"] > 8 and not cancelled:
                 comfyui.interrupt()
                 cancelled = True
+                since = time.monotonic()
+    took = time.monotonic() - since
+    print(f"\ncancelled after {took:.2f} s")
+    assert took < 2  # 1 on an idle machine
     with pytest.raises(Interrupted):
         comfyui.finished(prompt_id)
     values = []

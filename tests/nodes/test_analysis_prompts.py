@@ -234,6 +234,7 @@ def test_a_set_or_its_first_prompts_are_read_with_other_lines(module):
     shipped = [entry.text for entry in prompt_sets.read_set("shapes")]
     assert read("N", "") is None
     assert read("N", "set:shapes").texts == tuple(shipped)
+    assert read("N", "ｓｅｔ：shapes ８").texts == tuple(shipped)[:8], "the signs of another keyboard"
     found = read("N", f"a castle\n Set: shapes  3\n{shipped[1]}")
     assert found.texts == ("a castle", *shipped[:3]) and found.sets == ("shapes",) and found.repeated == 1
     assert found.origins == ("line 1", *(f"line 2, prompt {number} of set shapes" for number in (1, 2, 3)))

@@ -14,6 +14,11 @@ PREVIEW_SIDE = 1280  # pixels; a contact sheet needs more than ComfyUI's preview
 PREVIEW_TIME = 0.1  # largest fraction of the time spent on previews
 
 
+def raise_if_cancelled() -> None:
+    """Raises: ComfyUI's interrupt if the run is cancelled."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
 class Progress:
     """The bar counts the steps of all samplings."""
 
@@ -31,6 +36,7 @@ class Progress:
 
         Raises: ComfyUI's interrupt if the run is cancelled.
         """
+        raise_if_cancelled()
         self._done += steps
         preview = None
         start = time.monotonic()
@@ -40,12 +46,7 @@ class Progress:
             end = time.monotonic()
             self._next_preview = end + (end - start) / PREVIEW_TIME
         self._bar.update_absolute(self._done, preview=preview)
-        self.check()
-
-    @staticmethod
-    def check() -> None:
-        """Raises: ComfyUI's interrupt if the run is cancelled."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        raise_if_cancelled()
 
 
 def model_name(model) -> str:
