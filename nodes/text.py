@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +36,10 @@ class TripleTextEncode:
         "Encodes a prompt and a negative prompt with all text encoders of the CLIP (CLIP-L, CLIP-G, T5). Each encoder "
         "can have its own prompt and strength. Works with ComfyUI's CLIP loaders too."
     )
-    SEARCH_ALIASES = ["prompt", "clip text encode", "sd3 prompt", "negative", "t5", "text"]
+    SEARCH_ALIASES = [
+        "prompt", "clip text encode", "sd3 prompt", "negative", "t5", "text", "mmdit", "提示词", "文本编码",
+        "负面提示词",
+    ]  # fmt: skip
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "STRING")
     RETURN_NAMES = ("positive", "negative", "info")
@@ -106,7 +110,9 @@ class TripleTextEncode:
             present = [count for count in counts if count.present]
             conditionings.append(conditioning)
             info += [title, *(f"  {line}" for count in present for line in _lines(count, prompts, empty))]
+            info += [f"  {line}" for line in _unread_lines(present)]
             short.append(f"{title}: {', '.join(map(_short, present))}")
+            short += _unread_lines(present)
         missing = _missing_lines(encoders, own)
         show_text(unique_id, "\n".join([*short, *missing]))
         return *conditionings, "\n".join([*info, *missing])
@@ -163,6 +169,17 @@ def _short(count: TokenCount) -> str:
     cut = f" ({len(count.cut)} cut)" if count.cut else ""
     warning = f" (over {TRAINED_T5_TOKENS})" if _is_too_long(count) else ""
     return f"{count.label} {count.used}{cut}{warning}"
+
+
+def _unread_lines(counts: Sequence[TokenCount]) -> list[str]:
+    """A line for each textual inversion that some encoders cannot read."""
+    names = dict.fromkeys(name for count in counts for name in count.unread)
+    unread = {name: [count.label for count in counts if name in count.unread] for name in names}
+    return [
+        f"embedding:{name} is left out for {', '.join(labels)}: models/embeddings has no vectors for "
+        f"{'it' if len(labels) == 1 else 'them'} under this name"
+        for name, labels in unread.items()
+    ]
 
 
 def _missing_lines(encoders: Encoders, own: dict[str, str]) -> list[str]:

@@ -20,6 +20,7 @@ from .comfyui.frontend.messages import current_server
 from .comfyui.loading import folders
 from .comfyui.loading.other_models import detect, family_label
 from .comfyui.text import token_counts
+from .comfyui.text.conditioning import EMBEDDING
 from .sampler.live_curve import live_curve
 from .text import T5_LENGTHS, TRAINED_T5_TOKENS, WIDGETS
 
@@ -69,7 +70,7 @@ async def tokens(request: web.Request) -> web.Response:
     """POST TripleTextEncode's texts and t5_length by name.
 
     Returns: {"prompt": [...], "negative": [...]}, one entry for each encoder: label, used, chunks, cut, too_long; {} if
-        the texts are longer than MAX_TEXT.
+        the texts are longer than MAX_TEXT, or name a textual inversion, whose file is read in a run alone.
     """
     try:
         body = await request.json()
@@ -79,7 +80,7 @@ async def tokens(request: web.Request) -> web.Response:
         return web.Response(status=400, text="send texts by name, and one of the node's values of t5_length")
     if not all(isinstance(text, str) for text in texts.values()):
         return web.Response(status=400, text="each text must be a string")
-    if sum(map(len, texts.values())) > MAX_TEXT:
+    if sum(map(len, texts.values())) > MAX_TEXT or any(map(EMBEDDING.search, texts.values())):
         return web.json_response({})
     return web.json_response(await asyncio.to_thread(_count_tokens, texts, limit))
 

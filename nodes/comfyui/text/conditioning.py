@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from .token_maps import build_map, prompt_of
 from .vocabulary import ENCODERS, Vocabulary, attribute_of, label_of
 
 STRENGTH_OF = {"l": "clip_l", "g": "clip_g", "t5xxl": "t5"}  # token key -> field of TextStrengths
+EMBEDDING = re.compile(r"(?<!\S)[(\[]*embedding:([^\s,:()\[\]<]+)")  # a textual inversion in a prompt
+MOST_EMBEDDINGS = 20  # of a prompt that are looked up: each is tokenized alone
 Tokens = dict[str, Any]  # token key -> chunks
 Chunk = list[tuple[Any, float]]  # (token id or embedding, weight)
 
@@ -24,8 +27,9 @@ Chunk = list[tuple[Any, float]]  # (token id or embedding, weight)
 class TokenCount:
     """The tokens of one prompt in one encoder, without start, end and padding.
 
-    Fields: key, label of the encoder; used, the number that it reads, in so many chunks; cut, the tokens that it does
-    not read, as text; present, False if the CLIP lacks the encoder.
+    Fields: key, label of the encoder; used, the number that it reads, in so many chunks, the vectors of textual
+    inversions included; cut, the tokens that it does not read, as text; present, False if the CLIP lacks the encoder;
+    unread, the names of textual inversions without vectors for it.
     """
 
     key: str
@@ -34,6 +38,7 @@ class TokenCount:
     chunks: int
     cut: tuple[str, ...]
     present: bool
+    unread: tuple[str, ...] = ()
 
 
 class Encoders:
@@ -82,7 +87,10 @@ class Encoders:
         counts = []
         for key, chunks in tokens.items():
             used, present = sum(map(len, self._content(key, chunks))), self.is_present(key)
-            counts.append(TokenCount(key, label_of(key), used, len(chunks), cut.get(key, ()), present))
+            used += self._vectors(key, chunks)
+            names = tuple(dict.fromkeys(EMBEDDING.findall(prompts[key])))[:MOST_EMBEDDINGS]
+            unread = tuple(name for name in names if not self._vectors(key, self._embedding(name)[key]))
+            counts.append(TokenCount(key, label_of(key), used, len(chunks), cut.get(key, ()), present, unread))
         return tokens, counts
 
     def token_map(self, tokens: Tokens, context: torch.Tensor, dropped: Collection[str] = ()) -> TokenMap:
@@ -132,6 +140,17 @@ class Encoders:
             return {}
         note_map(context, token_map)
         return {TOKEN_MAP: token_map}
+
+    def _embedding(self, name: str) -> Tokens:
+        """The tokens of a textual inversion alone."""
+        return self.clip.tokenize(f"embedding:{name}")
+
+    def _vectors(self, key: str, chunks: Sequence[Chunk]) -> int:
+        """The vectors of textual inversions among an encoder's tokens; ComfyUI leaves out those of another width."""
+        model = getattr(attribute_of(self.clip.cond_stage_model, key), "transformer", None)
+        width = model.get_input_embeddings().weight.shape[-1] if hasattr(model, "get_input_embeddings") else None
+        vectors = [token for chunk in chunks for token, *_ in chunk if torch.is_tensor(token)]
+        return sum(width in (None, vector.shape[-1]) for vector in vectors)
 
     def _vocabulary(self, key: str) -> Vocabulary:
         tokenizer = attribute_of(self.clip.tokenizer, key) or self.clip.tokenizer

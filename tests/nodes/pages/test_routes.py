@@ -208,6 +208,7 @@ def test_tokens_are_counted_as_the_node_does(comfyui):
 
 def test_invalid_texts_are_refused_and_long_ones_not_counted(comfyui):
     assert comfyui.post("/mmdit/tokens", {"prompt": "a" * 60_000}) == {}
+    assert comfyui.post("/mmdit/tokens", {"prompt": "red", "clip_l": "a (embedding:star:1.2)"}) == {}
     for body in ([], {"prompt": 3}, {"t5_length": "many"}, "text", None):
         with pytest.raises(ComfyUIError, match="400"):
             comfyui.post("/mmdit/tokens", body)

@@ -10,6 +10,7 @@ import comfy.controlnet
 import pytest
 import torch
 from comfy_extras.nodes_sd3 import CLIPTextEncodeSD3
+from safetensors.torch import save_file
 
 SMALL = Path(__file__).parents[3] / "models" / "mmdit-small.safetensors"
 PROMPT = "two green squares above a yellow circle"
@@ -134,6 +135,24 @@ def test_the_info_counts_tokens_of_each_encoder(node, clip):
     seven = dict.fromkeys(("CLIP-L", "CLIP-G", "T5"), "7 tokens")
     assert lines_of(info, "prompt") == {**seven, "T5": "9 tokens"}
     assert lines_of(info, "negative") == dict.fromkeys(seven, "0 tokens") and "missing" not in info
+
+
+def test_textual_inversions_are_counted_and_those_left_out_are_named(node, clip, tmp_path, monkeypatch):
+    width = of_width(clip, "clip_l")
+    save_file({"clip_l": torch.randn(3, width)}, tmp_path / "star.safetensors")
+    for name in PARTS:
+        monkeypatch.setattr(getattr(clip.tokenizer, name), "embedding_directory", str(tmp_path))
+    prompt = "red embedding:star, (embedding:nowhere:1.2) circle"
+    lines = encode(node, clip, prompt=prompt)[2].split("negative\n")[0]
+    assert "CLIP-L: 6 tokens" in lines, "two words, a comma and three vectors"
+    others = [name for name, part in {"CLIP-G": "clip_g", "T5": "t5xxl"}.items() if of_width(clip, part) != width]
+    assert f"embedding:star is left out for {', '.join(others)}: models/embeddings has no vectors" in lines
+    assert "embedding:nowhere is left out for CLIP-L, CLIP-G, T5: models/embeddings has no vectors for them" in lines
+    assert "embedding:" not in encode(node, clip)[2]
+
+
+def of_width(clip, part: str) -> int:
+    return getattr(clip.cond_stage_model, part).transformer.get_input_embeddings().weight.shape[-1]
 
 
 @pytest.mark.parametrize("length", ["77", "154", "256", "512"])

@@ -18,6 +18,7 @@ const ENCODERS = new Map([
 const PAUSE = 250; // ms without a key before a request
 
 const schedules = new Map(); // node -> function that schedules a count
+const counted = new WeakSet(); // nodes that show counts before the run
 const kinds = new WeakMap(); // node -> the loader's `type` at the last count
 
 export function nodeCreated(node) {
@@ -56,7 +57,7 @@ function enabled() {
 }
 
 // After a run the server sends the counts as text, for pages without scripts; it is left out where the counts show.
-coverRunText(NODE, (node, text) => !text.includes("missing:") && enabled() && encoders(node) !== null);
+coverRunText(NODE, (node, text) => !text.includes("missing:") && enabled() && counted.has(node));
 
 async function count(node, note) {
   if (!enabled()) return note.hide();
@@ -68,7 +69,9 @@ async function count(node, note) {
   const known = encoders(node);
   const found = known ? await request("/mmdit/tokens", sent) : {};
   if (INPUTS.some((name) => sent[name] !== value(name))) return; // outdated: a newer request follows
-  const unknown = (title) => (linked(title) ? words().fromLink : known ? "" : words().whenRun);
+  const later = !known || (found && !found.prompt); // the server leaves the count to the run
+  counted[later ? "delete" : "add"](node);
+  const unknown = (title) => (linked(title) ? words().fromLink : later ? words().whenRun : "");
   const counts = (title) => (found?.[title] ?? []).filter(({ label }) => known?.includes(label));
   note.show(
     TITLES.map((title) => line(node, title, counts(title), unknown(title))),
