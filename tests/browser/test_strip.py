@@ -209,7 +209,11 @@ def test_typed_text_is_drawn_and_its_errors_are_shown(comfy):
 
 def test_the_signs_of_other_keyboards_become_plain_when_the_field_is_left(comfy):
     strip = opened(comfy, "TextBoost")
-    for typed, chosen, plain in (("4、5：2", [4, 5], "4,5:2"), ("0～3　7", [0, 1, 2, 3, 7], "0-3, 7"), ("1 3", [1, 3], "1, 3")):
+    for typed, chosen, plain in (
+        ("4、5：2", [4, 5], "4,5:2"),
+        ("0～3　7", [0, 1, 2, 3, 7], "0-3, 7"),
+        ("1 3", [1, 3], "1, 3"),
+    ):
         strip.mouse.click(*strip.state()["field"][:2])
         strip.press("Control+a")
         strip.page.keyboard.insert_text(typed)

@@ -35,7 +35,8 @@ def comfy(shared):
         ("all, !5-40", [0, 1, 2, 3, 4], 0, "1-4, !8-40", "0-4, !8-40", "blocks 8-40 are not in this model (0 to 7)"),
         ("0, !99", [0], 0, "none, !99", "0, !99", "block 99 is not in this model (0 to 7)"),
         ("frog, 3, 9", [3], 4, "3-4, frog, 9", "3, frog, 9",
-         f"'frog' cannot be read as blocks. This model has blocks 0 to 7. {GRAMMAR}\nblock 9 is not in this model (0 to 7)"),
+         f"'frog' cannot be read as blocks. This model has blocks 0 to 7. {GRAMMAR}\n"
+         "block 9 is not in this model (0 to 7)"),
     ],
 )  # fmt: skip
 def test_a_click_keeps_the_numbers_that_no_cell_shows(comfy, text, shown, block, after, then, foot):
@@ -135,8 +136,14 @@ def test_the_two_numbers_of_an_older_server_are_enough(comfy):
 
 
 @pytest.mark.parametrize(
-    "report", ["{ double: 24, single: 0 }", "{ double: 24, single: 0, effects: { skip: 3 } }", "7"]
-)
+    "report",
+    [
+        "7", "null", "{ double: 24, single: 0 }", "{ double: 24, single: 0, effects: null }",
+        "{ double: 24, single: 0, effects: { skip: 3 } }", "{ double: 24, single: 0, effects: { skip: [1, 2] } }",
+        "{ double: 24, single: 0, effects: { skip: Array(1e6).fill(1) } }",
+        "{ double: 24, single: 0, model: { toString: 1 }, effects: {} }",
+    ],
+)  # fmt: skip
 def test_a_malformed_report_in_a_workflow_leaves_the_strips_alone(comfy, report):
     strip = opened(comfy, "BlockSkip", "TextDisable")
     comfy.run(f"() => {{ app.graph._nodes[1].properties.mmdit_report = {report}; }}")

@@ -3,6 +3,7 @@
 import { NO_PRESET } from "./strip_state.mjs";
 import { api, app, recordUndo } from "../page/frontend.mjs";
 import { blocksIn, modelFile } from "../page/upstream.mjs";
+import { MENU } from "./menu_words.mjs";
 import { words } from "../words.mjs";
 
 const FOLDER = "mmdit/presets"; // in ComfyUI's folder of the user
@@ -12,7 +13,7 @@ const TOAST_TIME = 6000; // ms
 
 /** Menu items of the measured presets with the node's action, those for the connected model first; and of bad files. */
 export function measuredItems(node, strip, known) {
-  const text = words();
+  const text = words(MENU);
   const items = known
     .filter(({ kind, action }) => kind === "measured" && action === strip.action)
     .map((preset) => {
@@ -38,7 +39,7 @@ export function measuredItems(node, strip, known) {
 export async function choose(node, preset) {
   const blocks = await blocksIn(modelFile(node));
   if (!fits(preset, { known: Boolean(blocks), blocks })) {
-    return toast("error", words().measuredOther(modelOf(preset)), preset.name);
+    return toast("error", words(MENU).measuredOther(modelOf(preset)), preset.name);
   }
   const values = valuesOf(preset);
   if (isLinked(node, values)) return toast("error", words().linkedInput, preset.name);
@@ -52,8 +53,8 @@ export function saveItem(node, strip) {
   const known = strip.known && strip.blocks.family;
   const ready = file && known && strip.editable && strip.chosen.size > 0 && !strip.errors.length;
   return {
-    text: words().savePreset,
-    hint: ready ? file.name : words().cannotSave,
+    text: words(MENU).savePreset,
+    hint: ready ? file.name : words(MENU).cannotSave,
     disabled: !ready,
     run: () => void save(node, strip, file),
   };
@@ -100,7 +101,7 @@ function widgetOf(node, name) {
 
 /** Save the widgets under a name; an existing file is never overwritten, and another name is requested. */
 async function save(node, strip, file) {
-  const text = words();
+  const text = words(MENU);
   const { family, double, single } = strip.blocks;
   const model = { family, double, single, file: file.name.split(/[\\/]/).pop() };
   const values = SAVED[strip.action].map((name) => [name, widgetOf(node, name)?.value]);
@@ -132,6 +133,6 @@ async function ask(title, message, defaultValue) {
   return dialog?.prompt ? dialog.prompt({ title, message, defaultValue }) : globalThis.prompt(message, defaultValue);
 }
 
-function toast(severity, detail, summary = words().savePreset) {
+function toast(severity, detail, summary = words(MENU).savePreset) {
   app.extensionManager?.toast?.add({ severity, summary, detail, life: TOAST_TIME });
 }

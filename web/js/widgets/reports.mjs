@@ -30,11 +30,11 @@ export function listenForReports(changed) {
 export function effectsFor(action, blocks, file) {
   const matching = [...everyNode()]
     .map((node) => node.properties?.[PROPERTY])
-    .filter((report) => report?.double + report?.single === blocks.total && report.effects);
+    .filter((report) => report?.double + report?.single === blocks.total);
   const name = file?.split(/[\\/]/).at(-1);
-  const report = matching.find((each) => name && String(each.model).startsWith(name)) ?? matching[0];
-  const operation = report && SIMILAR[action]?.find((each) => Array.isArray(report.effects[each]));
-  return operation ? report.effects[operation] : null;
+  const report = matching.find(({ model }) => name && typeof model === "string" && model.startsWith(name)) ?? matching[0];
+  const measured = (SIMILAR[action] ?? []).map((operation) => report?.effects?.[operation]);
+  return measured.find((each) => Array.isArray(each) && each.length === blocks.total) ?? null;
 }
 
 function* everyNode() {

@@ -4,11 +4,12 @@ import { NO_PRESET } from "./strip_state.mjs";
 import { recordUndo, request } from "../page/frontend.mjs";
 import { measuredItems, saveItem, setWidgets } from "./measured_presets.mjs";
 import { openMenu } from "./menu.mjs";
+import { MENU } from "./menu_words.mjs";
 import { words } from "../words.mjs";
 
 export async function showMenu(node, strip, x, y) {
   const disabled = !strip.editable;
-  const text = words();
+  const text = words(MENU);
   const choice = (label, value) => ({ text: label, disabled, run: () => strip.write(value) });
   const presets = await presetItems(node, strip);
   const items = [
@@ -45,11 +46,11 @@ async function presetItems(node, strip) {
     .filter(({ kind, action }) => kind === "published" && action === strip.action)
     .map(({ name, model, note, double, single }) => {
       const other = strip.known && (double !== strip.blocks.double || single !== strip.blocks.single);
-      const hint = other ? words().otherModel(model) : note;
+      const hint = other ? words(MENU).otherModel(model) : note;
       return item(name, name, { hint, disabled: other || strip.linked });
     });
   const measured = measuredItems(node, strip, known);
-  const none = item(NO_PRESET, words().noPreset);
+  const none = item(NO_PRESET, words(MENU).noPreset);
   return [null, ...published, none, ...(measured.length ? [null, ...measured] : []), null, saveItem(node, strip)];
 }
 
