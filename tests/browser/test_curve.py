@@ -126,9 +126,31 @@ def test_block_nodes_upstream_have_bands(comfy, test_output):
     comfy.run(SET, ["BlockSkip", {"start_percent": 0.9}])  # an input of another node
     curve = until(comfy, f"c.bands[1][1].split('M').length - 1 < {skip}")
     comfy.run("() => (app.graph._nodes.find((n) => n.type === 'BlockSkip').mode = 4)")  # bypassed
-    comfy.run("() => app.api.dispatchCustomEvent('graphChanged', {})")
     curve = until(comfy, "c.bands.length === 2")
     assert curve["height"] < height, "the node gets lower again"
+
+
+def test_a_control_that_is_bypassed_or_muted_by_key_loses_its_band_and_gets_it_back(comfy):
+    comfy.run(ADD, ["BlockSkip", {"blocks": "2-4"}])
+    comfy.run(SET, ["FlowMatchingSampler", {"shift": 3}])  # known without the model, too
+    until(comfy, "c.bands.length === 2")
+    select = "app.canvas.selectNode(app.graph._nodes.find((n) => n.type === 'BlockSkip'))"
+    mode = "() => app.graph._nodes.find((n) => n.type === 'BlockSkip').mode"
+    for key, inactive in (("Control+b", 4), ("Control+m", 2)):
+        for bands, expected in ((1, inactive), (2, 0)):
+            comfy.run(f"() => {{ {select}; app.canvas.canvas.focus(); }}")
+            comfy.page.keyboard.press(key)
+            assert comfy.run(mode) == expected
+            until(comfy, f"c.bands.length === {bands}")
+
+
+def test_a_text_that_cannot_be_read_has_no_band(comfy):
+    comfy.run(ADD, ["BlockSkip", {"blocks": "2-4"}])
+    until(comfy, "c.bands.length === 2")
+    for text, bands in (("frog", 1), ("2、4", 2), ("2-40", 1), ("none", 1), ("3:2", 1), ("all", 2)):
+        comfy.run(SET, ["BlockSkip", {"blocks": text}])
+        comfy.run("() => app.api.dispatchCustomEvent('graphChanged', {})")
+        until(comfy, f"c.bands.length === {bands}")
 
 
 def test_the_pointer_shows_a_sigma(comfy):

@@ -1,9 +1,10 @@
 // FlowMatchingSampler: a plot of its sigmas, updated while its inputs change, with a band for cfg and for each block node
 // upstream that shows the steps in which it is active. The server computes both with the sampler's code.
 
-import { addStyles, after, api, make, nodeOfExecution, request } from "../page/frontend.mjs";
+import { addStyles, after, api, make, nodeOfExecution, onOwnRun, request } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
-import { sourceOf, modelFile } from "../page/upstream.mjs";
+import { Blocks, read } from "../widgets/grammar.mjs";
+import { blocksIn, modelFile, sourceOf } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
 
 const INPUTS = [
@@ -15,7 +16,8 @@ const WINDOW = ["start_percent", "end_percent", "fade"];
 const SHIFTERS = new Set(["ModelSamplingSD3", "ModelSamplingAuraFlow"]);
 const UNKNOWN_SHIFTERS = new Set(["ModelSamplingFlux"]); // its shift depends on more than one input
 const PRIMITIVE = /^Primitive/; // ComfyUI's nodes that hold a value
-const BYPASSED = 4;
+const INACTIVE = new Set([2, 4]); // modes: muted, bypassed
+const ANY_MODEL = new Blocks(1000, 1000); // more blocks than an unknown model has
 const PAUSE = 120; // ms without a change before a request
 const PLOT_LINES = 5; // of a note's lines
 const MAX_BANDS = 6;
@@ -64,12 +66,13 @@ const SVG = new DOMParser().parseFromString("<svg>", "text/html").querySelector(
 
 const curves = new Set();
 const followed = new WeakSet();
+const modes = new WeakSet(); // nodes whose mode is followed
 
 await addStyles("curve.css");
 
 const scheduleAll = () => curves.forEach((curve) => curve.schedule());
 api.addEventListener("graphChanged", scheduleAll);
-api.addEventListener("progress", ({ detail }) => {
+onOwnRun("progress", (detail) => {
   const node = nodeOfExecution(detail.node);
   curves.forEach((curve) => curve.node === node && curve.showProgress(detail.value));
 });
@@ -93,11 +96,29 @@ function follow(object, method) {
   after(object, method, scheduleAll);
 }
 
+/** Update the curves when a node is muted, bypassed or activated: no event comes of it in every renderer. */
+function followMode(node) {
+  if (modes.has(node)) return;
+  modes.add(node);
+  let value = node.mode;
+  const { get = () => value, set = (now) => (value = now) } = Object.getOwnPropertyDescriptor(node, "mode") ?? {};
+  Object.defineProperty(node, "mode", {
+    configurable: true,
+    enumerable: true,
+    get,
+    set(now) {
+      set.call(node, now);
+      scheduleAll();
+    },
+  });
+}
+
 class Curve {
   constructor(node) {
     this.node = node;
     this.note = new Note(node, "curve");
     this.key = ""; // of the last request
+    this.updates = 0;
     this.timer = 0;
     this.data = null; // of the drawn curve
   }
@@ -110,7 +131,9 @@ class Curve {
   async update() {
     const { node } = this;
     if (!node.graph) return;
-    const { linked, body, bands } = stateOf(node);
+    const update = (this.updates += 1);
+    const { linked, body, bands } = await stateOf(node);
+    if (update !== this.updates || !node.graph) return; // outdated: a newer update follows
     const key = JSON.stringify([linked, body, bands.map(({ label }) => label), words(TEXTS).shift]);
     if (key === this.key) return;
     this.key = key;
@@ -143,41 +166,46 @@ class Curve {
 }
 
 /** What the curve depends on: { linked, the first input with an unknown linked value; body of the request; bands }. */
-function stateOf(node) {
+async function stateOf(node) {
   const inputs = Object.fromEntries(INPUTS.map((name) => [name, valueOf(node, name)]));
   const sigmas = node.inputs.find((slot) => slot.name === "sigmas");
   const linked = (sigmas?.link ?? null) !== null ? "sigmas" : INPUTS.find((name) => inputs[name] === undefined);
   let shift = null; // of the nearest node upstream that sets it; undefined: unknown
-  const bands = [];
+  const controls = []; // from the loader on
   const file = modelFile(node, (source, widget) => {
     follow(source, "onConnectionsChange");
     for (const each of source.widgets ?? []) follow(each, "callback");
-    if (source.mode === BYPASSED) return;
+    followMode(source);
+    if (INACTIVE.has(source.mode)) return;
     if (SHIFTERS.has(source.type) && shift === null) shift = valueOf(source, "shift");
     if (UNKNOWN_SHIFTERS.has(source.type) && shift === null) shift = undefined;
-    if (CONTROLS[source.type]) bands.unshift(bandOf(source));
+    if (CONTROLS[source.type]) controls.unshift(source);
   });
+  const model = await blocksIn(file);
+  const bands = controls.map((control) => bandOf(control, model)).filter(Boolean);
   const known = shift !== undefined;
   return {
     linked,
-    bands: [{ action: "cfg", label: words(TEXTS).cfg(inputs.cfg) }, ...bands.filter(Boolean)],
+    bands: [{ action: "cfg", label: words(TEXTS).cfg(inputs.cfg) }, ...bands],
     body: {
       inputs,
       model: known ? file : null,
       model_shift: shift ?? null,
       ...(inputs.size_shift === "off" ? {} : sizeOf(node)),
-      windows: bands.filter((band) => band?.window).map(({ window }) => window),
+      windows: bands.filter((band) => band.window).map(({ window }) => window),
     },
   };
 }
 
-/** The band of a block node; null for one without blocks. */
-function bandOf(node) {
+/** The band of a block node; null if its text is invalid or names no block. Args: model, its Blocks; null: unknown. */
+function bandOf(node, model) {
   const [start, end, fade] = WINDOW.map((name) => valueOf(node, name));
   const preset = valueOf(node, "preset") ?? NO_PRESET;
-  const blocks = preset === NO_PRESET ? (valueOf(node, "blocks") ?? "…").trim() : preset;
   const action = CONTROLS[node.type];
-  if (!blocks) return null;
+  const text = preset === NO_PRESET ? valueOf(node, "blocks") : undefined; // undefined: linked
+  const { chosen, errors } = read(text ?? "all", model ?? ANY_MODEL, { strengths: action === "boost" });
+  if (!chosen.size || errors.length) return null;
+  const blocks = preset === NO_PRESET ? (text?.trim() ?? "…") : preset;
   return {
     action,
     label: words(TEXTS).control(words()[action], blocks),
