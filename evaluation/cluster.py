@@ -178,7 +178,7 @@ class Cluster:
                 say("Ray: no worker has started yet: each needs a free device, and loads ComfyUI and the model")
 
     def _start(self) -> None:
-        worker = self._make.remote(*self._arguments)
+        worker: Any = self._make.remote(*self._arguments)
         self._starting[worker.about.remote()] = worker
 
     def _join(self, started: Any) -> None:
