@@ -48,15 +48,15 @@ def contact_sheet(
     rows: Sequence[Row],
     *,
     aspect: float = 1.0,
-    tile: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Image.Image:
     """Draw a sheet.
 
-    Args: columns, their names; aspect, width / height of the images; tile, their size, None for one by their number;
-        check, called before each row.
+    Args: columns, their names; aspect, width / height of the images; size, width and height of a tile, None for one by
+        the number of columns; check, called before each row.
     """
-    width, height = tile or tile_size(len(columns), aspect)
+    width, height = size or tile_size(len(columns), aspect)
     large, medium, small = font(22), font(16), font(14)
     label_width = max((_text_width(medium, line) for row in rows for line in row.label), default=0)
     left = MARGIN + 14 + label_width + 14

@@ -143,7 +143,7 @@ def grid(model, x: Axis, y: Axis, base: CellSettings, seed_step: int) -> tuple[C
     found = f"{len(x.values)} columns and {len(y.values)} rows are {count:,} cells"
     require(count <= MOST_CELLS, NODE, name, found, f"Write values for at most {MOST_CELLS} cells")
     last = tuple(item.value for item in patching.last_controls(model))
-    cells = []
+    cells: list[Cell] = []
     for row in y.values:
         for column in x.values:
             given = {value.axis: value.value for value in (column, row) if value is not None}

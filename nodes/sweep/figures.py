@@ -33,7 +33,7 @@ def draw_sheet(sweep: Sweep) -> Image.Image:
     )
     title = " by ".join(str(each.axis) for each in (sweep.cells[0].x, sweep.cells[0].y) if each is not None)
     aspect = width / height
-    return contact_sheet(title, subtitle, columns, rows, aspect=aspect, tile=sweep.tile, check=raise_if_cancelled)
+    return contact_sheet(title, subtitle, columns, rows, aspect=aspect, size=sweep.tile, check=raise_if_cancelled)
 
 
 def _name(value: Value | None) -> str:
