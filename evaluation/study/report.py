@@ -13,8 +13,8 @@ from .run import KEPT, Proof, Result, Study, image_path
 from .statistics import OVERALL, Interval, by_attribute
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .25em .7em; text-align: right }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 96em; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px } th, td { padding: .25em .7em; text-align: right }
 th { border-bottom: 1px solid #999 } td:first-child, th:first-child { text-align: left } td { white-space: nowrap }
 tr:nth-child(even) { background: #f4f4f4 } img.tile { width: 160px; image-rendering: auto; margin: 2px }
 figure { display: inline-block; margin: 0 .4em .6em 0; vertical-align: top; width: 164px; font-size: 12px }
