@@ -7,7 +7,7 @@ import unicodedata
 
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u301c\u30fc\uff5e~"  # hyphens, dashes, minus, waves, long vowel
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-_SIGNS = {**_FULL_WIDTH, **dict.fromkeys(map(ord, _DASHES), "-"), ord("\u3001"): ","}
+_SIGNS: dict[int, int | str] = {**_FULL_WIDTH, **dict.fromkeys(map(ord, _DASHES), "-"), ord("\u3001"): ","}
 _OTHERS = re.compile(r"[^\x21-\x7e\n ]")
 
 

@@ -67,7 +67,7 @@ def run(given: argparse.Namespace) -> None:
 
 def _different(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
     """The prompts, each text once: to prove on one that was chosen on would prove nothing."""
-    kept = {}
+    kept: dict[str, Prompt] = {}
     for prompt in prompts:
         kept.setdefault(prompt.text, prompt)
     if len(kept) < len(prompts):
