@@ -18,7 +18,7 @@ from typing import Any
 from scripts.console import say
 from scripts.environment import ROOT
 from scripts.server import temporary_server
-from scripts.workflow import has_control, inputs_in_order, is_widget
+from scripts.workflow import UNSAVED, has_control, inputs_in_order, is_widget
 from scripts.workflow_parts import Node, WorkflowSpec
 from scripts.workflow_specs import WORKFLOWS
 
@@ -100,8 +100,8 @@ class Placed:
 
     @property
     def inputs(self) -> list[tuple[str, Any, dict[str, Any]]]:
-        """(name, type, options) of all inputs."""
-        return list(inputs_in_order(self.info))
+        """(name, type, options) of all inputs that a file holds."""
+        return [entry for entry in inputs_in_order(self.info) if isinstance(entry[1], list) or entry[1] not in UNSAVED]
 
 
 def build(spec: WorkflowSpec, info: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ Workflow = dict[str, Any]
 Prompt = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}}
 ObjectInfo = dict[str, Any]
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "IMAGECOMPARE"}
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+UNSAVED = {"IMAGECOMPARE"}  # widgets that only show something: a prompt needs them, a saved workflow has no value
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4  # the values of a node's `mode` that keep it from running
 
@@ -99,6 +100,8 @@ def widget_inputs(node: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[
         return
     index = 0
     for name, kind, options in inputs_in_order(info):
+        if not isinstance(kind, list) and kind in UNSAVED:
+            yield name, ""
         if not is_widget(kind, options):
             continue
         if index < len(values):

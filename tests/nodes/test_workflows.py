@@ -14,7 +14,7 @@ from PIL import Image
 from scripts.installations import NEWEST, RELEASES, Installation
 from scripts.make_workflows import build
 from scripts.server import Server
-from scripts.workflow import AFTER_RUN, has_control, inputs_in_order, is_widget, to_prompt
+from scripts.workflow import AFTER_RUN, UNSAVED, has_control, inputs_in_order, is_widget, to_prompt
 from scripts.workflow_specs import WORKFLOWS
 from tests.conftest import Live
 
@@ -87,8 +87,9 @@ def test_links_widgets_and_choices_fit_the_node_definitions(comfyui, path):
         assert len(values) == len(widgets) + controlled or path.stem == "quickstart", node["type"]
         assert len([value for value in values if value in AFTER_RUN]) >= controlled
         linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
-        for name in definition["input"].get("required", {}):
-            assert name in linked or name in {widget for widget, _, _ in widgets}, (node["type"], name)
+        for name, form in definition["input"].get("required", {}).items():
+            if isinstance(form[0], list) or form[0] not in UNSAVED:
+                assert name in linked or name in {widget for widget, _, _ in widgets}, (node["type"], name)
         for name, value in to_prompt(workflow, info)[str(node["id"])]["inputs"].items():
             kind = dict((n, k) for n, k, _ in widgets).get(name)
             is_file = name in ("checkpoint", "unet_name", "vae_name", "image") or name.startswith("clip_name")
