@@ -147,9 +147,8 @@ class Encoders:
 
     def _vectors(self, key: str, chunks: Sequence[Chunk]) -> int:
         """The vectors of textual inversions among an encoder's tokens; ComfyUI leaves out those of another width."""
-        model = getattr(attribute_of(self.clip.cond_stage_model, key), "transformer", None)
-        table = getattr(model, "get_input_embeddings", None)
-        width = table().weight.shape[-1] if table else None
+        model: Any = getattr(attribute_of(self.clip.cond_stage_model, key), "transformer", None)
+        width = model.get_input_embeddings().weight.shape[-1] if hasattr(model, "get_input_embeddings") else None
         vectors = [token for chunk in chunks for token, *_ in chunk if torch.is_tensor(token)]
         return sum(width in (None, vector.shape[-1]) for vector in vectors)
 
