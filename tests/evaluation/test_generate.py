@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from evaluation.engine.renderer import Source
-from evaluation.generate import SETTINGS, check_settings
+from evaluation.generate import SETTINGS, check_settings, file_names
+from evaluation.prompts import Prompt
 from evaluation.study.settings import SettingsError
 
 SOURCE = Source(model="/models/a.safetensors", settings={"steps": 4})
@@ -40,3 +41,14 @@ def test_names_that_count_over_the_seeds_need_the_same_seeds(tmp_path):
     note(tmp_path, kind="compbench")
     with pytest.raises(SettingsError, match="other seeds"):
         note(tmp_path, kind="compbench", seeds=(0, 1, 2))
+
+
+def test_compbench_names_its_images_by_prompt():
+    prompts = [Prompt("a red book/a green cup", "color", {}), Prompt("a pink bowl", "color", {})]
+    names = [path.as_posix() for path in file_names("compbench", prompts, (0, 1)).values()]
+    assert names == [
+        "color/samples/a red book_a green cup_000000.png",
+        "color/samples/a red book_a green cup_000001.png",
+        "color/samples/a pink bowl_000002.png",
+        "color/samples/a pink bowl_000003.png",
+    ]
