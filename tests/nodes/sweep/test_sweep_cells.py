@@ -162,8 +162,9 @@ def test_an_axis_may_be_none(node, model, axes, shape):
     assert unused == (["x_values is not used: x is none."] if shape == (2, 1) else [])
 
 
-@pytest.mark.parametrize("name", [name for name, tiny in FAMILIES.items() if tiny.is_flow])
-def test_a_sweep_of_every_family_is_what_the_plain_nodes_give(pack, name):
+# One in three of the families: what a cell runs is the plain nodes' own path, which is tested on each of them.
+@pytest.mark.parametrize("name", [name for name, tiny in FAMILIES.items() if tiny.is_flow][::3])
+def test_a_sweep_of_a_family_is_what_the_plain_nodes_give(pack, name):
     bench = NodeBench.of_pack(pack, name)
     node, texts = bench.nodes["SweepXY"](), (bench.prompt(1), bench.prompt(3))
     given = dict(BASE, seed=5, steps=2, cfg=bench.cfg)
