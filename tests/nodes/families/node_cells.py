@@ -198,6 +198,23 @@ def precomputed(bench: NodeBench) -> float:
     return 0.0 if torch.equal(ours, plain) else math.inf
 
 
+def swept(bench: NodeBench) -> float:
+    """Its cells over a block list and a shift are what Block Skip and Flow Matching Sampler give, bit for bit."""
+    node, texts = bench.nodes["SweepXY"](), (bench.prompt(1), bench.prompt(3))
+    given = dict(seed=SEED, steps=2, cfg=bench.cfg, solver="euler", schedule="linear", shift=0.0, denoise=1.0)
+    axes = dict(x="blocks", x_values="0 | none", y="shift", y_values="0, 2")
+
+    def skip(blocks: str):
+        node = bench.nodes["BlockSkip"]()
+        return node.apply(bench.model, blocks=blocks, branch="both", start_percent=0.0, end_percent=1.0)[0]
+
+    _, images, _ = node.sweep(skip("0"), *texts, bench.empty, Vae(), **{**given, **axes})
+    found = [made.latent for made in node._kept.values()]
+    plain = [bench.sampled(skip(blocks), shift=shift) for shift in (0.0, 2.0) for blocks in ("0", "none")]
+    assert len(images) == len(found) == len(plain)
+    return 0.0 if all(map(torch.equal, found, plain)) else math.inf
+
+
 def inverted(bench: NodeBench) -> float:
     """Leapfrog from an image to noise and back gives the image."""
     given = dict(steps=8, solver="leapfrog", shift=0.0)
@@ -256,6 +273,7 @@ CELLS: dict[str, Cell] = {
     "SourcePull": Cell(pulled, block=False),
     "FlowInvert": Cell(inverted, THERE_AND_BACK, block=False),
     "PrecomputeModulation": Cell(precomputed, block=False),
+    "SweepXY": Cell(swept, block=False),
 }
 
 

@@ -48,6 +48,7 @@ COMPARED = {
     "SourcePull": "the source image, with eta 1 in all steps; the run without it, bit for bit, with eta 0",
     "FlowInvert": "the image itself, after leapfrog to noise and back",
     "PrecomputeModulation": "KSampler without it, bit for bit; all its calls read the table",
+    "SweepXY": "its images over a block list and a shift with Block Skip and Flow Matching Sampler, bit for bit",
 }
 
 

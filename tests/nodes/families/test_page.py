@@ -43,8 +43,7 @@ def test_the_page_has_every_tiny_family_and_every_node(pack):
     assert list(stored) == list(FAMILIES)
     assert all(list(row) == list(CELLS) for row in stored.values())
     nodes = {column.split()[0] for column in CELLS}
-    # The first two take no MODEL; the sweep's families are in tests/nodes/sweep.
-    assert nodes | {"MMDiTLoader", "TripleTextEncode", "SweepXY"} == set(pack.NODE_CLASS_MAPPINGS)
+    assert nodes | {"MMDiTLoader", "TripleTextEncode"} == set(pack.NODE_CLASS_MAPPINGS)  # these two take no MODEL
 
 
 def test_every_cell_is_exact_or_refused_by_its_node():

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.nodes.families.node_cells import NodeBench
-from tests.nodes.families.node_cells import Vae as FrameVae
-from tests.nodes.families.tiny import FAMILIES
-from tests.nodes.sweep.helpers import BASE, WINDOW, Vae, boosted, empty, latents, sampled, skipped, sweep, texts
+from tests.nodes.sweep.helpers import WINDOW, Vae, boosted, empty, latents, sampled, skipped, sweep, texts
 
 
 @pytest.mark.parametrize(
@@ -160,25 +157,3 @@ def test_an_axis_may_be_none(node, model, axes, shape):
     assert (report["x"] is None) == (shape == (2, 1)) and sheet.shape[0] == 1
     unused = [note for note in report["notes"] if "not used" in note]
     assert unused == (["x_values is not used: x is none."] if shape == (2, 1) else [])
-
-
-# One in three of the families: what a cell runs is the plain nodes' own path, which is tested on each of them.
-@pytest.mark.parametrize("name", [name for name, tiny in FAMILIES.items() if tiny.is_flow][::3])
-def test_a_sweep_of_a_family_is_what_the_plain_nodes_give(pack, name):
-    bench = NodeBench.of_pack(pack, name)
-    node, texts = bench.nodes["SweepXY"](), (bench.prompt(1), bench.prompt(3))
-    given = dict(BASE, seed=5, steps=2, cfg=bench.cfg)
-
-    def skip(blocks):
-        return bench.nodes["BlockSkip"]().apply(bench.model, blocks=blocks, branch="both", **WINDOW)[0]
-
-    axes = dict(x="blocks", x_values="0 | none", y="shift", y_values="0, 2")
-    _, images, _ = node.sweep(skip("0"), *texts, bench.empty, FrameVae(), **{**given, **axes})
-    assert len(images) == 4
-    sampler = bench.nodes["FlowMatchingSampler"]()
-    expected = [
-        sampler.sample(skip(blocks), *texts, bench.empty, **{**given, "shift": shift})[0]["samples"]
-        for shift in (0.0, 2.0)
-        for blocks in ("0", "none")
-    ]
-    assert all(torch.equal(found, plain) for found, plain in zip(latents(node), expected, strict=True))
