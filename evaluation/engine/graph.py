@@ -35,6 +35,7 @@ OWN_TEXTS = {"TripleTextEncode": ("clip_l", "clip_g", "t5xxl")}
 GUIDED = ("positive", "conditioning")  # inputs of a node that takes a prompt; with a model it samples or guides
 CONDITIONINGS = ("conditioning", "positive", "negative")  # starts of the names of inputs that take one
 NOT_SAMPLERS = {"BlockPrompt", "BlockAnalysis", "SweepXY"}  # take a model and a prompt and give no latent
+OUTPUT, JOIN = "EvaluationOutput", "EvaluationJoin"  # classes of the engine's own nodes, see `host.py`
 SEEDS = ("seed", "noise_seed")
 BATCHED = "FlowMatchingSampler"  # gives each image of a batch a seed of its own
 # Setting -> the inputs that hold it, on any node that the image depends on.
@@ -72,12 +73,11 @@ class Recipe:
     seeds: tuple[tuple[str, str], ...]
     batch: tuple[str, ...]
 
-    def fill(self, texts: Sequence[str], seed: int, controls: Sequence[Control], output: str) -> tuple[Graph, str]:
+    def fill(self, texts: Sequence[str], seed: int, controls: Sequence[Control]) -> Graph:
         """The graph for a batch of prompts.
 
-        Args: texts, one for each image; seed, of the first image, the others' count up; output, the class of the node
-            that takes the images.
-        Returns: the graph, and the id of that node.
+        Args: texts, one for each image; seed, of the first image, the others' count up.
+        Returns: a graph in which the node OUTPUT takes the images.
         """
         graph = copy.deepcopy(self.graph)
         for node, name in self.seeds:
@@ -91,14 +91,14 @@ class Recipe:
         if len(texts) > 1:
             _replace(graph, self.prompt, ["joined prompts", 0])
             links = {f"prompt_{index}": [node, self.prompt[1]] for index, node in enumerate(encoders)}
-            graph["joined prompts"] = {"class_type": "EvaluationJoin", "inputs": links}
+            graph["joined prompts"] = {"class_type": JOIN, "inputs": links}
         for node in self.samplers:
             for number, control in enumerate(controls):
                 key = f"control {number} of {node}"
                 graph[key] = control.node(graph[node]["inputs"]["model"])
                 graph[node]["inputs"]["model"] = [key, 0]
-        graph["output"] = {"class_type": output, "inputs": {"images": list(self.image)}}
-        return graph, "output"
+        graph[OUTPUT] = {"class_type": OUTPUT, "inputs": {"images": list(self.image)}}
+        return graph
 
     def model_links(self) -> list[Link]:
         """The links that the samplers take their model from."""

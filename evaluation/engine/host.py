@@ -17,9 +17,9 @@ import numpy as np
 from scripts import in_process
 from scripts.installations import COMFYUI_HOME, installed
 
-from .graph import Graph, Link
+from .graph import JOIN, OUTPUT, Graph, Link
 
-OUTPUT, PROBE, JOIN = "EvaluationOutput", "EvaluationProbe", "EvaluationJoin"
+PROBE = "EvaluationProbe"
 MOST_PROMPTS = 64  # in one call of the sampler
 BLOCK, READ_WHOLE = 1 << 20, 1 << 30  # bytes
 NO_PREVIEWS = {"preview_method": "none"}  # a preview costs as much as a step of a small model
@@ -115,21 +115,21 @@ class Host:
             ]
             raise HostError("; ".join(reasons) or f"{error['message']} {error['details']}".strip())
 
-    def images(self, graph: Graph, output: str) -> np.ndarray:
-        """Run a graph up to a node of class OUTPUT. Returns: uint8 [B, H, W, 3]. Raises: HostError."""
-        images = self._run(graph, output)
+    def images(self, graph: Graph) -> np.ndarray:
+        """Run a graph up to its node OUTPUT. Returns: uint8 [B, H, W, 3]. Raises: HostError."""
+        images = self._run(graph, OUTPUT)
         return (images[..., :3].nan_to_num().clamp(0, 1) * 255).round().byte().cpu().numpy()
 
     def facts(self, graph: Graph, model: Link) -> ModelFacts:
         """What is known of the MODEL that a link gives. Raises: HostError for one that the block nodes refuse."""
-        probe = {"probe": {"class_type": PROBE, "inputs": {"model": list(model)}}}
+        probe = {PROBE: {"class_type": PROBE, "inputs": {"model": list(model)}}}
         self.check(graph | probe)
-        base = self._run(graph | probe, "probe").model
+        base = self._run(graph | probe, PROBE).model
         families = self.module("comfyui.families")
         family, counts = families.family_of(base), families.block_counts(base)
         if family is None or counts is None:
             raise HostError(families.why_refused(base))
-        return ModelFacts(family.label, families._kind(base), *counts)
+        return ModelFacts(family.label, families.kind_of(base), *counts)
 
     def _run(self, graph: Graph, output: str) -> Any:
         self._received.clear()
@@ -169,7 +169,7 @@ class _Server:
     last_node_id: str | None = None
 
     def send_sync(self, *_: Any) -> None:
-        """There is nobody to send it to."""
+        """No page is open."""
 
 
 def _own_nodes(received: dict[str, Any]) -> dict[str, type]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..controls import Control
 from .graph import SETTINGS, Graph, WorkflowError, find_recipe, read_workflow, set_values
-from .host import OUTPUT, Host, ModelFacts
+from .host import Host, ModelFacts
 from .models import loader, workflow
 
 SEED_STEP = 100_000  # noise seed of an image = SEED_STEP * seed + number of its prompt
@@ -74,7 +74,7 @@ class Renderer:
         Raises: HostError; WorkflowError for a workflow that makes another number of images.
         """
         graph = self._fill(texts, SEED_STEP * seed + first, controls)
-        images = self.host.images(graph, "output")
+        images = self.host.images(graph)
         if len(images) != len(texts):
             right = "Leave one image in the latent, and no node that repeats or joins images"
             raise WorkflowError(f"the workflow makes {len(images)} images of {len(texts)} prompts. {right}")
@@ -93,7 +93,7 @@ class Renderer:
         return About(self.model, self.facts, self.graph, sampling, files, software, self.host.user_folder())
 
     def _fill(self, texts: Sequence[str], seed: int, controls: Sequence[Control]) -> Graph:
-        return self._recipe.fill(texts, seed, controls, OUTPUT)[0]
+        return self._recipe.fill(texts, seed, controls)
 
     def _graph(self) -> Graph:
         source = self.source

@@ -399,13 +399,13 @@ def network_of(base) -> Any:
 
 def family_of(base) -> Family | None:
     """The family of ComfyUI's model; None if it is in no row."""
-    kind, network = _kind(base), _name(network_of(base))
+    kind, network = kind_of(base), _name(network_of(base))
     return next((family for family in FAMILIES if kind in family.models and network in family.networks), None)
 
 
 def why_refused(base) -> str:
     """Why a model is in no row, in words, with the names of its classes."""
-    kind, network = _kind(base), _name(network_of(base))
+    kind, network = kind_of(base), _name(network_of(base))
     if kind in REFUSED:
         return f"{kind} is not supported: {REFUSED[kind]}"
     known = any(kind in family.models for family in FAMILIES)
@@ -434,7 +434,7 @@ def _blocks(core, name: str) -> Any:
     return found if hasattr(found, "__len__") else (found,)
 
 
-def _kind(base) -> str:
+def kind_of(base) -> str:
     """The class of ComfyUI's model; for another pack's class, the one of ComfyUI that it derives from.
 
     ComfyUI's own classes derive from each other too: a new one is not what its parent is.

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from evaluation.controls import Control
-from evaluation.engine.graph import WorkflowError, find_recipe, has_negative, read_workflow, set_values
+from evaluation.engine.graph import OUTPUT, WorkflowError, find_recipe, has_negative, read_workflow, set_values
 
 SKIP = Control("skip", (2, 5), "negative")
 BOOST = Control("boost", (3,), "both", "value", 1.5)
@@ -75,14 +75,14 @@ def ours():
 
 
 def fill(graph, texts=("new",), seed=11, controls=(), batch=1):
-    return find_recipe(graph, batch).fill(texts, seed, controls, "Output")[0]
+    return find_recipe(graph, batch).fill(texts, seed, controls)
 
 
 def test_prompt_seed_and_images_go_where_the_workflow_has_them():
     graph = fill(ksampler())
     assert graph["p"]["inputs"]["text"] == "new" and graph["n"]["inputs"]["text"] == "bad"
     assert graph["k"]["inputs"]["seed"] == 11 and graph["l"]["inputs"]["batch_size"] == 1
-    assert graph["output"] == node("Output", images=["d", 0])
+    assert graph[OUTPUT] == node(OUTPUT, images=["d", 0])
     assert "other" not in graph and "s" not in graph, "what the image does not need is left out"
 
 
@@ -107,7 +107,7 @@ def test_the_workflow_itself_is_not_changed():
     graph = ksampler()
     before = copy.deepcopy(graph)
     recipe = find_recipe(graph)
-    recipe.fill(["a"], 1, [SKIP], "Output")
+    recipe.fill(["a"], 1, [SKIP])
     set_values(graph, {"steps": 3})
     assert graph == before
 
