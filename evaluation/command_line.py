@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmdit_core.control.spec import BRANCHES, CHOICES
+from mmdit_core.control.spec import BRANCHES, CHOICES, MOST_STRENGTH
 
 from .cluster import LOCAL
 from .engine.models import CLIP_LOADERS
@@ -16,7 +16,6 @@ from .engine.renderer import Source
 from .judges import KINDS
 from .study.settings import SWEEPS, SettingsError
 
-MOST_STRENGTH = 10.0  # of TextBoost
 SWEEP_DEFAULTS = {"modes": ("residual",), "strength": (2.0,), "max_loss": 2.0}
 
 

@@ -11,7 +11,7 @@ from ..mmdit_core.control.grammar import BlockTextError, parse_block_strengths, 
 from ..mmdit_core.control.model_call import ControlError
 from ..mmdit_core.control.preset_files import PresetError, read_made_for
 from ..mmdit_core.control.presets import BY_NAME, Preset, presets_of
-from ..mmdit_core.control.spec import BRANCHES, CHOICES, BlockControl
+from ..mmdit_core.control.spec import BRANCHES, CHOICES, MOST_STRENGTH, BlockControl
 from ..mmdit_core.flow.window import FADES, Window
 from ..mmdit_core.text.tokens import NoTokenMap, PartNotFound
 from .comfyui import patching
@@ -21,7 +21,6 @@ from .errors import InputError, require
 from .widgets import END, HIDDEN, START, Widget, blocks_widget, branch_widget, check_values, choice, number, text
 
 CATEGORY = "MMDiT/blocks"
-MOST_STRENGTH = 10.0
 NO_PRESET = "none"
 KINDS = "SD3.5, FLUX, Qwen-Image, Z-Image, Krea or another model of docs/families.md"
 MODEL: Widget = ("MODEL", {"tooltip": f"{KINDS}. It is not changed."})

@@ -11,14 +11,13 @@ from datetime import date
 from typing import Any
 
 from .grammar import BlockTextError, parse_block_strengths, parse_blocks
-from .spec import CHOICES
+from .spec import CHOICES, MOST_STRENGTH
 
 FORMAT, VERSION = "mmdit-presets", 1
 ACTIONS = ("skip", "boost")
 MAX_FILE = 256_000  # characters of a file
 MAX_PRESETS = 200  # in a file
 MAX_BLOCKS = 1000  # of a model
-MAX_STRENGTH = 10.0
 MAX_TEXT = 500  # characters of a block list, and of a `made_for`
 MAX_NAME = 255  # characters of any other text
 
@@ -239,7 +238,7 @@ MODEL: dict[str, Check] = {
     "file": _file,
 }
 WIDGETS: dict[str, Check] = {"blocks": _text(MAX_TEXT, empty=True), "branch": _choice(CHOICES["branch"])}
-BOOST: dict[str, Check] = {"strength": _number(0, MAX_STRENGTH), "mode": _choice(CHOICES["mode"])}
+BOOST: dict[str, Check] = {"strength": _number(0, MOST_STRENGTH), "mode": _choice(CHOICES["mode"])}
 _POINTS = _number(-100, 100)
 EVIDENCE: dict[str, Check] = {
     "date": _day,
@@ -285,8 +284,8 @@ def _blocks(where: str, action: str, text: str, double: int, single: int) -> Non
         if action == "boost":
             strengths = parse_block_strengths(text, double, single)
             strongest = max(strengths.values(), default=0)
-            if strongest > MAX_STRENGTH:
-                raise PresetError(where, f"a strength of {strongest:g}", f"It must be at most {MAX_STRENGTH:g}")
+            if strongest > MOST_STRENGTH:
+                raise PresetError(where, f"a strength of {strongest:g}", f"It must be at most {MOST_STRENGTH:g}")
             named = bool(strengths)
         else:
             named = bool(parse_blocks(text, double, single))

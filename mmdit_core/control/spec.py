@@ -18,6 +18,7 @@ from ..flow.window import Window
 # Branches of guidance. OTHER is a third prompt that some guiders have, such as PerpNeg's empty one.
 POSITIVE, NEGATIVE, OTHER = 0, 1, 2
 BRANCHES = {"both": (POSITIVE, NEGATIVE, OTHER), "positive": (POSITIVE,), "negative": (NEGATIVE,)}
+MOST_STRENGTH = 10.0  # of a boost that a user sets
 REPORT_NAMES = {"start": "start_percent", "end": "end_percent", "fade": "fade"}  # of a window's fields
 CHOICES: dict[str, tuple[str, ...]] = {
     "action": ("skip", "disable", "boost", "prompt"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...mmdit_core.control.spec import BlockControl
+from ...mmdit_core.control.spec import MOST_STRENGTH, BlockControl
 from ...mmdit_core.solvers import SOLVERS
 from ...mmdit_core.sweep import (
     BlockList,
@@ -17,7 +17,7 @@ from ...mmdit_core.sweep import (
     parse_windows,
 )
 from ..comfyui import patching
-from ..control import MOST_STRENGTH, counts, why_it_cancels
+from ..control import counts, why_it_cancels
 from ..errors import InputError, require
 from ..sampler.inputs import WIDGETS as SAMPLER
 from ..widgets import MAX_SEED
