@@ -18,7 +18,7 @@ from ..comfyui.frontend import messages
 from ..comfyui.frontend.progress import Progress, raise_if_cancelled
 from ..comfyui.loading.clip_vae import decode_image
 from ..comfyui.run import sampling
-from ..plots.contact_sheet import fitted, tile_size
+from ..plots.contact_sheet import thumbnail, tile_size
 from .attributes import Right, Scores
 
 WINDOW_NAMES = {"whole": "all steps", "early": "first half", "late": "second half"}
@@ -120,7 +120,7 @@ class Sweep:
                     distances = (relative_l2(latent, baseline), relative_l2(image, baseline_image))
                 finished[seed, cell] = Measure(*distances, right)
                 if shown:
-                    self.thumbnails[cell] = self._thumbnail(image)
+                    self.thumbnails[cell] = thumbnail(image, self._tile)
             self._count(cell, finished[seed, cell], prompt)
             progress.finish(self.settings.steps, draw)
 
@@ -159,6 +159,6 @@ class Sweep:
         several = "" if self.measures is None else f", prompt {prompt + 1} of {len(self.positives)}"
         return f"{what}{several}, seed {seed}"
 
-    def _thumbnail(self, image: torch.Tensor) -> Image.Image:
-        rgb = (image[..., :3].nan_to_num().clamp(0, 1) * 255).round().byte().numpy()
-        return fitted(Image.fromarray(rgb), tile_size(1 + len(self.settings.blocks), self.size[0] / self.size[1]))
+    @property
+    def _tile(self) -> tuple[int, int]:
+        return tile_size(1 + len(self.settings.blocks), self.size[0] / self.size[1])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from .canvas import BLACK, EMPTY, GREY, GRID, MARGIN, WHITE, font
 
@@ -39,6 +40,12 @@ def tile_size(columns: int, aspect: float, most: int = 160) -> tuple[int, int]:
     """
     side = max(96, min(most, 4096 // max(1, columns)))
     return (side, max(1, round(side / aspect))) if aspect >= 1 else (max(88, round(side * aspect)), side)
+
+
+def thumbnail(image: Tensor, size: tuple[int, int]) -> Image.Image:
+    """A decoded image [H, W, C] in [0, 1], at least three channels, as a tile of a sheet. Args: size, of the tile."""
+    rgb = (image[..., :3].nan_to_num().clamp(0, 1) * 255).round().byte().numpy()
+    return fitted(Image.fromarray(rgb), size)
 
 
 def contact_sheet(

@@ -20,7 +20,7 @@ from ..comfyui.frontend.progress import Progress, raise_if_cancelled
 from ..comfyui.loading.clip_vae import decode_image
 from ..comfyui.run import sampling
 from ..comfyui.run.solver import SolverRun
-from ..plots.contact_sheet import fitted, tile_size
+from ..plots.contact_sheet import thumbnail, tile_size
 from .axes import MOST_CELLS, Cell
 
 SMALL, LARGE = 160, 512  # pixels: the longer side of a tile is the image's, within these
@@ -140,8 +140,7 @@ class Sweep:
         self.images[index] = image.nan_to_num()
         first = (self.finished or [made])[0].latent
         self.distances.append((relative_l2(made.latent, first), relative_l2(image, self.images[0])))
-        rgb = (self.images[index, ..., :3].clamp(0, 1) * 255).round().byte().numpy()
-        self.thumbnails.append(fitted(Image.fromarray(rgb), self.tile))
+        self.thumbnails.append(thumbnail(self.images[index], self.tile))
         self.finished.append(made)
 
 
