@@ -17,18 +17,18 @@ from scripts.in_process import PACK
 from scripts.server import link_folder
 
 FOLDER = ROOT / ".test-output" / "types"
-BESIDE = ("scripts", "evaluation")
+OTHERS = ("scripts", "evaluation")
 SHIPPED = ("__init__.py", "nodes", "attributes", "mmdit_core")
 
 
 def main() -> int:
-    """Run mypy on what is beside the pack, and on the pack; returns the exit status."""
+    """Run mypy on the code around the pack, and on the pack; returns the exit status."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     link_folder(ROOT, FOLDER / PACK)
     mypy = (sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml")
-    beside = subprocess.run([*mypy, *BESIDE], cwd=ROOT)
+    others = subprocess.run([*mypy, *OTHERS], cwd=ROOT)
     pack = subprocess.run([*mypy, *(f"{PACK}/{name}" for name in SHIPPED)], cwd=FOLDER)
-    return beside.returncode or pack.returncode
+    return others.returncode or pack.returncode
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.workflow_large import LARGE_FILES
-from scripts.workflow_parts import Link, Node, WorkflowSpec, decode, empty, preview, sampler, save, text
+from scripts.workflow_parts import RUN_LINKS, Link, Node, WorkflowSpec, decode, empty, preview, sampler, save, text
 
 SCENE = "a lighthouse on a cliff at dusk, oil painting, warm light in the window"
 CLIP, VAE = ("clip", 0), ("vae", 0)
@@ -106,13 +106,7 @@ FAMILIES = (
                 "analysis",
                 "BlockAnalysis",
                 {"operations": "skip", "steps": 8, "cfg": 1.0, "seed": 4},
-                {
-                    "model": ("model", 0),
-                    "positive": ("text", 0),
-                    "negative": ("text", 1),
-                    "latent_image": ("latent", 0),
-                    "vae": VAE,
-                },
+                {**RUN_LINKS, "vae": VAE},
             ),
             preview("analysis", "sheet", "Contact sheet"),
             Node("plot", "PreviewImage", links={"images": ("analysis", 1)}, title="Distance by block"),

@@ -9,6 +9,14 @@ Link = tuple[str, int]
 
 PROMPT = "three red circles to the left of a blue star on a white background"
 
+# The links of a node that samples and decodes by itself, without its VAE.
+RUN_LINKS: dict[str, Link] = {
+    "model": ("model", 0),
+    "positive": ("text", 0),
+    "negative": ("text", 1),
+    "latent_image": ("latent", 0),
+}
+
 
 @dataclass(frozen=True)
 class Node:

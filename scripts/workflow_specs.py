@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from scripts.workflow_families import FAMILIES
 from scripts.workflow_large import LARGE
-from scripts.workflow_parts import Node, WorkflowSpec, decode, edit, empty, loader, preview, sampler, shown, text
+from scripts.workflow_parts import (
+    RUN_LINKS,
+    Node,
+    WorkflowSpec,
+    decode,
+    edit,
+    empty,
+    loader,
+    preview,
+    sampler,
+    shown,
+    text,
+)
 
 SMALL_NOTE = "The included small model draws it in seconds, without a GPU."
 
@@ -189,13 +201,7 @@ STEER = (
                 "analysis",
                 "BlockAnalysis",
                 {"cfg": 4.5, "seed": 4},
-                {
-                    "model": ("model", 0),
-                    "positive": ("text", 0),
-                    "negative": ("text", 1),
-                    "latent_image": ("latent", 0),
-                    "vae": ("model", 2),
-                },
+                {**RUN_LINKS, "vae": ("model", 2)},
             ),
             preview("analysis", "sheet", "Contact sheet"),
             Node("plot", "PreviewImage", links={"images": ("analysis", 1)}, title="Distance by block"),
@@ -222,14 +228,7 @@ STEER = (
                     **{"blocks": "4, 6", "steps": 6, "cfg": 4.5, "seed": 4, "speedup": 1.1},
                     **{"prompts": "set:shapes 6", "judge": "shapes"},
                 },
-                {
-                    "model": ("model", 0),
-                    "positive": ("text", 0),
-                    "negative": ("text", 1),
-                    "latent_image": ("latent", 0),
-                    "vae": ("model", 2),
-                    "clip": ("model", 1),
-                },
+                {**RUN_LINKS, "vae": ("model", 2), "clip": ("model", 1)},
             ),
             preview("analysis", "sheet", "Contact sheet"),
             Node("report", "PreviewAny", links={"source": ("analysis", 2)}, title="Report"),
@@ -268,13 +267,7 @@ STEER = (
                     **{"x": "strength", "x_values": "0, 1, 4", "y": "cfg", "y_values": "1, 3, 10"},
                     **{"seed": 4, "steps": 12},
                 },
-                {
-                    "model": ("boost", 0),
-                    "positive": ("text", 0),
-                    "negative": ("text", 1),
-                    "latent_image": ("latent", 0),
-                    "vae": ("model", 2),
-                },
+                {**RUN_LINKS, "model": ("boost", 0), "vae": ("model", 2)},
             ),
             preview("sweep", "sheet", "Contact sheet"),
             Node("report", "PreviewAny", links={"source": ("sweep", 2)}, title="Report"),
