@@ -140,9 +140,9 @@ class Cells:
 def write_whole(path: Path, text: str | bytes) -> None:
     """Write a file so that a kill leaves the old one or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(text.encode() if isinstance(text, str) else text)
-    os.replace(beside, path)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_bytes(text.encode() if isinstance(text, str) else text)
+    os.replace(new, path)
 
 
 def units(control: Control | None, first: int, end: int, batch: int, seeds: Iterable[int]) -> list[Unit]:

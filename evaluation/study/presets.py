@@ -19,7 +19,7 @@ def to_presets(result: Result, date: datetime.date) -> str:
 
 
 def saved(result: Result, proof: Proof) -> float:
-    """The share of a run's block calls that a skip list saves."""
+    """The fraction of a run's block calls that a skip list saves."""
     plan, control = result.plan, proof.control
     negative = has_negative(plan.graph)
     branches = {"both": 1 + negative, "positive": 1, "negative": int(negative)}[control.branch]

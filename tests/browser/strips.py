@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,14 @@ def opened(comfy, *nodes: str, cells: int = 24, **loader: str) -> Strip:
     strip.until(f"s.cells === {cells}")
     strip.unzoom()
     return strip
+
+
+def checked(shared) -> Iterator[Any]:
+    """The open page of a module for one test, which must leave no error of the pack in the console."""
+    shared.console_errors.clear()
+    shared.page.set_default_timeout(15_000)
+    yield shared
+    assert shared.pack_errors() == []
 
 
 def clear_hover_texts(comfy) -> None:

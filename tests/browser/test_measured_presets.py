@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmdit_core.control.preset_files import Evidence, MeasuredPreset, read_presets, write_presets
-from tests.browser.strips import SMALL, Strip, graph, opened
+from tests.browser.strips import SMALL, Strip, checked, graph, opened
 
 EVIDENCE = Evidence("2026-11-30", "shapes", 128, "shapes", "all", 3.1, 0.4, 5.8, 0.2, 8, 4.5)
 BOOST = MeasuredPreset("count", "boost", "SD3, SD3.5", 8, 0, SMALL, "2, 3:2", "positive", 1.25, "value", EVIDENCE)
@@ -25,10 +25,7 @@ NOTE = """(type) => app.graph._nodes.find((each) => each.type === type).widgets
 
 @pytest.fixture
 def comfy(shared):
-    shared.console_errors.clear()
-    shared.page.set_default_timeout(15_000)
-    yield shared
-    assert shared.pack_errors() == []
+    yield from checked(shared)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.strips import FLUX, clear_hover_texts, opened, write_headers
+from tests.browser.strips import FLUX, checked, clear_hover_texts, opened, write_headers
 
 ALIGNMENT = "FLUX.1-dev: text alignment"
 
@@ -20,10 +20,7 @@ def files(comfyui):
 
 @pytest.fixture
 def comfy(shared):
-    shared.console_errors.clear()
-    shared.page.set_default_timeout(15_000)
-    yield shared
-    assert shared.pack_errors() == []
+    yield from checked(shared)
 
 
 def test_click_drag_and_shift_click_write_the_text(comfy):

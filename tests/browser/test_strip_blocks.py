@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmdit_core.control.grammar import _GRAMMAR as GRAMMAR
-from tests.browser.strips import FLUX, KREA, MEDIUM, QWEN, SMALL, Z_IMAGE, opened, write_headers
+from tests.browser.strips import FLUX, KREA, MEDIUM, QWEN, SMALL, Z_IMAGE, checked, opened, write_headers
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,10 +19,7 @@ def files(comfyui):
 
 @pytest.fixture
 def comfy(shared):
-    shared.console_errors.clear()
-    shared.page.set_default_timeout(15_000)
-    yield shared
-    assert shared.pack_errors() == []
+    yield from checked(shared)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tests.browser.strips import (
     MEDIUM,
     SMALL,
     Strip,
+    checked,
     clear_hover_texts,
     graph,
     opened,
@@ -37,10 +38,7 @@ def files(comfyui):
 
 @pytest.fixture
 def comfy(shared):
-    shared.console_errors.clear()
-    shared.page.set_default_timeout(15_000)
-    yield shared
-    assert shared.pack_errors() == []
+    yield from checked(shared)
 
 
 def test_a_saved_workflow_loads_with_its_values_in_order(comfy):

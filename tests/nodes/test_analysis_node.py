@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from scripts.client import ComfyUIError, Interrupted
+from tests.nodes.model_calls import Calls
 
 CALLS = 3  # model calls of one image: 3 steps, both branches in one batch
 
@@ -83,26 +84,6 @@ def analyse(node, model, *, conds=None, latent=None, **changed):
     given |= dict(speedup=1.3, early_late=False)
     sheet, plot, report, *_ = node.analyse(model, *(conds or texts()), latent or empty(), Vae(), **{**given, **changed})
     return sheet, plot, json.loads(report)
-
-
-class Calls:
-    """Counts the calls of a model inside a with statement; cancels at one of them."""
-
-    def __init__(self, model, cancel_at: int | None = None):
-        self.core, self.cancel_at, self.count = model.model.diffusion_model, cancel_at, 0
-
-    def __enter__(self):
-        self.handle = self.core.x_embedder.register_forward_hook(self._called)
-        return self
-
-    def _called(self, *_):
-        self.count += 1
-        if self.count == self.cancel_at:
-            comfy.model_management.interrupt_current_processing(True)
-
-    def __exit__(self, *_):
-        self.handle.remove()
-        comfy.model_management.interrupt_current_processing(False)
 
 
 def test_the_baseline_is_sampled_once_for_each_seed_and_every_cell_once(node_class, model):

@@ -15,7 +15,8 @@ from scripts.client import ComfyUIError
 from tests.nodes.families.node_cells import SEED, NodeBench
 from tests.nodes.families.node_cells import Vae as FirstFrameVae
 from tests.nodes.families.oracles import ROUNDING, difference
-from tests.nodes.test_analysis_node import CALLS, Calls, Vae, empty, graph, texts
+from tests.nodes.model_calls import Calls
+from tests.nodes.test_analysis_node import CALLS, Vae, empty, graph, texts
 
 RED, BLUE, GREEN = "two red circles above a blue star", "a blue square", "three green stars"
 THREE = f"{RED}\n\n  {BLUE}\n{GREEN}\n"

@@ -7,7 +7,8 @@ import torch
 
 from tests.nodes.families.node_cells import NodeBench
 from tests.nodes.families.node_cells import Vae as FrameVae
-from tests.nodes.sweep.helpers import BASE, Calls, boosted, empty, skipped, sweep, texts
+from tests.nodes.model_calls import Calls
+from tests.nodes.sweep.helpers import BASE, boosted, empty, skipped, sweep, texts
 
 
 @pytest.mark.parametrize(

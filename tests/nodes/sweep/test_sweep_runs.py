@@ -9,7 +9,8 @@ import comfy.model_management
 import pytest
 import torch
 
-from tests.nodes.sweep.helpers import BASE, Calls, Vae, boosted, empty, latents, skipped, sweep, texts
+from tests.nodes.model_calls import Calls
+from tests.nodes.sweep.helpers import BASE, Vae, boosted, empty, latents, skipped, sweep, texts
 
 
 def test_the_model_that_comes_in_is_not_changed(node, nodes, model):
