@@ -192,3 +192,21 @@ def test_measured_presets_are_in_the_list_of_the_input_too(comfy, test_name):
     page.get_by_text("For SD3, SD3.5 38+0; the connected model is another one.").first.wait_for()
     widgets = comfy.run(WIDGETS, "TextBoost")
     assert (widgets["preset"], widgets["made_for"], widgets["blocks"]) == ("none", "", "")
+
+
+def test_a_preset_of_the_list_does_not_replace_an_input_that_is_linked(comfy):
+    opened(comfy, "TextBoost", **OWN)
+    comfy.page.wait_for_function(f"() => ({LIST})('TextBoost').includes('count')")
+    comfy.run(
+        """() => {
+            const node = app.graph._nodes.find((each) => each.type === "TextBoost");
+            const source = LiteGraph.createNode("PrimitiveFloat");
+            source.pos = [0, 600];
+            app.graph.add(source);
+            source.connect(0, node, node.inputs.findIndex(({ name }) => name === "strength"));
+        }"""
+    )
+    choose_in_list(comfy, "count")
+    comfy.page.get_by_text("An input that it fills is linked.").first.wait_for()
+    widgets = comfy.run(WIDGETS, "TextBoost")
+    assert (widgets["preset"], widgets["made_for"], widgets["blocks"]) == ("none", "", "")

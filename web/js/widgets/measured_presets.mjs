@@ -42,7 +42,7 @@ export async function choose(node, preset) {
     return toast("error", words(MENU).measuredOther(modelOf(preset)), preset.name);
   }
   const values = valuesOf(preset);
-  if (isLinked(node, values)) return toast("error", words().linkedInput, preset.name);
+  if (isLinked(node, values)) return toast("error", words(MENU).linkedInput, preset.name);
   setWidgets(node, values);
   recordUndo();
 }
