@@ -24,6 +24,7 @@ from ....mmdit_core.checkpoints.header import Header, read_header
 from ....mmdit_core.checkpoints.load import DTYPES, READABLE, load_component, read_bytes, read_one
 from ....mmdit_core.checkpoints.quantised import as_tensors, dequantised, is_quantisation, scaled_layers
 from ....mmdit_core.text.encoders import TextWidths, assemble
+from ..frontend.progress import raise_if_cancelled
 from .metadata import TEXT, read_metadata
 from .part_checks import WHOLE, check_tensors
 
@@ -266,13 +267,9 @@ def _cancellable(network: Any) -> Iterator[None]:
     layers = list(network.modules()) if isinstance(network, torch.nn.Module) else []
     if any(hasattr(layer, "_orig_mod") or layer._compiled_call_impl is not None for layer in layers):
         layers = []
-    hooks = [layer.register_forward_pre_hook(_check_cancel) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(lambda *_: raise_if_cancelled()) for layer in layers]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _check_cancel(*_: Any) -> None:
-    comfy.model_management.throw_exception_if_processing_interrupted()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import comfy.model_management
-
 from ..frontend import messages
+from ..frontend.progress import raise_if_cancelled
 from .contexts import MORE_TEXTS, TOKEN_MAP
 
 Conditioning = list[list[Any]]  # entries: [context, options]
@@ -32,5 +31,5 @@ def encode_each(clip, texts: Sequence[str], options: Mapping[str, Any], node_id:
         entries = clip.encode_from_tokens_scheduled(clip.tokenize(text), show_pbar=False)
         # The same context object: token maps are noted by it. Hooks and ranges that the CLIP sets go before others.
         made.append([[context, {**others, **own}] for context, own in entries])
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        raise_if_cancelled()
     return made
