@@ -45,7 +45,7 @@ async def blocks(request: web.Request) -> web.Response:
     Returns: {"sections": [{"name": "double", "count": 19}, ...], "refiners": [...], "double": 19, "single": 38,
         "family": "FLUX.1"}: the kinds of its blocks in order, the blocks that run before them and are not counted, the
         two numbers that block lists are written in, and the model's family; null for what is unknown.
-    Only files that ComfyUI lists are read: in that folder or, without one, in those of MMDiTLoader.
+    Only files that ComfyUI lists are read: in that folder or, without one and for "*", in those of MMDiTLoader.
     """
     return web.json_response(await _model_in(request.query.get("name", ""), request.query.get("folder", "")))
 

@@ -15,6 +15,7 @@ from .errors import InputError, require
 Widget = tuple[Any, dict[str, Any]]
 
 MAX_SEED = 2**64 - 1
+RANDOM_SEED = -1
 MAX_STEPS = 10_000
 HIDDEN = {"unique_id": "UNIQUE_ID"}
 BLOCKS_TOOLTIP = (
@@ -69,8 +70,9 @@ SHIFT = number(
 
 
 def seed_widget(tooltip: str, control: bool | str = True) -> Widget:
-    """The seed of the noise. Args: control, of ComfyUI's control_after_generate."""
-    return integer(0, 0, MAX_SEED, tooltip, control_after_generate=control)
+    """The seed of the noise; the frontend replaces RANDOM_SEED. Args: control, of ComfyUI's control_after_generate."""
+    more = " -1: a random seed for each job, drawn when it is queued; the image stores the number."
+    return integer(0, RANDOM_SEED, MAX_SEED, tooltip + more, control_after_generate=control, random=True)
 
 
 def steps_widget(default: int) -> Widget:
@@ -121,6 +123,9 @@ def check_values(node: str, inputs: Mapping[str, Widget], given: Mapping[str, An
         if kind == "STRING":
             require(isinstance(value, str), node, name, f"{_shown(value)} is not a text", "Connect a text")
         if kind in ("INT", "FLOAT"):
+            if options.get("random") and value == RANDOM_SEED:
+                found = "-1 is replaced by a random seed when ComfyUI's page queues a job, and this one came without it"
+                raise InputError(node, name, found, f"Send a number from 0 to {MAX_SEED}")
             low, high = options["min"], options["max"]
             right = f"Set a number from {low:g} to {high:g}"
             require(isinstance(value, Real), node, name, f"{_shown(value)} is not a number", right)

@@ -95,8 +95,9 @@ class SamplerInputs:
     variation_strength: float = advanced(fraction, 0.0,
         "How far the noise goes from the seed's to the variation seed's. Small values vary the image a little.")
     reuse: bool = widget(switch(False,
-        "Keep the states of the last run and start at the first step that a change affects: with another TextBoost "
-        "from 40% on, or another cfg_end, only the steps from there run again. The image is the same, bit for bit."))
+        "Keep the states of the last runs and start at the first step that a change affects: with another TextBoost "
+        "from 40% on, or another cfg_end, only the steps from there run again; an earlier setting runs none. The image "
+        "is the same, bit for bit. Up to 1 GB of memory, not of the graphics card's."))
     sigmas: Tensor | None = widget(("SIGMAS", {
         "tooltip": "Sigmas to use instead of steps, schedule and denoise. No shift is applied to them."}))
     custom_sigmas: str = advanced(text, "",

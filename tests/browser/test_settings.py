@@ -48,7 +48,7 @@ def test_each_setting_is_translated_and_has_the_nodes_default(comfy):
     found = {each["id"]: each for each in comfy.run(OURS)}
     chinese = json.loads((ROOT / "locales" / "zh" / "settings.json").read_text(encoding="utf-8"))
     groups = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["settingsCategories"]
-    assert {name.replace(".", "_") for name in found} == set(chinese) and len(found) == 6
+    assert {name.replace(".", "_") for name in found} == set(chinese) and len(found) == 7
     for name, each in found.items():
         words = chinese[name.replace(".", "_")]
         assert each["name"] and each["tooltip"] and set(words) == {"name", "tooltip"}
@@ -102,6 +102,7 @@ def test_token_counts_can_be_switched_off_and_on(comfy):
     comfy.load(ROOT / "workflows" / "quickstart.json")
     note = comfy.page.locator(".mmdit-note", has_text="CLIP-L")
     note.first.wait_for(state="attached")
+    comfy.wait_stable()
     size = [each["size"] for each in comfy.graph()["nodes"]]
     comfy.run(SET, ["MMDiT.Nodes.Tokens", False])
     note.first.wait_for(state="detached")

@@ -250,10 +250,16 @@ def test_a_linked_strip_is_disabled_until_it_is_unlinked(comfy):
         text.connect(0, skip, skip.inputs.findIndex((input) => input.name === "blocks"));
     }"""
     comfy.run(link)
-    strip.until("s.inert && !s.chosen.length")
+    strip.until("s.inert && s.chosen.join() === '0,1,2'")
     strip.click(7)
     state = strip.state()
-    assert state["value"] == "4" and state["inert"] and state["text"] == "", "the link's value is used, not the text"
+    assert state["value"] == "4" and state["inert"] and state["text"] == "0-2", "the link's value is used, not the text"
+    comfy.run("""() => {
+        const [widget] = app.graph._nodes.find((node) => node.type === "PrimitiveString").widgets;
+        widget.value = "5";
+        widget.callback?.("5");
+    }""")
+    strip.until("s.chosen.join() === '5'")
     prompt = next(node for node in comfy.prompt().values() if node["class_type"] == "BlockSkip")
     assert isinstance(prompt["inputs"]["blocks"], list)
     comfy.run("""() => {

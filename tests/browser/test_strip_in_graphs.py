@@ -8,6 +8,7 @@ import pytest
 
 from tests.browser.strips import (
     FLUX,
+    KREA,
     MEDIUM,
     SMALL,
     Strip,
@@ -121,6 +122,92 @@ def test_the_model_is_found_through_other_nodes_and_loaders(comfy):
     strip.mouse.move(*strip.place(3))
     strip.until("s.cells === 24")
     assert strip.value() == ""
+
+
+# Nodes of other packs, as their frontend scripts and servers define them.
+OTHERS = """() => {
+    const register = (type, build) => {
+        if (LiteGraph.registered_node_types[type]) return;
+        LiteGraph.registerNodeType(type, class extends LiteGraph.LGraphNode {
+            constructor(title) {
+                super(title);
+                build(this);
+            }
+        });
+    };
+    register("DiffusionModelLoaderKJ", (node) => {
+        node.addWidget("combo", "clip_name", "strip-flux.safetensors", () => {}, { values: [] });
+        node.addWidget("combo", "model_name", "strip-krea.safetensors", () => {}, { values: [] });
+        node.addOutput("MODEL", "MODEL");
+    });
+    for (const [type, slot] of [["SetNode", "addInput"], ["GetNode", "addOutput"]])
+        register(type, (node) => {
+            node.addWidget("text", "Constant", "model", () => {});
+            node[slot]("MODEL", "*");
+        });
+    register("Any Switch (rgthree)", (node) => {
+        for (const name of ["any_01", "any_02"]) node.addInput(name, "*");
+        node.addOutput("*", "*");
+    });
+    const add = (type) => {
+        const node = LiteGraph.createNode(type);
+        app.graph.add(node);
+        return node;
+    };
+    const skip = app.graph._nodes.find((node) => node.type === "BlockSkip");
+    const [loader, set, get, any] = ["DiffusionModelLoaderKJ", "SetNode", "GetNode", "Any Switch (rgthree)"].map(add);
+    loader.connect(0, set, 0);
+    get.connect(0, any, 1);
+    any.connect(0, skip, 0);
+}"""
+
+
+def test_the_model_is_found_through_another_packs_loader_set_get_and_switch(comfy):
+    strip = opened(comfy, "BlockSkip")
+    comfy.run(OTHERS)
+    strip.until("s.cells === 28")
+    comfy.run("() => { app.graph._nodes.find((node) => node.type === 'SetNode').widgets[0].value = 'another'; }")
+    strip.mouse.move(600, 700)
+    strip.mouse.move(*strip.place(0))
+    strip.until("s.cells === 24")
+
+
+# The loader in a subgraph, whose `unet_name` is promoted.
+ENCLOSED = """(file) => {
+    const loader = app.graph._nodes.find((node) => node.type === "UNETLoader");
+    const { node, subgraph } = app.graph.convertToSubgraph(new Set([loader]));
+    const inner = subgraph._nodes[0];
+    const slot = inner.inputs.find((input) => input.name === "unet_name");
+    subgraph.addInput("unet_name", "COMBO").connect(slot, inner);
+    const input = node.inputs.find(({ name }) => name === "unet_name");
+    node.getWidgetFromSlot(input).value = file;
+    return inner.widgets.find(({ name }) => name === "unet_name").value;
+}"""
+
+
+def test_the_file_is_the_one_that_a_subgraph_chooses(comfy):
+    strip = opened(comfy, "BlockSkip")
+    comfy.run(ENCLOSED, KREA)
+    strip.mouse.move(600, 700)
+    strip.mouse.move(*strip.place(0))
+    strip.until("s.cells === 28")
+
+
+def test_linked_blocks_leave_no_hole_in_the_node(comfy, test_output):
+    strip = opened(comfy, "TextBoost")
+    comfy.run("""() => {
+        const text = LiteGraph.createNode("PrimitiveString");
+        app.graph.add(text);
+        text.pos = [60, 400];
+        text.widgets[0].value = "2:1.5, 7-9:2";
+        const boost = app.graph._nodes.find((node) => node.type === "TextBoost");
+        text.connect(0, boost, boost.inputs.findIndex((input) => input.name === "blocks"));
+    }""")
+    strip.until("s.chosen.join() === '2,7,8,9'")
+    strip.wait_stable()
+    comfy.page.screenshot(path=test_output / f"strip-linked-{comfy.renderer}.png")
+    assert strip.state(7)["label"] == "block 7 · boost × 2"
+    assert strip.state()["height"] > 60 and strip.state()["at"][3] > 10, "its cells are visible"
 
 
 @pytest.mark.parametrize("promoted", [False, True])

@@ -5,5 +5,12 @@ import "./panels/compare.mjs";
 import "./panels/errors.mjs";
 import "./panels/progress.mjs";
 import "./panels/run_text.mjs";
+import * as fold from "./panels/fold.mjs";
+import * as seed from "./panels/seed.mjs";
 
 export { clearRequests } from "./page/frontend.mjs";
+
+export function nodeCreated(node) {
+  seed.nodeCreated(node);
+  fold.nodeCreated(node);
+}

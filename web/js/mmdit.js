@@ -36,7 +36,9 @@ const COLOURS = {
 };
 const SOLVERS = ["euler"]; // replaced by the server's list
 // Input of the sampler -> the setting with its default for new nodes.
-const DEFAULTS = { steps: "MMDiT.NewSampler.Steps", cfg: "MMDiT.NewSampler.Cfg", solver: "MMDiT.NewSampler.Solver" };
+const DEFAULTS = Object.fromEntries(
+  ["Steps", "Cfg", "Solver", "Reuse"].map((name) => [name.toLowerCase(), `MMDiT.NewSampler.${name}`]),
+);
 const NEW = "New Flow Matching Samplers";
 const NODES = "MMDiT nodes";
 const onlyNew = "For nodes that you add from now on. Nodes in saved workflows keep their value.";
@@ -49,6 +51,7 @@ const defaultFor = (input, name, more) => ({
 });
 // The dialog shows the last one first. Translations: locales/*/settings.json and main.json.
 const SETTINGS = [
+  defaultFor("reuse", "Reuse steps of earlier runs (up to 1 GB of memory)", { type: "boolean", defaultValue: true }),
   defaultFor("solver", "Solver", { type: "combo", options: SOLVERS, defaultValue: "euler" }),
   defaultFor("cfg", "Guidance (cfg)", {
     type: "number",

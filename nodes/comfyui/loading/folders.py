@@ -24,9 +24,9 @@ def checkpoint_names() -> list[str]:
 
 
 def listed_path(name: str, folder: str = "") -> Path | None:
-    """The path of a file that ComfyUI lists in `folder` or, without one, in the first of FOLDERS; else None."""
+    """The path of a file that ComfyUI lists in `folder` or, for "" and "*", in the first of FOLDERS; else None."""
     for each in FOLDERS:
-        if folder in ("", each) and name in folder_paths.get_filename_list(each):
+        if folder in ("", "*", each) and name in folder_paths.get_filename_list(each):
             path = folder_paths.get_full_path(each, name)
             return Path(path) if path is not None else None
     return None

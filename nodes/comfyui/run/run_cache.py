@@ -1,11 +1,11 @@
-"""The run cache: the states of the last run, from which the next run starts at the first step that a change affects."""
+"""The run cache: the states of the last runs, from which a run starts at the first step that a change affects."""
 
 from __future__ import annotations
 
 import math
 import weakref
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -17,27 +17,47 @@ if TYPE_CHECKING:
     from .sampling import PreparedLatent
     from .solver import RunState, RunSteps
 
-LIMIT = 1 << 30  # bytes of states; beyond it, not every step's are kept
+LIMIT = 1 << 30  # bytes of all states; beyond it, the oldest runs are dropped
+RUN_LIMIT = LIMIT // 4  # bytes of one run's; beyond it, not every step's are kept
 
 # A node may patch these, and the model still has no memory from one step to the next.
 HARMLESS_PATCHES = {"model_sampling", "manual_cast_dtype"}
 HOOKS = ("callbacks", "injections", "attachments", "additional_models", "hook_patches")
 
 
+@dataclass(eq=False)
+class KeptRun:
+    """One run's states, each on the CPU and before one of its segments; the last one is after all of them.
+
+    Fields: model, a weak reference; key of all that decides the whole run; segments, what decides each; states by
+    segment, shared with the runs that started with them.
+    """
+
+    model: weakref.ref
+    key: Any
+    segments: tuple[Any, ...]
+    states: dict[int, RunState]
+
+    def valid_for(self, key: Any, segments: tuple[Any, ...]) -> dict[int, RunState]:
+        """The states that another run has, too."""
+        if self.key != key:
+            return {}
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(self.segments, segments, strict=False))
+        valid = sum(1 for _ in same)
+        return {index: state for index, state in self.states.items() if index <= valid}
+
+
 class RunCache:
-    """The states of the last run, on the CPU, each before one of its segments. They are dropped with the model.
+    """The states of the last runs, latest last. They are dropped with their model, and the oldest beyond LIMIT.
 
     A cache that is closed has no states and keeps none.
     """
 
     def __init__(self) -> None:
-        self._model: weakref.ref | None = None
-        self._key: Any = None
-        self._segments: tuple[Any, ...] = ()
-        self._states: dict[int, RunState] = {}
+        self._runs: list[KeptRun] = []
 
     def open(self, model, sampled, conditionings, prepared: PreparedLatent, steps: RunSteps, seed: int) -> str | None:
-        """Keep the states of the last run that are valid for a new run, too.
+        """Begin a new run with the states of an earlier one that are valid for it, too: of the one with the most.
 
         Args: model, as it came into the node; sampled, the same with the shift of the run.
         Returns: in words, why the cache cannot be used, which closes it; None if it can.
@@ -51,32 +71,41 @@ class RunCache:
         solver = (steps.solver, steps.options, steps.seeds, steps.start, float(steps.sigmas[0]))
         shift = getattr(sampled.get_model_object("model_sampling"), "shift", None)
         inputs = fingerprint([model.load_device, *conditionings, *latent, seed, shift, *solver])
-        key, segments = (of_model(model, **others), inputs), segments_of(sampled, steps)
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(self._segments, segments, strict=False))
-        valid = sum(1 for _ in same) if self._key is not None and self._key == key else -1
-        self._states = {index: state for index, state in self._states.items() if index <= valid}
-        self._model = weakref.ref(model.model, self._model_gone)
-        self._key, self._segments = key, tuple(segments)
+        key, segments = (of_model(model, **others), inputs), tuple(segments_of(sampled, steps))
+        found = [run.valid_for(key, segments) for run in reversed(self._runs)]
+        states = max(found, key=lambda each: max(each, default=-1), default={})
+        self._runs = [run for run in self._runs if (run.key, run.segments) != (key, segments)]
+        self._runs.append(KeptRun(weakref.ref(model.model, self._model_gone), key, segments, dict(states)))
         return None
 
     def close(self) -> None:
         """Drop all states, and keep none until the cache is opened."""
-        self._states, self._key = {}, None
+        self._runs = []
 
     def latest(self) -> tuple[int, RunState] | None:
-        """The last segment that the run can start with, and the state before it."""
-        return max(self._states.items(), key=lambda item: item[0], default=None)
+        """The last segment that the present run can start with, and the state before it."""
+        states = self._runs[-1].states if self._runs else {}
+        return max(states.items(), key=lambda item: item[0], default=None)
 
     def keep(self, index: int, state: RunState) -> None:
-        """Keep the state before a segment; the first and the last always, the others as far as there is room."""
-        every = max(1, math.ceil(state.bytes * (len(self._segments) + 1) / LIMIT))
-        wanted = self._key is not None and index not in self._states
-        if wanted and (index % every == 0 or index == len(self._segments)):
-            self._states[index] = state.to("cpu")
+        """Keep the state before a segment; the first and the last always, the others as far as a run has room."""
+        if not self._runs:
+            return
+        run = self._runs[-1]
+        every = max(1, math.ceil(state.bytes * (len(run.segments) + 1) / RUN_LIMIT))
+        if index not in run.states and (index % every == 0 or index == len(run.segments)):
+            run.states[index] = state.to("cpu")
+            while len(self._runs) > 1 and self.bytes > LIMIT:
+                del self._runs[0]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all states; those that runs share count once."""
+        states = {id(state): state for run in self._runs for state in run.states.values()}
+        return sum(state.bytes for state in states.values())
 
     def _model_gone(self, model: weakref.ref) -> None:
-        if model is self._model:
-            self.close()
+        self._runs = [run for run in self._runs if run.model is not model]
 
 
 def memory_of(model, others: Mapping[str, Any], *conditionings) -> str | None:

@@ -53,7 +53,7 @@ def test_a_boost_from_40_percent_on_runs_60_percent_of_the_steps(bench, reusing)
     made, cost = reusing(steps=10, model=stronger)
     assert cost == 6 and torch.equal(made, bench.run(steps=10, model=stronger))
     made, cost = reusing(steps=10)
-    assert cost == 6 and torch.equal(made, plain)
+    assert cost == 0 and torch.equal(made, plain)
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,40 @@ def test_nothing_is_kept_without_reuse_and_nothing_after_the_model_is_gone(bench
     assert node._cache.latest() is None
 
 
-def test_beyond_the_memory_limit_fewer_states_are_kept(bench, reusing, monkeypatch):
+def test_beyond_its_memory_a_run_keeps_fewer_states(bench, reusing, monkeypatch):
     state = bench.latent.nbytes
-    monkeypatch.setattr(bench.module("comfyui.run.run_cache"), "LIMIT", 3 * state)
+    monkeypatch.setattr(bench.module("comfyui.run.run_cache"), "RUN_LIMIT", 3 * state)
     reusing(steps=10)
-    assert 2 <= len(reusing.node._cache._states) <= 4
+    assert 2 <= len(reusing.node._cache._runs[-1].states) <= 4
     made, cost = reusing(steps=10, cfg_end=0.5)
     assert 5 <= cost < 10 and torch.equal(made, bench.run(steps=10, cfg_end=0.5))
+
+
+def test_a_setting_that_returns_costs_nothing(bench, reusing):
+    """Turned from 5 to 6 and back: both runs are kept, whatever of the run changed."""
+    made = {}
+    for cfg, seed in ((5.0, 1), (6.0, 1), (5.0, 2)):
+        made[cfg, seed], cost = reusing(steps=4, cfg=cfg, seed=seed)
+        assert cost == 4
+    for (cfg, seed), samples in made.items():
+        again, cost = reusing(steps=4, cfg=cfg, seed=seed)
+        assert cost == 0 and torch.equal(again, samples)
+    boosted, cost = reusing(steps=4, cfg=5.0, seed=1, model=controlled(bench, boost(0.5)))
+    assert cost < 4 and torch.equal(boosted, bench.run(steps=4, cfg=5.0, seed=1, model=controlled(bench, boost(0.5))))
+
+
+def test_the_oldest_runs_go_first_and_shared_states_count_once(bench, reusing, monkeypatch):
+    cache, state = reusing.node._cache, bench.latent.nbytes
+    monkeypatch.setattr(bench.module("comfyui.run.run_cache"), "LIMIT", 12 * state)
+    reusing(steps=4, cfg_end=0.5)  # 5 states
+    reusing(steps=4)  # 2 or 3 more, the first ones are the same
+    assert len(cache._runs) == 2 and cache.bytes <= 8 * state
+    reusing(steps=4, seed=7)
+    assert cache.bytes <= 12 * state
+    reusing(steps=4, seed=8)
+    assert cache.bytes <= 12 * state
+    assert reusing(steps=4, seed=7)[1] == 0
+    assert reusing(steps=4, cfg_end=0.5)[1] == 4
 
 
 def test_a_cancelled_run_leaves_its_states(bench, reusing):

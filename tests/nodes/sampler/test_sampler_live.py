@@ -81,6 +81,7 @@ def test_comfyui_keeps_the_run_cache_between_two_queues(comfyui, graph):
     ("inputs", "words"),
     [
         ({"cfg": float("nan")}, "FlowMatchingSampler: cfg: nan. Set a number from 0 to 100"),
+        ({"seed": -1}, "FlowMatchingSampler: seed: -1 is replaced by a random seed when ComfyUI's page queues a job"),
         ({"custom_sigmas": "1, 0.2, 0.4"}, "FlowMatchingSampler: custom_sigmas: sigma 1 is 0.2 and sigma 2 is 0.4"),
     ],
 )

@@ -1,10 +1,15 @@
-// Finds the model and the text encoders of a node by following its links, through subgraphs.
+// Finds the model, the text encoders and the values of a node by following its links: through subgraphs, reroutes, and the
+// Set and Get nodes of other packs.
 
 import { app, requestOnce } from "./frontend.mjs";
 import { Blocks } from "../widgets/grammar.mjs";
 
-// A loader's widget -> the folder of its files; "" stands for the folders of MMDiTLoader.
+// A loader's widget -> the folder of its files; "" means the folders of MMDiTLoader, and "*" all that may hold a model.
 const FILE_WIDGETS = { checkpoint: "", ckpt_name: "checkpoints", unet_name: "diffusion_models" };
+const ANY_FOLDER = "*";
+const MODEL_FILE = /\.(safetensors|sft|gguf)$/i;
+const MODEL_WIDGET = /model|unet|ckpt|checkpoint/i; // of other packs' loaders
+const VALUE_NODES = /^(Primitive|(String|INT|FLOAT)Constant$)/; // their output is their first widget's value
 const MUTED = 2;
 const SUBGRAPH_INPUT = -10;
 const MAX_NODES = 200; // a graph that is being rewired may contain a cycle for a moment
@@ -18,9 +23,41 @@ export function modelFile(node, visit = () => {}, input = "model") {
     const widget = slot < 0 ? fileWidget(source) : null;
     visit(source, widget);
     if (source.mode === MUTED) return null;
-    if (slot < 0) return widget?.value ? { name: widget.value, folder: FILE_WIDGETS[widget.name] } : null;
+    if (slot >= 0) continue;
+    const name = widget && valueOf(source, widget.name, visit);
+    return name ? { name, folder: FILE_WIDGETS[widget.name] ?? ANY_FOLDER } : null;
   }
   return null;
+}
+
+/**
+ * An input's value before a run: its widget's or, if it is linked, that of a node which holds a value, or of the widget that
+ * a subgraph has in its place; undefined if it is unknown. Args: visit, called with each node and widget on the way.
+ */
+export function valueOf(node, name, visit = () => {}) {
+  const slot = node.inputs?.findIndex((each) => each.widget?.name === name) ?? -1;
+  const link = slot < 0 ? null : linkOf(node.graph, node.inputs[slot].link);
+  if (!link) {
+    const widget = node.widgets?.find((each) => each.name === name);
+    visit(node, widget);
+    return widget?.value;
+  }
+  const outer = Number(link.origin_id) === SUBGRAPH_INPUT ? holderOf(node.graph) : null;
+  const promoted = outer?.inputs?.[link.origin_slot];
+  if (promoted && (promoted.link ?? null) === null) {
+    const widget = outer.getWidgetFromSlot?.(promoted);
+    visit(outer, widget);
+    return widget?.value;
+  }
+  const source = passedOn(sourceOf(node, slot));
+  if (!source || !VALUE_NODES.test(source.type) || !source.widgets?.length) return undefined;
+  return valueOf(source, source.widgets[0].name, visit);
+}
+
+/** The first node before reroutes. */
+function passedOn(source) {
+  for (let step = 0; source?.type === "Reroute" && step < MAX_NODES; step += 1) source = sourceOf(source, 0);
+  return source;
 }
 
 /** The `type` that the loader of a node's CLIP is set to, such as "flux"; null if it has no such widget. */
@@ -60,7 +97,15 @@ export function sourceOf(node, slot) {
     const outer = holderOf(node.graph);
     return outer ? sourceOf(outer, link.origin_slot) : null;
   }
-  return inside(node.graph.getNodeById(link.origin_id), link.origin_slot);
+  const source = inside(node.graph.getNodeById(link.origin_id), link.origin_slot);
+  return source?.type === "GetNode" ? setBy(source) : source;
+}
+
+/** The node whose output reaches a Get node through the Set node of the same name; or null. */
+function setBy(get) {
+  const [name] = get.widgets ?? [];
+  const set = (get.graph?._nodes ?? []).find(({ type, widgets }) => type === "SetNode" && widgets?.[0].value === name?.value);
+  return set && sourceOf(set, 0);
 }
 
 /** The node that makes an output; for a subgraph, the node inside it. */
@@ -86,13 +131,17 @@ function linkOf(graph, id) {
   return graph.getLink?.(id) ?? graph.links?.[id] ?? null;
 }
 
+/** The widget with the name of a loader's model file. */
 function fileWidget(node) {
-  return node.widgets?.find((widget) => Object.hasOwn(FILE_WIDGETS, widget.name));
+  const widgets = node.widgets ?? [];
+  const holdsFile = ({ name, value }) => MODEL_WIDGET.test(name) && MODEL_FILE.test(value);
+  return widgets.find(({ name }) => Object.hasOwn(FILE_WIDGETS, name)) ?? widgets.find(holdsFile) ?? null;
 }
 
-/** The input that a node passes on: the first of that type, or a reroute's only one; -1 for none. */
+/** The input that a node passes on: the first of that type, a switch's first one with a link, a reroute's only one; or -1. */
 function passing(node, type) {
   const inputs = (node.inputs ?? []).filter((slot) => !slot.widget);
-  const passed = inputs.find((slot) => slot.type === type) ?? (inputs.length === 1 ? inputs[0] : null);
+  const linked = inputs.find((slot) => slot.type === "*" && (slot.link ?? null) !== null);
+  const passed = inputs.find((slot) => slot.type === type) ?? linked ?? (inputs.length === 1 ? inputs[0] : null);
   return passed ? node.inputs.indexOf(passed) : -1;
 }

@@ -2,6 +2,7 @@
 
 import { twice } from "./compare_graph.mjs";
 import { addStyles, api, app, make, nodeOfExecution, request } from "../page/frontend.mjs";
+import { RANDOM, withSeeds } from "./seed.mjs";
 import { words } from "../words.mjs";
 
 const TEXTS = {
@@ -41,8 +42,9 @@ export async function compareWithout(nodes) {
   running = true;
   const names = nodes.map((node) => node.title).join(", ");
   try {
-    const { output, workflow } = await app.graphToPrompt();
-    const prompt = asLastRun(output, await lastPrompt());
+    const graph = await app.graphToPrompt();
+    // Both halves get the same seeds.
+    const { output: prompt, workflow } = withSeeds({ ...graph, output: asLastRun(graph.output, await lastPrompt()) });
     const skipped = new Set(Object.keys(prompt).filter((id) => nodes.includes(nodeOfExecution(id))));
     const { prompt: both, pairs } = twice(prompt, skipped, imagesIn(prompt));
     if (!pairs.length) return toast("warn", text.nothing(names));
@@ -76,8 +78,9 @@ function asLastRun(prompt, last) {
     Object.entries(prompt).map(([id, node]) => {
       const before = last?.[id];
       if (before?.class_type !== node.class_type) return [id, node];
-      const changing = (nodeOfExecution(id)?.widgets ?? []).filter((widget) =>
-        widget.linkedWidgets?.some(({ name, value }) => name === CONTROL && value !== "fixed"),
+      const changing = (nodeOfExecution(id)?.widgets ?? []).filter(
+        ({ value: seed, linkedWidgets }) =>
+          seed === RANDOM || linkedWidgets?.some(({ name, value }) => name === CONTROL && value !== "fixed"),
       );
       const names = changing.map(({ name }) => name).filter((name) => typeof before.inputs[name] === "number");
       return [id, { ...node, inputs: { ...node.inputs, ...Object.fromEntries(names.map((n) => [n, before.inputs[n]])) } }];

@@ -4,7 +4,7 @@
 import { addStyles, after, api, make, nodeOfExecution, onOwnRun, request } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
 import { Blocks, read } from "../widgets/grammar.mjs";
-import { blocksIn, modelFile, sourceOf } from "../page/upstream.mjs";
+import { blocksIn, modelFile, sourceOf, valueOf as valueBefore } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
 
 const INPUTS = [
@@ -15,7 +15,6 @@ const CONTROLS = { BlockSkip: "skip", TextBoost: "boost", TextDisable: "disable"
 const WINDOW = ["start_percent", "end_percent", "fade"];
 const SHIFTERS = new Set(["ModelSamplingSD3", "ModelSamplingAuraFlow"]);
 const UNKNOWN_SHIFTERS = new Set(["ModelSamplingFlux"]); // its shift depends on more than one input
-const PRIMITIVE = /^Primitive/; // ComfyUI's nodes that hold a value
 const INACTIVE = new Set([2, 4]); // modes: muted, bypassed
 const ANY_MODEL = new Blocks(1000, 1000); // more blocks than an unknown model has
 const PAUSE = 120; // ms without a change before a request
@@ -95,6 +94,9 @@ function follow(object, method) {
   followed.add(object);
   after(object, method, scheduleAll);
 }
+
+/** As upstream.mjs has it; the curves follow every widget that it depends on. */
+const valueOf = (node, name) => valueBefore(node, name, (_, widget) => follow(widget, "callback"));
 
 /** Update the curves when a node is muted, bypassed or activated: no event comes of it in every renderer. */
 function followMode(node) {
@@ -211,17 +213,6 @@ function bandOf(node, model) {
     label: words(TEXTS).control(words()[action], blocks),
     window: start === undefined || end === undefined ? null : { start, end, fade: fade ?? "constant" },
   };
-}
-
-/** An input's value; undefined if it is linked and unknown before the run. */
-function valueOf(node, name) {
-  const slot = node.inputs?.findIndex((each) => each.widget?.name === name) ?? -1;
-  if (slot < 0 || (node.inputs[slot].link ?? null) === null)
-    return node.widgets?.find((widget) => widget.name === name)?.value;
-  const source = sourceOf(node, slot);
-  const widget = PRIMITIVE.test(source?.type) ? source.widgets?.[0] : null;
-  follow(widget, "callback");
-  return widget?.value;
 }
 
 /** The image size, if the node that makes the latent has such inputs. */

@@ -27,6 +27,8 @@ export function drawStrip({ node, about, widget, element, kind }) {
     },
     menu: (x, y) => void showMenu(about, strip, x, y),
   });
+  // The classic renderer leaves a hole in place of a linked HTML widget.
+  widget.isVisible = () => !widget.hidden && node.isWidgetVisible(widget);
   forwardToCanvas(element);
   strip.setText(widget.value);
   updateOnChange({ node, about, widget, strip }, refresh);

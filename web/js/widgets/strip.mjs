@@ -144,10 +144,10 @@ export class BlockStrip {
     const { element, shown } = this;
     element.classList.toggle("unknown", !this.known);
     element.classList.toggle("locked", !this.editable);
-    element.classList.toggle("wrong", this.errors.length > 0 && !this.linked && !this.preset);
+    element.classList.toggle("wrong", this.errors.length > 0 && !this.preset);
     element.inert = this.linked;
     const text = words();
-    const value = this.editable ? this.text : "";
+    const value = this.preset ? "" : this.text;
     if (this.field.value !== value) this.field.value = value;
     this.field.readOnly = !this.editable;
     this.field.placeholder = this.linked ? text.fromLink : this.preset ? text.fromPreset : text.nothing;
@@ -158,7 +158,7 @@ export class BlockStrip {
     this.list.setAttribute("aria-activedescendant", this._cellId(this.cursor));
     const most = this.effects ? Math.max(...this.effects.filter(Number.isFinite), 0) : 0;
     this.cells.forEach((cell, block) => {
-      const on = !this.linked && shown.has(block);
+      const on = shown.has(block);
       cell.setAttribute("aria-selected", String(on));
       cell.setAttribute("aria-label", this.describe(block));
       cell.classList.toggle("cursor", block === this.cursor);

@@ -3,7 +3,7 @@
 import { keepAttached } from "../page/reattach.mjs";
 import { after, requestOnce } from "../page/frontend.mjs";
 import { effectsFor } from "./reports.mjs";
-import { blocksIn, modelFile } from "../page/upstream.mjs";
+import { blocksIn, modelFile, valueOf } from "../page/upstream.mjs";
 
 export const NO_PRESET = "none";
 
@@ -47,17 +47,21 @@ export async function refresh({ node, about, widget, strip }) {
   const [strength, preset] = ["strength", "preset"].map((name) => about.widgets?.find((each) => each.name === name));
   for (const each of [strength, preset]) follow(each, "callback");
   const input = node.inputs?.find((slot) => slot.widget?.name === widget.name);
-  if (strip.text !== widget.value) strip.setText(widget.value);
+  const visit = (source, each) => {
+    follow(source, "onConnectionsChange");
+    follow(each, "callback");
+  };
+  const linked = (input?.link ?? null) !== null;
+  // An unknown linked text is shown as none.
+  const text = linked ? String(valueOf(node, widget.name, visit) ?? "") : widget.value;
+  if (strip.text !== text) strip.setText(text);
   strip.show({
     label: widget.label ?? widget.name,
     defaultStrength: Number.isFinite(strength?.value) ? strength.value : strip.defaultStrength,
-    linked: (input?.link ?? null) !== null,
+    linked,
   });
   const hasPreset = preset && preset.value !== NO_PRESET;
-  const file = modelFile(about, (source, widget) => {
-    follow(source, "onConnectionsChange");
-    follow(widget, "callback");
-  });
+  const file = modelFile(about, visit);
   const [blocks, presets] = await Promise.all([blocksIn(file), hasPreset ? requestOnce("/mmdit/presets") : []]);
   const found = presets?.find((each) => each.kind === "published" && each.name === preset?.value);
   strip.setBlocks(blocks);
