@@ -67,7 +67,7 @@ def sampler(
 ) -> Node:
     """The sampler; `values` are inputs that are not at their defaults."""
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
-    return Node(key, "FlowMatchingSampler", {"seed": 4, "cfg": 4.5, **values}, links, title)
+    return Node(key, "FlowMatchingSampler", {"seed": 4, "cfg": 4.5, "reuse": True, **values}, links, title)
 
 
 def edit(latent: Link, source: Link = ("source", 0), target: Link = ("target", 0), **values: Any) -> Node:

@@ -109,6 +109,8 @@ def test_classic_folds_the_advanced_inputs_and_a_click_unfolds_them(comfy, test_
     before = comfy.run(ROWS, node)
     if comfy.renderer == "nodes2":
         assert "advanced" not in before["rows"] and "tolerance" in before["rows"], "Nodes 2.0 folds them by itself"
+        comfy.page.get_by_text("Show advanced inputs").wait_for()
+        assert comfy.page.get_by_text("advanced", exact=True).count() == 0
         return
     comfy.page.screenshot(path=test_output / "folded.png")
     assert "tolerance" not in before["rows"] and "cfg" in before["rows"] and "advanced" in before["rows"]

@@ -21,7 +21,7 @@ export function nodeCreated(node) {
   const folds = () => !drawnAsHtml() && !opened && !node.showAdvanced && !app.extensionManager?.setting?.get(ALWAYS);
   const folded = (widget) => folds() && standard(widget) && !isLinked(widget);
   for (const widget of advanced) hideWhile(widget, () => folded(widget));
-  const button = node.addWidget("button", "advanced", null, toggle, { serialize: false });
+  const button = node.addWidget("button", "advanced", null, toggle, { serialize: false, canvasOnly: true });
   button.serialize = false;
   hideWhile(button, () => drawnAsHtml() || opened || (folds() && !advanced.some(folded)));
   Object.defineProperty(button, "label", {
