@@ -10,7 +10,7 @@ from ...mmdit_core.analysis import Cell, mean
 from ..comfyui.families import Sections
 from ..comfyui.frontend.progress import model_name, raise_if_cancelled
 from ..plots.canvas import ACTION_COLOURS
-from ..plots.contact_sheet import Row, Tile, contact_sheet
+from ..plots.contact_sheet import Row, Tile
 from ..plots.line_plot import Line, Panel, line_plot
 from .sweep import WINDOW_NAMES, Sweep
 
@@ -33,7 +33,7 @@ def draw_sheet(sweep: Sweep) -> Image.Image:
     blocks = [_block_name(block, sweep.sections) for block in sweep.settings.blocks]
     subtitle = _subtitle(sweep) + ". Below each image: distance to the baseline, latent and image"
     aspect = sweep.size[0] / sweep.size[1]
-    return contact_sheet(
+    return sweep.sheet.draw(
         "What each block does", subtitle, ["baseline", *blocks], rows, aspect=aspect, check=raise_if_cancelled
     )
 

@@ -18,7 +18,7 @@ from ..comfyui.frontend import messages
 from ..comfyui.frontend.progress import Progress, raise_if_cancelled
 from ..comfyui.loading.clip_vae import decode_image
 from ..comfyui.run import sampling
-from ..plots.contact_sheet import thumbnail, tile_size
+from ..plots.contact_sheet import ContactSheet, thumbnail, tile_size
 from .attributes import Right, Scores
 
 WINDOW_NAMES = {"whole": "all steps", "early": "first half", "late": "second half"}
@@ -76,6 +76,7 @@ class Sweep:
     measures: Sequence[Measures] | None = None
     size: tuple[int, int] = (1, 1)  # width and height of a decoded image
     thumbnails: dict[Cell | None, Image.Image] = field(default_factory=dict)  # of the first prompt's first seed
+    sheet: ContactSheet = field(default_factory=ContactSheet)  # as drawn so far
 
     def __post_init__(self) -> None:
         chosen = self.settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -89,6 +90,7 @@ def _between(start: Point, end: Point, fraction: float) -> Point:
     return start[0] + fraction * (end[0] - start[0]), start[1] + fraction * (end[1] - start[1])
 
 
+@lru_cache(maxsize=32)  # Pillow decodes the font's file for each size
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font at a size in pixels."""
     return ImageFont.load_default(size=size)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..comfyui.frontend.progress import model_name, raise_if_cancelled
 from ..plots.canvas import GREY
-from ..plots.contact_sheet import Row, Tile, contact_sheet, shortened
+from ..plots.contact_sheet import Row, Tile, shortened
 from .axes import Cell, Value
 from .run import Sweep
 
@@ -33,7 +33,7 @@ def draw_sheet(sweep: Sweep) -> Image.Image:
     )
     title = " by ".join(str(each.axis) for each in (sweep.cells[0].x, sweep.cells[0].y) if each is not None)
     aspect = width / height
-    return contact_sheet(title, subtitle, columns, rows, aspect=aspect, size=sweep.tile, check=raise_if_cancelled)
+    return sweep.sheet.draw(title, subtitle, columns, rows, aspect=aspect, size=sweep.tile, check=raise_if_cancelled)
 
 
 def _name(value: Value | None) -> str:

@@ -20,7 +20,7 @@ from ..comfyui.frontend.progress import Progress, raise_if_cancelled
 from ..comfyui.loading.clip_vae import decode_image
 from ..comfyui.run import sampling
 from ..comfyui.run.solver import SolverRun
-from ..plots.contact_sheet import thumbnail, tile_size
+from ..plots.contact_sheet import ContactSheet, thumbnail, tile_size
 from .axes import MOST_CELLS, Cell
 
 SMALL, LARGE = 160, 512  # pixels: the longer side of a tile is the image's, within these
@@ -44,7 +44,7 @@ class Sweep:
     Fields: latent, fitted to the model, of one image; shift, the model's own; cells, in the order of the rows; columns,
     how many in a row; seeds_differ, True if each cell has its own; kept, the cells of earlier runs, to which this one
     adds; images, of all cells, [N, H, W, C] in [0, 1]; thumbnails, distances (latent, image) to the first cell and
-    results of the finished cells; reused, the number of cells from earlier runs.
+    results of the finished cells; reused, the number of cells from earlier runs; sheet, as drawn so far.
     """
 
     model: Any
@@ -63,6 +63,7 @@ class Sweep:
     distances: list[tuple[float, float]] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     reused: int = 0
+    sheet: ContactSheet = field(default_factory=ContactSheet)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -275,6 +275,48 @@ def test_a_sheet_of_many_wide_images_stays_in_bounds(plots):
     assert sheet.getpixel((sheet.width // 2, 120)) == (255, 0, 0)
 
 
+def test_a_sheet_drawn_tile_by_tile_equals_the_one_drawn_at_once(plots, monkeypatch):
+    sheets, calls = plots.contact_sheet, []
+    draw = sheets._draw_tile
+    monkeypatch.setattr(sheets, "_draw_tile", lambda *given: calls.append(1) or draw(*given))
+    image = Image.effect_noise((96, 96), 60).convert("RGB")
+    names = [str(number) for number in range(4)]
+    kept = sheets.ContactSheet()
+    tiles = [sheets.Tile(lines=("", ""))] * 4
+
+    def rows():
+        return [
+            sheets.Row(("skip", "all steps"), "#d55e00", tuple(tiles)),
+            sheets.Row(("boost",), "#009e73", (tile,) * 4),
+        ]
+
+    tile = sheets.Tile(lines=("", ""))
+    kept.draw("title", "about", names, rows())
+    for number, found in enumerate((0.2, 0.9, 0.4)):
+        bars = [sheets.Tile(each.image, each.lines, each.bar / 2) for each in tiles]
+        tiles = [*bars[:number], sheets.Tile(image, (f"latent {found}", "image"), found), *bars[number + 1 :]]
+        calls.clear()
+        drawn = kept.draw("title", "about", names, rows())
+        assert len(calls) <= number + 1, "tiles that did not change are drawn again"
+    tiles[1] = sheets.Tile(image, tiles[1].lines, tiles[1].bar, "#ff0000")
+    drawn = kept.draw("title", "about", names, rows())
+    fresh = sheets.contact_sheet("title", "about", names, rows())
+    assert drawn.tobytes() == fresh.tobytes()
+
+
+def test_a_frame_is_next_to_an_image_and_covers_none_of_it(plots):
+    sheets = plots.contact_sheet
+    image = Image.new("RGB", (160, 160), "#123456")
+    tiles = (sheets.Tile(image), sheets.Tile(image, frame="#ff0000"), sheets.Tile())
+    sheet = sheets.contact_sheet("t", "s", "abc", [sheets.Row(("skip",), "#d55e00", tiles)])
+    colours = dict((colour, count) for count, colour in sheet.getcolors(1 << 20))
+    assert colours[18, 52, 86] == 2 * 160 * 160
+    assert colours[255, 0, 0] == 166**2 - 160**2
+    middle = [sheet.getpixel((x, sheets.TOP + 80)) for x in range(sheet.width)]
+    first = middle.index((18, 52, 86))
+    assert middle[first - 1] == (223, 227, 232) and middle[first + 168 - 3 : first + 168] == [(255, 0, 0)] * 3
+
+
 @pytest.mark.parametrize(
     ("most", "marks"),
     [
