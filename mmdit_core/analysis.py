@@ -35,6 +35,11 @@ EQUAL_BLOCKS = (
 BY_JUDGE = "The smallest loss of images that are right in all attributes first; of equal losses, the smallest distance."
 # The sign of n differences is the same by chance with a probability of 2 ** (1 - n), below 5% from 6 on.
 MIN_PAIRS = 6
+# What a nearly free skip changes at most. Images of two seeds differ by about 1.4; on the small model, the distances of
+# single skips are 0.13 where the image stays and 0.57 or more where a shape is lost (docs/block-controls.md).
+MOST_DISTANCE = 0.25  # in latents
+MOST_LOSS = 5.0  # percentage points of the images that are right in all attributes
+JUDGED_FROM = 50.0  # percent of the baseline images that are right; with fewer, a judge cannot see most losses
 LAST_BLOCK = "A boost of the last block scales text that no later block reads: its distance is rounding."
 MOST_LISTED = 256  # prompts; the report of more lists no values of each
 NOT_FINITE = "A distance of null: the image has values that are not finite numbers."
@@ -164,6 +169,25 @@ def suggest_boosts(changes: Mapping[int, Change]) -> tuple[int, ...]:
     return tuple(sorted((b for b, change in changes.items() if change.is_gain), key=lambda b: (-changes[b].mean, b)))
 
 
+def nearly_free(
+    distances: Mapping[int, float | None], losses: Mapping[int, float] | None = None, *, judge_decides: bool = True
+) -> frozenset[int]:
+    """The blocks whose skip alone does little harm.
+
+    Args: distances, losses, as of suggest_skips; judge_decides, False if the images are too few, or too few of the
+        baselines right, for the losses alone.
+    Returns: those with a loss of at most MOST_LOSS and, unless a judge decides, a distance of at most MOST_DISTANCE.
+    """
+    decides = losses is not None and judge_decides
+    return frozenset(
+        block
+        for block, distance in distances.items()
+        if distance is not None
+        and (losses is None or losses[block] <= MOST_LOSS)
+        and (decides or distance <= MOST_DISTANCE)
+    )
+
+
 def suggest_skips(
     distances: Mapping[int, float | None],
     total: int,
@@ -182,12 +206,17 @@ def suggest_skips(
         raise ValueError(f"suggest_skips: speedup is {speedup}; it must be at least 1")
     # 1e-9 absorbs rounding: 24 * (1 - 1 / 1.2) is 4.000000000000001 in binary.
     needed = min(math.ceil(total * (1 - 1 / speedup) - 1e-9), total - 1)
+    return _ranked(distances, losses)[:needed]
+
+
+def _ranked(distances: Mapping[int, float | None], losses: Mapping[int, float] | None) -> tuple[int, ...]:
+    """The blocks with a finite distance, the least effect first."""
     ranked = sorted(
         (round(losses[block], 9) if losses else 0.0, distance, block)
         for block, distance in distances.items()
         if distance is not None
     )
-    return tuple(block for *_, block in ranked[:needed])
+    return tuple(block for *_, block in ranked)
 
 
 def report(
@@ -203,17 +232,21 @@ def report(
     more: Mapping[Cell, Mapping[str, Any]] | None = None,
     prompts: int = 0,
     losses: Mapping[int, float] | None = None,
+    judge_decides: bool = True,
 ) -> dict[str, Any]:
     """Summarize a sweep as JSON-compatible data.
 
     Args: model, its name; double, single, its block counts; settings, copied into the report; distances, in the order
         of the sweep; speedup, see suggest_skips; calls_each, calls of one block for one image: steps times branches;
         notes, more sentences; more, further entries by cell; prompts, their number if the distances are of several
-        prompts, else 0; losses, see suggest_skips, for a second skip list.
+        prompts, else 0; losses, see suggest_skips, for a second skip list; judge_decides, see nearly_free.
     """
     total = double + single
     skips = {c.block: mean(d.latent) for c, d in distances.items() if c.operation == "skip" and c.window == "whole"}
     boosts_last = any(cell.operation == "boost" and cell.block == total - 1 for cell in distances)
+    by_judge = {}
+    if skips and losses:
+        by_judge["skip_list_by_judge"] = _skip_list(skips, total, speedup, calls_each, losses, judge_decides)
     not_finite = any(mean(found.latent) is None or mean(found.image) is None for found in distances.values())
     return {
         "model": model,
@@ -222,7 +255,7 @@ def report(
         "metric": OF_PROMPTS if prompts else METRIC,
         "cells": [{**_cell(cell, found, prompts), **(more or {}).get(cell, {})} for cell, found in distances.items()],
         "skip_list": _skip_list(skips, total, speedup, calls_each) if skips else None,
-        **({"skip_list_by_judge": _skip_list(skips, total, speedup, calls_each, losses)} if skips and losses else {}),
+        **by_judge,
         "notes": [*notes, *[LAST_BLOCK] * boosts_last, *[NOT_FINITE] * not_finite],
     }
 
@@ -280,13 +313,25 @@ def _skip_list(
     speedup: float,
     calls_each: int,
     losses: Mapping[int, float] | None = None,
+    judge_decides: bool = True,
 ) -> dict[str, Any]:
-    blocks = suggest_skips(distances, total, speedup, losses)
-    judged = {"loss_alone": [round(losses[block], 2) for block in blocks]} if losses else {}
+    """The blocks to skip: of those that are nearly free the ones with the least effect, no more than needed."""
+    free = nearly_free(distances, losses, judge_decides=judge_decides)
+    ranked = _ranked(distances, losses)
+    blocks = suggest_skips({block: distances[block] for block in free}, total, speedup, losses)
+    limits = {} if losses and judge_decides else {"latent_distance": MOST_DISTANCE}
+
+    def alone(block: int) -> dict[str, float | None]:
+        distance = {"latent_distance": _rounded([distances[block] or 0.0])}
+        return {**distance, "loss": round(losses[block], 2)} if losses else distance
+
     return {
         "blocks_least_effect_first": list(blocks),
-        "latent_distance_alone": [_rounded([distances[block] or 0.0]) for block in blocks],
-        **judged,
+        "latent_distance_alone": [alone(block)["latent_distance"] for block in blocks],
+        **({"loss_alone": [alone(block)["loss"] for block in blocks]} if losses else {}),
+        "nearly_free": [block for block in ranked if block in free],
+        "limits": {**limits, **({"loss": MOST_LOSS} if losses else {})},
+        "not_free": [{"block": block, **alone(block)} for block in ranked if block not in free],
         "for_block_skip": ", ".join(str(block) for block in sorted(blocks)),
         "wanted_speedup": speedup,
         "reached_speedup": round(total / (total - len(blocks)), 4),

@@ -9,7 +9,7 @@ import torch
 
 from ...attributes.words import CaptionError, parse_caption
 from ...attributes.world import Scene
-from ...mmdit_core.analysis import MOST_LISTED, Cell, Change, paired_change
+from ...mmdit_core.analysis import JUDGED_FROM, MIN_PAIRS, MOST_LISTED, Cell, Change, paired_change
 from ...mmdit_core.text.tokens import NoTokenMap
 from ..comfyui.text.contexts import token_map_of
 from ..errors import InputError
@@ -59,6 +59,12 @@ class Scores:
     def change(self, cell: Cell, column: str) -> Change:
         """The change of an attribute, or of MEAN, in percentage points, over the prompts or a single one's seeds."""
         return paired_change(self._units(cell, column), self._units(None, column))
+
+    @property
+    def decides(self) -> bool:
+        """Whether a loss of images means something: pairs enough, and most baseline images right."""
+        right = self.percent(None, ALL)
+        return right is not None and right >= JUDGED_FROM and len(self._units(None, ALL)) >= MIN_PAIRS
 
     def losses(self, cells: Sequence[Cell]) -> dict[int, float]:
         """Block -> the loss of images that are right in all attributes, in points, for cells of one operation."""

@@ -21,7 +21,7 @@ from ..sampler.checks import check_inputs
 from ..widgets import widget
 from . import choice
 from .attributes import ABOUT_CHANGE, JUDGED, NOTE, Scores, scores_for, scores_of
-from .figures import draw_plot, draw_sheet
+from .figures import draw_plot, draw_sheet, limits_of
 from .prompts import PromptList, encode_prompts, read_prompts
 from .sweep import Latents, Measures, Sweep, SweepSettings
 
@@ -167,9 +167,13 @@ class BlockAnalysis:
         report, skips, boosts = _report(sweep, inputs, counts(NODE, model), notes, listed)
         compared = f"{len(report['cells'])} images compared."
         messages.show_text(unique_id, " ".join([*notes, compared, skips.words, boosts.words]))
-        messages.send_event(unique_id, "mmdit.report", analysis.effects(report))
+        suggested = {"skip": skips, "boost": boosts}
+        found = {action: each.blocks for action, each in suggested.items() if each.blocks}
+        messages.send_event(unique_id, "mmdit.report", {**analysis.effects(report), "suggested": found})
+        numbers = {action: each.numbers for action, each in suggested.items()}
         words = json.dumps(report, indent=1, allow_nan=False)
-        return as_image(draw_sheet(sweep)), as_image(draw_plot(sweep)), words, skips.blocks, boosts.blocks
+        sheet, plot = draw_sheet(sweep, numbers), draw_plot(sweep, numbers, limits_of(report))
+        return as_image(sheet), as_image(plot), words, skips.blocks, boosts.blocks
 
     def _keep_only(self, key: Any) -> None:
         """Discard the finished latents unless they are of this key."""
@@ -215,6 +219,7 @@ def _report(
         more={cell: scores.report(cell) for cell in cells} if scores else None,
         prompts=number,
         losses=scores.losses(choice.of_whole_runs(cells, "skip")) if scores else None,
+        judge_decides=scores is None or scores.decides,
     )
     if scores:
         report["untouched"] = scores.report(None)
@@ -223,7 +228,7 @@ def _report(
     skips, boosts = choice.skips(report), choice.boosts(scores, cells)
     if scores or prompts is not None:
         named = {"skip_blocks": skips, "boost_blocks": boosts}
-        report["suggested"] = {name: dataclasses.asdict(each) for name, each in named.items()}
+        report["suggested"] = {name: each.as_json() for name, each in named.items()}
     return report, skips, boosts
 
 

@@ -57,6 +57,11 @@ class Canvas:
         box = (at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius)
         self._draw.ellipse([value * SCALE for value in box], colour, WHITE, SCALE)
 
+    def ring(self, at: Point, colour: str, radius: float = 9.0) -> None:
+        """Draw a circle around a point."""
+        box = (at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius)
+        self._draw.ellipse([value * SCALE for value in box], None, colour, 2 * SCALE)
+
     def box(self, corners: tuple[float, float, float, float], colour: str) -> None:
         """Fill a rectangle of (left, top, right, bottom)."""
         self._draw.rectangle([round(value * SCALE) for value in corners], colour)

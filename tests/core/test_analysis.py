@@ -15,6 +15,7 @@ from mmdit_core.analysis import (
     Distances,
     effects,
     mean,
+    nearly_free,
     paired_change,
     plan,
     relative_l2,
@@ -83,9 +84,11 @@ EFFECTS = {0: 1.7, 1: 0.6, 2: 0.2, 3: 0.4, 4: 0.1, 5: 0.4, 6: 0.3, 7: 0.9}
 def test_the_suggestion_takes_the_least_effect_first_and_no_more_than_needed(speedup, blocks, reached):
     assert suggest_skips(EFFECTS, 8, speedup) == blocks
     cells = {Cell("skip", block): Distances([distance], [0.0]) for block, distance in EFFECTS.items()}
+    cells = {cell: Distances([found.latent[0] / 10], [0.0]) for cell, found in cells.items()}  # all are nearly free
     found = made(cells, double=8, speedup=speedup, calls_each=24)["skip_list"]
     assert found["blocks_least_effect_first"] == list(blocks) and found["wanted_speedup"] == speedup
     assert found["reached_speedup"] == pytest.approx(reached, abs=1e-4)
+    assert found["nearly_free"] == [4, 2, 6, 3, 5, 1, 7, 0] and found["not_free"] == []
     assert (found["block_calls_saved"], found["block_calls"]) == (24 * len(blocks), 192)
     assert found["for_block_skip"] == ", ".join(map(str, sorted(blocks)))
 
@@ -96,6 +99,27 @@ def test_the_suggestion_does_not_overshoot_by_rounding():
 
 def test_blocks_without_a_finite_distance_are_never_suggested():
     assert suggest_skips({2: 0.5, 3: None, 5: 0.1}, 8, 2.0) == (5, 2)
+
+
+def test_a_block_whose_skip_harms_is_never_suggested_whatever_the_speedup():
+    """Distances of the small model's single skips: without block 4 the image stays, without block 5 a shape is lost."""
+    distances = {0: 1.23, 1: 1.23, 2: 1.32, 3: 0.87, 4: 0.13, 5: 0.57, 6: 0.67, 7: 0.75}
+    cells = {Cell("skip", block): Distances([distance], [0.0]) for block, distance in distances.items()}
+    for speedup in (1.1, 1.3, 10.0):
+        found = made(cells, double=8, speedup=speedup)["skip_list"]
+        assert found["for_block_skip"] == "4" and found["reached_speedup"] == pytest.approx(8 / 7, abs=1e-4)
+    assert found["limits"] == {"latent_distance": 0.25}
+    assert found["not_free"][0] == {"block": 5, "latent_distance": 0.57} and len(found["not_free"]) == 7
+    del cells[Cell("skip", 4)]
+    assert made(cells, double=8)["skip_list"]["for_block_skip"] == ""
+
+
+def test_a_judge_decides_what_is_nearly_free_and_with_too_few_images_the_distance_too():
+    distances = {0: 0.1, 1: 0.9, 2: 0.2, 3: None}
+    losses = {0: 14.0, 1: 0.0, 2: 5.0, 3: 0.0}
+    assert nearly_free(distances, losses) == {1, 2}
+    assert nearly_free(distances, losses, judge_decides=False) == {2}
+    assert nearly_free(distances) == {0, 2}
 
 
 @pytest.mark.parametrize("speedup", [0.9, 0.0, math.nan])
@@ -111,7 +135,7 @@ def made(distances, **changed):
 
 def test_a_report_is_json_with_every_cell_and_ranks_by_whole_runs_only():
     cells = plan(("skip", "boost"), range(4), early_late=True)
-    distances = {cell: Distances([0.4 - 0.1 * cell.block, 0.6], [0.5, 0.7]) for cell in cells}
+    distances = {cell: Distances([0.4 - 0.1 * cell.block, 0.2], [0.5, 0.7]) for cell in cells}
     for cell in cells:
         if cell.window != "whole":
             distances[cell] = Distances([0.0, 0.0], [0.0, 0.0])
@@ -119,9 +143,9 @@ def test_a_report_is_json_with_every_cell_and_ranks_by_whole_runs_only():
     assert [(c["operation"], c["block"], c["window"]) for c in found["cells"]] == [
         (c.operation, c.block, c.window) for c in cells
     ]
-    assert found["cells"][0]["latent"] == 0.5 and found["cells"][0]["image_by_seed"] == [0.5, 0.7]
+    assert found["cells"][0]["latent"] == 0.3 and found["cells"][0]["image_by_seed"] == [0.5, 0.7]
     skips = found["skip_list"]
-    assert skips["blocks_least_effect_first"] == [3] and skips["latent_distance_alone"] == [0.35]
+    assert skips["blocks_least_effect_first"] == [3] and skips["latent_distance_alone"] == [0.15]
     assert skips["block_calls_saved"] == 4 and skips["block_calls"] == 16
     assert any("alone" in note for note in skips["notes"])
     assert any("last block" in note for note in found["notes"])

@@ -340,6 +340,26 @@ def test_a_plot_with_gaps_and_a_single_block_is_drawn(plots):
     assert (255, 0, 0) in colours and (0, 0, 255) in colours  # the point, and the second line in the legend
 
 
+def test_a_plot_marks_points_and_a_limit_and_lists_both_in_the_legend(plots):
+    module, red, blue = plots.line_plot, "#ff0000", "#0000ff"
+    points = ((0, 0.1), (1, 0.8), (2, None))
+    line = module.Line("skip, all steps", red, points, marked=(0, 2))
+    limit = module.Limit(1.5, "nearly free skip: at most 1.5", blue)
+
+    def pixels(*, mark, limited):
+        lines = (line if mark else module.Line(line.label, red, points),)
+        plot = module.line_plot("t", "s", [module.Panel("p", "x", "y", lines, limit if limited else None)])
+        colours = dict((colour, count) for count, colour in plot.getcolors(1 << 20))
+        return plot.height, colours.get((255, 0, 0), 0), colours.get((0, 0, 255), 0)
+
+    plain, marked, both = (pixels(mark=mark, limited=limited) for mark, limited in ((0, 0), (1, 0), (1, 1)))
+    assert plain[0] + 30 == marked[0] == both[0], "one more row in the legend"
+    assert (
+        marked[1] > plain[1] + 80 and marked[2] == 0
+    )  # a ring, and one in the legend; a point without a value has none
+    assert both[2] > 400  # the limit is above all values: the axis reaches it
+
+
 SMALL = "mmdit-small.safetensors"
 
 
