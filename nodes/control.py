@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from ..mmdit_core.checkpoints.blocks import find_variant
 from ..mmdit_core.control.grammar import BlockTextError, parse_block_strengths, parse_blocks
 from ..mmdit_core.control.model_call import ControlError
 from ..mmdit_core.control.preset_files import PresetError, read_made_for
@@ -44,7 +45,7 @@ WHILE_SAMPLING = {
 WINDOW: dict[str, Widget] = {"start_percent": START, "end_percent": END}
 MADE_FOR: Widget = text(
     "",
-    "The model that a measured preset was made for, and what was measured. Choosing such a preset in the menu of the "
+    "The model that a preset was made for, and what was measured. Choosing such a preset in the menu of the "
     "block strip fills it. Another model is refused. Empty: any model.",
     advanced=True,
 )
@@ -53,8 +54,8 @@ MADE_FOR: Widget = text(
 def preset_widget(action: str, replaced: str) -> Widget:
     """Published settings of one action. Args: replaced, the inputs that a preset replaces."""
     tooltip = (
-        f"A published setting for one kind of model. It replaces {replaced}. None is published for SD3.5 and "
-        "Qwen-Image: use BlockAnalysis to find one."
+        f"A published setting for one kind of model. It replaces {replaced}. More are in the menu of the "
+        "block strip; for other models BlockAnalysis finds one."
     )
     names = [NO_PRESET, *(preset.name for preset in presets_of(action))]
     return choice(names, NO_PRESET, tooltip, advanced=True)
@@ -85,7 +86,9 @@ def require_made_for(node: str, model, made_for: str) -> None:
     double, single = counts(node, model)
     family = family_of(model.model)
     assert family is not None  # `counts` has refused other models
-    fits = (wanted.family, wanted.double, wanted.single) == (family.label, double, single)
+    modules = (f"{name}." for name, _ in network_of(model.model).named_modules())
+    labels = (family.label, find_variant(modules))
+    fits = wanted.family in labels and (wanted.double, wanted.single) == (double, single)
     found = f"it names {wanted}, this model is {family.label} {double}+{single} (double+single blocks)"
     require(fits, node, "made_for", found, "Connect the model that the numbers are for, or empty made_for")
 

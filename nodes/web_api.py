@@ -10,11 +10,11 @@ from typing import Any
 
 from aiohttp import web
 
-from ..mmdit_core.checkpoints.blocks import FileBlocks, find_blocks
+from ..mmdit_core.checkpoints.blocks import FileBlocks, find_blocks, find_variant
 from ..mmdit_core.checkpoints.errors import CheckpointError
 from ..mmdit_core.checkpoints.header import read_header
 from ..mmdit_core.control.preset_files import MeasuredPreset
-from ..mmdit_core.control.presets import PRESETS, Preset
+from ..mmdit_core.control.presets import FILLED_PRESETS, PRESETS, FilledPreset, Preset
 from .comfyui.frontend import user_presets
 from .comfyui.frontend.messages import current_server
 from .comfyui.loading import folders
@@ -43,8 +43,9 @@ async def blocks(request: web.Request) -> web.Response:
     """GET ?name=FILE&folder=FOLDER: the blocks of a file's model.
 
     Returns: {"sections": [{"name": "double", "count": 19}, ...], "refiners": [...], "double": 19, "single": 38,
-        "family": "FLUX.1"}: the kinds of its blocks in order, the blocks that run before them and are not counted, the
-        two numbers that block lists are written in, and the model's family; null for what is unknown.
+        "family": "FLUX.1", "variant": null}: the kinds of its blocks in order, the blocks that run before them and are
+        not counted, the two numbers that block lists are written in, the model's family, and its name where presets
+        need it, as "SD3.5 Medium"; null for what is unknown.
     Only files that ComfyUI lists are read: in that folder or, without one and for "*", in those of MMDiTLoader.
     """
     return web.json_response(await _model_in(request.query.get("name", ""), request.query.get("folder", "")))
@@ -53,13 +54,15 @@ async def blocks(request: web.Request) -> web.Response:
 async def presets(request: web.Request) -> web.Response:
     """GET: all presets, for the menu of a block strip.
 
-    Returns: a list; the `kind` of an entry is "published", "measured" (of the user's files) or "unreadable" (a file).
+    Returns: a list; the `kind` of an entry is "published", "filled" (published, with the node's inputs), "measured" (of
+        the user's files, with the node's inputs) or "unreadable" (a file).
     """
     folder = user_presets.folder_of(request)
     found, unreadable = await asyncio.to_thread(user_presets.read_all, folder) if folder else ((), {})
     return web.json_response(
         [
             *(_preset(preset) for preset in PRESETS),
+            *(_filled(preset) for preset in FILLED_PRESETS),
             *(_measured(preset, file) for file, preset in found),
             *({"kind": "unreadable", "name": file, "reason": reason} for file, reason in unreadable.items()),
         ]
@@ -121,28 +124,30 @@ async def _model_in(name: str, folder: str) -> dict[str, Any]:
     """The answer of /mmdit/blocks for a file that ComfyUI lists."""
     path = folders.listed_path(name, folder)
     if path is None:
-        return _as_json(None, None)
+        return _as_json(None, None, None)
     status = path.stat()
     return _as_json(*await asyncio.to_thread(_read_model, str(path), status.st_mtime_ns, status.st_size))
 
 
 @lru_cache(maxsize=64)
-def _read_model(path: str, modified: int, size: int) -> tuple[FileBlocks | None, str | None]:
-    """Blocks and family of a file; time and size are in the cache's key, so that a changed file is read again."""
+def _read_model(path: str, modified: int, size: int) -> tuple[FileBlocks | None, str | None, str | None]:
+    """Blocks, family and variant of a file; with time and size in the key, a changed file is read again."""
     try:
         header = read_header(path)
     except CheckpointError:
-        return None, None
+        return None, None, None
     kind = detect(header)
+    found, variant = find_blocks(header.tensors), find_variant(header.tensors)
     try:
-        return find_blocks(header.tensors), None if kind is None else family_label(kind)
+        return found, None if kind is None else family_label(kind), variant
     except LookupError:  # a family that the nodes do not act on
-        return find_blocks(header.tensors), None
+        return found, None, variant
 
 
-def _as_json(found: FileBlocks | None, family: str | None) -> dict[str, Any]:
+def _as_json(found: FileBlocks | None, family: str | None, variant: str | None) -> dict[str, Any]:
     if found is None:
-        return {"sections": [], "refiners": [], "double": None, "single": None, "family": family}
+        nothing = dict.fromkeys(("double", "single"))
+        return {"sections": [], "refiners": [], **nothing, "family": family, "variant": variant}
     single = sum(count for name, count in found.sections if name == "single")
     total = sum(count for _, count in found.sections)
     return {
@@ -151,6 +156,7 @@ def _as_json(found: FileBlocks | None, family: str | None) -> dict[str, Any]:
         "double": total - single,
         "single": single,
         "family": family,
+        "variant": variant,
     }
 
 
@@ -166,6 +172,21 @@ def _preset(preset: Preset) -> dict[str, object]:
         "action": actions.pop() if len(actions) == 1 else None,
         "strengths": sorted(strengths.items()),
         "note": preset.note,
+    }
+
+
+def _filled(preset: FilledPreset) -> dict[str, object]:
+    return {
+        "kind": "filled",
+        "name": preset.name,
+        "from": "published",
+        "action": preset.action,
+        "family": preset.model.family,
+        "double": preset.model.double,
+        "single": preset.model.single,
+        "widgets": dict(preset.widgets),
+        "made_for": preset.made_for,
+        "notes": dict(preset.notes),
     }
 
 

@@ -54,6 +54,18 @@ _ROWS = (
 )
 
 
+def find_variant(names: Iterable[str]) -> str | None:
+    """The published model that the names tell apart from others of its family and size: "SD3.5 Medium", or None.
+
+    Args: names of a network's tensors, or of its modules with a dot at the end. SD3 Medium has as many blocks, and no
+        second attention over the image.
+    """
+    stripped = [bare(name) for name in names]
+    dual = any(re.match(r"(joint_blocks\.\d+\.x_block|transformer_blocks\.\d+)\.attn2\.", name) for name in stripped)
+    found = find_blocks(stripped) if dual else None
+    return "SD3.5 Medium" if found is not None and found.sections == (("joint", 24),) else None
+
+
 def find_blocks(names: Iterable[str]) -> FileBlocks | None:
     """The blocks of the transformer in a file, or None if no row fits.
 

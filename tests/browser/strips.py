@@ -160,7 +160,10 @@ def write_headers(folder: Path) -> list[Path]:
 
     refiners = [*listed("noise_refiner.{}.attention.qkv", 2), *listed("context_refiner.{}.attention.qkv", 2)]
     names = {
-        MEDIUM: listed("model.diffusion_model.joint_blocks.{}.x_block.attn.qkv", 24),
+        MEDIUM: [
+            *listed("model.diffusion_model.joint_blocks.{}.x_block.attn.qkv", 24),
+            *listed("model.diffusion_model.joint_blocks.{}.x_block.attn2.qkv", 13),
+        ],
         FLUX: [*listed("double_blocks.{}.img_attn.qkv", 19), *listed("single_blocks.{}.linear1", 38)],
         Z_IMAGE: [*refiners, *listed("layers.{}.attention.qkv", 30)],
         KREA: [*listed("blocks.{}.attn.wq", 28), "txtfusion.projector.weight"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmdit_core.control.preset_files import Evidence, MeasuredPreset, read_presets, write_presets
-from tests.browser.strips import SMALL, Strip, checked, graph, opened
+from tests.browser.strips import MEDIUM, SMALL, Strip, checked, graph, opened
 
 EVIDENCE = Evidence("2026-11-30", "shapes", 128, "shapes", "all", 3.1, 0.4, 5.8, 0.2, 8, 4.5)
 BOOST = MeasuredPreset("count", "boost", "SD3, SD3.5", 8, 0, SMALL, "2, 3:2", "positive", 1.25, "value", EVIDENCE)
@@ -135,7 +135,7 @@ def test_the_widgets_are_saved_as_a_preset_and_no_file_is_overwritten(comfy, fol
     assert len(list(folder.glob("saved-*"))) == 1
     comfy.page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
-    assert items(strip)["mine"] == (f"{SMALL}: saved, not measured", True), "a new file is listed at once"
+    assert items(strip)["mine"] == (f"{SMALL}: saved, no score", True), "a new file is listed at once"
     strip.press("Escape")
 
 
@@ -210,3 +210,89 @@ def test_a_preset_of_the_list_does_not_replace_an_input_that_is_linked(comfy):
     comfy.page.get_by_text("An input that it fills is linked.").first.wait_for()
     widgets = comfy.run(WIDGETS, "TextBoost")
     assert (widgets["preset"], widgets["made_for"], widgets["blocks"]) == ("none", "", "")
+
+
+GUIDANCE = "SD3.5 Medium: skip-layer guidance 7, 8, 9"
+
+
+def test_the_published_skip_layers_fill_the_widgets_on_sd35_medium_alone(comfy):
+    strip = opened(comfy, "BlockSkip")
+    detail, enabled = items(strip)[GUIDANCE]
+    assert enabled and "SkipLayerGuidanceSD3 is the exact published method" in detail
+    strip.press("Escape")
+    strip.choose(GUIDANCE)
+    strip.until("s.chosen.join() === '7,8,9'")
+    widgets = comfy.run(WIDGETS, "BlockSkip")
+    assert {name: widgets[name] for name in ("blocks", "branch", "start_percent", "end_percent", "preset")} == {
+        "blocks": "7-9", "branch": "negative", "start_percent": 0.01, "end_percent": 0.2, "preset": "none",
+    }  # fmt: skip
+    assert widgets["made_for"] == "SD3.5 Medium 24+0: skip-layer guidance 7, 8, 9"
+    pattern = "**/mmdit/blocks?name=sd3-medium*"  # as many blocks, and no second attention
+    sd3 = {"double": 24, "single": 0, "family": "SD3, SD3.5", "variant": None}
+    comfy.page.route(pattern, lambda route: route.fulfill(json=sd3))
+    strip = opened(comfy, "BlockSkip", file="sd3-medium.safetensors")
+    comfy.page.unroute(pattern)
+    refused = ("For SD3.5 Medium 24+0; the connected model is another one.", False)
+    assert items(strip)[GUIDANCE] == refused
+    strip.press("Escape")
+    strip = opened(comfy, "BlockSkip", **OWN)
+    assert items(strip)[GUIDANCE] == refused
+    strip.press("Escape")
+
+
+def report(comfy, suggested: str, model: str = f"{MEDIUM} (SD3)") -> None:
+    """Give the loader the report of an analysis, as a workflow's property."""
+    comfy.run(
+        f"""(model) => {{
+            const effects = {{ skip: Array(24).fill(0.5) }};
+            const found = {{ model, double: 24, single: 0, effects, suggested: {suggested} }};
+            app.graph._nodes[0].properties.mmdit_report = found;
+        }}""",
+        model,
+    )
+
+
+def test_the_suggestion_of_an_analysis_is_used_by_one_click_and_taken_back_by_one_undo(comfy, test_name):
+    strip = opened(comfy, "BlockSkip", "TextBoost")
+    report(comfy, '{ skip: "4, 6", boost: "6:2" }')
+    strip.click(2)
+    before = comfy.run(WIDGETS, "BlockSkip")
+    assert "Use the suggestion: 4, 6" in items(strip)
+    strip.page.screenshot(path=Path(".test-output") / f"{test_name}.png")
+    strip.press("Escape")
+    strip.choose("Use the suggestion: 4, 6")
+    strip.until("s.chosen.join() === '4,6'")
+    assert comfy.run(WIDGETS, "BlockSkip") == {**before, "blocks": "4, 6", "branch": "both"}
+    comfy.page.mouse.move(700, 800)
+    comfy.run("() => app.extensionManager.command.execute('Comfy.Undo')")
+    strip = Strip(comfy, "BlockSkip")
+    strip.until("s.chosen.join() === '2'")
+    assert comfy.run(WIDGETS, "BlockSkip") == before
+    boost = Strip(comfy, "TextBoost")
+    boost.choose("Use the suggestion: 6:2")
+    boost.until("s.chosen.join() === '6'")
+    assert comfy.run(WIDGETS, "TextBoost")["blocks"] == "6:2"
+
+
+MALFORMED = (
+    "null", "7", '"4"', "[4]", "{ skip: 4 }", "{ skip: ['4'] }", "{ skip: '' }", "{ skip: '99' }", "{ skip: '4:2' }",
+    "{ skip: '4, <b>' }", "{ skip: '4,'.repeat(400) }", "{ skip: { toString: 1 } }", "{ boost: '4' }",
+)  # fmt: skip
+
+
+def test_a_malformed_suggestion_in_a_workflow_and_that_of_another_file_are_ignored(comfy):
+    strip = opened(comfy, "BlockSkip")
+
+    def offered() -> list[str]:
+        found = [text for text in items(strip) if "suggestion" in text]
+        strip.press("Escape")
+        return found
+
+    for suggested in MALFORMED:
+        report(comfy, suggested)
+        assert offered() == [], suggested
+    for model in (f"other-{MEDIUM} (SD3)", f"{MEDIUM}.safetensors (SD3)", "SD3"):
+        report(comfy, "{ skip: '4' }", model)
+        assert offered() == [], model
+    report(comfy, "{ skip: '4' }")
+    assert offered() == ["Use the suggestion: 4"]

@@ -20,6 +20,7 @@ import torch
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 
 from mmdit_core import KNOWN_MODELS
+from mmdit_core.checkpoints.blocks import find_variant
 from mmdit_core.checkpoints.detect import DIFFUSERS, SINGLE_FILE, components, config_from_state_dict, describe_unknown
 from mmdit_core.checkpoints.header import BITS, Header, read_header
 from mmdit_core.checkpoints.keymaps import diffusers_shapes, expected_shapes, key_map, to_diffusers
@@ -193,3 +194,15 @@ def test_the_two_layouts_of_a_model_map_onto_each_other(name):
     ours, theirs = to_diffusers(rows, config), convert_sd3_transformer_checkpoint_to_diffusers(dict(rows))
     assert ours.keys() == theirs.keys() == diffusers.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sd35_medium_is_told_from_sd3_medium_which_has_as_many_blocks(name):
+    names = list(expected_shapes(KNOWN_MODELS[MODEL_NAMES[name]]))
+    expected = "SD3.5 Medium" if name == "sd35_medium" else None
+    for prefix in ("", "model.diffusion_model."):
+        assert find_variant([f"{prefix}{each}" for each in names]) == expected
+    assert find_variant(diffusers_shapes(KNOWN_MODELS[MODEL_NAMES[name]])) == expected
+
+
+MODEL_NAMES = {"sd3_medium": "SD3 Medium", "sd35_medium": "SD3.5 Medium", "sd35_large": "SD3.5 Large"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmdit_core.control.grammar import parse_blocks
-from mmdit_core.control.presets import BY_NAME, PRESETS, presets_of
+from mmdit_core.control.preset_files import read_made_for
+from mmdit_core.control.presets import BY_NAME, FILLED_PRESETS, PRESETS, presets_of
 from mmdit_core.control.spec import BlockControl
 
 
@@ -41,3 +42,19 @@ def test_the_script_reads_the_lists_with_the_numbers_of_single_blocks():
 def test_presets_by_action_leave_none_out_and_double_none():
     found = [preset for action in ("skip", "disable", "boost") for preset in presets_of(action)]
     assert sorted(preset.name for preset in found) == sorted(BY_NAME) and len(BY_NAME) == len(PRESETS)
+
+
+@pytest.mark.parametrize("preset", FILLED_PRESETS, ids=lambda preset: preset.name)
+def test_a_preset_that_fills_inputs_names_blocks_of_its_model(preset):
+    model = preset.model
+    assert read_made_for(preset.made_for) == model
+    assert parse_blocks(preset.widgets["blocks"], model.double, model.single)
+    assert preset.notes["en"] and preset.notes["zh"]
+
+
+def test_skip_layer_guidance_is_as_published_for_sd35_medium():
+    """Stability AI's sd3_infer.py: layers 7, 8 and 9, from 1% to 20% of the steps."""
+    (found,) = FILLED_PRESETS
+    assert parse_blocks(found.widgets["blocks"], 24, 0) == (7, 8, 9)
+    assert (found.widgets["start_percent"], found.widgets["end_percent"]) == (0.01, 0.2)
+    assert found.widgets["branch"] == "negative" and "scale 2.5, cfg 4" in found.notes["en"]

@@ -300,6 +300,20 @@ def test_a_setting_made_for_this_model_acts_as_without_the_text(blocks, model, p
     assert controls_of(boost(blocks, model, "1", made_for=made_for)) == controls_of(boost(blocks, model, "1"))
 
 
+def test_a_setting_for_sd35_medium_takes_24_blocks_with_dual_attention_alone(blocks, model, pack, monkeypatch):
+    """SD3 Medium has 24 blocks, too."""
+    made_for = "SD3.5 Medium 24+0: skip-layer guidance 7, 8, 9"
+    monkeypatch.setattr(blocks, "counts", lambda *_: (24, 0))
+    monkeypatch.setattr(blocks, "find_variant", lambda names: "SD3.5 Medium" if any(names) else None)
+    assert skip(blocks, model, "1", made_for=made_for) is not model
+    monkeypatch.undo()
+    monkeypatch.setattr(blocks, "counts", lambda *_: (24, 0))
+    with pytest.raises(
+        ValueError, match="BlockSkip: made_for: it names SD3.5 Medium 24[+]0, this model is SD3, SD3.5 24"
+    ):
+        skip(blocks, model, "1", made_for=made_for)
+
+
 @pytest.mark.parametrize(
     ("made_for", "found"),
     [

@@ -56,6 +56,14 @@ def test_a_file_that_cannot_be_read_is_listed_with_the_reason_next_to_the_others
     assert "presets[0].widgets.blocks" in reasons["e.json"]
 
 
+def test_the_published_setting_that_fills_the_inputs_is_listed(comfyui):
+    (found,) = listed(comfyui, "filled")
+    assert found["name"] == "SD3.5 Medium: skip-layer guidance 7, 8, 9" and found["action"] == "skip"
+    assert found["widgets"] == {"blocks": "7-9", "branch": "negative", "start_percent": 0.01, "end_percent": 0.2}
+    assert found["made_for"] == "SD3.5 Medium 24+0: skip-layer guidance 7, 8, 9"
+    assert all("SkipLayerGuidanceSD3" in found["notes"][language] for language in ("en", "zh"))
+
+
 def test_only_so_many_files_are_read(comfyui, folder):
     text = write_presets([MEASURED])
     for number in range(101):

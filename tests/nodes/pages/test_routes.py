@@ -20,7 +20,7 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, SD3Tr
 
 from mmdit_core import MMDiT, MMDiTConfig
 from mmdit_core.checkpoints.blocks import find_blocks
-from mmdit_core.control.presets import PRESETS
+from mmdit_core.control.presets import FILLED_PRESETS, PRESETS
 from mmdit_core.flow.schedules import sigmas
 from scripts.client import ComfyUIError
 
@@ -125,12 +125,19 @@ def blocks(comfyui, **query):
 
 def test_blocks_are_counted_by_folder_or_in_the_loaders_folders(comfyui, flux):
     sections = [{"name": "double", "count": 19}, {"name": "single", "count": 38}]
-    expected = {"sections": sections, "refiners": [], "double": 19, "single": 38, "family": None}
+    expected = {"sections": sections, "refiners": [], "double": 19, "single": 38, "family": None, "variant": None}
     assert blocks(comfyui, name=flux.name, folder="diffusion_models") == expected
     assert blocks(comfyui, name=flux.name) == expected
     small = blocks(comfyui, name="mmdit-small.safetensors")
     sections = [{"name": "joint", "count": 8}]
-    assert small == {"sections": sections, "refiners": [], "double": 8, "single": 0, "family": "SD3, SD3.5"}
+    assert small == {
+        "sections": sections,
+        "refiners": [],
+        "double": 8,
+        "single": 0,
+        "family": "SD3, SD3.5",
+        "variant": None,
+    }
 
 
 def test_refiners_are_named_and_not_counted(comfyui, flux):
@@ -141,6 +148,7 @@ def test_refiners_are_named_and_not_counted(comfyui, flux):
         "refiners": [{"name": "noise", "count": 2}, {"name": "context", "count": 2}],
         "double": 30,
         "single": 0,
+        "variant": None,
         "family": None,  # nothing but names in this file
     }
 
@@ -156,7 +164,7 @@ def test_only_files_that_comfyui_lists_are_read(comfyui, flux):
     header_only(outside, ["joint_blocks.0.x_block.attn.qkv.weight"])
     damaged = flux.with_name("routes-damaged.safetensors")
     damaged.write_bytes(b"no header")
-    unknown = {"sections": [], "refiners": [], "double": None, "single": None, "family": None}
+    unknown = {"sections": [], "refiners": [], "double": None, "single": None, "family": None, "variant": None}
     for query in (
         {"name": "../../outside.safetensors"},
         {"name": "../../outside.safetensors", "folder": "diffusion_models"},
@@ -176,10 +184,10 @@ def test_only_files_that_comfyui_lists_are_read(comfyui, flux):
 
 def test_the_presets_are_listed(comfyui):
     found = comfyui.get("/mmdit/presets")
-    assert [preset["name"] for preset in found] == [preset.name for preset in PRESETS]
+    assert [preset["name"] for preset in found] == [preset.name for preset in (*PRESETS, *FILLED_PRESETS)]
     assert found[0]["strengths"] == [[2, 1.5], [7, 1.5], [12, 1.5], [17, 1.5], [22, 1.5]]
     assert found[1]["action"] == "skip" and [block for block, _ in found[1]["strengths"]] == [*range(5, 56, 5)]
-    assert {preset["kind"] for preset in found} == {"published"}
+    assert [preset["kind"] for preset in found] == ["published"] * len(PRESETS) + ["filled"] * len(FILLED_PRESETS)
 
 
 def test_tokens_are_counted_as_the_node_does(comfyui):

@@ -31,7 +31,7 @@ function list(node, widget) {
     const known = (await requestOnce("/mmdit/presets")) ?? [];
     measured.clear();
     for (const preset of known) {
-      if (preset.kind !== "measured" || preset.action !== ACTIONS[node.comfyClass]) continue;
+      if (!preset.widgets || preset.action !== ACTIONS[node.comfyClass]) continue;
       const taken = published.includes(preset.name) || measured.has(preset.name);
       measured.set(taken ? `${preset.name} (${preset.from})` : preset.name, preset);
     }

@@ -1,29 +1,43 @@
-// Measured presets in the strip's menu: choosing one fills the node's widgets, and the widgets can be saved as one.
+// Presets that fill the node's widgets, and the suggestion of an analysis, in the strip's menu; widgets saved as a preset.
 
 import { NO_PRESET } from "./strip_state.mjs";
-import { api, app, recordUndo } from "../page/frontend.mjs";
+import { api, app, recordUndo, requestOnce } from "../page/frontend.mjs";
 import { blocksIn, modelFile } from "../page/upstream.mjs";
 import { MENU } from "./menu_words.mjs";
+import { suggestionFor } from "./reports.mjs";
 import { words } from "../words.mjs";
 
 const FOLDER = "mmdit/presets"; // in ComfyUI's folder of the user
+// Action -> how BlockAnalysis measures it.
+const MEASURED = { skip: { branch: "both" }, boost: { branch: "both", mode: "residual" }, analyse: {} };
 const SAVED = { skip: ["branch"], boost: ["branch", "strength", "mode"] }; // action -> widgets, besides the blocks
 const MOST_NAME = 200; // characters of a preset's name
 const TOAST_TIME = 6000; // ms
 
-/** Menu items of the measured presets with the node's action, those for the connected model first; and of bad files. */
-export function measuredItems(node, strip, known) {
+/** The menu item that fills the widgets as an analysis of the connected model suggests; [] without one. */
+export function suggestionItem(node, strip) {
+  const blocks = suggestionFor(strip, modelFile(node)?.name);
+  if (!blocks) return [];
+  const values = { blocks, ...MEASURED[strip.action] };
+  const disabled = !strip.editable || isLinked(node, values);
+  const { suggestion, suggested } = words(MENU);
+  return [null, { text: suggestion(blocks), hint: suggested, disabled, run: () => fill(node, strip, values) }];
+}
+
+/** Menu items of the presets with the node's action that fill its widgets, those for the connected model first; and of bad files. */
+export async function measuredItems(node, strip, known) {
   const text = words(MENU);
+  const variant = await variantOf(modelFile(node));
   const items = known
-    .filter(({ kind, action }) => kind === "measured" && action === strip.action)
+    .filter(({ widgets, action }) => widgets && action === strip.action)
     .map((preset) => {
       const values = valuesOf(preset);
-      const other = !fits(preset, strip);
+      const other = !fits(preset, strip, variant);
       const linked = strip.linked || isLinked(node, values);
       return {
         text: preset.name,
         hint: `${preset.made_for} (${preset.from})`,
-        detail: other ? text.measuredOther(modelOf(preset)) : linked ? text.linkedInput : text.measured(preset),
+        detail: other ? text.measuredOther(modelOf(preset)) : linked ? text.linkedInput : about(preset),
         disabled: other || linked,
         checked: Object.entries(values).every(([name, value]) => widgetOf(node, name)?.value === value),
         run: () => fill(node, strip, values),
@@ -37,8 +51,9 @@ export function measuredItems(node, strip, known) {
 
 /** Fill a node's widgets with a preset that was chosen in the list of `preset`; say so if it is for another model. */
 export async function choose(node, preset) {
-  const blocks = await blocksIn(modelFile(node));
-  if (!fits(preset, { known: Boolean(blocks), blocks })) {
+  const file = modelFile(node);
+  const [blocks, variant] = await Promise.all([blocksIn(file), variantOf(file)]);
+  if (!fits(preset, { known: Boolean(blocks), blocks }, variant)) {
     return toast("error", words(MENU).measuredOther(modelOf(preset)), preset.name);
   }
   const values = valuesOf(preset);
@@ -81,9 +96,19 @@ function fill(node, strip, { blocks, ...values }) {
   recordUndo();
 }
 
-function fits({ double, single, family }, { known, blocks }) {
+/** Whether a preset is for a model. One with notes is for a variant, such as SD3.5 Medium, and not for its family. */
+function fits({ double, single, family, notes }, { known, blocks }, variant) {
   if (!known) return true; // the node checks it when it runs
-  return double === blocks.double && single === blocks.single && family === (blocks.family ?? family);
+  const same = family === (notes ? variant : (blocks.family ?? family));
+  return same && double === blocks.double && single === blocks.single;
+}
+
+async function variantOf(file) {
+  return file && (await requestOnce(`/mmdit/blocks?${new URLSearchParams(file)}`))?.variant;
+}
+
+function about(preset) {
+  return preset.notes ? words(preset.notes) : words(MENU).measured(preset);
 }
 
 function modelOf({ family, double, single }) {

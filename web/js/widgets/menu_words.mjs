@@ -11,6 +11,8 @@ export const MENU = {
     early: "Early third",
     middle: "Middle third",
     late: "Late third",
+    suggestion: (blocks) => `Use the suggestion: ${blocks}`,
+    suggested: "Measured by Block Analysis on this model, on both branches",
     copy: "Copy text",
     paste: "Paste text",
     noPreset: "No preset",
@@ -22,7 +24,7 @@ export const MENU = {
         ? `${file}: ${interval(found, " to ")}` +
           (found.random === null ? "" : `, random blocks ${signed(found.random)}`) +
           `; ${found.prompts} ${found.set} prompts, ${found.date}`
-        : `${file}: saved, not measured`,
+        : `${file}: saved, no score`,
     savePreset: "Save as preset…",
     cannotSave: "Choose blocks, without a published preset, and connect the loader of a known model.",
     presetName: "Name of the preset",
@@ -37,6 +39,8 @@ export const MENU = {
     early: "前三分之一",
     middle: "中三分之一",
     late: "后三分之一",
+    suggestion: (blocks) => `采用建议：${blocks}`,
+    suggested: "由 Block Analysis 在该模型的两个分支上测得",
     copy: "复制文本",
     paste: "粘贴文本",
     noPreset: "不用预设",
@@ -48,7 +52,7 @@ export const MENU = {
         ? `${file}：${interval(found, " 到 ")}` +
           (found.random === null ? "" : `，随机块 ${signed(found.random)}`) +
           `；${found.prompts} 条 ${found.set} 提示词，${found.date}`
-        : `${file}：由用户保存，未经测量`,
+        : `${file}：已保存，没有分数`,
     savePreset: "另存为预设…",
     cannotSave: "请选择块，不使用公开发表的预设，并连接已知模型的加载器。",
     presetName: "预设的名称",

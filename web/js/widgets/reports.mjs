@@ -1,7 +1,9 @@
 // The reports of BlockAnalysis: stored as a property of its node, in the workflow, and shown by the strips.
 
+import { read } from "./grammar.mjs";
 import { api, app, nodeOfExecution } from "../page/frontend.mjs";
 
+const MAX_TEXT = 500; // characters of a block list
 const PROPERTY = "mmdit_report"; // of the node
 // A strip's action -> the operations whose effect it shows, the most similar first.
 const SIMILAR = {
@@ -28,13 +30,33 @@ export function listenForReports(changed) {
  * a workflow's data and can be malformed.
  */
 export function effectsFor(action, blocks, file) {
-  const matching = [...everyNode()]
-    .map((node) => node.properties?.[PROPERTY])
-    .filter((report) => report?.double + report?.single === blocks.total);
-  const name = file?.split(/[\\/]/).at(-1);
-  const report = matching.find(({ model }) => name && typeof model === "string" && model.startsWith(name)) ?? matching[0];
+  const matching = reportsOf(blocks);
+  const report = matching.find((each) => isOf(each, file)) ?? matching[0];
   const measured = (SIMILAR[action] ?? []).map((operation) => report?.effects?.[operation]);
   return measured.find((each) => Array.isArray(each) && each.length === blocks.total) ?? null;
+}
+
+/** The blocks that a report of this file suggests for a strip's action, as text; or undefined. */
+export function suggestionFor({ action, blocks, levels }, file) {
+  const own = action === "analyse" ? "skip" : action;
+  return reportsOf(blocks)
+    .filter((each) => isOf(each, file))
+    .map(({ suggested }) => suggested?.[own])
+    .find((text) => {
+      if (typeof text !== "string" || text.length > MAX_TEXT) return false;
+      const { chosen, errors } = read(text, blocks, { strengths: levels });
+      return chosen.size > 0 && !errors.length;
+    });
+}
+
+function reportsOf({ total }) {
+  const reports = [...everyNode()].map((node) => node.properties?.[PROPERTY]);
+  return reports.filter((report) => report?.double + report?.single === total);
+}
+
+function isOf({ model }, file) {
+  const name = file?.split(/[\\/]/).at(-1);
+  return Boolean(name) && typeof model === "string" && `${model} `.startsWith(`${name} `);
 }
 
 function* everyNode() {

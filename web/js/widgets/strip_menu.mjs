@@ -2,7 +2,7 @@
 
 import { NO_PRESET } from "./strip_state.mjs";
 import { recordUndo, request } from "../page/frontend.mjs";
-import { measuredItems, saveItem, setWidgets } from "./measured_presets.mjs";
+import { measuredItems, saveItem, setWidgets, suggestionItem } from "./measured_presets.mjs";
 import { openMenu } from "./menu.mjs";
 import { MENU } from "./menu_words.mjs";
 import { words } from "../words.mjs";
@@ -20,6 +20,7 @@ export async function showMenu(node, strip, x, y) {
     choice(text.early, "early"),
     choice(text.middle, "middle"),
     choice(text.late, "late"),
+    ...suggestionItem(node, strip),
     null,
     { text: text.copy, run: () => navigator.clipboard?.writeText(strip.text).catch(() => {}) },
     { text: text.paste, disabled, run: () => paste(strip) },
@@ -49,7 +50,7 @@ async function presetItems(node, strip) {
       const hint = other ? words(MENU).otherModel(model) : note;
       return item(name, name, { hint, disabled: other || strip.linked });
     });
-  const measured = measuredItems(node, strip, known);
+  const measured = await measuredItems(node, strip, known);
   const none = item(NO_PRESET, words(MENU).noPreset);
   return [null, ...published, none, ...(measured.length ? [null, ...measured] : []), null, saveItem(node, strip)];
 }
