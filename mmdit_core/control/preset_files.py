@@ -126,7 +126,8 @@ def read_presets(text: str) -> tuple[MeasuredPreset, ...]:
         raise PresetError(
             "file", f"not JSON: {error!s:.100}", "Take a file that a study or Save as preset wrote"
         ) from None
-    _keys("file", content, ("format", "version", "presets"))
+    _keys("file", content, ("format", "version", "presets"), ("made_by",))
+    _maybe(_text())("made_by", content.get("made_by"))
     if content["format"] != FORMAT:
         raise PresetError("format", _shown(content["format"]), f"It must be {FORMAT!r}")
     if type(content["version"]) is not int or content["version"] != VERSION:
@@ -143,10 +144,15 @@ def read_presets(text: str) -> tuple[MeasuredPreset, ...]:
     return made
 
 
-def write_presets(presets: Sequence[MeasuredPreset]) -> str:
-    """A file's text with these presets; `read_presets` gives them back. Raises: PresetError for values out of range."""
+def write_presets(presets: Sequence[MeasuredPreset], made_by: str = "") -> str:
+    """A file's text with these presets; `read_presets` gives them back.
+
+    Args: made_by, the program that may replace the file; "" for none.
+    Raises: PresetError for values out of range.
+    """
     try:
-        content = {"format": FORMAT, "version": VERSION, "presets": [_as_json(preset) for preset in presets]}
+        content: dict[str, Any] = {"format": FORMAT, "version": VERSION, **({"made_by": made_by} if made_by else {})}
+        content["presets"] = [_as_json(preset) for preset in presets]
         text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise PresetError("presets", f"{error!s:.100}", "Each value must be a text or a finite number") from error

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...mmdit_core import analysis
+from ...mmdit_core.control.preset_files import MadeFor, MeasuredPreset
 from .. import widgets
 from ..comfyui import patching
+from ..comfyui.families import family_of
 from ..comfyui.fingerprint import fingerprint, of_model
 from ..comfyui.frontend import messages
 from ..comfyui.frontend.progress import model_name
@@ -23,6 +25,7 @@ from . import choice
 from .attributes import ABOUT_CHANGE, JUDGED, NOTE, Scores, scores_for, scores_of
 from .figures import draw_plot, draw_sheet, limits_of
 from .prompts import PromptList, encode_prompts, read_prompts
+from .saving import SavedResults, presets_of
 from .sweep import Latents, Measures, Sweep, SweepSettings
 
 NODE = "BlockAnalysis"
@@ -73,6 +76,10 @@ OPTIONAL: dict[str, widgets.Widget] = {
         "shapes: for the small model that comes with this pack, judge whether each image has its prompt's background, "
         "colours, shapes, counts and positions. Both suggested lists then follow the judge, and boost_blocks needs "
         "one. Use 32 prompts or more."),
+    "save_as": widgets.text("",
+        "A name to save the results under, in ComfyUI's user folder: the report, and the suggested blocks as a preset "
+        "in the menu of the block strip. A file of that name from an earlier analysis is replaced. Empty: not saved.",
+        advanced=True),
 }
 # fmt: on
 
@@ -98,7 +105,8 @@ class BlockAnalysis:
         "All images: one row for each operation, one column for each block, the baseline first.",
         "The distance of each block's image to the baseline, in latents and in pixels.",
         "All measurements as JSON, with a skip list for BlockSkip.",
-        "For the blocks of BlockSkip, on both branches: the blocks that matter least, as many as speedup needs.",
+        "For the blocks of BlockSkip, on both branches: blocks whose skip is nearly free, at most as many as speedup "
+        "needs. Empty if there are none.",
         "For the blocks of TextBoost: the blocks whose boost alone gets more attributes right, beyond chance. Empty if "
         "there are none, and without a judge; TextBoost then does nothing.",
     )
@@ -129,11 +137,13 @@ class BlockAnalysis:
 
     def analyse(
         self, model, positive, negative, latent_image, vae,
-        attributes=False, clip=None, prompts="", judge=NO_JUDGE, unique_id=None, **values,
+        attributes=False, clip=None, prompts="", judge=NO_JUDGE, save_as="", unique_id=None,
+        **values,
     ):  # fmt: skip
         """Run the sweep. Returns: sheet and plot as IMAGE, report as JSON, two block lists. Raises: InputError."""
         inputs = AnalysisInputs(**values)
-        widgets.check_values(NODE, OPTIONAL, {"prompts": prompts, "judge": judge})
+        widgets.check_values(NODE, OPTIONAL, {"prompts": prompts, "judge": judge, "save_as": save_as})
+        saved = SavedResults(save_as) if save_as.strip() else None
         facts = sampling.read_model(model)
         blocks = _check(model, facts, inputs)
         first, batch = sampling.first_image(latent_image)
@@ -166,14 +176,17 @@ class BlockAnalysis:
         notes = _notes(batch, clip, listed)
         report, skips, boosts = _report(sweep, inputs, counts(NODE, model), notes, listed)
         compared = f"{len(report['cells'])} images compared."
-        messages.show_text(unique_id, " ".join([*notes, compared, skips.words, boosts.words]))
         suggested = {"skip": skips, "boost": boosts}
+        words = [*notes, compared, skips.words, boosts.words]
         found = {action: each.blocks for action, each in suggested.items() if each.blocks}
         messages.send_event(unique_id, "mmdit.report", {**analysis.effects(report), "suggested": found})
         numbers = {action: each.numbers for action, each in suggested.items()}
-        words = json.dumps(report, indent=1, allow_nan=False)
         sheet, plot = draw_sheet(sweep, numbers), draw_plot(sweep, numbers, limits_of(report))
-        return as_image(sheet), as_image(plot), words, skips.blocks, boosts.blocks
+        if saved is not None:
+            words.append(saved.write(report, _presets(model, saved.name, report, suggested)))
+        messages.show_text(unique_id, " ".join(words))
+        text = json.dumps(report, indent=1, allow_nan=False)
+        return as_image(sheet), as_image(plot), text, skips.blocks, boosts.blocks
 
     def _keep_only(self, key: Any) -> None:
         """Discard the finished latents unless they are of this key."""
@@ -185,6 +198,13 @@ class BlockAnalysis:
         if key != self._measures_key:
             self._measures_key, self._measures = key, {}
         return [self._measures.setdefault(fingerprint(each), {}) for each in positives]
+
+
+def _presets(model, name: str, report: dict[str, Any], suggested: dict[str, choice.Suggestion]) -> list[MeasuredPreset]:
+    family = family_of(model.model)
+    assert family is not None  # `counts` has refused other models
+    file = model_name(model).rpartition(" (")[0] or model_name(model)
+    return presets_of(name, MadeFor(family.label, *counts(NODE, model)), file, report, suggested)
 
 
 def _scores(name: str, prompts: PromptList | None, positive) -> Scores:

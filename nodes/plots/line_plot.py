@@ -52,7 +52,10 @@ class Panel:
 def line_plot(
     title: str, subtitle: str, panels: Sequence[Panel], *, check: Callable[[], None] = lambda: None
 ) -> Image.Image:
-    """Draw panels next to each other, with the legend of the first one below. Args: check, called before each panel."""
+    """Draw panels next to each other, with the legend of the first one below.
+
+    Args: check, called before each panel, and before the image is made smaller, which takes as long.
+    """
     lines = panels[0].lines
     colours = list(dict.fromkeys(line.colour for line in lines))
     # One row if every line has its own colour, else one row for each colour.
@@ -81,6 +84,7 @@ def line_plot(
         x = MARGIN + 72 + column * 420
         canvas.path([(x, y), (x + 48, y)], limit.colour, "dashed", 1.5)
         canvas.text((x + 58, y), limit.label, BLACK, 15, anchor="lm")
+    check()
     return canvas.image
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmdit_core.control.preset_files import Evidence, MeasuredPreset, read_presets, write_presets
-from tests.browser.strips import MEDIUM, SMALL, Strip, checked, graph, opened
+from tests.browser.strips import MEDIUM, SMALL, Strip, checked, graph, opened, write_headers
 
 EVIDENCE = Evidence("2026-11-30", "shapes", 128, "shapes", "all", 3.1, 0.4, 5.8, 0.2, 8, 4.5)
 BOOST = MeasuredPreset("count", "boost", "SD3, SD3.5", 8, 0, SMALL, "2, 3:2", "positive", 1.25, "value", EVIDENCE)
@@ -21,6 +21,15 @@ WIDGETS = """(type) => Object.fromEntries(app.graph._nodes.find((each) => each.t
     .map(({ name, value }) => [name, value]))"""
 NOTE = """(type) => app.graph._nodes.find((each) => each.type === type).widgets
     .find(({ name }) => name === "made_for_note")?.element.textContent ?? null"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(comfyui):
+    """Exist while this module's page is open: its loaders list them."""
+    paths = write_headers(comfyui.base / "models" / "diffusion_models")
+    yield
+    for path in paths:
+        path.unlink()
 
 
 @pytest.fixture
@@ -217,7 +226,9 @@ GUIDANCE = "SD3.5 Medium: skip-layer guidance 7, 8, 9"
 
 def test_the_published_skip_layers_fill_the_widgets_on_sd35_medium_alone(comfy):
     strip = opened(comfy, "BlockSkip")
-    detail, enabled = items(strip)[GUIDANCE]
+    listed = items(strip)
+    detail, enabled = listed[GUIDANCE]
+    assert not listed["fast"][1], "the model is known: presets for another one are disabled"
     assert enabled and "SkipLayerGuidanceSD3 is the exact published method" in detail
     strip.press("Escape")
     strip.choose(GUIDANCE)

@@ -1,16 +1,23 @@
-"""The preset files in a user's folder of ComfyUI: `<user directory>/<user>/mmdit/presets/*.json`."""
+"""The pack's files in a user's folder of ComfyUI: `<user directory>/<user>/mmdit/presets/*.json`, and reports."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import tempfile
 from pathlib import Path
 
+import folder_paths
 from aiohttp import web
+from comfy.cli_args import args
 
 from ....mmdit_core.control.preset_files import MAX_FILE, MeasuredPreset, PresetError, read_presets
 from .messages import current_server
 
 FOLDER = "mmdit/presets"
 MAX_FILES = 100
+MOST_READ = 64_000_000  # bytes of a report
 MAX_BYTES = 4 * MAX_FILE  # a character has at most four bytes
 
 Found = tuple[str, MeasuredPreset]  # a file's name and one preset in it
@@ -41,6 +48,42 @@ def read_all(folder: Path) -> tuple[tuple[Found, ...], dict[str, str]]:
         except (OSError, UnicodeDecodeError) as error:
             unreadable[path.name] = f"the file cannot be read: {error!s:.100}"
     return tuple(found), unreadable
+
+
+def folder_of_runs() -> Path | None:
+    """The folder `mmdit` of the user whose runs these are; None with --multi-user: a run has no user then."""
+    if args.multi_user:
+        return None
+    return Path(folder_paths.get_user_directory()) / "default" / "mmdit"
+
+
+def made_by(path: Path) -> str | None:
+    """The program that a file names as its maker; "" if it names none or cannot be read, None if there is no file."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(MOST_READ))
+        found = content.get("made_by") if isinstance(content, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, or leave what was there: to a temporary file that replaces it. Raises: OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".mmdit-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
 
 
 def _text(path: Path) -> str:
