@@ -35,8 +35,8 @@ EQUAL_BLOCKS = (
 BY_JUDGE = "The smallest loss of images that are right in all attributes first; of equal losses, the smallest distance."
 # The sign of n differences is the same by chance with a probability of 2 ** (1 - n), below 5% from 6 on.
 MIN_PAIRS = 6
-# What a nearly free skip changes at most. Images of two seeds differ by about 1.4; on the small model, the distances of
-# single skips are 0.13 where the image stays and 0.57 or more where a shape is lost (docs/block-controls.md).
+# What a nearly free skip changes at most: a convention. Independent latents of one norm differ by sqrt(2). On the small
+# model, with the prompt and seed of the help page's image, the skip that keeps all shapes has 0.13, the next one 0.57.
 MOST_DISTANCE = 0.25  # in latents
 MOST_LOSS = 5.0  # percentage points of the images that are right in all attributes
 JUDGED_FROM = 50.0  # percent of the baseline images that are right; with fewer, a judge cannot see most losses
