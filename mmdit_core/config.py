@@ -51,6 +51,11 @@ class MMDiTConfig:
             raise ValueError(f"MMDiTConfig: dual_attention names {beyond}; the blocks are 0 to {self.depth - 1}")
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of all kinds."""
+        return self.depth
+
+    @property
     def head_dim(self) -> int:
         """Channels of an attention head."""
         return self.hidden_size // self.num_heads
@@ -61,8 +66,10 @@ class MMDiTConfig:
         return self.in_channels if self.out_channels is None else self.out_channels
 
 
+ModelConfig = MMDiTConfig  # the config of any family
+
 # Source: the tensor shapes in Stability AI's published files.
-KNOWN_MODELS: dict[str, MMDiTConfig] = {
+KNOWN_MODELS: dict[str, ModelConfig] = {
     "SD3 Medium": MMDiTConfig(),
     "SD3.5 Medium": MMDiTConfig(pos_embed_max_size=384, qk_norm="rms", dual_attention=tuple(range(13))),
     "SD3.5 Large": MMDiTConfig(hidden_size=2432, num_heads=38, depth=38, qk_norm="rms"),

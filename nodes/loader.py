@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..mmdit_core.checkpoints.detect import components, describe_unknown, find_layout
+from ..mmdit_core.checkpoints.detect import components, describe_unknown, is_sd3
 from ..mmdit_core.checkpoints.errors import CheckpointError, UnknownModelError
 from ..mmdit_core.checkpoints.header import Header, read_header
 from ..mmdit_core.checkpoints.quantised import QuantisedError, is_quantisation
@@ -122,7 +122,7 @@ class MMDiTLoader:
         check_values(NODE, self.INPUT_TYPES()["required"], {"weight_dtype": weight_dtype})
         try:
             header = read_header(path)
-            if find_layout(header.tensors) is None:
+            if not is_sd3(header.tensors):
                 return _load_other(header, weight_dtype, unique_id)
             try:
                 model = load_model(header, weight_dtype)

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
-from ..config import MMDiTConfig
-from .errors import TensorsError, UnknownModelError, UnreadableError, are, listing
+from ..config import ModelConfig
+from .errors import CheckpointError, TensorsError, UnknownModelError, are, listing
+from .families import DIFFUSERS, FAMILIES, SD3, SINGLE_FILE, Family
+from .families.family import MAX_BLOCKS, TooManyBlocks, check_ranks
 from .header import Header
-from .keymaps import BLOCKS, DIFFUSERS_BLOCKS, core_name, rule_for
+from .keymaps import core_name, rule_for
 from .names import bare, prefix_of, without_wrapped
 
-MAX_BLOCKS = 200  # the published models have 24 and 38
-HEAD_DIM = 64  # of every published model of the family; without QK-norm no shape depends on it
-
-SINGLE_FILE, DIFFUSERS = "single file", "diffusers"
 SINGLE_FILE_PREFIX = "model.diffusion_model."
-
-# Names, after the prefix, that only a layout has. Other models' diffusers files also have `transformer_blocks` with
-# `add_q_proj`, but no `norm1_context`.
-LAYOUTS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    (SINGLE_FILE, re.compile(rf"{BLOCKS}\.\d+\.")),
-    (DIFFUSERS, re.compile(rf"{DIFFUSERS_BLOCKS}\.\d+\.norm1_context\.")),
-)
-
-# Names that a whole transformer of the family has, and no other model, LoRA or ControlNet: what else is in its file is
-# not needed.
-WHOLE: tuple[tuple[re.Pattern[str], ...], ...] = (
-    (re.compile(rf"{BLOCKS}\.\d+\.x_block\.attn\.qkv\.weight"), re.compile(r"final_layer\.linear\.weight")),
-    (
-        re.compile(rf"{DIFFUSERS_BLOCKS}\.\d+\.norm1_context\.linear\.weight"),
-        re.compile(r"pos_embed\.proj\.weight"),
-        re.compile(r"proj_out\.weight"),
-    ),
-)
 
 # The other parts of a single file. Source: Stability AI's published files.
 PART_PREFIXES: dict[str, str] = {
@@ -75,20 +54,16 @@ ALONE: tuple[tuple[str, str], ...] = (
     ),
 )
 
-# The tensors whose shapes determine the config, and their ranks.
-DECIDING = {
-    "pos_embed": 3,
-    "x_embedder.proj.weight": 4,
-    "y_embedder.mlp.0.weight": 2,
-    "context_embedder.weight": 2,
-    f"{BLOCKS}.0.x_block.mlp.fc1.weight": 2,
-    "final_layer.linear.weight": 2,
-}
+# What a file that is of no family would have to hold.
+NEEDED = " Or: ".join(family.needed for family in FAMILIES)
 
-NEEDED = (
-    "An MMDiT of the SD3 family is needed (SD3, SD3.5): tensors named joint_blocks.* (single file) or "
-    "transformer_blocks.* with norm1_context (diffusers), under any usual prefix such as model.diffusion_model."
-)
+
+class Found(NamedTuple):
+    """The transformer of a file. Fields: family; layout, "single file" or "diffusers"; prefix of its tensors' names."""
+
+    family: Family
+    layout: str
+    prefix: str
 
 
 @dataclass(frozen=True)
@@ -105,14 +80,19 @@ class Part:
     dtypes: tuple[str, ...]
 
 
-def components(header: Header) -> dict[str, Part]:
-    """The parts of a file: any of "transformer", "clip_l", "clip_g", "t5xxl", "vae"."""
+def components(header: Header, families: Sequence[Family] = FAMILIES) -> dict[str, Part]:
+    """The parts of a file: any of "transformer", "clip_l", "clip_g", "t5xxl", "vae".
+
+    Args: families, those that count as a transformer.
+    """
     layouts = [(part, SINGLE_FILE, prefix) for part, prefix in PART_PREFIXES.items()]
-    if transformer := find_layout(header.tensors):
-        layouts.insert(0, ("transformer", *transformer))
+    if found := find_layout(header.tensors, families):
+        layouts.insert(0, ("transformer", found.layout, found.prefix))
     parts = {}
     for part, layout, prefix in layouts:
         names = names_under(header.tensors, prefix)
+        if part == "transformer" and found is not None:
+            names = own_spelling(found, names)
         sizes: Counter[str] = Counter()
         for name in names.values():
             info = header.tensors[name]
@@ -132,24 +112,55 @@ def names_under(names: Iterable[str], prefix: str) -> dict[str, str]:
     }
 
 
-def find_layout(names: Iterable[str]) -> tuple[str, str] | None:
-    """(layout, prefix) of the transformer, or None if there is none of this family."""
+def own_spelling(found: Found, names: Mapping[str, str]) -> dict[str, str]:
+    """`names_under` with the core's spelling of each name, where a single file has another one."""
+    spellings = found.family.spellings if found.layout == SINGLE_FILE else ()
+    spelled = {}
+    for name, stored in names.items():
+        for pattern, replacement in spellings:
+            name = pattern.sub(replacement, name)
+        spelled[name] = stored
+    return spelled
+
+
+def find_layout(names: Iterable[str], families: Sequence[Family] = FAMILIES) -> Found | None:
+    """The transformer of a file, by its tensors' names, or None if there is none of these families."""
     bare_of = {name: bare(name) for name in names}
-    whole = any(all(any(map(each.fullmatch, bare_of.values())) for each in signs) for signs in WHOLE)
-    if not whole and _matching(FOREIGN, list(bare_of)) is not None:
+    return next((found for family in families if (found := _find(family, bare_of)) is not None), None)
+
+
+def is_sd3(names: Iterable[str]) -> bool:
+    """True if a file holds a transformer of the SD3 family, by its tensors' names."""
+    return find_layout(names, (SD3,)) is not None
+
+
+def _find(family: Family, bare_of: Mapping[str, str]) -> Found | None:
+    """The transformer of one family. Args: bare_of, name -> name without prefixes."""
+
+    def has_all(patterns: Sequence[re.Pattern[str]]) -> bool:
+        return all(any(map(pattern.match, bare_of.values())) for pattern in patterns)
+
+    def is_whole(patterns: Sequence[re.Pattern[str]]) -> bool:
+        return all(any(map(pattern.fullmatch, bare_of.values())) for pattern in patterns)
+
+    layouts = [layout for layout in family.layouts if has_all(layout.required)]
+    others = tuple(row for row in FOREIGN if row[0] != family.foreign)
+    if not any(is_whole(layout.whole) for layout in layouts) and _matching(others, list(bare_of)) is not None:
         return None
     found = Counter(
-        (layout, prefix_of(name))
+        (layout.kind, prefix_of(name))
         for name, bare_name in bare_of.items()
-        for layout, pattern in LAYOUTS
-        if pattern.match(bare_name)
+        for layout in layouts
+        if layout.sign.match(bare_name)
     )
+    if not found:
+        return None
     # Of two models in one file the one that ComfyUI takes.
-    return max(found, key=lambda each: (found[each], each[1] == SINGLE_FILE_PREFIX)) if found else None
+    return Found(family, *max(found, key=lambda each: (found[each], each[1] == SINGLE_FILE_PREFIX)))
 
 
 def describe_unknown(names: Iterable[str]) -> str:
-    """A description of a file without a transformer of this family."""
+    """A description of a file without a transformer of a known family."""
     names = list(names)
     if not names:
         return "the file holds no tensors"
@@ -173,109 +184,44 @@ def config_from_state_dict(
     metadata: Mapping[str, str] | None = None,
     *,
     source: object = "state dict",
-) -> MMDiTConfig:
+    families: Sequence[Family] = FAMILIES,
+) -> ModelConfig:
     """The config of a state dict, from the names and shapes of its tensors.
 
-    Args: tensors, name -> tensor or shape, in any known layout; metadata, used only for the number of heads of a model
-        without QK-norm, whose shapes do not determine it: `num_heads` in the JSON under "mmdit.config", else
-        `num_attention_heads` in the diffusers config under "diffusers.config", else heads are 64 wide; source, the
-        file in errors.
+    Args: tensors, name -> tensor or shape, in any known layout; metadata, used only for what shapes do not determine:
+        the JSON under "mmdit.config", else the diffusers config under "diffusers.config", else what the published
+        models have. For SD3 without QK-norm that is the number of heads (num_heads, num_attention_heads; heads are 64
+        wide); source, the file in errors; families, those that count.
     Raises: UnknownModelError for another architecture; TensorsError if tensors that determine the config are missing or
-        of a wrong shape; UnreadableError if the number of heads is not given.
+        of a wrong shape; UnreadableError for metadata that do not fit.
     """
-    layout = find_layout(tensors)
-    if layout is None:
+    found = find_layout(tensors, families)
+    if found is None:
         raise UnknownModelError(source, describe_unknown(tensors), NEEDED)
-    kind, prefix = layout
+    family, is_theirs = found.family, found.layout == DIFFUSERS
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, stored in names_under(tensors, prefix).items():
-        own_name = core_name(name) if kind == DIFFUSERS else name
+    for name, stored in own_spelling(found, names_under(tensors, found.prefix)).items():
+        own_name = core_name(family, name) if is_theirs else name
         if own_name is not None:
             value = tensors[stored]
             shapes[own_name] = tuple(value.shape if isinstance(value, Tensor) else value)
-    missing = [name for name in DECIDING if name not in shapes]
+    missing = [name for name in family.deciding if name not in shapes]
     if missing:
-        in_file = [prefix + (rule_for(name, 0).diffusers[0] if kind == DIFFUSERS else name) for name in missing]
+        in_file = [found.prefix + (rule_for(family, name).diffusers[0] if is_theirs else name) for name in missing]
         raise missing_tensors(source, in_file)
-    return _config_from_shapes(shapes, metadata or {}, source)
+    check_ranks(shapes, family.deciding, source)
+    try:
+        return family.config_of(shapes, metadata or {}, source)
+    except CheckpointError:
+        raise
+    except TooManyBlocks as error:
+        reason = f"it has {error.count} blocks, and an MMDiT at most {MAX_BLOCKS}"
+        raise UnknownModelError(source, reason, family.needed) from error
+    except ValueError as error:
+        raise UnknownModelError(source, f"its tensors fit no MMDiT ({error})", family.needed) from error
 
 
 def missing_tensors(source: object, names: list[str], besides: str = "") -> TensorsError:
     """The error for missing tensors. Args: besides, what else is wrong."""
     right = "The file is not whole: take a complete one"
     return TensorsError(source, f"{are(len(names))} missing: {listing(names)}{besides}", right, names=names)
-
-
-def _config_from_shapes(
-    shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], source: object
-) -> MMDiTConfig:
-    norms = [name for name in shapes if re.search(r"\.ln_[qk]\.weight$", name)]
-    for name, rank in {**DECIDING, **dict.fromkeys(norms, 1)}.items():
-        if len(shapes[name]) != rank or 0 in shapes[name]:
-            found = f"wrong shape: {name} is {list(shapes[name])}; expected {rank} sizes"
-            raise TensorsError(source, found, names=[name])
-
-    def blocks_with(pattern: str) -> list[int]:
-        matches = (re.match(rf"{BLOCKS}\.(0|[1-9]\d{{0,8}})\.{pattern}", name) for name in shapes)
-        return sorted({int(match[1]) for match in matches if match})
-
-    blocks = blocks_with("")
-    # A gap in the numbers means missing blocks, but one huge number must not make a huge model.
-    depth = blocks[-1] + 1 if blocks[-1] < MAX_BLOCKS else len(blocks)
-    if depth > MAX_BLOCKS:
-        raise UnknownModelError(source, f"it has {depth} blocks, and an MMDiT at most {MAX_BLOCKS}", NEEDED)
-    hidden, in_channels, patch, _ = shapes["x_embedder.proj.weight"]
-    out_channels = shapes["final_layer.linear.weight"][0] // patch**2
-    if norms:  # the most common length, so that one wrong tensor is named as wrong and does not change the config
-        heads = hidden // Counter(shapes[name][0] for name in norms).most_common(1)[0][0]
-    else:
-        heads = _heads_from_metadata(hidden, metadata, source)
-    try:
-        return MMDiTConfig(
-            hidden_size=hidden,
-            num_heads=heads,
-            depth=depth,
-            mlp_ratio=_ratio(shapes[f"{BLOCKS}.0.x_block.mlp.fc1.weight"][0], hidden),
-            context_dim=shapes["context_embedder.weight"][1],
-            pooled_dim=shapes["y_embedder.mlp.0.weight"][1],
-            patch_size=patch,
-            in_channels=in_channels,
-            out_channels=None if out_channels == in_channels else out_channels,
-            pos_embed_max_size=math.isqrt(shapes["pos_embed"][1]),
-            qk_norm="rms" if norms else None,
-            dual_attention=tuple(index for index in blocks_with(r"x_block\.attn2\.") if index < depth),
-            guidance_embed=any(name.startswith("guidance_embedder.") for name in shapes),
-            qkv_bias=any(name.endswith(".attn.qkv.bias") for name in shapes),
-        )
-    except ValueError as error:
-        raise UnknownModelError(source, f"its tensors fit no MMDiT ({error})", NEEDED) from error
-
-
-def _ratio(inner: int, hidden: int) -> float:
-    """The MLP ratio for which int(hidden * ratio) is `inner`."""
-    ratio = inner / hidden
-    return ratio if int(hidden * ratio) == inner else math.nextafter(ratio, math.inf)
-
-
-def _heads_from_metadata(hidden: int, metadata: Mapping[str, str], source: object) -> int:
-    for key, field in (("mmdit.config", "num_heads"), ("diffusers.config", "num_attention_heads")):
-        if key not in metadata:
-            continue
-        try:
-            values = json.loads(metadata[key])
-            if key == "diffusers.config" and values.get("_class_name") != "SD3Transformer2DModel":
-                continue  # the config of another model in the same folder
-            heads = values[field]
-            if key == "diffusers.config" and heads * values.get("attention_head_dim", hidden // heads) != hidden:
-                continue  # of another model of the family
-            if type(heads) is not int or heads < 1 or hidden % heads:
-                raise ValueError(f"{field} is {heads!r}")
-            return heads
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            found = f"the metadata {key} does not say how many attention heads the model has ({error})"
-            right = f"Without QK-norm it must hold {field}, a divisor of {hidden}"
-            raise UnreadableError(source, found, right) from error
-    if hidden % HEAD_DIM:
-        found = f"its width {hidden} is not a multiple of {HEAD_DIM}, and without QK-norm no shape gives the heads"
-        raise UnreadableError(source, found, 'Store the config as JSON under "mmdit.config" in the file\'s metadata')
-    return hidden // HEAD_DIM

@@ -1,9 +1,9 @@
-"""Load checkpoints of the SD3 family: checked from the header, then mapped into memory under the core's names."""
+"""Load checkpoints: checked from the header, then mapped into memory under the core's names."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -13,20 +13,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..config import MMDiTConfig
-from ..models.sd3 import MMDiT
+from ..config import ModelConfig
 from .detect import (
-    DIFFUSERS,
     NEEDED,
     Part,
     components,
     config_from_state_dict,
     describe_unknown,
+    find_layout,
     missing_tensors,
 )
 from .errors import DamagedError, TensorsError, UnknownModelError, UnreadableError, are, listing
+from .families import DIFFUSERS, FAMILIES, Family, Rule, family_of
 from .header import Header, TensorInfo, read_header
-from .keymaps import Rule, diffusers_shapes, expected_shapes, join, key_map, single_file_map
+from .keymaps import diffusers_shapes, expected_shapes, join, key_map, single_file_map
 from .quantised import ScaledLayer, as_tensors, dequantised, is_quantisation, scaled_layers
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def load_checkpoint(
     allow_mixed: bool = False,
     keep_scales: bool = False,
     copy: bool = False,
-) -> tuple[MMDiTConfig, dict[str, Tensor]]:
+) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The config and the state dict of a checkpoint's transformer.
 
     Everything is checked from the header first. On the CPU and in the file's own dtype, tensors stay mapped to the
@@ -71,7 +71,7 @@ def load_checkpoint(
         weights that have a scale, with `weight_scale`, `input_scale` and `comfy_quant` of each such layer beside them,
         else they are multiplied; copy, True to map nothing, so that the file may be overwritten.
     Returns: (config, name -> tensor).
-    Raises: CheckpointError for anything but a whole model of the SD3 family; QuantisedError for weights quantised in
+    Raises: CheckpointError for anything but a whole model of a known family; QuantisedError for weights quantised in
         another format than float8; TensorsError for several dtypes in one file (except pos_embed, which the model
         casts), unless dtype or allow_mixed is given.
     """
@@ -80,7 +80,7 @@ def load_checkpoint(
     if dtype is None and not allow_mixed:
         _refuse_mixture(header, found)
     stored = "/".join(found.part.dtypes)
-    sizes = f"{found.config.depth} blocks of width {found.config.hidden_size}"
+    sizes = f"{found.config.num_blocks} blocks of width {found.config.hidden_size}"
     log.info("%s: %s layout, %s, %s", header.source, found.part.layout, sizes, stored)
     if found.unused:
         log.info("%s: %s not needed and ignored: %s", header.source, are(len(found.unused)), listing(found.unused))
@@ -94,18 +94,18 @@ def load_checkpoint(
 
 def load_model(
     path: str | PathLike[str], dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> MMDiT:
+) -> Any:
     """The model of a checkpoint, ready to sample.
 
     Args: path as for `read_header`; dtype of the weights, None for the file's own; device, None for the CPU.
-    Returns: MMDiT in eval mode, without gradients.
+    Returns: the model of the file's family, such as MMDiT, in eval mode, without gradients.
     Raises: as `load_checkpoint`; TensorsError for float8 weights without a dtype: no plain layer computes in float8.
     """
     config, state_dict = load_checkpoint(path, device=device or "cpu", dtype=dtype)
     dtypes = {tensor.dtype for name, tensor in state_dict.items() if name != "pos_embed"}
     if any(each.itemsize == 1 for each in dtypes):
         raise TensorsError(path, f"its weights are {listing(dtypes)}", "Pass dtype=, such as torch.bfloat16")
-    model = MMDiT(config, device="meta", dtype=dtypes.pop())
+    model = family_of(config).model(config, device="meta", dtype=dtypes.pop())
     model.load_state_dict(state_dict, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -140,30 +140,32 @@ class Transformer(NamedTuple):
     config has.
     """
 
-    config: MMDiTConfig
+    config: ModelConfig
     part: Part
     rules: Mapping[str, Rule]
     scaled: Mapping[str, ScaledLayer]
     unused: tuple[str, ...]
 
 
-def check_transformer(header: Header) -> Transformer:
+def check_transformer(header: Header, families: Sequence[Family] = FAMILIES) -> Transformer:
     """The transformer of a file, checked. No weight is read.
 
+    Args: families, those that count.
     Raises: UnknownModelError for an unknown architecture; QuantisedError for weights quantised in another format than
         float8; TensorsError for missing tensors, wrong shapes, unsupported dtypes.
     """
-    part = components(header).get("transformer")
-    if part is None:
+    layout = find_layout(header.tensors, families)
+    if layout is None:
         raise UnknownModelError(header.source, describe_unknown(header.tensors), NEEDED)
+    part = components(header, families)["transformer"]
     names = {name: stored for name, stored in part.names.items() if not is_quantisation(name)}
     layers = scaled_layers(header, part.names, part.prefix, read_bytes)
     in_file = {name: info.shape for name, info in header.tensors.items()}
-    config = config_from_state_dict(in_file, header.metadata, source=header.source)
+    config = config_from_state_dict(in_file, header.metadata, source=header.source, families=families)
     try:
         shapes = diffusers_shapes(config) if part.layout == DIFFUSERS else expected_shapes(config)
     except RuntimeError as error:  # of torch, for sizes whose product overflows
-        raise UnknownModelError(header.source, f"its tensors fit no MMDiT ({error})", NEEDED) from error
+        raise UnknownModelError(header.source, f"its tensors fit no MMDiT ({error})", layout.family.needed) from error
     _check_tensors(header, part.prefix, names, shapes)
     rules = {
         name: rule._replace(diffusers=tuple(names[each] for each in rule.diffusers))

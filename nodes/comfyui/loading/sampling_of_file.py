@@ -11,7 +11,7 @@ import comfy.model_sampling
 import comfy.supported_models
 import torch
 
-from ....mmdit_core.checkpoints.detect import find_layout
+from ....mmdit_core.checkpoints.detect import is_sd3
 from ....mmdit_core.checkpoints.errors import CheckpointError
 from ....mmdit_core.checkpoints.header import Header, read_header
 from ....mmdit_core.checkpoints.load import check_transformer
@@ -42,7 +42,7 @@ def _read_sampling(path: str, own_loader: bool, modified: int, size: int) -> Any
     """As read_sampling; time and size are part of the cache's key, so that a changed file is read again."""
     try:
         header = read_header(path)
-        if own_loader and find_layout(header.tensors) is not None:
+        if own_loader and is_sd3(header.tensors):
             config = comfy_config(check_transformer(header).config, header)
             return comfy.model_base.model_sampling(config, comfy.model_base.ModelType.FLOW)
         sampling = _detect(header)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.peers import diffusers_model
 from mmdit_core import KNOWN_MODELS, MMDiT, MMDiTConfig
+from mmdit_core.checkpoints.families import SD3
 from mmdit_core.checkpoints.keymaps import (
     core_name,
     diffusers_shapes,
@@ -94,12 +95,12 @@ def test_only_the_final_and_the_last_context_modulation_are_swapped():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_diffusers_name_has_its_name_in_the_core(name):
     for ours, rule in key_map(CONFIGS[name]).items():
-        assert {core_name(part) for part in rule.diffusers} == {ours}
+        assert {core_name(SD3, part) for part in rule.diffusers} == {ours}
 
 
 @pytest.mark.parametrize("name", ["", "proj_out.weight.extra", "transformer_blocks.0.attn.to_x.weight", "pos_embed"])
 def test_a_name_that_diffusers_does_not_have_is_not_mapped(name):
-    assert core_name(name) is None
+    assert core_name(SD3, name) is None
 
 
 def test_a_state_dict_of_another_config_is_an_error():
