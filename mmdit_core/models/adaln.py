@@ -39,9 +39,10 @@ class CallIdentity(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """Pooled text [n, P], and where its rows are among those of all sources."""
+    """Pooled text [n, P] and guidance [n], and where their rows are among those of all sources."""
 
     pooled: Tensor | None
+    guidance: Tensor | None
     rows: range
 
 
@@ -51,17 +52,9 @@ class _Text(NamedTuple):
     embedded: Tensor
 
 
-def adaln_layers(model: Any) -> list[tuple[nn.Module, int]]:
-    """Each AdaLN layer of a model and the width of its output."""
-    size = model.config.hidden_size
-    streams = [stream for block in model.joint_blocks for stream in (block.x_block, block.context_block)]
-    layers = [(stream.adaLN_modulation, stream.num_vectors * size) for stream in streams]
-    return [*layers, (model.final_layer.adaLN_modulation, 2 * size)]
-
-
 def row_width(model: Any) -> int:
     """Elements of a row of the table: the embedded vector and the output of each AdaLN layer."""
-    return model.config.hidden_size + sum(width for _, width in adaln_layers(model))
+    return model.config.hidden_size + sum(width for _, width in model.adaln_layers())
 
 
 def tile_rows(device: torch.device) -> int:
@@ -69,22 +62,31 @@ def tile_rows(device: torch.device) -> int:
     return TILE_CPU if device.type == "cpu" else TILE
 
 
-def lookup(
-    model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor] | None:
-    """vec [B, D] and txt [B, L, D] of a model call; None if the run has no table with this call.
+def embedded(
+    model: Any,
+    x: Tensor,
+    timesteps: Tensor,
+    context: Tensor,
+    y: Tensor | None,
+    guidance: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """vec [B, D] and txt [B, L, D] of a model call, from the run's table or computed.
 
-    Args: as for `MMDiT.forward`; options of the call, of which a cache stays only if it serves the call.
+    Args: model, of any family: it has embed_vector, embed_text, embedders and adaln_layers as `MMDiT`, and config has
+        hidden_size and guidance_embed; the others as for `MMDiT.forward`; options of the call, of which a cache stays
+        only if it serves the call.
     """
     cache, call = options.pop(CACHE, None), options.pop(CALL, None)
-    known = None if cache is None else cache.lookup(model, x, timesteps, context, y, call)
-    if known is not None:
-        options[CACHE] = cache
+    known = None if cache is None else cache.lookup(model, x, timesteps, context, y, guidance, call)
+    if known is None:
+        return model.embed_vector(timesteps, y, guidance, dtype=x.dtype), model.embed_text(context)
+    options[CACHE] = cache
     return known
 
 
 def modulation(layer: nn.Module, vec: Tensor, options: Options) -> Tensor:
-    """layer(vec) [B, n * D] of an AdaLN layer, computed if vec is no unchanged vector of `lookup`."""
+    """layer(vec) [B, n * D] of an AdaLN layer, computed if vec is no unchanged vector of `embedded`."""
     cache: AdaLNCache | None = options.get(CACHE)
     known = None if cache is None else cache.output(layer, vec)
     return layer(vec) if known is None else known
@@ -98,8 +100,9 @@ class AdaLNCache:
                 v = model(x, 1000 * sigma.expand(len(x)), context, y, transformer_options=options)
 
     A call takes its rows from the table if they have one timestep of the run and conditionings of the run; the result
-    is the same to rounding. Any other call computes its own modulation, and so does a call with gradients, with a
-    guidance embedding, under autocast or in torch.compile. Weights that are exchanged, moved or written in place start
+    is the same to rounding. Any other call computes its own modulation, and so does a call with gradients, under
+    autocast or in torch.compile, and one of a model with a guidance embedding if the run or the call has no guidance.
+    Weights that are exchanged, moved or written in place start
     a new table. One tile of the table is held at a time.
     Args: model; timesteps of the run in 0..1000, in their order.
     """
@@ -111,6 +114,15 @@ class AdaLNCache:
         self._sources: list[_Source] = []
         self._names: dict[Hashable, _Source] = {}
         self._forget()
+
+    @classmethod
+    def of_run(
+        cls, model: Any, timesteps: Iterable[float] | Tensor, pooled: Tensor | None, guidance: Tensor | None
+    ) -> AdaLNCache:
+        """The cache of a run whose calls all have the same y and guidance, each None for none."""
+        cache = cls(model, timesteps)
+        cache.add("y", pooled, guidance)
+        return cache
 
     def __enter__(self) -> dict[str, Any]:
         return {CACHE: self}
@@ -131,27 +143,42 @@ class AdaLNCache:
         self._weights: list[ref[Tensor]] = []
         self._columns: dict[nn.Module, slice] = {}
         self._pooled = torch.empty(0, 0)  # [m, P] of all sources
+        self._guidance: Tensor | None = None  # [m] of all sources, if each has one
         self._tile: tuple[int, Tensor] | None = None  # its number and its rows [steps, m, width]
         self._texts: list[_Text] = []
         self._vectors: dict[int, tuple[Tensor, int, Tensor]] = {}  # of the present call: vec, its version, its rows
 
-    def add(self, name: Hashable, pooled: Tensor | None) -> None:
-        """A conditioning of the run: pooled text [n, P], a row for each image of the batch or one for all."""
-        source = next((source for source in self._sources if source.pooled is pooled), None)
+    def add(self, name: Hashable, pooled: Tensor | None, guidance: Tensor | None = None) -> None:
+        """A conditioning of the run: a row for each image of the batch, or one for all.
+
+        Args: pooled text [n, P] or None; guidance [n], needed by models with a guidance embedding.
+        """
+        same = (each for each in self._sources if each.pooled is pooled and each.guidance is guidance)
+        source = next(same, None)
         if source is None:
             first = self._sources[-1].rows.stop if self._sources else 0
-            source = _Source(pooled, range(first, first + (1 if pooled is None else len(pooled))))
+            count = max(1 if each is None else len(each) for each in (pooled, guidance))
+            source = _Source(pooled, guidance, range(first, first + count))
             self._sources.append(source)
             self._forget()
         self._names[name] = source
 
     def lookup(
-        self, model: Any, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None, call: CallIdentity | None
+        self,
+        model: Any,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: Tensor | None,
+        guidance: Tensor | None,
+        call: CallIdentity | None,
     ) -> tuple[Tensor, Tensor] | None:
         """vec [B, D] and txt [B, L, D] of a model call; None if the call has to compute its own."""
-        if model is not self._model or model.guidance_embedder is not None or not is_plain_inference(x.device.type):
+        if model is not self._model or not is_plain_inference(x.device.type):
             return None
         self._refresh(x)
+        if model.config.guidance_embed and (guidance is None or self._guidance is None):
+            return None
         names, time = call or CallIdentity(tuple(self._names))
         if not 0 < len(self._pooled) <= tile_rows(x.device) or len(x) % len(names) or not {*names} <= {*self._names}:
             return None
@@ -159,21 +186,24 @@ class AdaLNCache:
         rows = [source[image % len(source)] for source in sources for image in range(len(x) // len(names))]
         text = next((t for t in self._texts if t.conditionings == names and t.context.shape == context.shape), None)
         if time is None:
-            time, text = _compared(timesteps, _picked(self._pooled, rows), _pooled_rows(y, x), text, context)
+            pairs = [(_picked(self._pooled, rows), _pooled_rows(y, x))]
+            if model.config.guidance_embed and self._guidance is not None and guidance is not None:
+                pairs.append((_picked(self._guidance, rows), guidance.to(self._guidance)))
+            time, text = _compared(timesteps, pairs, text, context)
         step = self._steps.get(time)
         if step is None:
             return None
         if text is None:
-            text = _Text(names, context.clone(), model.context_embedder(context))
+            text = _Text(names, context.clone(), model.embed_text(context))
             self._texts = [text, *self._texts][:TEXTS]
         self._vectors = {}
         return self._note(_picked(self._rows_at(step, x), rows)), text.embedded.clone()  # hooks may write into them
 
     def _refresh(self, x: Tensor) -> None:
         """Start a new table if the device, the dtype, a weight or the conditionings are others."""
-        layers = adaln_layers(self._model)
-        embedders = self._model.t_embedder, self._model.y_embedder, self._model.context_embedder
-        weights = [w for layer in (*embedders, *(layer for layer, _ in layers)) for w in layer.parameters()]
+        layers = self._model.adaln_layers()
+        read = (*self._model.embedders(), *(layer for layer, _ in layers))
+        weights = [weight for layer in read for weight in layer.parameters()]
         made_for = x.device, x.dtype, [None if w.is_inference() else w._version for w in weights]
         if made_for == self._made_for and all(kept() is w for kept, w in zip(self._weights, weights, strict=True)):
             return
@@ -184,7 +214,13 @@ class AdaLNCache:
             self._columns[layer] = slice(end, end + width)
             end += width
         if self._sources:
-            self._pooled = torch.cat([_pooled_rows(source.pooled, x) for source in self._sources])
+            pooled = [_pooled_rows(source.pooled, x) for source in self._sources]
+            counts = [len(source.rows) for source in self._sources]
+            self._pooled = torch.cat([each.expand(n, -1) for each, n in zip(pooled, counts, strict=True)])
+            guidance = [source.guidance for source in self._sources]
+            if all(each is not None for each in guidance):
+                scales = [each.to(x.device).float().expand(n) for each, n in zip(guidance, counts, strict=True)]
+                self._guidance = torch.cat(scales)
 
     def _rows_at(self, step: int, x: Tensor) -> Tensor:
         """[m, width] at a step, from the tile that holds it."""
@@ -195,9 +231,10 @@ class AdaLNCache:
             self._tile = None  # before the next one takes memory
             times = torch.tensor(list(self._steps)[number * steps : (number + 1) * steps]).repeat_interleave(count)
             index = torch.arange(size).clamp(max=len(times) - 1)  # what is left of the tile repeats the last row
-            pooled = self._pooled[(index % count).to(x.device)]
-            y = pooled if pooled.shape[1] else None
-            vec = self._model.embed_vector(times[index].to(x.device), y, dtype=x.dtype)
+            rows = (index % count).to(x.device)
+            y = self._pooled[rows] if self._pooled.shape[1] else None
+            guidance = None if self._guidance is None else self._guidance[rows]
+            vec = self._model.embed_vector(times[index].to(x.device), y, guidance, dtype=x.dtype)
             tile = x.new_empty(size, row_width(self._model))
             tile[:, : vec.shape[1]] = vec
             for layer, columns in self._columns.items():
@@ -226,16 +263,17 @@ class AdaLNCache:
 
 
 def _compared(
-    timesteps: Tensor, known: Tensor, pooled: Tensor, text: _Text | None, context: Tensor
+    timesteps: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], text: _Text | None, context: Tensor
 ) -> tuple[float | None, _Text | None]:
-    """The timestep of a call whose pooled text is the known one, and its text if that is the known one; or None.
+    """The timestep of a call whose vectors are the known ones, and its text if that is the known one; or None.
 
-    Waits for the device once.
+    Waits for the device once. Args: pairs, the known pooled text and guidance and those of the call.
     """
-    if known.shape != pooled.expand(len(known), -1).shape:
+    if any(known.shape != given.expand(len(known), *given.shape[1:]).shape for known, given in pairs):
         return None, None
     same_text = (text.context == context).all() if text is not None else timesteps.new_zeros(())
-    checks = timesteps.min(), timesteps.max(), (known == pooled).all(), same_text
+    same_vectors = torch.stack([(known == given).all() for known, given in pairs]).all()
+    checks = timesteps.min(), timesteps.max(), same_vectors, same_text
     low, high, same, found = torch.stack([check.float() for check in checks]).tolist()
     return low if same and low == high else None, text if found else None
 

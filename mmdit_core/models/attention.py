@@ -22,9 +22,10 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention.
 
-    Args: q, k, v [B, L, heads * d], or [B, heads, L, d] with skip_reshape; mask broadcast to [B, heads, Lq, Lk], added
-        to the logits; transformer_options may hold "optimized_attention_override", a function
-        g(attention, q, k, v, heads, ...) that is called instead; kwargs may hold the scale of the logits.
+    Args: q, k, v [B, L, heads * d], or [B, heads, L, d] with skip_reshape; mask [B, Lq, Lk], or broadcast to
+        [B, heads, Lq, Lk], added to the logits or, if boolean, False where a query does not read a key;
+        transformer_options may hold "optimized_attention_override", a function g(attention, q, k, v, heads, ...) that
+        is called instead; kwargs may hold the scale of the logits.
     Returns: [B, Lq, heads * d], or [B, heads, Lq, d] with skip_output_reshape.
     """
     options = dict(transformer_options or {})
@@ -34,5 +35,7 @@ def attention(
         return override(attention, q, k, v, heads, mask=mask, **kwargs)
     if not skip_reshape:
         q, k, v = (s.unflatten(-1, (heads, -1)).transpose(1, 2) for s in (q, k, v))
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unsqueeze(1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=kwargs.get("scale"))
     return out if skip_output_reshape else out.transpose(1, 2).flatten(2)

@@ -1,11 +1,13 @@
-"""The layers of an MMDiT: modulation, projections of an attention, MLP, embeddings of timestep, position and latent.
+"""The layers of an MMDiT: modulation, projections, MLP, embeddings of timestep, position and latent, the output.
 
-Each layer takes `operations`, a namespace with Linear, Conv2d and RMSNorm, and the factory arguments device and dtype.
+Each layer takes `operations`, a namespace with Linear, Conv2d, LayerNorm and RMSNorm, and the factory arguments device
+and dtype.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import MMDiTConfig
+from . import adaln
+from .patches import Options
 
 NORM_EPS = 1e-6
 TIME_FEATURES = 256  # of a timestep's embedding
@@ -47,6 +51,35 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def rotary_embedding(ids: Tensor, axes_dim: Sequence[int], theta: float) -> Tensor:
+    """The rotations of queries and keys at each position (RoPE, with some channels of a head for each axis).
+
+    Args: ids [B, L, axes], positions; axes_dim, even, the channels of each axis; theta, the base of the frequencies.
+    Returns: [B, 1, L, d / 2, 2, 2] float32, a 2 x 2 matrix for each pair of channels: the form of ComfyUI's models.
+    Source: Su et al. 2021, arXiv 2104.09864, equation 15.
+    """
+    # Positions of some hundreds lose digits in float32; Apple's GPUs have no float64.
+    exact = torch.float32 if ids.device.type == "mps" else torch.float64
+    angles = []
+    for axis, dim in enumerate(axes_dim):
+        exponents = torch.arange(0, dim, 2, dtype=exact, device=ids.device) / dim
+        angles.append(ids[..., axis, None].to(exact) * theta**-exponents)
+    angle = torch.cat(angles, dim=-1)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2)).float().unsqueeze(1)
+
+
+def rotate(x: Tensor, pe: Tensor) -> Tensor:
+    """x [B, heads, L, d] with each pair of channels rotated by `rotary_embedding`; computed in float32."""
+    first, second = x.to(pe.dtype).unflatten(-1, (-1, 1, 2)).unbind(-1)  # [..., d / 2, 1]
+    return torch.addcmul(pe[..., 0] * first, pe[..., 1], second).flatten(-2).to(x.dtype)
+
+
+def finite(x: Tensor) -> Tensor:
+    """x with float16's overflows at its largest values, as ComfyUI does in FLUX's blocks; x itself in other dtypes."""
+    return torch.nan_to_num(x, nan=0.0, posinf=65504, neginf=-65504) if x.dtype == torch.float16 else x
 
 
 class Embedder(nn.Module):
@@ -125,3 +158,19 @@ class AttentionProjections(nn.Module):
     def post_attention(self, x: Tensor) -> Tensor:
         """The output projection. x [B, L, D] -> [B, L, D]."""
         return self.proj(x)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection to the pixels of each patch."""
+
+    def __init__(self, hidden_size: int, out_features: int, *, operations: Any = nn, **factory: Any):
+        super().__init__()
+        self.norm_final = operations.LayerNorm(hidden_size, elementwise_affine=False, eps=NORM_EPS, **factory)
+        self.linear = operations.Linear(hidden_size, out_features, **factory)
+        modulation = operations.Linear(hidden_size, 2 * hidden_size, **factory)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), modulation)
+
+    def forward(self, img: Tensor, vec: Tensor, options: Options) -> Tensor:
+        """img [B, L, D], vec [B, D] -> [B, L, out_features]."""
+        vectors = adaln.modulation(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(img), Modulation(*vectors)))

@@ -19,41 +19,58 @@ def patches(options: Options, name: str) -> Sequence[Any]:
     return options.get("patches", {}).get(name, ())
 
 
-def patch_input(img: Tensor, txt: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """post_input: img [B, Li, D] and txt [B, Lt, D] before the first block."""
-    args: dict[str, Any] = {"img": img, "txt": txt, "img_ids": None, "txt_ids": None}
+def patch_input(
+    img: Tensor, txt: Tensor, options: Options, ids: tuple[Any, Any] = (None, None)
+) -> tuple[Tensor, Tensor, tuple[Any, Any]]:
+    """post_input: img [B, Li, D] and txt [B, Lt, D] before the first block, and their positions.
+
+    Args: ids, those of the image and of the text, [B, L, axes]; None for a model that has none.
+    """
+    args: dict[str, Any] = {"img": img, "txt": txt, "img_ids": ids[0], "txt_ids": ids[1]}
     for patch in patches(options, "post_input"):
         args = patch({**args, "transformer_options": options})
-    return args["img"], args["txt"]
+    return args["img"], args["txt"], (args.get("img_ids"), args.get("txt_ids"))
 
 
-def block_hook(index: int, options: Options) -> Any | None:
-    """dit: the hook that replaces a block; it is called with the block's arguments and {"original_block": ...}."""
-    return options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
+def block_hook(key: tuple[str, int], options: Options) -> Any | None:
+    """dit: the hook that replaces a block; it is called with the block's arguments and {"original_block": ...}.
+
+    Args: key, ("double_block" or "single_block", the number within the kind).
+    """
+    return options.get("patches_replace", {}).get("dit", {}).get(key)
 
 
 def patch_block(
-    img: Tensor, txt: Tensor | None, x: Tensor, index: int, options: Options
+    img: Tensor, txt: Tensor | None, x: Tensor, index: int, options: Options, kind: str = "double_block"
 ) -> tuple[Tensor, Tensor | None]:
-    """double_block: img [B, Li, D] and txt [B, Lt, D], or None, after a block. Args: x, the model's latent."""
-    for patch in patches(options, "double_block"):
+    """double_block: img [B, Li, D] and txt [B, Lt, D], or None, after a block. Args: x, the model's latent.
+
+    single_block: img is [text; image], and txt None.
+    """
+    for patch in patches(options, kind):
         out = patch({"img": img, "txt": txt, "x": x, "block_index": index, "transformer_options": options})
-        img, txt = out["img"], out["txt"]
+        img, txt = out["img"], out.get("txt")
     return img, txt
 
 
 def patch_qkv(
-    q: Tensor, k: Tensor, v: Tensor, img_slice: list[int], options: Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """attn1_patch: q, k, v [B, heads, L, d] of [text; image] -> the same and an attention mask.
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    img_slice: list[int],
+    options: Options,
+    pe: Any = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Any, Tensor | None]:
+    """attn1_patch: q, k, v [B, heads, L, d] of [text; image], their rotations and the attention mask -> the same.
 
-    Args: img_slice, where the image's tokens begin and end.
+    Args: img_slice, where the image's tokens begin and end; pe, with which q and k are not yet rotated.
     """
-    mask = None
     for patch in patches(options, "attn1_patch"):
-        out = patch(q, k, v, pe=None, attn_mask=mask, extra_options={**options, "img_slice": img_slice})
-        q, k, v, mask = out.get("q", q), out.get("k", k), out.get("v", v), out.get("attn_mask", mask)
-    return q, k, v, mask
+        out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options={**options, "img_slice": img_slice})
+        q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
+        pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
+    return q, k, v, pe, mask
 
 
 def patch_attention(attn: Tensor, img_slice: list[int], options: Options) -> Tensor:

@@ -25,6 +25,7 @@ from .layers import (
     TIME_FEATURES,
     AttentionProjections,
     Embedder,
+    FinalLayer,
     Mlp,
     Modulation,
     PatchEmbed,
@@ -119,7 +120,7 @@ class JointBlock(nn.Module):
             img_stream.attn.to_qkv(modulate(img_stream.norm1(img), img_mod.attn)),
             txt_stream.attn.to_qkv(modulate(txt_stream.norm1(txt), txt_mod.attn)),
         )
-        q, k, v, mask = patch_qkv(q, k, v, img_slice, options)
+        q, k, v, _, mask = patch_qkv(q, k, v, img_slice, options)
         attn = self.attention(q, k, v, self.num_heads, mask=mask, skip_reshape=True, transformer_options=options)
         txt_attn, img_attn = patch_attention(attn, img_slice, options).tensor_split([txt.shape[1]], dim=1)
         img_in, img = img, gated(img, img_mod.attn.gate, img_stream.attn.proj(img_attn))
@@ -146,22 +147,6 @@ def original_block(block: nn.Module, args: Mapping[str, Any]) -> dict[str, Any]:
     """A block as a block hook calls it: a dictionary in, a dictionary out."""
     txt, img = block(args["txt"], args["img"], c=args["vec"], transformer_options=args["transformer_options"])
     return {"img": img, "txt": txt}
-
-
-class FinalLayer(nn.Module):
-    """Modulated norm and projection to the pixels of each patch."""
-
-    def __init__(self, config: MMDiTConfig, *, operations: Any = nn, **factory: Any):
-        super().__init__()
-        size = config.hidden_size
-        self.norm_final = operations.LayerNorm(size, elementwise_affine=False, eps=NORM_EPS, **factory)
-        self.linear = operations.Linear(size, config.patch_size**2 * config.channels_out, **factory)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(size, 2 * size, **factory))
-
-    def forward(self, img: Tensor, vec: Tensor, options: Options) -> Tensor:
-        """img [B, L, D], vec [B, D] -> [B, L, patch_size ** 2 * C]."""
-        vectors = adaln.modulation(self.adaLN_modulation, vec, options).unsqueeze(1).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(img), Modulation(*vectors)))
 
 
 class MMDiT(nn.Module):
@@ -196,7 +181,7 @@ class MMDiT(nn.Module):
         self.joint_blocks = nn.ModuleList(
             JointBlock(config, index, attention=attention, **layers) for index in range(config.depth)
         )
-        self.final_layer = FinalLayer(config, **layers)
+        self.final_layer = FinalLayer(size, config.patch_size**2 * config.channels_out, **layers)
 
     def forward(
         self,
@@ -220,20 +205,16 @@ class MMDiT(nn.Module):
         Returns: [B, C, H, W], the dtype of x.
         Raises: ValueError for inputs whose shapes or dtypes do not fit; LatentTooLarge.
         """
-        check_inputs(self, x, context, y)
+        check_inputs("MMDiT", self.config, self.context_embedder, x, context, y)
         # Patches read the kind and the number of blocks.
         options = {**(transformer_options or {}), "block_type": "double", "total_blocks": len(self.joint_blocks)}
-        known = adaln.lookup(self, x, timesteps, context, y, options)
-        if known is None:  # this call is not in the run's table
-            vec, txt = self.embed_vector(timesteps, y, guidance, dtype=x.dtype), self.context_embedder(context)
-        else:
-            vec, txt = known
+        vec, txt = adaln.embedded(self, x, timesteps, context, y, guidance, options)
         img = self.embed_latent(x)
-        img, txt = patch_input(img, txt, options)
+        img, txt, _ = patch_input(img, txt, options)
         residuals = (control or {}).get("output", ())
         for index, block in enumerate(self.joint_blocks):
             options["block_index"] = index
-            hook = block_hook(index, options)
+            hook = block_hook(("double_block", index), options)
             if hook is None:
                 txt, img = block(txt, img, c=vec, transformer_options=options)
             else:
@@ -245,14 +226,30 @@ class MMDiT(nn.Module):
                 img = img + residuals[index]
         return self.unpatchify(self.final_layer(img, vec, options), *x.shape[-2:])
 
-    def adaln_cache(self, timesteps: Iterable[float] | Tensor, pooled: Tensor | None = None) -> adaln.AdaLNCache:
+    def adaln_cache(
+        self, timesteps: Iterable[float] | Tensor, pooled: Tensor | None = None, guidance: Tensor | None = None
+    ) -> adaln.AdaLNCache:
         """A context manager that gives transformer_options for the calls of one sampling run; see `AdaLNCache`.
 
-        Args: timesteps of the run in 0..1000; pooled [B, pooled_dim], the y of its calls.
+        Args: timesteps of the run in 0..1000; pooled [B, pooled_dim], the y of its calls; guidance [B], of its calls.
         """
-        cache = adaln.AdaLNCache(self, timesteps)
-        cache.add("y", pooled)
-        return cache
+        return adaln.AdaLNCache.of_run(self, timesteps, pooled, guidance)
+
+    def adaln_layers(self) -> list[tuple[nn.Module, int]]:
+        """Each AdaLN layer and the width of its output."""
+        size = self.config.hidden_size
+        streams = [stream for block in self.joint_blocks for stream in (block.x_block, block.context_block)]
+        layers = [(stream.adaLN_modulation, stream.num_vectors * size) for stream in streams]
+        return [*layers, (self.final_layer.adaLN_modulation, 2 * size)]
+
+    def embedders(self) -> list[nn.Module]:
+        """The layers of `embed_vector` and `embed_text`."""
+        found = self.t_embedder, self.y_embedder, self.guidance_embedder, self.context_embedder
+        return [layer for layer in found if layer is not None]
+
+    def embed_text(self, context: Tensor) -> Tensor:
+        """txt [B, L, D] of the context [B, L, context_dim]."""
+        return self.context_embedder(context)
 
     def embed_vector(
         self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None = None, *, dtype: torch.dtype
