@@ -26,6 +26,7 @@ from scripts import in_process
 
 BF16, FP8 = 2, 1  # bytes of an element
 STEPS = (20, 30)
+SD3_MODELS = {name: config for name, config in KNOWN_MODELS.items() if isinstance(config, MMDiTConfig)}
 
 
 class Held(NamedTuple):
@@ -80,7 +81,7 @@ def counted(published: Published) -> Counted:
 
 def print_files() -> None:
     print("| file | whole, GB | during sampling, GB | saved | AdaLN table, MB |\n| --- | --- | --- | --- | --- |")
-    for name, config in KNOWN_MODELS.items():
+    for name, config in SD3_MODELS.items():
         for dtype, itemsize in (("bf16", BF16), ("fp8", FP8)):
             size = held(config, itemsize)
             print(

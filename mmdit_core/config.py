@@ -1,4 +1,4 @@
-"""The shape of an MMDiT, and the published models, as data."""
+"""The shape of a model of each family, and the published models, as data."""
 
 from __future__ import annotations
 
@@ -66,11 +66,72 @@ class MMDiTConfig:
         return self.in_channels if self.out_channels is None else self.out_channels
 
 
-ModelConfig = MMDiTConfig  # the config of any family
+@dataclass(frozen=True)
+class FluxConfig:
+    """The sizes that determine the parameters of a FLUX.1 and their shapes.
 
-# Source: the tensor shapes in Stability AI's published files.
+    Fields: hidden_size, a multiple of num_heads; depth and depth_single_blocks, the number of blocks of each kind;
+    mlp_ratio; context_dim and pooled_dim, the widths of the two text inputs; patch_size in latent pixels; in_channels
+    of the latent and what is concatenated to it (Fill: a masked image and a mask); out_channels, None for in_channels;
+    axes_dim, the channels of a head that turn with the index of an image, its row and its column: even, the whole head
+    together; guidance_embed, whether the guidance scale is embedded like the timestep (dev, not schnell).
+    Raises: ValueError if the fields do not fit together.
+    """
+
+    hidden_size: int = 3072
+    num_heads: int = 24
+    depth: int = 19
+    depth_single_blocks: int = 38
+    mlp_ratio: float = 4.0
+    context_dim: int = 4096
+    pooled_dim: int = 768
+    patch_size: int = 2
+    in_channels: int = 16
+    out_channels: int | None = None
+    axes_dim: tuple[int, ...] = (16, 56, 56)
+    guidance_embed: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
+        for name in (
+            *("hidden_size", "num_heads", "depth", "depth_single_blocks", "context_dim", "pooled_dim", "patch_size"),
+            *("in_channels", "channels_out"),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"FluxConfig: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"FluxConfig: hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        axes = self.axes_dim
+        if len(axes) != 3 or sum(axes) != self.head_dim or any(dim < 0 or dim % 2 for dim in axes):
+            right = f"three even numbers that add up to a head's {self.head_dim} channels"
+            raise ValueError(f"FluxConfig: axes_dim is {axes}; it must be {right}")
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all kinds."""
+        return self.depth + self.depth_single_blocks
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the output."""
+        return self.in_channels if self.out_channels is None else self.out_channels
+
+
+ModelConfig = MMDiTConfig | FluxConfig  # the config of any family
+
+# Source: the tensor shapes in the files that Stability AI and Black Forest Labs published.
 KNOWN_MODELS: dict[str, ModelConfig] = {
     "SD3 Medium": MMDiTConfig(),
     "SD3.5 Medium": MMDiTConfig(pos_embed_max_size=384, qk_norm="rms", dual_attention=tuple(range(13))),
     "SD3.5 Large": MMDiTConfig(hidden_size=2432, num_heads=38, depth=38, qk_norm="rms"),
+    "FLUX.1 schnell": FluxConfig(),
+    "FLUX.1 dev": FluxConfig(guidance_embed=True),  # and Kontext
+    "FLUX.1 Fill dev": FluxConfig(guidance_embed=True, in_channels=96, out_channels=16),
 }

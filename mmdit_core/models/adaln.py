@@ -73,9 +73,8 @@ def embedded(
 ) -> tuple[Tensor, Tensor]:
     """vec [B, D] and txt [B, L, D] of a model call, from the run's table or computed.
 
-    Args: model, of any family: it has embed_vector, embed_text, embedders and adaln_layers as `MMDiT`, and config has
-        hidden_size and guidance_embed; the others as for `MMDiT.forward`; options of the call, of which a cache stays
-        only if it serves the call.
+    Args: model, a WithAdaLNCache; the others as for `MMDiT.forward`; options of the call, of which a cache stays only
+        if it serves the call.
     """
     cache, call = options.pop(CACHE, None), options.pop(CALL, None)
     known = None if cache is None else cache.lookup(model, x, timesteps, context, y, guidance, call)
@@ -114,15 +113,6 @@ class AdaLNCache:
         self._sources: list[_Source] = []
         self._names: dict[Hashable, _Source] = {}
         self._forget()
-
-    @classmethod
-    def of_run(
-        cls, model: Any, timesteps: Iterable[float] | Tensor, pooled: Tensor | None, guidance: Tensor | None
-    ) -> AdaLNCache:
-        """The cache of a run whose calls all have the same y and guidance, each None for none."""
-        cache = cls(model, timesteps)
-        cache.add("y", pooled, guidance)
-        return cache
 
     def __enter__(self) -> dict[str, Any]:
         return {CACHE: self}
@@ -217,9 +207,9 @@ class AdaLNCache:
             pooled = [_pooled_rows(source.pooled, x) for source in self._sources]
             counts = [len(source.rows) for source in self._sources]
             self._pooled = torch.cat([each.expand(n, -1) for each, n in zip(pooled, counts, strict=True)])
-            guidance = [source.guidance for source in self._sources]
-            if all(each is not None for each in guidance):
-                scales = [each.to(x.device).float().expand(n) for each, n in zip(guidance, counts, strict=True)]
+            scales = [source.guidance for source in self._sources if source.guidance is not None]
+            if len(scales) == len(counts):
+                scales = [each.to(x.device).float().expand(n) for each, n in zip(scales, counts, strict=True)]
                 self._guidance = torch.cat(scales)
 
     def _rows_at(self, step: int, x: Tensor) -> Tensor:
@@ -260,6 +250,24 @@ class AdaLNCache:
         if known is None or vec._version != known[1]:
             return _picked(vec, rows).clone()
         return self._note(_picked(known[2], rows))
+
+
+class WithAdaLNCache:
+    """A model with an AdaLN cache: it has embed_vector, embed_text, embedders and adaln_layers as `MMDiT` has.
+
+    Its config has hidden_size and guidance_embed.
+    """
+
+    def adaln_cache(
+        self, timesteps: Iterable[float] | Tensor, pooled: Tensor | None = None, guidance: Tensor | None = None
+    ) -> AdaLNCache:
+        """A context manager that gives transformer_options for the calls of one sampling run; see `AdaLNCache`.
+
+        Args: timesteps of the run in 0..1000; pooled [B, pooled_dim], the y of its calls; guidance [B], of its calls.
+        """
+        cache = AdaLNCache(self, timesteps)
+        cache.add("y", pooled, guidance)
+        return cache
 
 
 def _compared(

@@ -1,4 +1,4 @@
-"""The hooks and patches that `transformer_options` may hold for a model's input, its blocks and their attention.
+"""The hooks, patches and residuals that a model call may bring for a model's input, its blocks and their attention.
 
 A hook under options["patches_replace"] replaces a block. Patches are lists of functions under options["patches"],
 called in order with what the one before returned.
@@ -6,9 +6,10 @@ called in order with what the one before returned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 Options = dict[str, Any]  # a model call's transformer_options
@@ -42,7 +43,7 @@ def block_hook(key: tuple[str, int], options: Options) -> Any | None:
 
 def patch_block(
     img: Tensor, txt: Tensor | None, x: Tensor, index: int, options: Options, kind: str = "double_block"
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     """double_block: img [B, Li, D] and txt [B, Lt, D], or None, after a block. Args: x, the model's latent.
 
     single_block: img is [text; image], and txt None.
@@ -78,3 +79,15 @@ def patch_attention(attn: Tensor, img_slice: list[int], options: Options) -> Ten
     for patch in patches(options, "attn1_output_patch"):
         attn = patch(attn, {**options, "img_slice": img_slice})
     return attn
+
+
+def with_residual(img: Tensor, control: Mapping[str, Any] | None, kind: str, index: int, first: int = 0) -> Tensor:
+    """img [B, L, D] plus a ControlNet's residual [B, n, D] on n of its tokens, for models with several lists of them.
+
+    Args: control, of a model call; kind, the list, "input" or "output"; index, of the block; first, of the n tokens.
+    """
+    residuals = (control or {}).get(kind) or ()
+    if index >= len(residuals) or residuals[index] is None:
+        return img
+    residual = residuals[index]
+    return img + F.pad(residual, (0, 0, first, img.shape[1] - first - residual.shape[1]))

@@ -149,7 +149,7 @@ def original_block(block: nn.Module, args: Mapping[str, Any]) -> dict[str, Any]:
     return {"img": img, "txt": txt}
 
 
-class MMDiT(nn.Module):
+class MMDiT(adaln.WithAdaLNCache, nn.Module):
     """The velocity of a rectified flow, given a noisy latent, a timestep and a text.
 
     Args: config; device and dtype of the parameters; operations, a namespace with Linear, Conv2d, LayerNorm and
@@ -226,19 +226,11 @@ class MMDiT(nn.Module):
                 img = img + residuals[index]
         return self.unpatchify(self.final_layer(img, vec, options), *x.shape[-2:])
 
-    def adaln_cache(
-        self, timesteps: Iterable[float] | Tensor, pooled: Tensor | None = None, guidance: Tensor | None = None
-    ) -> adaln.AdaLNCache:
-        """A context manager that gives transformer_options for the calls of one sampling run; see `AdaLNCache`.
-
-        Args: timesteps of the run in 0..1000; pooled [B, pooled_dim], the y of its calls; guidance [B], of its calls.
-        """
-        return adaln.AdaLNCache.of_run(self, timesteps, pooled, guidance)
-
     def adaln_layers(self) -> list[tuple[nn.Module, int]]:
         """Each AdaLN layer and the width of its output."""
         size = self.config.hidden_size
-        streams = [stream for block in self.joint_blocks for stream in (block.x_block, block.context_block)]
+        blocks: Iterable[Any] = self.joint_blocks
+        streams = [stream for block in blocks for stream in (block.x_block, block.context_block)]
         layers = [(stream.adaLN_modulation, stream.num_vectors * size) for stream in streams]
         return [*layers, (self.final_layer.adaLN_modulation, 2 * size)]
 

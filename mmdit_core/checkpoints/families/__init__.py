@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from ...config import ModelConfig
 from .family import DIFFUSERS, SINGLE_FILE, BlockList, Family, Layout, Rule
+from .flux import FLUX
 from .sd3 import SD3
 
-FAMILIES: tuple[Family, ...] = (SD3,)  # a file is of the first one whose names it has
+FAMILIES: tuple[Family, ...] = (SD3, FLUX)  # a file is of the first one whose names it has
 
-__all__ = ["DIFFUSERS", "FAMILIES", "SD3", "SINGLE_FILE", "BlockList", "Family", "Layout", "Rule", "family_of"]
+# fmt: off
+__all__ = [
+    "DIFFUSERS", "FAMILIES", "FLUX", "SD3", "SINGLE_FILE", "BlockList", "Family", "Layout", "Rule", "family_of",
+]
+# fmt: on
 
 
 def family_of(config: ModelConfig) -> Family:

@@ -20,6 +20,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
+from ....mmdit_core.checkpoints.families import SD3
 from ....mmdit_core.checkpoints.header import SETTINGS, Header, read_header
 from ....mmdit_core.checkpoints.load import DTYPES, Transformer, check_transformer, load_checkpoint
 from ....mmdit_core.config import MMDiTConfig
@@ -99,6 +100,12 @@ class MMDiTBase(comfy.model_base.SD3):
         return tensors
 
 
+def sd3_config(found: Transformer) -> MMDiTConfig:
+    """The config of a transformer of the SD3 family."""
+    assert isinstance(found.config, MMDiTConfig)
+    return found.config
+
+
 def _build(config: MMDiTConfig, where: str, *, operations, dtype=None, **_: Any) -> ComfyMMDiT:
     # ComfyUI's description of the model, which comes as the other arguments, adds nothing to the config.
     return ComfyMMDiT(config, where, dtype, operations, comfy.ldm.modules.attention.optimized_attention)
@@ -141,8 +148,9 @@ def load_model(path: str | Header, weight_dtype: str = "default", disable_dynami
     Raises: CheckpointError.
     """
     header = read_header(path)
-    found = check_transformer(header)
-    described = comfy_config(found.config, header)
+    found = check_transformer(header, (SD3,))
+    config = sd3_config(found)
+    described = comfy_config(config, header)
     described.optimizations["fp8"] = weight_dtype == "fp8_e4m3fn_fast"
     scaled = bool(found.scaled) and (WEIGHT_DTYPES[weight_dtype] is None or _is_as_wanted(header, found, weight_dtype))
     if scaled:
@@ -155,7 +163,7 @@ def load_model(path: str | Header, weight_dtype: str = "default", disable_dynami
     takes_device = "device" in inspect.signature(described.set_inference_dtype).parameters  # not in ComfyUI 0.24.0
     described.set_inference_dtype(dtype, cast, **({"device": device} if takes_device else {}))
 
-    model = MMDiTBase(described, found.config, kept_metadata(header, found.config))
+    model = MMDiTBase(described, config, kept_metadata(header, config))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher_class = offloading.adaln_last(patcher_class)
     patcher = patcher_class(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())

@@ -13,10 +13,11 @@ import torch
 
 from ....mmdit_core.checkpoints.detect import is_sd3
 from ....mmdit_core.checkpoints.errors import CheckpointError
+from ....mmdit_core.checkpoints.families import SD3
 from ....mmdit_core.checkpoints.header import Header, read_header
 from ....mmdit_core.checkpoints.load import check_transformer
 from ..run.sampling import shifted
-from .model import comfy_config
+from .model import comfy_config, sd3_config
 from .other_models import detect
 
 
@@ -43,7 +44,7 @@ def _read_sampling(path: str, own_loader: bool, modified: int, size: int) -> Any
     try:
         header = read_header(path)
         if own_loader and is_sd3(header.tensors):
-            config = comfy_config(check_transformer(header).config, header)
+            config = comfy_config(sd3_config(check_transformer(header, (SD3,))), header)
             return comfy.model_base.model_sampling(config, comfy.model_base.ModelType.FLOW)
         sampling = _detect(header)
     except CheckpointError:
