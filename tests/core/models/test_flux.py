@@ -128,6 +128,41 @@ def test_wrong_inputs_are_named_with_what_would_fit(pairs, changed, words):
         pairs["dev"][0](**{**inputs(CONFIGS["dev"]), **changed})
 
 
+def test_patches_after_the_blocks_of_each_kind_get_its_streams(pairs, inference):
+    """ComfyUI's FLUX calls none; the protocol is that of its other models."""
+    model, given, seen = pairs["dev"][0], inputs(CONFIGS["dev"]), []
+
+    def double(args):
+        seen.append(("double", args["block_index"], args["img"].shape[1], args["txt"].shape[1]))
+        assert args["x"] is given["x"]
+        return {"img": args["img"] * 1.1, "txt": args["txt"]}
+
+    def single(args):
+        seen.append(("single", args["block_index"], args["img"].shape[1], args["txt"]))
+        return {"img": args["img"] * 1.1}
+
+    def hooked(args, extra):
+        out = extra["original_block"](args)
+        return {name: value * 1.1 if name == "img" else value for name, value in out.items()}
+
+    patched = model(**given, transformer_options={"patches": {"double_block": [double], "single_block": [single]}})
+    keys = [*(("double_block", i) for i in range(2)), *(("single_block", i) for i in range(3))]
+    options = {"patches_replace": {"dit": dict.fromkeys(keys, hooked)}}
+    assert torch.equal(patched, model(**given, transformer_options=options))
+    assert seen == [*(("double", i, 15, TEXT) for i in range(2)), *(("single", i, 15 + TEXT, None) for i in range(3))]
+
+
+def test_a_call_changes_neither_its_inputs_nor_its_options(pairs, inference):
+    model, given = pairs["dev"][0], {**inputs(CONFIGS["dev"]), "ref_latents": [torch.randn(2, 16, 4, 4)]}
+    kept = {name: value.clone() for name, value in given.items() if torch.is_tensor(value)}
+    options = {"patches": {}, "cond_or_uncond": [0, 1]}
+    control = {"input": [torch.ones(2, 4, 64)], "output": [torch.ones(2, 4, 64)]}
+    first = model(**given, control=control, transformer_options=options)
+    assert torch.equal(first, model(**given, control=control, transformer_options=options))
+    assert options == {"patches": {}, "cond_or_uncond": [0, 1]}
+    assert all(torch.equal(given[name], value) for name, value in kept.items())
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
 def test_half_precision_stays_near_fp32(inference, dtype, bound):
     model, given = random_model(CONFIGS["dev"]), inputs(CONFIGS["dev"])
