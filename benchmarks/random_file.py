@@ -18,6 +18,7 @@ import torch
 
 from mmdit_core import KNOWN_MODELS, MMDiTConfig
 from mmdit_core.checkpoints.keymaps import expected_shapes
+from mmdit_core.config import ModelConfig
 
 PREFIX = "model.diffusion_model."
 SPARE = 1 << 30  # bytes of disk that stay free
@@ -30,13 +31,13 @@ def medium(blocks: int) -> MMDiTConfig:
     return dataclasses.replace(whole, hidden_size=64 * blocks, num_heads=blocks, depth=blocks, dual_attention=dual)
 
 
-def bytes_of(config: MMDiTConfig) -> int:
+def bytes_of(config: ModelConfig) -> int:
     """Bytes of the weights in bf16."""
     return 2 * sum(map(math.prod, expected_shapes(config).values()))
 
 
 @contextmanager
-def random_file(config: MMDiTConfig) -> Iterator[Path]:
+def random_file(config: ModelConfig) -> Iterator[Path]:
     """A single file in bf16, deleted with its folder at the end, also after an error or SIGTERM."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     try:
@@ -59,7 +60,7 @@ def need_room(folder: str, size: int) -> None:
         )
 
 
-def write(path: Path, config: MMDiTConfig) -> None:
+def write(path: Path, config: ModelConfig) -> None:
     """Write a file of random weights."""
     header, position = {}, 0
     for name, shape in expected_shapes(config).items():

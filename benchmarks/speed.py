@@ -1,7 +1,8 @@
 """`python -m benchmarks.speed`: our model, ComfyUI's and diffusers', interleaved.
 
-Stacks of a few full-width blocks of SD3.5 Medium (one block with the second attention, one without, one last) and of
-SD3.5 Large, and the whole of SD3.5 Medium; 154 text tokens. All models share the tensors of one file of random weights.
+Stacks of a few full-width blocks of SD3.5 Medium (one block with the second attention, one without, one last), of
+SD3.5 Large and of FLUX.1 dev (one double, two single), and the whole of SD3.5 Medium; 154 text tokens. All models share
+the tensors of one file of random weights.
 
 A forward has one row of the batch; a step with CFG has two, cond and uncond, of a run of 28 steps with an AdaLN cache.
 The first step of a run also computes the first tile of the cache, which holds 4 steps on a CPU.
@@ -40,7 +41,8 @@ from benchmarks import loading, peers
 from benchmarks.flops import flop_counter
 from benchmarks.peers import COMFYUI, CONTENDERS, OURS, TEXT_TOKENS
 from benchmarks.random_file import medium, random_file
-from mmdit_core import MMDiTConfig, load_checkpoint
+from mmdit_core import FluxConfig, MMDiTConfig, load_checkpoint
+from mmdit_core.config import ModelConfig
 from mmdit_core.flow.schedules import sigmas
 from scripts import in_process
 
@@ -57,7 +59,7 @@ class Case(NamedTuple):
     """One model at one size. processes, and rounds in each: as many as make its ratios steady in some minutes."""
 
     name: str
-    config: MMDiTConfig
+    config: ModelConfig
     tokens: int
     dtype: torch.dtype
     processes: int
@@ -68,6 +70,7 @@ class Case(NamedTuple):
 MEDIUM = MMDiTConfig(1536, 24, 3, qk_norm="rms", dual_attention=(0,), pos_embed_max_size=96)
 WHOLE = Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 1, 3, (STEP,))
 LARGE = MMDiTConfig(2432, 38, 2, qk_norm="rms", pos_embed_max_size=96)
+FLUX = FluxConfig(depth=1, depth_single_blocks=2, guidance_embed=True)
 CASES = (
     *(
         Case(name, config, tokens, dtype, processes, rounds)
@@ -80,6 +83,10 @@ CASES = (
     ),
     WHOLE,
     Case("SD3.5 Medium", medium(24), 1024, torch.float32, 1, 3, (STEP,)),
+    *(
+        Case("3 blocks of FLUX.1 dev", FLUX, 1024, dtype, 1, 2, (FORWARD, STEP))
+        for dtype in (torch.bfloat16, torch.float32)
+    ),
     # Where the processor has no bfloat16 arithmetic, 1024 tokens take minutes a step.
     Case("SD3.5 Medium", medium(24), 256, torch.bfloat16, 1, 3, (STEP,)),
 )
@@ -89,7 +96,7 @@ class Runner:
     """A contender's model, its inputs and its present run."""
 
     def __init__(self, contender: str, case: Case, state: dict[str, torch.Tensor]):
-        self.contender = contender
+        self.contender, self.config = contender, case.config
         self.model = peers.model_of(contender, case.config, case.dtype, state)
         self.given = peers.inputs(case.config, case.tokens, case.dtype, batch=2)
         self.options: dict[str, Any] = {}
@@ -97,7 +104,7 @@ class Runner:
     def start(self) -> None:
         """Begin a run: our model gets a new AdaLN cache."""
         if self.contender == OURS:
-            cache = self.model.adaln_cache(TIMESTEPS, self.given["y"])
+            cache = self.model.adaln_cache(TIMESTEPS, self.given["y"], self.given.get("guidance"))
             self.options = {"transformer_options": cache.__enter__()}
 
     def step(self, index: int) -> torch.Tensor:
@@ -111,7 +118,7 @@ class Runner:
     def _call(self, index: int, rows: int, options: Mapping[str, Any]) -> torch.Tensor:
         given = {name: value[:rows] for name, value in self.given.items()}
         given["timesteps"] = TIMESTEPS[index].expand(rows)
-        return peers.velocity(self.contender, self.model, **given, **options)
+        return peers.velocity(self.contender, self.model, self.config, **given, **options)
 
 
 def read_state(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:

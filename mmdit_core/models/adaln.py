@@ -18,7 +18,7 @@ from .patches import Options
 
 CACHE = "mmdit_adaln"  # in transformer_options: the AdaLNCache of the run
 CALL = "mmdit_adaln_call"  # in transformer_options: the CallIdentity of the model call
-CACHED_WEIGHTS = ("adaLN_modulation", "t_embedder", "y_embedder", "context_embedder")
+CACHED_WEIGHTS = ("adaLN_modulation", "t_embedder", "y_embedder", "context_embedder")  # of the SD3 family, by name
 
 # Rows of each matmul that fills the table. Always as many, because a row then has the same bits whichever rows are
 # computed with it: a resumed run continues exactly. A CPU computes what the next steps need; on a GPU this matmul is
