@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+TIMESTEP_ZERO = "index_timestep_zero"
+# How Qwen-Image tells reference images apart, by ComfyUI's names: an index for each, 1, 2, ... or -1, -2, ..., with
+# TIMESTEP_ZERO also modulated as images without noise; or one index for all, and offsets. "uxo" is a method of FLUX,
+# which ComfyUI's Qwen-Image takes for "offset".
+REFERENCE_METHODS = ("index", TIMESTEP_ZERO, "negative_index", "offset", "uxo")
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,71 @@ class FluxConfig:
         return self.in_channels if self.out_channels is None else self.out_channels
 
 
-ModelConfig = MMDiTConfig | FluxConfig  # the config of any family
+@dataclass(frozen=True)
+class QwenImageConfig:
+    """The sizes that determine the parameters of a Qwen-Image and their shapes, and what no parameter says.
+
+    Fields: hidden_size, a multiple of num_heads; depth, the number of double blocks; mlp_ratio; context_dim, the width
+    of the text; patch_size in latent pixels; in_channels of the latent; out_channels, None for in_channels; rope_axes,
+    the channels of a head that rotate with the image's index, the row and the column, () for 1/8, 7/16 and 7/16 of
+    them; additional_t_cond, whether a second condition is embedded next to the timestep (Layered); reference_method,
+    one of REFERENCE_METHODS, for calls that name none.
+    Raises: ValueError if the fields do not fit together.
+    """
+
+    hidden_size: int = 3072
+    num_heads: int = 24
+    depth: int = 60
+    mlp_ratio: float = 4.0
+    context_dim: int = 3584
+    patch_size: int = 2
+    in_channels: int = 16
+    out_channels: int | None = None
+    rope_axes: tuple[int, ...] = ()
+    additional_t_cond: bool = False
+    reference_method: str = "index"
+
+    guidance_embed: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_heads", "depth", "context_dim", "patch_size", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"QwenImageConfig: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"QwenImageConfig: hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        head = self.head_dim
+        axes = tuple(self.rope_axes) or (head // 8, head * 7 // 16, head * 7 // 16)
+        if len(axes) != 3 or sum(axes) != head or any(axis < 0 or axis % 2 for axis in axes):
+            raise ValueError(
+                f"QwenImageConfig: rope_axes {list(axes)} are not three even numbers with the sum {head}, the channels "
+                "of a head"
+            )
+        object.__setattr__(self, "rope_axes", axes)  # JSON has lists; a frozen dataclass needs hashable fields
+        if self.reference_method not in REFERENCE_METHODS:
+            raise ValueError(
+                f"QwenImageConfig: reference_method is {self.reference_method!r}; it must be one of "
+                f"{', '.join(REFERENCE_METHODS)}"
+            )
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all kinds."""
+        return self.depth
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the output."""
+        return self.in_channels if self.out_channels is None else self.out_channels
+
+
+ModelConfig = MMDiTConfig | FluxConfig | QwenImageConfig  # the config of any family
 
 # Source: the tensor shapes in the files that Stability AI and Black Forest Labs published.
 KNOWN_MODELS: dict[str, ModelConfig] = {
