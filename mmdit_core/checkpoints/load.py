@@ -89,7 +89,8 @@ def load_checkpoint(
         state: dict[str, Tensor] = {}
         for rule in found.rules.values():
             state.update(reader.read(rule))
-    return found.config, state
+    some = next(iter(state.values()))
+    return found.config, state | {name: some.new_empty(0) for name in found.empty}
 
 
 def load_model(
@@ -102,7 +103,7 @@ def load_model(
     Raises: as `load_checkpoint`; TensorsError for float8 weights without a dtype: no plain layer computes in float8.
     """
     config, state_dict = load_checkpoint(path, device=device or "cpu", dtype=dtype)
-    dtypes = {tensor.dtype for name, tensor in state_dict.items() if name != "pos_embed"}
+    dtypes = {tensor.dtype for name, tensor in state_dict.items() if name != "pos_embed" and tensor.numel()}
     if any(each.itemsize == 1 for each in dtypes):
         raise TensorsError(path, f"its weights are {listing(dtypes)}", "Pass dtype=, such as torch.bfloat16")
     model = family_of(config).model(config, device="meta", dtype=dtypes.pop())
@@ -137,7 +138,7 @@ class Transformer(NamedTuple):
 
     Fields: config; part; rules, the core's name of each tensor -> its names in the file; scaled, name of a weight in
     the file -> its layer, for float8 weights with a scale; unused, names in the file of tensors that no model of this
-    config has.
+    config has; empty, tensors without elements that the model has and the file has not.
     """
 
     config: ModelConfig
@@ -145,6 +146,7 @@ class Transformer(NamedTuple):
     rules: Mapping[str, Rule]
     scaled: Mapping[str, ScaledLayer]
     unused: tuple[str, ...]
+    empty: tuple[str, ...] = ()
 
 
 def check_transformer(header: Header, families: Sequence[Family] = FAMILIES) -> Transformer:
@@ -166,13 +168,17 @@ def check_transformer(header: Header, families: Sequence[Family] = FAMILIES) -> 
         shapes = diffusers_shapes(config) if part.layout == DIFFUSERS else expected_shapes(config)
     except RuntimeError as error:  # of torch, for sizes whose product overflows
         raise UnknownModelError(header.source, f"its tensors fit no MMDiT ({error})", layout.family.needed) from error
+    # An empty tensor is a name that says something, which other layouts say in their metadata.
+    empty = tuple(name for name, shape in shapes.items() if 0 in shape and name not in names)
+    shapes = {name: shape for name, shape in shapes.items() if name not in empty}
     _check_tensors(header, part.prefix, names, shapes)
     rules = {
         name: rule._replace(diffusers=tuple(names[each] for each in rule.diffusers))
         for name, rule in (key_map(config) if part.layout == DIFFUSERS else single_file_map(config)).items()
+        if name not in empty
     }
     unused = tuple(stored for name, stored in names.items() if name not in shapes)
-    return Transformer(config, part, rules, {layer.weight: layer for layer in layers.values()}, unused)
+    return Transformer(config, part, rules, {layer.weight: layer for layer in layers.values()}, unused, empty)
 
 
 def _check_tensors(
@@ -205,7 +211,7 @@ def _refuse_mixture(header: Header, found: Transformer) -> None:
     names: dict[str, list[str]] = {}
     for rule in found.rules.values():
         for name in rule.diffusers:
-            if rule.name != "pos_embed":
+            if rule.name != "pos_embed" and 0 not in header.tensors[name].shape:
                 names.setdefault(header.tensors[name].dtype, []).append(name)
     if len(names) > 1:
         mixture = "; ".join(f"{len(each)} {dtype}, as {each[0]}" for dtype, each in sorted(names.items()))

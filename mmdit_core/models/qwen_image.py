@@ -23,6 +23,7 @@ from .layers import NORM_EPS, TIME_FEATURES, Modulation, gated, modulate, rotary
 from .patches import Options, block_hook, patch_attention, patch_block, patch_input, patch_qkv
 
 ROPE_THETA = 10000.0
+TIMESTEP_ZERO_MARKER = "__index_timestep_zero__"  # an empty tensor in files of models with references at timestep 0
 
 
 class TimeEmbedder(nn.Module):
@@ -226,6 +227,8 @@ class QwenImage(nn.Module):
         size, pixels = config.hidden_size, config.patch_size**2
         self.config = config
         self.dtype = dtype
+        if config.reference_method == TIMESTEP_ZERO:
+            self.register_buffer(TIMESTEP_ZERO_MARKER, torch.empty(0, **factory))
         self.time_text_embed = TimeTextEmbed(config, **layers)
         self.txt_norm = operations.RMSNorm(config.context_dim, eps=NORM_EPS, **factory)
         self.img_in = operations.Linear(pixels * config.in_channels, size, **factory)

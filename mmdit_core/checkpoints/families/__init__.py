@@ -8,13 +8,15 @@ from __future__ import annotations
 from ...config import ModelConfig
 from .family import DIFFUSERS, SINGLE_FILE, BlockList, Family, Layout, Rule
 from .flux import FLUX
+from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 
-FAMILIES: tuple[Family, ...] = (SD3, FLUX)  # a file is of the first one whose names it has
+FAMILIES: tuple[Family, ...] = (SD3, FLUX, QWEN_IMAGE)  # a file is of the first one whose names it has
 
 # fmt: off
 __all__ = [
-    "DIFFUSERS", "FAMILIES", "FLUX", "SD3", "SINGLE_FILE", "BlockList", "Family", "Layout", "Rule", "family_of",
+    "DIFFUSERS", "FAMILIES", "FLUX", "QWEN_IMAGE", "SD3", "SINGLE_FILE", "BlockList", "Family", "Layout", "Rule",
+    "family_of",
 ]
 # fmt: on
 

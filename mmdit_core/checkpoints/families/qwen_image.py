@@ -1,0 +1,122 @@
+"""Qwen-Image in files: one set of names in both published layouts, and the config from the shapes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ...config import TIMESTEP_ZERO, QwenImageConfig
+from ...models.qwen_image import TIMESTEP_ZERO_MARKER, QwenImage
+from ..errors import UnknownModelError, UnreadableError
+from .family import SINGLE_FILE, BlockList, Family, Layout, Rule, Shapes, count_blocks, norm_width, patterns, ratio_of
+
+BLOCKS = "transformer_blocks"
+PATCH = 2  # of every model of the family; no shape says it
+SECOND_CONDITION = "time_text_embed.addition_t_embedding.weight"
+
+NEEDED = (
+    "A Qwen-Image is needed: tensors named transformer_blocks.* with img_mod, and txt_norm, under any usual prefix "
+    "such as model.diffusion_model."
+)
+
+# diffusers' names are the core's.
+RULES = tuple(
+    Rule(name, (name,))
+    for name in (
+        *("img_in", "txt_in", "txt_norm", "norm_out.linear", "proj_out", TIMESTEP_ZERO_MARKER),
+        *("time_text_embed.timestep_embedder.linear_1", "time_text_embed.timestep_embedder.linear_2"),
+        "time_text_embed.addition_t_embedding",
+    )
+)
+BLOCK_RULES = tuple(
+    Rule(name, (name,))
+    for name in (
+        *("img_mod.1", "txt_mod.1", "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
+        *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")),
+        *(f"attn.{name}" for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k", "to_out.0", "to_add_out")),
+    )
+)
+
+
+def config_of(shapes: Shapes, metadata: Mapping[str, str], source: object) -> QwenImageConfig:
+    """The config of the family's model."""
+    depth = count_blocks(shapes, BLOCKS)
+    hidden, inputs = shapes["img_in.weight"]
+    outputs = shapes["proj_out.weight"][0]
+    (context_dim,) = shapes["txt_norm.weight"]
+    if (context_dim, inputs, outputs) == (2560, 128, 128):
+        raise UnknownModelError(source, "this looks like MageFlow", NEEDED)
+    if inputs % PATCH**2 or outputs % PATCH**2:
+        raise ValueError(f"{inputs} inputs and {outputs} outputs of a patch are no multiples of {PATCH**2}")
+    norms = [name for name in shapes if re.search(r"\.attn\.norm_(added_)?[qk]\.weight$", name)]
+    has_second = SECOND_CONDITION in shapes
+    method = TIMESTEP_ZERO if TIMESTEP_ZERO_MARKER in shapes else "negative_index" if has_second else "index"
+    stated = _stated(metadata, source)
+    return QwenImageConfig(
+        hidden_size=hidden,
+        num_heads=hidden // norm_width(shapes, norms, source),
+        depth=depth,
+        mlp_ratio=ratio_of(shapes[f"{BLOCKS}.0.img_mlp.net.0.proj.weight"][0], hidden),
+        context_dim=context_dim,
+        patch_size=PATCH,
+        in_channels=inputs // PATCH**2,
+        out_channels=None if outputs == inputs else outputs // PATCH**2,
+        additional_t_cond=has_second,
+        rope_axes=stated.get("rope_axes", ()),
+        reference_method=stated.get("reference_method", method),
+    )
+
+
+def _stated(metadata: Mapping[str, str], source: object) -> dict[str, Any]:
+    """What metadata say of the fields that no shape determines."""
+    for key in ("mmdit.config", "diffusers.config"):
+        if key not in metadata:
+            continue
+        try:
+            values = json.loads(metadata[key])
+            if not isinstance(values, dict):
+                raise ValueError("it is no JSON object")
+            if key == "diffusers.config":
+                if values.get("_class_name") != "QwenImageTransformer2DModel":
+                    continue  # the config of another model in the same folder
+                zero = {"reference_method": TIMESTEP_ZERO} if values.get("zero_cond_t") else {}
+                values = {"rope_axes": values.get("axes_dims_rope", ()), **zero}
+            stated = {name: values[name] for name in ("rope_axes", "reference_method") if name in values}
+            axes = stated.get("rope_axes", ())
+            if not isinstance(axes, list | tuple) or not all(type(axis) is int for axis in axes):
+                raise ValueError(f"the channels of the axes are {axes!r}")
+            return stated
+        except (ValueError, RecursionError) as error:
+            right = "It is a JSON object, in which rope_axes is a list of three even numbers"
+            raise UnreadableError(source, f"the metadata {key} cannot be used ({error})", right) from error
+    return {}
+
+
+QWEN_IMAGE = Family(
+    name="QwenImage",
+    model=QwenImage,
+    config=QwenImageConfig,
+    needed=NEEDED,
+    layouts=(
+        Layout(
+            SINGLE_FILE,
+            re.compile(rf"{BLOCKS}\.\d+\.img_mod\."),
+            patterns(rf"{BLOCKS}\.\d+\.img_mod\.1\.weight", r"txt_norm\.weight", r"proj_out\.weight"),
+            # Lens has such blocks too, with another MLP.
+            required=patterns(r"txt_norm\.weight$", rf"{BLOCKS}\.\d+\.img_mlp\.net\."),
+        ),
+    ),
+    rules=RULES,
+    blocks=(BlockList(BLOCKS, BLOCKS, BLOCK_RULES),),
+    deciding={
+        "img_in.weight": 2,
+        "txt_norm.weight": 1,
+        f"{BLOCKS}.0.img_mlp.net.0.proj.weight": 2,
+        f"{BLOCKS}.0.attn.norm_q.weight": 1,
+        "proj_out.weight": 2,
+    },
+    config_of=config_of,
+    foreign="Qwen-Image",
+)
