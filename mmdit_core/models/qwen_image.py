@@ -290,6 +290,7 @@ class QwenImage(nn.Module):
         if references:
             img, img_ids, options["reference_image_num_tokens"] = self.with_references(img, img_ids, references, method)
             zero_from = tokens if method == TIMESTEP_ZERO else None
+        txt: Tensor | None  # a patch may drop it after the last block
         vec, txt = self.embed(x, timesteps, context, zero_from is not None, additional_t_cond, options)
         img, txt_ids = self.img_in(img), self.text_positions(latent, txt)
         img, txt, (img_ids, txt_ids) = patch_input(img, txt, options, (img_ids, txt_ids))
@@ -323,8 +324,8 @@ class QwenImage(nn.Module):
 
     def adaln_layers(self) -> list[tuple[nn.Module, int]]:
         """Each AdaLN layer and the width of its output."""
-        size = self.config.hidden_size
-        layers = [(layer, 6 * size) for block in self.transformer_blocks for layer in (block.img_mod, block.txt_mod)]
+        size, blocks = self.config.hidden_size, list[Any](self.transformer_blocks)
+        layers = [(layer, 6 * size) for block in blocks for layer in (block.img_mod, block.txt_mod)]
         return [*layers, (self.norm_out, 2 * size)]
 
     def embedders(self) -> list[nn.Module]:

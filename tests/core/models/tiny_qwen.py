@@ -7,7 +7,7 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
 from mmdit_core.config import QwenImageConfig
-from mmdit_core.models.qwen_image import QwenImage
+from mmdit_core.models.qwen_image import TIMESTEP_ZERO_MARKER, QwenImage
 
 TINY = QwenImageConfig(hidden_size=64, num_heads=2, depth=3, context_dim=24, rope_axes=(8, 12, 12))
 TEXT = 7
@@ -53,7 +53,8 @@ def diffusers_twin(model: QwenImage) -> QwenImageTransformer2DModel:
         # Its rotations are no parameters, and have to have values.
     with torch.device("cpu"):
         twin.pos_embed = type(twin.pos_embed)(theta=10000, axes_dim=list(c.rope_axes), scale_rope=True)
-    twin.load_state_dict(model.state_dict(), strict=True, assign=True)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name != TIMESTEP_ZERO_MARKER}
+    twin.load_state_dict(state, strict=True, assign=True)
     return twin.eval().requires_grad_(False)
 
 

@@ -38,7 +38,7 @@ def comfyui_model(model: QwenImage):
         joint_attention_dim=c.context_dim, axes_dims_rope=c.rope_axes, default_ref_method=c.reference_method,
         use_additional_t_cond=c.additional_t_cond, dtype=torch.float32, operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
-    made.load_state_dict(model.state_dict(), strict=c.reference_method != "index_timestep_zero")
+    made.load_state_dict(model.state_dict(), strict=True)
     return made.eval().requires_grad_(False)
 
 
