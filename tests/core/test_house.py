@@ -19,6 +19,7 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 ATTRIBUTES = sorted((ROOT / "attributes").rglob("*.py"))
 PACK = [ROOT / "__init__.py", *NODES, *CORE, *ATTRIBUTES]
 OWN_FOLDERS = ("mmdit_core", "nodes", "attributes", "scripts", "tests", "training", "benchmarks", "evaluation", "web")
+OWN_FOLDERS += ("examples",)
 SOURCES = [ROOT / "__init__.py"] + [
     path for folder in OWN_FOLDERS for kind in ("*.py", "*.js", "*.mjs") for path in (ROOT / folder).rglob(kind)
 ]

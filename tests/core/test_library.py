@@ -18,7 +18,7 @@ from tests.core.models.tiny import CONFIGS, random_model
 README = Path(__file__).parents[2] / "README.md"
 PUBLIC = """MMDiT MMDiTConfig Flux FluxConfig load_checkpoint load_model config_from_state_dict BlockControl
 parse_blocks SOLVERS solve sigmas interpolate velocity_target flow_loss sample_timesteps KNOWN_MODELS CheckpointError
-__version__""".split()
+QwenImage QwenImageConfig __version__""".split()
 
 
 @pytest.fixture

@@ -42,9 +42,11 @@ def test_the_requirements_are_the_projects_dependencies_without_versions():
 IMPORT = """
 import importlib, pkgutil, sys
 
+OTHERS = {"comfy", "nodes", "attributes", "scripts", "aiohttp", "PIL", "scipy", "diffusers"}
+
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"comfy", "nodes", "attributes", "scripts", "aiohttp", "PIL", "scipy"}:
+        if name.partition(".")[0] in OTHERS:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Block())
@@ -83,15 +85,29 @@ def test_pip_installs_mmdit_core_alone(wheel):
     assert re.findall(r"^Requires-Dist: (\w+)$", metadata, re.MULTILINE) == ["numpy", "safetensors", "torch"]
 
 
-def test_every_module_of_the_installed_library_imports_with_its_own_requirements_only(wheel, tmp_path):
+def test_the_modules_of_the_installed_library_and_the_examples_run_with_its_requirements_only(wheel, tmp_path):
     """In a process whose path holds neither this repository nor ComfyUI."""
     with ZipFile(wheel) as file:
         file.extractall(tmp_path)
-    command = [sys.executable, "-I", "-c", IMPORT, str(tmp_path)]
+    examples = shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-I", "-c", IMPORT + RUN_EXAMPLES, str(tmp_path), str(examples)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    version, place, count = done.stdout.split()
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts, *printed = done.stdout.splitlines()
+    version, place, count = facts.split()
+    assert sum("finite: True" in line for line in printed) >= 2 and any("loss" in line for line in printed)
     assert version == value("version") and Path(place).is_relative_to(tmp_path) and int(count) > 20
+
+
+# After IMPORT, in the same process.
+RUN_EXAMPLES = """
+import pathlib, runpy
+examples = pathlib.Path(sys.argv[2])
+sys.path.insert(0, str(examples))
+for path in sorted(examples.glob("*.py")):
+    sys.argv = [path.name, "--device", "cpu"]
+    runpy.run_path(str(path), run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
