@@ -10,7 +10,9 @@ from mmdit_core.control.model_call import ModelCall
 from mmdit_core.control.spec import NEGATIVE, POSITIVE
 from mmdit_core.guidance.cfg import cfg
 
-given = options(__doc__, QwenImage(QwenImageConfig(hidden_size=64, num_heads=2, depth=3, context_dim=32)))
+given = options(
+    __doc__, QwenImage(QwenImageConfig(hidden_size=64, num_heads=2, depth=3, context_dim=32, axes_dim=(4, 14, 14)))
+)
 
 model = load_model(given.checkpoint, device=given.device)
 like = {"dtype": model.dtype, "device": given.device}

@@ -8,7 +8,9 @@ from common import options, report
 from mmdit_core import QwenImage, QwenImageConfig, load_model, sigmas, solve
 from mmdit_core.guidance.cfg import cfg
 
-given = options(__doc__, QwenImage(QwenImageConfig(hidden_size=64, num_heads=2, depth=2, context_dim=32)))
+given = options(
+    __doc__, QwenImage(QwenImageConfig(hidden_size=64, num_heads=2, depth=2, context_dim=32, axes_dim=(4, 14, 14)))
+)
 
 model = load_model(given.checkpoint, device=given.device)
 like = {"dtype": model.dtype, "device": given.device}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 TIMESTEP_ZERO = "index_timestep_zero"
 # How Qwen-Image tells reference images apart, by ComfyUI's names: an index for each, 1, 2, ... or -1, -2, ..., with
@@ -42,13 +42,7 @@ class MMDiTConfig:
     def __post_init__(self) -> None:
         # JSON has lists; a frozen dataclass needs hashable fields.
         object.__setattr__(self, "dual_attention", tuple(self.dual_attention))
-        for name in ("hidden_size", "num_heads", "depth", "context_dim", "pooled_dim", "patch_size", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"MMDiTConfig: {name} is {getattr(self, name)}; it must be at least 1")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"MMDiTConfig: hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-            )
+        _check_sizes(self, "depth", "pooled_dim")
         if self.hidden_size % 4:
             raise ValueError(f"MMDiTConfig: hidden_size {self.hidden_size} is not a multiple of 4 (2-D positions)")
         if self.qk_norm not in (None, "rms"):
@@ -100,20 +94,8 @@ class FluxConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
-        for name in (
-            *("hidden_size", "num_heads", "depth", "depth_single_blocks", "context_dim", "pooled_dim", "patch_size"),
-            *("in_channels", "channels_out"),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"FluxConfig: {name} is {getattr(self, name)}; it must be at least 1")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"FluxConfig: hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-            )
-        axes = self.axes_dim
-        if len(axes) != 3 or sum(axes) != self.head_dim or any(dim < 0 or dim % 2 for dim in axes):
-            right = f"three even numbers that add up to a head's {self.head_dim} channels"
-            raise ValueError(f"FluxConfig: axes_dim is {axes}; it must be {right}")
+        _check_sizes(self, "depth", "depth_single_blocks", "pooled_dim", "channels_out")
+        _check_axes(self)
 
     @property
     def num_blocks(self) -> int:
@@ -136,10 +118,9 @@ class QwenImageConfig:
     """The sizes that determine the parameters of a Qwen-Image and their shapes, and what no parameter says.
 
     Fields: hidden_size, a multiple of num_heads; depth, the number of double blocks; mlp_ratio; context_dim, the width
-    of the text; patch_size in latent pixels; in_channels of the latent; out_channels, None for in_channels; rope_axes,
-    the channels of a head that rotate with the image's index, the row and the column, () for 1/8, 7/16 and 7/16 of
-    them; additional_t_cond, whether a second condition is embedded next to the timestep (Layered); reference_method,
-    one of REFERENCE_METHODS, for calls that name none.
+    of the text; patch_size in latent pixels; in_channels of the latent; out_channels, None for in_channels; axes_dim,
+    as for FLUX.1; additional_t_cond, whether a second condition is embedded next to the timestep (Layered);
+    reference_method, one of REFERENCE_METHODS, for calls that name none.
     Raises: ValueError if the fields do not fit together.
     """
 
@@ -151,33 +132,19 @@ class QwenImageConfig:
     patch_size: int = 2
     in_channels: int = 16
     out_channels: int | None = None
-    rope_axes: tuple[int, ...] = ()
+    axes_dim: tuple[int, ...] = (16, 56, 56)
     additional_t_cond: bool = False
     reference_method: str = "index"
 
     guidance_embed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_heads", "depth", "context_dim", "patch_size", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"QwenImageConfig: {name} is {getattr(self, name)}; it must be at least 1")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"QwenImageConfig: hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-            )
-        head = self.head_dim
-        axes = tuple(self.rope_axes) or (head // 8, head * 7 // 16, head * 7 // 16)
-        if len(axes) != 3 or sum(axes) != head or any(axis < 0 or axis % 2 for axis in axes):
-            raise ValueError(
-                f"QwenImageConfig: rope_axes {list(axes)} are not three even numbers with the sum {head}, the channels "
-                "of a head"
-            )
-        object.__setattr__(self, "rope_axes", axes)  # JSON has lists; a frozen dataclass needs hashable fields
+        object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
+        _check_sizes(self, "depth", "channels_out")
+        _check_axes(self)
         if self.reference_method not in REFERENCE_METHODS:
-            raise ValueError(
-                f"QwenImageConfig: reference_method is {self.reference_method!r}; it must be one of "
-                f"{', '.join(REFERENCE_METHODS)}"
-            )
+            right = f"it must be one of {', '.join(REFERENCE_METHODS)}"
+            raise ValueError(f"QwenImageConfig: reference_method is {self.reference_method!r}; {right}")
 
     @property
     def num_blocks(self) -> int:
@@ -195,9 +162,27 @@ class QwenImageConfig:
         return self.in_channels if self.out_channels is None else self.out_channels
 
 
+def _check_sizes(config: Any, *names: str) -> None:
+    """Raises: ValueError if one of these fields, or of those that every config has, is below 1, or heads do not fit."""
+    kind = type(config).__name__
+    for name in ("hidden_size", "num_heads", "context_dim", "patch_size", "in_channels", *names):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{kind}: {name} is {getattr(config, name)}; it must be at least 1")
+    if config.hidden_size % config.num_heads:
+        found = f"hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}"
+        raise ValueError(f"{kind}: {found}")
+
+
+def _check_axes(config: Any) -> None:
+    axes = config.axes_dim
+    if len(axes) != 3 or sum(axes) != config.head_dim or any(dim < 0 or dim % 2 for dim in axes):
+        right = f"three even numbers that add up to a head's {config.head_dim} channels"
+        raise ValueError(f"{type(config).__name__}: axes_dim is {axes}; it must be {right}")
+
+
 ModelConfig = MMDiTConfig | FluxConfig | QwenImageConfig  # the config of any family
 
-# Source: the tensor shapes in the files that Stability AI and Black Forest Labs published.
+# Source: the tensor shapes in the files that Stability AI, Black Forest Labs and the Qwen team published.
 KNOWN_MODELS: dict[str, ModelConfig] = {
     "SD3 Medium": MMDiTConfig(),
     "SD3.5 Medium": MMDiTConfig(pos_embed_max_size=384, qk_norm="rms", dual_attention=tuple(range(13))),
@@ -205,4 +190,7 @@ KNOWN_MODELS: dict[str, ModelConfig] = {
     "FLUX.1 schnell": FluxConfig(),
     "FLUX.1 dev": FluxConfig(guidance_embed=True),  # and Kontext
     "FLUX.1 Fill dev": FluxConfig(guidance_embed=True, in_channels=96, out_channels=16),
+    "Qwen-Image": QwenImageConfig(),  # and Edit, but for 2511
+    "Qwen-Image-Edit 2511": QwenImageConfig(reference_method=TIMESTEP_ZERO),
+    "Qwen-Image-Layered": QwenImageConfig(additional_t_cond=True, reference_method="negative_index"),
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import REFERENCE_METHODS, TIMESTEP_ZERO
+from .latents import check_references
 
 VAE_FACTOR = 8  # image pixels per latent pixel, in every model of the SD3 family
 
@@ -49,7 +50,7 @@ def check_qwen_image(
 ) -> None:
     """Refuse inputs of `QwenImage.forward` that do not fit the model.
 
-    Args: latent and references, [B, C, T, H, W]; absent, name -> value of inputs that it does not have.
+    Args: latent [B, C, T, H, W]; references [1 or B, C, h, w]; absent, name -> value of inputs that it does not have.
     Raises: ValueError.
     """
     config = model.config
@@ -68,13 +69,7 @@ def check_qwen_image(
     if mask is not None and mask.shape not in ((1, tokens), (rows, tokens)):
         right = f"this context takes [1 or {rows}, {tokens}]"
         raise ValueError(f"{name}: the attention mask is {list(mask.shape)}; {right}")
-    if method not in REFERENCE_METHODS:
-        right = f"it must be one of {', '.join(REFERENCE_METHODS)}"
-        raise ValueError(f"{name}: ref_latents_method is {method!r}; {right}")
-    for ref in references:
-        if ref.ndim != 5 or ref.shape[1] != channels or ref.shape[0] not in (1, latent.shape[0]):
-            right = f"this call takes [1 or {latent.shape[0]}, {channels}, H, W]"
-            raise ValueError(f"{name}: a reference latent is {list(ref.shape)}; {right}")
+    check_references(name, channels, latent, references, method, REFERENCE_METHODS)
     if additional_t_cond is not None and not config.additional_t_cond:
         raise ValueError(f"{name}: additional_t_cond is given; this model does not embed it")
     if additional_t_cond is not None and references and method == TIMESTEP_ZERO:

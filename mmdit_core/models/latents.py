@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-METHODS = ("offset", "index")  # of placing reference latents
+METHODS = ("offset", "index")  # of placing reference latents, of FLUX.1
 
 
 def patchify(x: Tensor, patch_size: int) -> Tensor:
@@ -44,12 +44,12 @@ def placed(references: Sequence[Tensor], method: str) -> Iterator[tuple[int, int
     """Index, top and left of each reference latent [B, C, h, w], as ComfyUI places them.
 
     "offset": all at index 1, each to the right of the ones before or below them, whichever keeps the whole squarer.
-    "index": each at an index of its own.
+    "index": each at an index of its own, 1, 2, ...; "negative_index": -1, -2, ...
     """
     height = width = 0
     for number, ref in enumerate(references, start=1):
-        if method == "index":
-            yield number, 0, 0
+        if method != "offset":
+            yield (number if method == "index" else -number), 0, 0
             continue
         is_right = ref.shape[-2] + height > ref.shape[-1] + width
         top, left = (0, width) if is_right else (height, 0)
@@ -57,13 +57,20 @@ def placed(references: Sequence[Tensor], method: str) -> Iterator[tuple[int, int
         height, width = max(height, ref.shape[-2] + top), max(width, ref.shape[-1] + left)
 
 
-def check_references(name: str, channels: int, x: Tensor, references: Sequence[Tensor], method: str) -> None:
-    """Refuse reference latents that do not fit. Args: name of the model, in errors; channels that it takes.
+def check_references(
+    name: str,
+    channels: int,
+    x: Tensor,
+    references: Sequence[Tensor],
+    method: str,
+    methods: Sequence[str] = METHODS,
+) -> None:
+    """Refuse reference latents that do not fit. Args: name of the model, in errors; channels and methods that it takes.
 
     Raises: ValueError.
     """
-    if method not in METHODS:
-        raise ValueError(f"{name}: ref_latents_method is {method!r}; it must be one of {', '.join(METHODS)}")
+    if method not in methods:
+        raise ValueError(f"{name}: ref_latents_method is {method!r}; it must be one of {', '.join(methods)}")
     for ref in references:
         if ref.ndim != 4 or ref.shape[1] != channels or len(ref) not in (1, len(x)):
             right = f"[B, {channels}, h, w] with B 1 or {len(x)}"

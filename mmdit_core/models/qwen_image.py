@@ -6,7 +6,7 @@ Source: Wu et al. 2025, "Qwen-Image Technical Report", arXiv 2508.02324.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,12 @@ from . import adaln
 from .attention import additive_mask
 from .attention import attention as plain_attention
 from .checks import check_qwen_image
+from .latents import patchify, placed, positions, unpatchify
 from .layers import NORM_EPS, TIME_FEATURES, Modulation, gated, modulate, rotary_embedding, rotate, timestep_embedding
-from .patches import Options, block_hook, patch_attention, patch_block, patch_input, patch_qkv
+from .patches import Options, block_hook, patch_attention, patch_block, patch_input, patch_qkv, with_residual
 
-ROPE_THETA = 10000.0
+THETA = 10000.0  # of the rotations
+PLACED_AS = {TIMESTEP_ZERO: "index", "uxo": "offset"}  # where references are
 TIMESTEP_ZERO_MARKER = "__index_timestep_zero__"  # an empty tensor in files of models with references at timestep 0
 
 
@@ -206,7 +208,7 @@ class OutputModulation(nn.Module):
         return self.linear(F.silu(vec))
 
 
-class QwenImage(nn.Module):
+class QwenImage(adaln.WithAdaLNCache, nn.Module):
     """The velocity of a rectified flow, given a noisy latent, a timestep, a text and reference images.
 
     Args: config; device and dtype of the parameters; operations, a namespace with Linear, LayerNorm, RMSNorm and
@@ -264,14 +266,15 @@ class QwenImage(nn.Module):
             settings, never changed: patches (post_input, double_block, attn1_patch, attn1_output_patch),
             patches_replace (dit), optimized_attention_override, and what `adaln_cache` gives; attention_mask [1 or B,
             L] of the text: boolean or integers, 0 for tokens to ignore, or floating-point, added to the logits;
-            ref_latents, latents of reference images, [1 or B, C, H, W] or [1 or B, C, 1, H, W] of any sizes;
+            ref_latents, latents of reference images, [1 or B, C, h, w] or [1 or B, C, 1, h, w];
             ref_latents_method, one of REFERENCE_METHODS in config.py, None for the config's; additional_t_cond [B], 0
             or 1, for models that embed it, None for 0; kwargs, what else ComfyUI passes, is not read.
         Returns: the shape of x, with the channels of the output, and its dtype.
         Raises: ValueError for inputs whose shapes or dtypes do not fit.
         """
         method = ref_latents_method or self.config.reference_method
-        latent, references = with_layers(x), [with_layers(ref) for ref in ref_latents or ()]
+        latent = x[:, :, None] if x.ndim == 4 else x
+        references = [ref[:, :, 0] if ref.ndim == 5 and ref.shape[2] == 1 else ref for ref in ref_latents or ()]
         check_qwen_image(
             self,
             latent,
@@ -285,18 +288,15 @@ class QwenImage(nn.Module):
         )
         # Patches read the kind and the number of blocks.
         options = {**(transformer_options or {}), "block_type": "double", "total_blocks": len(self.transformer_blocks)}
-        img, img_ids = self.tokens(latent)
-        tokens, zero_from = img.shape[1], None
+        img, img_ids, (own, *others) = self.embed_latents(latent, references, method)
         if references:
-            img, img_ids, options["reference_image_num_tokens"] = self.with_references(img, img_ids, references, method)
-            zero_from = tokens if method == TIMESTEP_ZERO else None
-        txt: Tensor | None  # a patch may drop it after the last block
+            options["reference_image_num_tokens"] = others
+        zero_from = own if references and method == TIMESTEP_ZERO else None
         vec, txt = self.embed(x, timesteps, context, zero_from is not None, additional_t_cond, options)
-        img, txt_ids = self.img_in(img), self.text_positions(latent, txt)
-        img, txt, (img_ids, txt_ids) = patch_input(img, txt, options, (img_ids, txt_ids))
-        pe = rotary_embedding(torch.cat((txt_ids, img_ids), dim=1), self.config.rope_axes, ROPE_THETA)
+        ids = img_ids, self.text_positions(latent, txt)
+        img, txt, (img_ids, txt_ids) = patch_input(img, txt, options, ids)
+        pe = rotary_embedding(torch.cat((txt_ids, img_ids), dim=1), self.config.axes_dim, THETA)
         mask = None if attention_mask is None else additive_mask(attention_mask, x.dtype).expand(len(x), -1)
-        residuals = (control or {}).get("input") or ()
         for index, block in enumerate(self.transformer_blocks):
             options["block_index"] = index
             args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "attn_mask": mask, "transformer_options": options}
@@ -307,20 +307,13 @@ class QwenImage(nn.Module):
                 out = hook(args, {"original_block": partial(original_block, block, zero_from)})
                 img, txt = out["img"], out["txt"]
             img, txt = patch_block(img, txt, x, index, options)
-            if index < len(residuals) and residuals[index] is not None:
-                img = added_to_first(img, residuals[index])
+            img = with_residual(img, control, "input", index)
+        img = img[:, :own]  # without the references
         vec = vec if zero_from is None else vec[: len(x)]
         scale, shift = adaln.modulation(self.norm_out, vec, options).unsqueeze(1).chunk(2, dim=-1)
-        img = modulate(self.norm_final(img[:, :tokens]), Modulation(shift, scale))
-        velocity = self.unpatchify(self.proj_out(img), latent)
-        return velocity if x.ndim == 5 else velocity[:, :, 0]
-
-    def adaln_cache(self, timesteps: Iterable[float] | Tensor) -> adaln.AdaLNCache:
-        """A context manager that gives transformer_options for the calls of one sampling run; see `AdaLNCache`.
-
-        Args: timesteps of the run in 0..1000.
-        """
-        return adaln.AdaLNCache.of_run(self, timesteps, None, None)
+        img = self.proj_out(modulate(self.norm_final(img), Modulation(shift, scale)))
+        layers = [unpatchify(each, self.config.patch_size, *x.shape[-2:]) for each in img.chunk(latent.shape[2], dim=1)]
+        return torch.stack(layers, dim=2) if x.ndim == 5 else layers[0]
 
     def adaln_layers(self) -> list[tuple[nn.Module, int]]:
         """Each AdaLN layer and the width of its output."""
@@ -371,43 +364,22 @@ class QwenImage(nn.Module):
         """[B, L, context_dim] -> [B, L, D]."""
         return self.txt_in(self.txt_norm(context))
 
-    def tokens(self, latent: Tensor, index: int = 0, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
-        """Patches of a latent and their positions.
-
-        Odd sizes are padded circularly. Positions are (image or layer, row, column), with rows and columns counted
-        from the middle, as ComfyUI counts them; diffusers counts from one further for an odd number of them.
-        Args: latent [B, C, T, H, W]; index, the image's; offset of its (rows, columns) in latent pixels.
-        Returns: [B, T * rows * columns, C * patch_size ** 2] and [B, T * rows * columns, 3].
-        """
-        p = self.config.patch_size
-        latent = F.pad(latent, (0, -latent.shape[-1] % p, 0, -latent.shape[-2] % p, 0, 0), mode="circular")
-        grid = latent.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # [B, C, T, rows, p, columns, p]
-        patches = grid.permute(0, 2, 3, 5, 1, 4, 6).flatten(4)  # [B, T, rows, columns, C * p * p]
-        layers, rows, columns = patches.shape[1:4]
-        top, left = (-(-each // p) for each in offset)
-        axes = (
-            [index] if layers == 1 else range(layers),
-            range(top - rows // 2, top - rows // 2 + rows),
-            range(left - columns // 2, left - columns // 2 + columns),
-        )
-        ids = torch.cartesian_prod(*(torch.tensor(axis, dtype=torch.float32, device=latent.device) for axis in axes))
-        return patches.flatten(1, 3), ids.expand(len(latent), -1, -1)
-
-    def with_references(
-        self, img: Tensor, img_ids: Tensor, references: Sequence[Tensor], method: str
+    def embed_latents(
+        self, latent: Tensor, references: Sequence[Tensor], method: str
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """The tokens and the positions of the image and, after it, of references; and the tokens of each reference.
+        """The image stream [B, L, D], the positions [B, L, 3] and the tokens of each: the latent, then references.
 
-        Args: references, [1 or B, C, T, H, W] each.
+        Args: latent [B, C, T, H, W]; references [1 or B, C, h, w]; method, one of REFERENCE_METHODS.
         """
-        places = reference_places([ref.shape[-2:] for ref in references], method)
-        pairs = [
-            self.tokens(ref.expand(len(img), -1, -1, -1, -1), *place)
-            for ref, place in zip(references, places, strict=True)
-        ]
-        img = torch.cat((img, *(tokens for tokens, _ in pairs)), dim=1)
-        img_ids = torch.cat((img_ids, *(ids for _, ids in pairs)), dim=1)
-        return img, img_ids, [tokens.shape[1] for tokens, _ in pairs]
+        p, batch, layers = self.config.patch_size, len(latent), latent.unbind(2)
+        tokens = [patchify(layer, p) for layer in layers]
+        ids = [centred(layer, p, number, 0, 0) for number, layer in enumerate(layers)]
+        counts = [sum(each.shape[1] for each in tokens)]
+        for ref, place in zip(references, placed(references, PLACED_AS.get(method, method)), strict=True):
+            tokens.append(patchify(ref, p).expand(batch, -1, -1).to(latent.dtype))
+            ids.append(centred(ref, p, *place))
+            counts.append(tokens[-1].shape[1])
+        return self.img_in(torch.cat(tokens, dim=1)), torch.cat(ids).expand(batch, -1, -1), counts
 
     def text_positions(self, latent: Tensor, txt: Tensor) -> Tensor:
         """[B, L, 3]: the text is on the diagonal, from the image's last row or column on, whichever is further."""
@@ -415,39 +387,11 @@ class QwenImage(nn.Module):
         ids = torch.arange(start, start + txt.shape[1], dtype=torch.float32, device=txt.device)
         return ids[None, :, None].expand(len(txt), -1, 3)
 
-    def unpatchify(self, tokens: Tensor, latent: Tensor) -> Tensor:
-        """[B, N, C * patch_size ** 2] -> [B, C, T, H, W] of the latent; the padding of odd sizes is cut off."""
-        p, (layers, height, width) = self.config.patch_size, latent.shape[-3:]
-        rows, columns = -(-height // p), -(-width // p)  # rounded up
-        grid = tokens.view(len(tokens), layers, rows, columns, -1, p, p).permute(0, 4, 1, 2, 5, 3, 6)
-        return grid.reshape(len(tokens), -1, layers, rows * p, columns * p)[..., :height, :width]
 
+def centred(x: Tensor, patch_size: int, index: int, top: int, left: int) -> Tensor:
+    """`positions` of a latent [B, C, H, W], with rows and columns counted from the middle.
 
-def with_layers(latent: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, C, 1, H, W]."""
-    return latent[:, :, None] if latent.ndim == 4 else latent
-
-
-def added_to_first(img: Tensor, residual: Tensor) -> Tensor:
-    """A ControlNet's residual [B, n, D], added to the first n tokens; it knows nothing of references."""
-    first, rest = img.tensor_split([residual.shape[1]], dim=1)
-    return torch.cat((first + residual, rest), dim=1)
-
-
-def reference_places(sizes: Sequence[Sequence[int]], method: str) -> list[tuple[int, tuple[int, int]]]:
-    """The index and the offset (rows, columns) in latent pixels of each reference image.
-
-    By the index methods each image has an index of its own and none is moved. By "offset" they share one index and lie
-    next to one another, each to the right or below of those before it, whichever makes the whole less long.
-    Args: sizes, (height, width) of each.
+    As ComfyUI counts them; diffusers counts from one further for an odd number of them.
     """
-    if method in ("index", TIMESTEP_ZERO):
-        return [(number + 1, (0, 0)) for number in range(len(sizes))]
-    if method == "negative_index":
-        return [(-number - 1, (0, 0)) for number in range(len(sizes))]
-    places, height, width = [], 0, 0
-    for rows, columns in sizes:
-        top, left = (0, width) if rows + height > columns + width else (height, 0)
-        height, width = max(height, rows + top), max(width, columns + left)
-        places.append((1, (top, left)))
-    return places
+    rows, columns = (-(-size // patch_size) for size in x.shape[-2:])
+    return positions(x, patch_size, index, top - rows // 2 * patch_size, left - columns // 2 * patch_size)

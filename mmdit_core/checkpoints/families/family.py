@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...config import ModelConfig
-from ..errors import TensorsError
+from ..errors import TensorsError, UnreadableError
 
 SINGLE_FILE, DIFFUSERS = "single file", "diffusers"
 MAX_BLOCKS = 200  # in a list; the published models have 60 at most
@@ -149,3 +150,27 @@ def ratio_of(inner: int, hidden: int) -> float:
     """The MLP ratio for which int(hidden * ratio) is `inner`."""
     ratio = inner / hidden
     return ratio if int(hidden * ratio) == inner else math.nextafter(ratio, math.inf)
+
+
+def axes_of(head_dim: int, metadata: Mapping[str, str], class_name: str, source: object) -> tuple[int, ...]:
+    """The channels of each axis of rotary positions, on which no shape depends.
+
+    From the metadata, else in the published proportions, 16, 56 and 56 of 128. Args: class_name, of diffusers' model.
+    """
+    for key, field in (("mmdit.config", "axes_dim"), ("diffusers.config", "axes_dims_rope")):
+        try:
+            values = json.loads(metadata.get(key, "{}"))
+            if key == "diffusers.config" and values.get("_class_name") != class_name:
+                continue  # the config of another model in the same folder
+            if field not in values:
+                continue
+            axes = tuple(values[field])
+            if any(type(dim) is not int for dim in axes) or sum(axes) != head_dim:
+                raise ValueError(f"{field} is {list(axes)}")
+            return axes
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            found = f"the metadata {key} does not say how many channels each axis of the positions has ({error})"
+            right = f"{field} must be three even numbers that add up to {head_dim}"
+            raise UnreadableError(source, found, right) from error
+    side = 2 * (7 * head_dim // 32)
+    return head_dim - 2 * side, side, side

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
 from ...config import FluxConfig
 from ...models.flux import Flux
-from ..errors import UnreadableError
 from .family import (
     DIFFUSERS,
     SINGLE_FILE,
@@ -17,6 +15,7 @@ from .family import (
     Layout,
     Rule,
     Shapes,
+    axes_of,
     count_blocks,
     norm_width,
     patterns,
@@ -83,30 +82,9 @@ def config_of(shapes: Shapes, metadata: Mapping[str, str], source: object) -> Fl
         patch_size=PATCH_SIZE,
         in_channels=in_channels,
         out_channels=None if out_channels == in_channels else out_channels,
-        axes_dim=_axes(head_dim, metadata, source),
+        axes_dim=axes_of(head_dim, metadata, "FluxTransformer2DModel", source),
         guidance_embed=any(name.startswith("guidance_in.") for name in shapes),
     )
-
-
-def _axes(head_dim: int, metadata: Mapping[str, str], source: object) -> tuple[int, ...]:
-    """The channels of each axis, on which no shape depends: from the metadata, else the published 16, 56, 56 of 128."""
-    for key, field in (("mmdit.config", "axes_dim"), ("diffusers.config", "axes_dims_rope")):
-        try:
-            values = json.loads(metadata.get(key, "{}"))
-            if key == "diffusers.config" and values.get("_class_name") != "FluxTransformer2DModel":
-                continue  # the config of another model in the same folder
-            if field not in values:
-                continue
-            axes = tuple(values[field])
-            if any(type(dim) is not int for dim in axes) or sum(axes) != head_dim:
-                raise ValueError(f"{field} is {list(axes)}")
-            return axes
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            found = f"the metadata {key} does not say how many channels each axis of the positions has ({error})"
-            right = f"{field} must be three even numbers that add up to {head_dim}"
-            raise UnreadableError(source, found, right) from error
-    side = 2 * (7 * head_dim // 32)
-    return head_dim - 2 * side, side, side
 
 
 FLUX = Family(

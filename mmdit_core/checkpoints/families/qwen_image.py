@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from ...config import TIMESTEP_ZERO, QwenImageConfig
+from ...config import REFERENCE_METHODS, TIMESTEP_ZERO, QwenImageConfig
 from ...models.qwen_image import TIMESTEP_ZERO_MARKER, QwenImage
-from ..errors import UnknownModelError, UnreadableError
-from .family import SINGLE_FILE, BlockList, Family, Layout, Rule, Shapes, count_blocks, norm_width, patterns, ratio_of
+from ..errors import UnknownModelError, UnreadableError, listing
+from .family import (
+    SINGLE_FILE,
+    BlockList,
+    Family,
+    Layout,
+    Rule,
+    Shapes,
+    axes_of,
+    count_blocks,
+    norm_width,
+    patterns,
+    ratio_of,
+)
 
 BLOCKS = "transformer_blocks"
-PATCH = 2  # of every model of the family; no shape says it
+PATCH_SIZE = 2  # of every model of the family; no shape says it
 SECOND_CONDITION = "time_text_embed.addition_t_embedding.weight"
 
 NEEDED = (
@@ -48,50 +59,43 @@ def config_of(shapes: Shapes, metadata: Mapping[str, str], source: object) -> Qw
     (context_dim,) = shapes["txt_norm.weight"]
     if (context_dim, inputs, outputs) == (2560, 128, 128):
         raise UnknownModelError(source, "this looks like MageFlow", NEEDED)
-    if inputs % PATCH**2 or outputs % PATCH**2:
-        raise ValueError(f"{inputs} inputs and {outputs} outputs of a patch are no multiples of {PATCH**2}")
+    if inputs % PATCH_SIZE**2 or outputs % PATCH_SIZE**2:
+        raise ValueError(f"{inputs} inputs and {outputs} outputs of a patch are no multiples of {PATCH_SIZE**2}")
     norms = [name for name in shapes if re.search(r"\.attn\.norm_(added_)?[qk]\.weight$", name)]
-    has_second = SECOND_CONDITION in shapes
-    method = TIMESTEP_ZERO if TIMESTEP_ZERO_MARKER in shapes else "negative_index" if has_second else "index"
-    stated = _stated(metadata, source)
+    head_dim = norm_width(shapes, norms, source)
     return QwenImageConfig(
         hidden_size=hidden,
-        num_heads=hidden // norm_width(shapes, norms, source),
+        num_heads=hidden // head_dim,
         depth=depth,
         mlp_ratio=ratio_of(shapes[f"{BLOCKS}.0.img_mlp.net.0.proj.weight"][0], hidden),
         context_dim=context_dim,
-        patch_size=PATCH,
-        in_channels=inputs // PATCH**2,
-        out_channels=None if outputs == inputs else outputs // PATCH**2,
-        additional_t_cond=has_second,
-        rope_axes=stated.get("rope_axes", ()),
-        reference_method=stated.get("reference_method", method),
+        patch_size=PATCH_SIZE,
+        in_channels=inputs // PATCH_SIZE**2,
+        out_channels=None if outputs == inputs else outputs // PATCH_SIZE**2,
+        axes_dim=axes_of(head_dim, metadata, "QwenImageTransformer2DModel", source),
+        additional_t_cond=SECOND_CONDITION in shapes,
+        reference_method=_reference_method(shapes, metadata, source),
     )
 
 
-def _stated(metadata: Mapping[str, str], source: object) -> dict[str, Any]:
-    """What metadata say of the fields that no shape determines."""
+def _reference_method(shapes: Shapes, metadata: Mapping[str, str], source: object) -> str:
+    """How the model tells references apart, by ComfyUI's name: from the metadata or from tensors that say it."""
     for key in ("mmdit.config", "diffusers.config"):
-        if key not in metadata:
-            continue
         try:
-            values = json.loads(metadata[key])
-            if not isinstance(values, dict):
-                raise ValueError("it is no JSON object")
-            if key == "diffusers.config":
-                if values.get("_class_name") != "QwenImageTransformer2DModel":
-                    continue  # the config of another model in the same folder
-                zero = {"reference_method": TIMESTEP_ZERO} if values.get("zero_cond_t") else {}
-                values = {"rope_axes": values.get("axes_dims_rope", ()), **zero}
-            stated = {name: values[name] for name in ("rope_axes", "reference_method") if name in values}
-            axes = stated.get("rope_axes", ())
-            if not isinstance(axes, list | tuple) or not all(type(axis) is int for axis in axes):
-                raise ValueError(f"the channels of the axes are {axes!r}")
-            return stated
-        except (ValueError, RecursionError) as error:
-            right = "It is a JSON object, in which rope_axes is a list of three even numbers"
-            raise UnreadableError(source, f"the metadata {key} cannot be used ({error})", right) from error
-    return {}
+            values = json.loads(metadata.get(key, "{}"))
+            method = values.get("reference_method", "") if key == "mmdit.config" else ""
+            if method and not isinstance(method, str):
+                raise ValueError(f"reference_method is {method!r}")
+            if values.get("_class_name") == "QwenImageTransformer2DModel" and values.get("zero_cond_t"):
+                method = TIMESTEP_ZERO
+            if method:
+                return method
+        except (ValueError, AttributeError, RecursionError) as error:
+            found = f"the metadata {key} does not say how references are told apart ({error})"
+            raise UnreadableError(source, found, f"It must be one of {listing(REFERENCE_METHODS, 9)}") from error
+    if TIMESTEP_ZERO_MARKER in shapes:
+        return TIMESTEP_ZERO
+    return "negative_index" if SECOND_CONDITION in shapes else "index"
 
 
 QWEN_IMAGE = Family(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mmdit_core.config import QwenImageConfig
-from mmdit_core.models.qwen_image import QwenImage, reference_places
+from mmdit_core.models.latents import placed
+from mmdit_core.models.qwen_image import QwenImage
 from tests.core.models.tiny_qwen import (
     MASK,
     REFERENCES,
@@ -115,9 +116,10 @@ def test_a_reference_for_all_rows_is_one_for_each(model):
 
 
 def test_offsets_place_references_side_by_side():
-    places = reference_places([(8, 12), (6, 6), (10, 4)], "offset")
+    sizes = [torch.empty(1, 16, *size) for size in ((8, 12), (6, 6), (10, 4))]
     # the second below the first, as 6 + 8 <= 6 + 12; the third to the right of both, as 10 + 14 > 4 + 12
-    assert places == [(1, (0, 0)), (1, (8, 0)), (1, (0, 12))]
+    assert list(placed(sizes, "offset")) == [(1, 0, 0), (1, 8, 0), (1, 0, 12)]
+    assert list(placed(sizes, "negative_index")) == [(-1, 0, 0), (-2, 0, 0), (-3, 0, 0)]
 
 
 def test_masked_tokens_do_not_matter_and_masks_of_any_kind_are_one(model):
@@ -158,7 +160,7 @@ WRONG = {
     "method": ({"ref_latents_method": "uno"}, "ref_latents_method is 'uno'; it must be one of index, "),
     "reference": (
         {"ref_latents": [torch.randn(3, 16, 8, 8)]},
-        r"reference latent is \[3, 16, 1, 8, 8\]; this call takes \[1 or 2, 16, H, W\]",
+        r"reference latent is \[3, 16, 8, 8\]; this model takes \[B, 16, h, w\] with B 1 or 2",
     ),
     "second condition": ({"additional_t_cond": torch.ones(2)}, "additional_t_cond is given; .* does not embed it"),
     "dtype": ({"context": torch.randn(2, 7, 24).half()}, "context torch.float16, weights torch.float32"),
@@ -186,11 +188,13 @@ def test_the_published_size_builds_without_memory():
 def test_config_survives_json_and_refuses_what_does_not_fit():
     config = replace(TINY, reference_method="negative_index")
     assert QwenImageConfig(**json.loads(json.dumps(asdict(config)))) == config
-    assert QwenImageConfig().rope_axes == (16, 56, 56)
+    assert QwenImageConfig().axes_dim == (16, 56, 56)
     with pytest.raises(ValueError, match="hidden_size 100 is not a multiple of num_heads 3"):
         QwenImageConfig(hidden_size=100, num_heads=3)
-    with pytest.raises(ValueError, match=r"rope_axes \[8, 12, 10\] are not three even numbers with the sum 32"):
-        replace(TINY, rope_axes=(8, 12, 10))
+    with pytest.raises(
+        ValueError, match=r"axes_dim is \(8, 12, 10\); it must be three even numbers that add up to a head's 32"
+    ):
+        replace(TINY, axes_dim=(8, 12, 10))
     with pytest.raises(ValueError, match="reference_method is 'next'; it must be one of index, "):
         replace(TINY, reference_method="next")
     with pytest.raises(ValueError, match="depth is 0"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from mmdit_core.config import QwenImageConfig
 from mmdit_core.models.qwen_image import TIMESTEP_ZERO_MARKER, QwenImage
 
-TINY = QwenImageConfig(hidden_size=64, num_heads=2, depth=3, context_dim=24, rope_axes=(8, 12, 12))
+TINY = QwenImageConfig(hidden_size=64, num_heads=2, depth=3, context_dim=24, axes_dim=(8, 12, 12))
 TEXT = 7
 # 1000 * (sigma * frequency) and (1000 * sigma) * frequency round alike for powers of two alone; else an angle of up to
 # 1000 differs by up to 1e-4 in float32.
@@ -46,13 +46,13 @@ def diffusers_twin(model: QwenImage) -> QwenImageTransformer2DModel:
         twin = QwenImageTransformer2DModel(
             patch_size=c.patch_size, in_channels=c.in_channels * c.patch_size**2, out_channels=c.channels_out,
             num_layers=c.depth, attention_head_dim=c.head_dim, num_attention_heads=c.num_heads,
-            joint_attention_dim=c.context_dim, axes_dims_rope=c.rope_axes,
+            joint_attention_dim=c.context_dim, axes_dims_rope=c.axes_dim,
             zero_cond_t=c.reference_method == "index_timestep_zero", use_additional_t_cond=c.additional_t_cond,
             use_layer3d_rope=c.additional_t_cond,
         )  # fmt: skip
         # Its rotations are no parameters, and have to have values.
     with torch.device("cpu"):
-        twin.pos_embed = type(twin.pos_embed)(theta=10000, axes_dim=list(c.rope_axes), scale_rope=True)
+        twin.pos_embed = type(twin.pos_embed)(theta=10000, axes_dim=list(c.axes_dim), scale_rope=True)
     state = {name: tensor for name, tensor in model.state_dict().items() if name != TIMESTEP_ZERO_MARKER}
     twin.load_state_dict(state, strict=True, assign=True)
     return twin.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ ALL = tuple(range(DEPTH))
 
 @pytest.fixture(scope="module")
 def core(model):
-    made = QwenImage(QwenImageConfig(hidden_size=64, num_heads=2, depth=DEPTH, context_dim=24, rope_axes=(8, 12, 12)))
+    made = QwenImage(QwenImageConfig(hidden_size=64, num_heads=2, depth=DEPTH, context_dim=24, axes_dim=(8, 12, 12)))
     made.load_state_dict(model.state_dict())
     return made.eval().requires_grad_(False)
 

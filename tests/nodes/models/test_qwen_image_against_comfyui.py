@@ -35,7 +35,7 @@ def comfyui_model(model: QwenImage):
     made = HostModel(
         patch_size=c.patch_size, in_channels=c.in_channels * c.patch_size**2, out_channels=c.channels_out,
         num_layers=c.depth, attention_head_dim=c.head_dim, num_attention_heads=c.num_heads,
-        joint_attention_dim=c.context_dim, axes_dims_rope=c.rope_axes, default_ref_method=c.reference_method,
+        joint_attention_dim=c.context_dim, axes_dims_rope=c.axes_dim, default_ref_method=c.reference_method,
         use_additional_t_cond=c.additional_t_cond, dtype=torch.float32, operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     made.load_state_dict(model.state_dict(), strict=True)
