@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmdit_core import MMDiT, MMDiTConfig, QwenImage, QwenImageConfig
+from mmdit_core import Flux, FluxConfig, MMDiT, MMDiTConfig, QwenImage, QwenImageConfig
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
 LATENT = r"latent \[1, 16, 32, 32\], torch.float32, finite: True\n"
 PRINTS = {
     "sd3": LATENT,
+    "flux": LATENT,
     "qwen_image": LATENT,
     "training_step": r"loss \d+\.\d{4} -> \d+\.\d{4}\n",
     "block_sweep": "".join(
@@ -29,6 +30,7 @@ PRINTS = {
 }
 CHECKPOINTS = {
     "sd3": MMDiT(MMDiTConfig(128, 2, 1, context_dim=24, pooled_dim=12, pos_embed_max_size=16)),
+    "flux": Flux(FluxConfig(64, 2, 1, 1, context_dim=24, pooled_dim=12, axes_dim=(4, 14, 14))),
     "qwen_image": QwenImage(QwenImageConfig(128, 1, 1, context_dim=24)),
 }
 

@@ -95,7 +95,7 @@ def test_the_modules_of_the_installed_library_and_the_examples_run_with_its_requ
     assert done.returncode == 0, done.stdout + done.stderr
     facts, *printed = done.stdout.splitlines()
     version, place, count = facts.split()
-    assert sum("finite: True" in line for line in printed) >= 2 and any("loss" in line for line in printed)
+    assert sum("finite: True" in line for line in printed) == 3 and any("loss" in line for line in printed)
     assert version == value("version") and Path(place).is_relative_to(tmp_path) and int(count) > 20
 
 
