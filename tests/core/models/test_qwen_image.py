@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from mmdit_core.config import QwenImageConfig
+from mmdit_core.config import REFERENCE_METHODS, QwenImageConfig
 from mmdit_core.models.latents import placed
 from mmdit_core.models.qwen_image import QwenImage
 from tests.core.models.tiny_qwen import (
@@ -181,8 +181,20 @@ def test_two_conditions_and_references_at_timestep_zero_are_refused():
         model(**inputs(), **more, additional_t_cond=torch.tensor([0, 1]))
 
 
-def test_the_published_size_builds_without_memory():
-    assert sum(p.numel() for p in QwenImage(QwenImageConfig(), device="meta").parameters()) == 20430401088
+def test_the_published_size_runs_on_a_device_without_values():
+    """So every tensor that a call makes is on the device of its inputs."""
+    model = QwenImage(replace(QwenImageConfig(), depth=2), device="meta", dtype=torch.bfloat16)
+    given = {
+        "x": torch.empty(2, 16, 3, 65, 64, dtype=torch.bfloat16, device="meta"),
+        "timesteps": torch.empty(2, device="meta"),
+        "context": torch.empty(2, 20, 3584, dtype=torch.bfloat16, device="meta"),
+        "attention_mask": torch.empty(2, 20, dtype=torch.long, device="meta"),
+        "ref_latents": [torch.empty(1, 16, 1, 33, 40, dtype=torch.bfloat16, device="meta")],
+    }
+    for method in REFERENCE_METHODS:
+        out = model(**given, ref_latents_method=method)
+        assert out.shape == given["x"].shape and out.dtype == torch.bfloat16 and out.is_meta
+    assert sum(p.numel() for p in QwenImage(QwenImageConfig(), device="meta").parameters()) == 20_430_401_088
 
 
 def test_config_survives_json_and_refuses_what_does_not_fit():
