@@ -62,7 +62,7 @@ def check_qwen_image(
     for given, value in absent.items():
         if value is not None:
             raise ValueError(f"{name}: {given} is given; this model has no such input")
-    others = [key for key, values in (control or {}).items() if key != "input" and any(v is not None for v in values)]
+    others = [key for key, each in (control or {}).items() if key != "input" and any(v is not None for v in each or ())]
     if others:
         raise ValueError(f"{name}: control has residuals under {', '.join(others)}; this model takes them under input")
     rows, tokens = context.shape[:2]

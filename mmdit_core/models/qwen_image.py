@@ -189,10 +189,16 @@ def over_text_alone(mask: Tensor, keys: int) -> Tensor:
     return F.pad(mask, (0, keys - mask.shape[1]))[:, None, None]
 
 
-def original_block(block: nn.Module, timestep_zero_index: int | None, args: Mapping[str, Any]) -> dict[str, Any]:
-    """A block as a block hook calls it: a dictionary in, a dictionary out."""
-    names = ("img", "txt", "vec", "pe", "attn_mask", "transformer_options")
-    img, txt = block(**{name: args.get(name) for name in names}, timestep_zero_index=timestep_zero_index)
+def original_block(
+    block: nn.Module, attn_mask: Tensor | None, timestep_zero_index: int | None, args: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A block as a block hook calls it: a dictionary in, a dictionary out.
+
+    Args: attn_mask, for hooks that know ComfyUI's model alone, whose arguments have none.
+    """
+    given = {name: args[name] for name in ("img", "txt", "vec", "pe", "transformer_options")}
+    mask = args.get("attn_mask", attn_mask)
+    img, txt = block(**given, attn_mask=mask, timestep_zero_index=timestep_zero_index)
     return {"img": img, "txt": txt}
 
 
@@ -304,7 +310,7 @@ class QwenImage(adaln.WithAdaLNCache, nn.Module):
             if hook is None:
                 img, txt = block(**args, timestep_zero_index=zero_from)
             else:
-                out = hook(args, {"original_block": partial(original_block, block, zero_from)})
+                out = hook(args, {"original_block": partial(original_block, block, mask, zero_from)})
                 img, txt = out["img"], out["txt"]
             img, txt = patch_block(img, txt, x, index, options)
             img = with_residual(img, control, "input", index)

@@ -138,6 +138,18 @@ def test_masked_tokens_do_not_matter_and_masks_of_any_kind_are_one(model):
     assert torch.equal(model(**given, attention_mask=MASK[:1]), model(**given, attention_mask=MASK[[0, 0]]))
 
 
+def test_a_hook_that_does_not_know_the_mask_keeps_it(model):
+    given = inputs() | {"attention_mask": MASK}
+    names = ("img", "txt", "vec", "pe", "transformer_options")  # what ComfyUI's model gives to a hook
+
+    def hook(args, extra):
+        return extra["original_block"]({name: args[name] for name in names})
+
+    hooks = {("double_block", index): hook for index in range(TINY.depth)}
+    hooked = model(**given, transformer_options={"patches_replace": {"dit": hooks}})
+    assert torch.equal(hooked, model(**given))
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
 def test_half_precision_stays_near_fp32(dtype, bound):
     model = random_model(std=0.05)
@@ -183,7 +195,7 @@ def test_two_conditions_and_references_at_timestep_zero_are_refused():
 
 def test_the_published_size_runs_on_a_device_without_values():
     """So every tensor that a call makes is on the device of its inputs."""
-    model = QwenImage(replace(QwenImageConfig(), depth=2), device="meta", dtype=torch.bfloat16)
+    model = QwenImage(replace(QwenImageConfig(), depth=1), device="meta", dtype=torch.bfloat16)
     given = {
         "x": torch.empty(2, 16, 3, 65, 64, dtype=torch.bfloat16, device="meta"),
         "timesteps": torch.empty(2, device="meta"),
