@@ -175,6 +175,15 @@ def test_the_core_imports_run_one_way(path):
     assert not across(path, "mmdit_core", CORE_PACKAGES)
 
 
+FAMILY_MODELS = [ROOT / "mmdit_core" / "models" / f"{family}.py" for family in ("sd3", "flux", "qwen_image")]
+
+
+@each(FAMILY_MODELS)
+def test_a_models_file_needs_no_other_familys(path):
+    others = {f"mmdit_core.models.{other.stem}" for other in FAMILY_MODELS if other != path}
+    assert not offences(path, lambda module: module in others)
+
+
 @each(NODES)
 def test_the_nodes_import_one_way(path):
     assert not across(path, "nodes", NODE_PACKAGES)
