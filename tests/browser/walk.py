@@ -2,12 +2,13 @@
 
     python -m tests.browser.walk
 
-Prints for each part the clicks (drags count as one), the keys (typed text counts as one) and the seconds, with those that
-the machine needs; screenshots are in .test-output/walk/.
+Prints for each part the clicks (drags count as one), the keys (typed text counts as one) and the seconds, with those of
+its run; screenshots are in .test-output/walk/.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,29 @@ DOT = """([type, kind, name]) => {
     const node = app.graph._nodes.find((each) => each.type === type);
     const slot = node[kind].findIndex((each) => each.name === name);
     const input = kind === "inputs";
-    const dot = document.querySelector(`[data-node-id="${node.id}"] [data-slot-key="${node.id}-${input ? "in" : "out"}-${slot}"]`);
+    const key = `${node.id}-${input ? "in" : "out"}-${slot}`;
+    const dot = document.querySelector(`[data-node-id="${node.id}"] [data-slot-key="${key}"]`);
     if (dot) {
         const box = (dot.querySelector(".slot-dot, .rounded-full") ?? dot).getBoundingClientRect();
         return [box.left + box.width / 2, box.top + box.height / 2];
     }
     return app.canvasPosToClientPos([...node.getConnectionPos(input, slot)]);
 }"""
+TITLE_OF = """(type) => {
+    const node = app.graph._nodes.find((each) => each.type === type);
+    return [...app.canvasPosToClientPos([node.pos[0] + 60, node.pos[1] - 15])];
+}"""
 ANALYSE = """() => {
     const add = (type, values, place) => {
         const node = LiteGraph.createNode(type);
         app.graph.add(node);
         node.pos = place;
-        for (const [name, value] of Object.entries(values)) node.widgets.find((each) => each.name === name).value = value;
+        for (const [name, value] of Object.entries(values))
+            node.widgets.find((each) => each.name === name).value = value;
         return node;
     };
-    const [loader, text] = ["MMDiTLoader", "TripleTextEncode"].map((type) => app.graph._nodes.find((n) => n.type === type));
-    const latent = app.graph._nodes.find((node) => node.type.startsWith("Empty"));
+    const of = (start) => app.graph._nodes.find((node) => node.type.startsWith(start));
+    const [loader, text, latent] = ["MMDiTLoader", "TripleTextEncode", "Empty"].map(of);
     const analysis = add("BlockAnalysis", { operations: "skip", blocks: "all", steps: 8, cfg: 4.5, seed: 4 }, [0, 1500]);
     const preview = add("PreviewImage", {}, [400, 1500]);
     loader.connect(0, analysis, 0);
@@ -80,6 +87,7 @@ class Hand:
             self.page.mouse.click(*target, **options)
 
     def drag(self, start: Any, end: Any) -> None:
+        """Drag from one position to another."""
         self.clicks += 1
         self.page.mouse.move(*start)
         self.page.mouse.down()
@@ -87,10 +95,12 @@ class Hand:
         self.page.mouse.up()
 
     def press(self, key: str) -> None:
+        """Press a key."""
         self.keys += 1
         self.page.keyboard.press(key)
 
     def type(self, text: str) -> None:
+        """Type a text."""
         self.keys += 1
         self.page.keyboard.type(text)
 
@@ -115,6 +125,7 @@ class Hand:
 
 
 def run_button(page: Any) -> Any:
+    """ComfyUI's own button."""
     return page.get_by_role("button", name="Run", exact=True).first
 
 
@@ -128,6 +139,7 @@ def open_template(hand: Hand, name: str) -> None:
 
 
 def first_image(comfy: ComfyPage) -> None:
+    """The page that `scripts/run.py --ui` names, and Run."""
     comfy.page.goto(f"{comfy.server.url}/?template=quickstart&source={ROOT.name}")
     comfy.page.wait_for_function("window.app?.graph?._nodes?.some((node) => node.type === 'MMDiTLoader')")
     hand = Hand(comfy)
@@ -136,6 +148,7 @@ def first_image(comfy: ComfyPage) -> None:
 
 
 def changed_image(comfy: ComfyPage) -> None:
+    """A template, another prompt, and Run."""
     hand = Hand(comfy)
     open_template(hand, "quickstart")
     comfy.page.wait_for_function("app.graph._nodes.some((node) => node.type === 'TripleTextEncode')")
@@ -147,6 +160,7 @@ def changed_image(comfy: ComfyPage) -> None:
 
 
 def boost(comfy: ComfyPage) -> None:
+    """Text Boost found, linked and painted; compared; switched off and on."""
     comfy.run("() => { app.canvas.ds.scale = 0.6; app.canvas.ds.offset = [60, 60]; }")
     comfy.wait_stable()
     hand = Hand(comfy)
@@ -157,8 +171,12 @@ def boost(comfy: ComfyPage) -> None:
     page.get_by_test_id("result-item").filter(has_text="Text Boost").first.wait_for()
     hand.press("Enter")
     page.wait_for_function("app.graph._nodes.some((node) => node.type === 'TextBoost')")
-    hand.click((700, 800))  # Nodes 2.0 puts the new node under the mouse until a click
+    hand.click((760, 600))  # newer frontends let the new node follow the mouse until a click
     comfy.wait_stable()
+    x, y = comfy.run(TITLE_OF, "TextBoost")
+    if y < 560:  # older ones put it where the search was opened, over the others
+        hand.drag((x, y), (760, 600))
+        comfy.wait_stable()
     for start, end in (
         (("MMDiTLoader", "outputs", "MODEL"), ("TextBoost", "inputs", "model")),
         (("TextBoost", "outputs", "MODEL"), ("FlowMatchingSampler", "inputs", "model")),
@@ -186,6 +204,7 @@ def boost(comfy: ComfyPage) -> None:
 
 
 def analysis(comfy: ComfyPage) -> None:
+    """From a finished analysis to an image with the blocks that it suggests."""
     comfy.load(ROOT / "workflows" / "quickstart.json")
     comfy.run(ADD, ["BlockSkip", {}])
     comfy.run(ANALYSE)
@@ -193,8 +212,10 @@ def analysis(comfy: ComfyPage) -> None:
     strip = Strip(comfy, "BlockSkip")
     strip.until("s.measured === 8")
     strip.unzoom()
-    comfy.run("() => { const n = app.graph._nodes.find((e) => e.type === 'BlockSkip');"
-              " app.canvas.ds.offset = [300 - n.pos[0], 300 - n.pos[1]]; }")
+    comfy.run(
+        "() => { const n = app.graph._nodes.find((e) => e.type === 'BlockSkip');"
+        " app.canvas.ds.offset = [300 - n.pos[0], 300 - n.pos[1]]; }"
+    )
     strip.wait_stable()
     hand = Hand(comfy)
     hand.click(strip.place(0), button="right")
@@ -207,6 +228,7 @@ def analysis(comfy: ComfyPage) -> None:
 
 
 def first_edit(comfy: ComfyPage) -> None:
+    """The template of edits by words, and Run."""
     hand = Hand(comfy)
     open_template(hand, "edit-by-words")
     comfy.page.wait_for_function("app.graph._nodes.some((node) => node.type === 'FlowEdit')")
@@ -217,14 +239,14 @@ def first_edit(comfy: ComfyPage) -> None:
 PARTS = (first_image, changed_image, boost, analysis, first_edit)
 
 
-def main() -> None:
-    """Walk in both renderers."""
+def main(names: list[str]) -> None:
+    """Walk in both renderers. Args: names of functions above; none: all."""
     print("| renderer | part | clicks | keys | seconds | of them |\n| --- | --- | --- | --- | --- | --- |")
     with temporary_server("walk") as server, sync_playwright() as playwright:
         window = playwright.chromium.launch(executable_path=browsers.find(), args=list(ARGUMENTS))
         live = Live(server)
         for renderer in RENDERERS:
-            for part in PARTS:
+            for part in (each for each in PARTS if not names or each.__name__ in names):
                 with opened(window, live, renderer) as comfy:
                     comfy.page.set_default_timeout(60_000)
                     if part is boost:
@@ -239,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
