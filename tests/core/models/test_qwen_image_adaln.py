@@ -86,9 +86,12 @@ def _changes_are_noticed(model, given):
         model.transformer_blocks[1].txt_mod[1].weight.mul_(-1)
         after = call(model, LEVELS[1], given, options)
         assert error(after, call(model, LEVELS[1], given)) <= TOLERANCE and error(after, before) > 100 * TOLERANCE
-        model.norm_out.linear.bias.add_(1.0)
-        again = call(model, LEVELS[1], given, options)
-        assert error(again, call(model, LEVELS[1], given)) <= TOLERANCE and error(again, after) > 100 * TOLERANCE
+        embed = model.time_text_embed.timestep_embedder
+        for weight in (model.norm_out.linear.bias, embed.linear_1.weight, model.txt_norm.weight):
+            weight.mul_(-1).add_(1.0)
+            again = call(model, LEVELS[1], given, options)
+            assert error(again, call(model, LEVELS[1], given)) <= TOLERANCE and error(again, after) > 100 * TOLERANCE
+            after = again
 
 
 def test_another_text_is_embedded_again(model):
