@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
@@ -29,9 +30,9 @@ from scripts.installations import OLDEST, REFUSED, RELEASES
 CHECKS = (
     ("lint", ("ruff", "check", ".")),
     ("format", ("ruff", "format", "--check", ".")),
-    ("types", ("scripts.check_types",)),
     ("versions", ("scripts.check_versions",)),
 )
+TYPES = ("types", ("scripts.check_types",))  # a minute on one core, next to the other checks and the first tests
 
 MOST_PROCESSES = 4  # each has a ComfyUI and a browser, 3 GB together
 Result = tuple[str, int, float]  # name, exit status, seconds
@@ -51,10 +52,15 @@ def main(words: list[str]) -> int:
     if everything and installation.owned:  # packages of the user's own ComfyUI may not fit the older ones
         installations.fetch(python, RELEASES[OLDEST])
         installations.fetch(python, RELEASES[REFUSED])
-    results = [timed(name, python, check) for name, check in CHECKS]
+    with ThreadPoolExecutor() as pool:
+        types = pool.submit(timed, TYPES[0], python, TYPES[1], quiet=True)
+        results = [timed(name, python, check) for name, check in CHECKS]
+        if everything and installation.owned:
+            results.append(on_release(python, OLDEST, []))
+        results.append(types.result())
     if everything and installation.owned:
-        results.append(on_release(python, OLDEST, []))
-        newest = ("pytest", "tests/browser", "--frontend", "newest", "-m", "frontend", *in_parallel())
+        # One process more than cores: a browser test waits most of its time.
+        newest = ("pytest", "tests/browser", "--frontend", "newest", "-m", "frontend", *in_parallel(more=1))
         results.append(timed("frontend", python, newest))
     results.append(timed("tests", python, ("pytest", *(arguments or in_parallel()))))
     return summary(results)
@@ -75,19 +81,30 @@ def on_release(python: Path, version: str, arguments: list[str]) -> Result:
     return timed(f"on {version}", python, words, COMFYUI_PATH=str(folder))
 
 
-def in_parallel() -> tuple[str, ...]:
+def in_parallel(more: int = 0) -> tuple[str, ...]:
     """pytest's arguments for a process on each core, at most MOST_PROCESSES; a file's tests stay in one process."""
-    return ("-n", str(min(os.cpu_count() or 1, MOST_PROCESSES)), "--dist", "loadfile", "--durations", "25")
+    return ("-n", str(min((os.cpu_count() or 1) + more, MOST_PROCESSES)), "--dist", "loadfile", "--durations", "25")
 
 
-def timed(name: str, python: Path, words: tuple[str, ...], **variables: str) -> Result:
-    """Run one check in the project's folder, with these environment variables besides the present ones."""
-    say("\n$ " + " ".join((*(f"{key}={value}" for key, value in variables.items()), *words)))
+def timed(name: str, python: Path, words: tuple[str, ...], *, quiet: bool = False, **variables: str) -> Result:
+    """Run one check in the project's folder, with these environment variables besides the present ones.
+
+    Args: quiet, to print what it says at its end, in one piece.
+    """
+    command = "\n$ " + " ".join((*(f"{key}={value}" for key, value in variables.items()), *words))
+    if not quiet:
+        say(command)
     start = time.monotonic()
     # The tests' models are tiny, and threads of several processes on the same cores wait for each other.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | variables
-    code = subprocess.run([python, "-m", *words], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL).returncode
-    return name, code, time.monotonic() - start
+    ended = subprocess.run(
+        [python, "-m", *words],
+        **{"cwd": ROOT, "env": environment, "stdin": subprocess.DEVNULL},
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if quiet else {}),
+    )
+    if quiet:
+        say(f"{command}\n{ended.stdout}")
+    return name, ended.returncode, time.monotonic() - start
 
 
 def summary(results: list[Result]) -> int:

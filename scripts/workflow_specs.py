@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from scripts.workflow_families import FAMILIES
 from scripts.workflow_large import LARGE
 from scripts.workflow_parts import (
+    PROMPT,
     RUN_LINKS,
     Node,
     WorkflowSpec,
@@ -48,15 +51,15 @@ def to_edit(target: str) -> tuple[Node, ...]:
     )
 
 
-def with_and_without(*changed: Node, model: str) -> tuple[Node, ...]:
-    """The same seed twice: without the node that this workflow is about, and with it."""
+def with_and_without(*changed: Node, model: str, prompt: str = PROMPT, **values: Any) -> tuple[Node, ...]:
+    """The same seed twice: without the node that this workflow is about, and with it. Args: values of both samplers."""
     return (
         loader(),
-        text(),
+        text(prompt),
         empty(),
         *changed,
-        sampler("plain", title="Without"),
-        sampler("changed", model=(model, 0), title="With"),
+        sampler("plain", title="Without", **values),
+        sampler("changed", model=(model, 0), title="With", **values),
         *shown("plain", "plain", "Without"),
         *shown("changed", "changed", "With"),
     )
@@ -146,17 +149,22 @@ STEER = (
     WorkflowSpec(
         "boost-a-phrase",
         "Boost a phrase",
-        f"Changes the strength of a phrase in all blocks; here strength 0 removes it. {SMALL_NOTE}\n\n"
-        "**phrase** must be words of the prompt. **strength** 1 changes nothing, above 1 boosts, 0 removes. "
-        "*attention* and *value* act in the chosen blocks; *residual* is the paper's mode and acts on later blocks.",
+        f"Makes a phrase stronger in all blocks: here the number of blue stars comes out right. {SMALL_NOTE}\n\n"
+        "It is one seed at cfg 1, where the negative prompt is not computed; with most other seeds the image is right "
+        "without a boost, too. **phrase** must be words of the prompt. **strength** 1 changes nothing, above 1 boosts, "
+        "0 removes. *attention* and *value* act in the chosen blocks; *residual* is the paper's mode and acts on later "
+        "blocks.",
         with_and_without(
             Node(
                 "boost",
                 "TextBoost",
-                {"blocks": "all", "strength": 0.0, "mode": "attention", "phrase": "blue star"},
+                {"blocks": "all", "strength": 2.0, "mode": "value", "phrase": "two blue stars"},
                 {"model": ("model", 0)},
             ),
             model="boost",
+            prompt="two blue stars above two pink stars on a white background",
+            seed=1,
+            cfg=1.0,
         ),
     ),
     WorkflowSpec(

@@ -105,6 +105,14 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from error
 
 
+def is_for_another_renderer(item: pytest.Item) -> bool:
+    """Whether a test is for one renderer of the newest frontend, by its marker, and this is the other."""
+    marker, parameters = item.get_closest_marker("frontend"), getattr(item, "callspec", None)
+    wanted = marker.kwargs.get("renderer") if marker else None
+    found = parameters.params.get("shared", parameters.params.get("renderer")) if parameters else None
+    return wanted is not None and found not in (None, wanted)
+
+
 ORDER = ("core", "nodes", "browser")  # the fast ones first
 
 
@@ -115,6 +123,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             (i for i, name in enumerate(ORDER) if name in item.path.relative_to(ROOT).parts), len(ORDER)
         )
     )
+    if config.getoption("frontend") == "newest":
+        elsewhere = [item for item in items if is_for_another_renderer(item)]
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_tests:
         return

@@ -6,7 +6,7 @@ import pytest
 
 from tests.browser.strips import checked
 
-pytestmark = pytest.mark.frontend
+pytestmark = pytest.mark.frontend(renderer="nodes2")
 
 QUICKSTART = "workflows/quickstart.json"
 # Every job that the page sends, without running it.

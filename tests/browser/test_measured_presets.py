@@ -283,6 +283,14 @@ def test_the_suggestion_of_an_analysis_is_used_by_one_click_and_taken_back_by_on
     boost.choose("Use the suggestion: 6:2")
     boost.until("s.chosen.join() === '6'")
     assert comfy.run(WIDGETS, "TextBoost")["blocks"] == "6:2"
+    comfy.run("""() => {
+        const analysis = LiteGraph.createNode("BlockAnalysis");
+        app.graph.add(analysis);
+        analysis.properties.mmdit_report = app.graph._nodes[0].properties.mmdit_report;
+        const skip = app.graph._nodes.find((node) => node.type === "BlockSkip");
+        analysis.connect(3, skip, skip.inputs.findIndex((input) => input.name === "blocks"));
+    }""")
+    strip.until("s.inert && s.chosen.join() === '4,6'")  # the last run's list, linked
 
 
 MALFORMED = (

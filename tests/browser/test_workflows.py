@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from scripts.environment import ROOT
+from scripts.make_workflows import PREVIEW, PREVIEWING
 from scripts.workflow_specs import WORKFLOWS
 from tests.browser.conftest import TOAST
 
 SPECS = {sheet.name: sheet for sheet in WORKFLOWS}
 FILES = sorted((ROOT / "workflows").glob("*.json"))
-RUN = ("image-to-image", "skip-for-speed", "boost-a-phrase")
+RUN = ("boost-a-phrase", "speed-plan", "per-block-prompt")
 
 # Node -> its box on the canvas: left, top, right, bottom, title included.
 BOXES = """() => Object.fromEntries(app.graph._nodes.map((node) => {
@@ -28,6 +29,9 @@ BOXES = """() => Object.fromEntries(app.graph._nodes.map((node) => {
     const [left, top] = app.clientPosToCanvasPos([html.left, html.top]);
     return [name, [left, top, left + html.width / scale, top + html.height / scale]];
 }))"""
+PREVIEWS = (
+    """() => app.graph._nodes.filter((node) => node.type === "FlowMatchingSampler" && node.imgs?.length).length"""
+)
 OPEN = f"""() => [...document.querySelectorAll("{TOAST}, [role=dialog], [role=alertdialog]")]
     .map((each) => each.innerText)"""
 OURS = """(pack) => Object.entries(LiteGraph.registered_node_types)
@@ -68,14 +72,20 @@ def overlapping(found: dict[str, list[float]]) -> list[tuple[str, str]]:
     return pairs
 
 
-@pytest.mark.frontend
+@pytest.mark.frontend(renderer="nodes2")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_workflow_opens_without_warnings_and_without_overlapping_nodes(comfy, path: Path, test_output):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     comfy.load(workflow)
     small = path.stem not in SPECS or SPECS[path.stem].small
     assert comfy.unknown_nodes() == []
-    assert overlapping(boxes(comfy)) == []
+    found = boxes(comfy)
+    assert overlapping(found) == []
+    with_previews = {
+        name: [left, top, right, bottom + PREVIEW * (name.split(" ", 1)[1] in PREVIEWING)]
+        for name, (left, top, right, bottom) in found.items()
+    }
+    assert overlapping(with_previews) == [], "no room for the previews of a run, which stay on their node"
     if small:  # the others miss the files named in their notes
         assert comfy.run(OPEN) == []
         assert [text for text in comfy.console_errors if "Content Security Policy" not in text] == []

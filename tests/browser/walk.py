@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,6 @@ DOT = """([type, kind, name]) => {
     }
     return app.canvasPosToClientPos([...node.getConnectionPos(input, slot)]);
 }"""
-TITLE_OF = """(type) => {
-    const node = app.graph._nodes.find((each) => each.type === type);
-    return [...app.canvasPosToClientPos([node.pos[0] + 60, node.pos[1] - 15])];
-}"""
 ANALYSE = """() => {
     const add = (type, values, place) => {
         const node = LiteGraph.createNode(type);
@@ -59,8 +56,9 @@ ANALYSE = """() => {
     };
     const of = (start) => app.graph._nodes.find((node) => node.type.startsWith(start));
     const [loader, text, latent] = ["MMDiTLoader", "TripleTextEncode", "Empty"].map(of);
-    const analysis = add("BlockAnalysis", { operations: "skip", blocks: "all", steps: 8, cfg: 4.5, seed: 4 }, [0, 1500]);
-    const preview = add("PreviewImage", {}, [400, 1500]);
+    const settings = { operations: "skip", blocks: "all", steps: 8, cfg: 4.5, seed: 4 };
+    const analysis = add("BlockAnalysis", settings, [800, 1500]);
+    const preview = add("PreviewImage", {}, [1400, 1500]);
     loader.connect(0, analysis, 0);
     text.connect(0, analysis, 1);
     text.connect(1, analysis, 2);
@@ -171,12 +169,11 @@ def boost(comfy: ComfyPage) -> None:
     page.get_by_test_id("result-item").filter(has_text="Text Boost").first.wait_for()
     hand.press("Enter")
     page.wait_for_function("app.graph._nodes.some((node) => node.type === 'TextBoost')")
-    hand.click((760, 600))  # newer frontends let the new node follow the mouse until a click
+    page.mouse.move(760, 600, steps=5)
+    page.wait_for_timeout(500)
+    hand.click((760, 600))  # the new node follows the mouse until a click
     comfy.wait_stable()
-    x, y = comfy.run(TITLE_OF, "TextBoost")
-    if y < 560:  # older ones put it where the search was opened, over the others
-        hand.drag((x, y), (760, 600))
-        comfy.wait_stable()
+    comfy.page.wait_for_selector(".mmdit-blocks", state="attached")
     for start, end in (
         (("MMDiTLoader", "outputs", "MODEL"), ("TextBoost", "inputs", "model")),
         (("TextBoost", "outputs", "MODEL"), ("FlowMatchingSampler", "inputs", "model")),
@@ -199,7 +196,7 @@ def boost(comfy: ComfyPage) -> None:
         hand = Hand(comfy)
         hand.click(title(comfy, "TextBoost"))
         hand.press("Control+b")
-        times.append(hand.run(lambda: hand.press("Control+Enter")))
+        times.append(hand.run(partial(hand.press, "Control+Enter")))
     hand.line("toggle", "bypass and run: " + ", ".join(f"{seconds:.2f}" for seconds in times[1:]) + " s")
 
 

@@ -39,14 +39,23 @@ export function effectsFor(action, blocks, file) {
 /** The blocks that a report of this file suggests for a strip's action, as text; or undefined. */
 export function suggestionFor({ action, blocks, levels }, file) {
   const own = action === "analyse" ? "skip" : action;
-  return reportsOf(blocks)
-    .filter((each) => isOf(each, file))
-    .map(({ suggested }) => suggested?.[own])
+  return suggestedIn(reportsOf(blocks).filter((each) => isOf(each, file)), own, blocks, levels);
+}
+
+function suggestedIn(reports, action, blocks, levels) {
+  return reports
+    .map(({ suggested }) => suggested?.[action])
     .find((text) => {
       if (typeof text !== "string" || text.length > MAX_TEXT) return false;
       const { chosen, errors } = read(text, blocks, { strengths: levels });
       return chosen.size > 0 && !errors.length;
     });
+}
+
+/** The list that a BlockAnalysis gave for a strip's action in its last run, as text; undefined if it is none. */
+export function lastListOf(source, { action, blocks, levels }) {
+  const report = source?.comfyClass === "BlockAnalysis" ? source.properties?.[PROPERTY] : null;
+  return report ? suggestedIn([report], action, blocks, levels) : undefined;
 }
 
 function reportsOf({ total }) {

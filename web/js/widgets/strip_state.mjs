@@ -2,8 +2,8 @@
 
 import { keepAttached } from "../page/reattach.mjs";
 import { after, requestOnce } from "../page/frontend.mjs";
-import { effectsFor } from "./reports.mjs";
-import { blocksIn, modelFile, valueOf } from "../page/upstream.mjs";
+import { effectsFor, lastListOf } from "./reports.mjs";
+import { blocksIn, modelFile, sourceOf, valueOf } from "../page/upstream.mjs";
 
 export const NO_PRESET = "none";
 
@@ -53,7 +53,9 @@ export async function refresh({ node, about, widget, strip }) {
   };
   const linked = (input?.link ?? null) !== null;
   // An unknown linked text is shown as none.
-  const text = linked ? String(valueOf(node, widget.name, visit) ?? "") : widget.value;
+  const source = linked && sourceOf(node, node.inputs.indexOf(input));
+  const before = linked && (valueOf(node, widget.name, visit) ?? lastListOf(source, strip));
+  const text = linked ? String(before ?? "") : widget.value;
   if (strip.text !== text) strip.setText(text);
   strip.show({
     label: widget.label ?? widget.name,
