@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..mmdit_core.checkpoints.blocks import find_variant
+from ..mmdit_core.control.boost_rows import BoostRow
 from ..mmdit_core.control.grammar import BlockTextError, parse_block_strengths, parse_blocks
 from ..mmdit_core.control.model_call import ControlError
 from ..mmdit_core.control.preset_files import PresetError, read_made_for
@@ -15,6 +16,7 @@ from ..mmdit_core.control.presets import BY_NAME, Preset, presets_of
 from ..mmdit_core.control.spec import BRANCHES, CHOICES, MOST_STRENGTH, BlockControl
 from ..mmdit_core.flow.window import FADES, Window
 from ..mmdit_core.text.tokens import NoTokenMap, PartNotFound
+from .boost_rows import OFF, idle_rows, in_row, read_rows
 from .comfyui import patching
 from .comfyui.families import SUPPORTED, block_counts, family_of, network_of, why_refused
 from .comfyui.frontend import messages
@@ -129,6 +131,22 @@ def why_it_cancels(model, boost: BlockControl) -> str:
     return "in this model's cross-attention the image reads text alone, and a weight that all of it has cancels"
 
 
+def _why_idle(model, row: int, controls: Sequence[BlockControl]) -> str:
+    """In words, why the controls of a row, or at 0 of the node's own inputs, do nothing; "" if they may act."""
+    blocks = {block for control in controls for block in control.blocks}
+    if not controls:
+        return OFF
+    if not blocks:
+        return "no blocks are named: nothing happens"
+    if controls[0].window.is_empty:
+        return "the window has no steps: nothing happens"
+    last = sum(block_counts(model.model) or ()) - 1
+    residual = (controls[0].action, controls[0].effect, blocks) == ("boost", "residual", {last})
+    if residual and not _reads_by_cross_attention(model):
+        return "a residual boost of the last block does nothing: no later block reads its text"
+    return "strength 1 changes nothing" if row and all(control.strength == 1 for control in controls) else ""
+
+
 def _skips_all(model) -> bool:
     """Whether the controls on a MODEL skip all blocks of both branches in all steps."""
     skips = [c for c in patching.controls_of(model) if c.action == "skip" and c.window.is_whole]
@@ -171,22 +189,23 @@ class _BlockNode:
             require_text_controls(name, "model", model, "Use BlockSkip, or connect another model")
         require_made_for(name, model, given.pop("made_for", ""))
         window = Window(given.pop("start_percent"), given.pop("end_percent"), given.pop("fade", "constant"))
-        controls = [replace(control, window=window) for control in self.controls(model, **given)]
-        blocks = {block for control in controls for block in control.blocks}
-        last = sum(counts(name, model)) - 1
-        if not blocks:
-            messages.show_text(unique_id, "no blocks are named: nothing happens")
-        elif window.is_empty:
-            messages.show_text(unique_id, "the window has no steps: nothing happens")
-        elif not _reads_by_cross_attention(model) and (
-            (controls[0].action, controls[0].effect, blocks) == ("boost", "residual", {last})
-        ):
-            reason = "no later block reads its text"
-            messages.show_text(unique_id, f"a residual boost of the last block does nothing: {reason}")
-        attached = patching.attach(model, controls, unique_id, self.word_error)
-        if controls[0].action == "skip" and blocks and _skips_all(attached):
+        rows = {
+            row: [replace(control, window=window) for control in controls]
+            for row, controls in self.rows(model, **given).items()
+        }
+        if idle := idle_rows({row: _why_idle(model, row, controls) for row, controls in rows.items()}):
+            messages.show_text(unique_id, idle)
+        attached = model
+        for row, controls in rows.items():
+            word_error = _WordRow(row) if row else self.word_error
+            attached = patching.attach(attached, controls, unique_id, word_error, row)
+        if not idle and any(control.action == "skip" for control in rows.get(0, ())) and _skips_all(attached):
             messages.show_text(unique_id, "all blocks are skipped: the image does not depend on the prompt")
         return (attached,)
+
+    def rows(self, model, **given) -> dict[int, Sequence[BlockControl]]:
+        """The controls of the node's own inputs, at 0, and of its rows by number; none for a row that is off."""
+        return {0: self.controls(model, **given)}
 
 
 class BlockSkip(_BlockNode):
@@ -217,6 +236,17 @@ class BlockSkip(_BlockNode):
         if preset != NO_PRESET:
             return read_preset("BlockSkip", model, preset).controls
         return [BlockControl("skip", read_blocks("BlockSkip", model, blocks), branch=branch)]
+
+
+@dataclass(frozen=True)
+class _WordRow:
+    """Words what is found while sampling as an error of a row. A value: equal rows are equal for the run cache."""
+
+    row: int
+
+    def __call__(self, error: ControlError) -> InputError:
+        worded = TextBoost.word_error(error)
+        return in_row(self.row, worded) if worded.name == "phrase" else worded
 
 
 class TextBoost(_BlockNode):
@@ -250,6 +280,10 @@ class TextBoost(_BlockNode):
         part = (
             "The text of all encoders, of the CLIPs, or of T5. Other encoders (Qwen, Gemma, Mistral) are in all only."
         )
+        rows = (
+            "Further boosts, one a line: on | blocks | strength | phrase, or off in place of on. Without a phrase: the "
+            "whole text. They add to the node's own blocks; mode, part, branch, window and fade are those of the node."
+        )
         fade = "The strength over the window: constant, growing from 1 (in), returning to 1 (out), or both (cosine)."
         return {
             "required": {
@@ -263,9 +297,31 @@ class TextBoost(_BlockNode):
                 **WINDOW,
                 "fade": choice(tuple(FADES), "constant", fade, advanced=True),
             },
-            "optional": {"preset": preset_widget("boost", "blocks, strength and mode"), "made_for": MADE_FOR},
+            "optional": {
+                "preset": preset_widget("boost", "blocks, strength and mode"),
+                "made_for": MADE_FOR,
+                "rows": text("", rows, multiline=True, advanced=True),
+            },
             "hidden": HIDDEN,
         }
+
+    def rows(self, model, rows="", **given):
+        """As for all block nodes; own inputs that name no blocks and no phrase are left out if rows are on."""
+        written = read_rows(rows)
+        chosen = given.get("preset", NO_PRESET) != NO_PRESET or given["phrase"].strip()
+        named = chosen or read_blocks("TextBoost", model, given["blocks"], parse_block_strengths)
+        own = {0: self.controls(model, **given)} if named or not any(row.on for row in written) else {}
+        return {**own, **{row.number: self._of_row(model, row, given) if row.on else [] for row in written}}
+
+    def _of_row(self, model, row: BoostRow, given: Mapping[str, Any]) -> Sequence[BlockControl]:
+        """The boosts of a row that is on. Args: given, the node's inputs. Raises: InputError of the row."""
+        own = {name: given[name] for name in ("mode", "part", "branch")}
+        right = f"Write one from 0 to {MOST_STRENGTH:g}"
+        try:
+            require(0 <= row.strength <= MOST_STRENGTH, "TextBoost", "rows", f"strength {row.strength:g}", right)
+            return self.controls(model, row.blocks, row.strength, phrase=row.phrase, **own)
+        except InputError as error:
+            raise in_row(row.number, error) from error
 
     def controls(self, model, blocks, strength, mode, phrase, part, branch, preset=NO_PRESET):
         """The boosts of a preset, or of the named blocks, for the chosen text."""

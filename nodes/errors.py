@@ -4,9 +4,10 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Names the node, the input, what was found and what would be right."""
+    """Names the node, the input, what was found and what would be right; each is an attribute."""
 
     def __init__(self, node: str, name: str, found: str, right: str):
+        self.node, self.name, self.found, self.right = node, name, found, right
         super().__init__(f"{node}: {name}: {found}. {right}")
 
 

@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from ...mmdit_core.caching.step_cache import StepCache, StepCacheRun
 from ...mmdit_core.control.model_call import ROW_NAMES, ControlError
 from ...mmdit_core.control.spec import BlockControl
+from ...mmdit_core.flow.window import Window
 from ...mmdit_core.models.adaln import CACHE
 from ...mmdit_core.models.sd3 import MMDiT
 from . import controls, step_cache
@@ -42,13 +43,15 @@ Value = TypeVar("Value", bound="BlockControl | StepCache | PrecomputedModulation
 class Attached(Generic[Value]):
     """A value on a MODEL, the id of the node that attached it, and how that node words a ControlError.
 
-    Fields: blocks, the double and single blocks of the model when the value was attached; None if it has none.
+    Fields: blocks, the double and single blocks of the model when the value was attached; None if it has none; row, of
+    a node whose boosts are rows, from 1; 0 for a node's own inputs.
     """
 
     value: Value
     node_id: str | None = None
     word_error: Callable[[ControlError], Exception] | None = None
     blocks: tuple[int, int] | None = None
+    row: int = 0
 
 
 def attach(
@@ -56,13 +59,15 @@ def attach(
     values: Iterable[BlockControl | StepCache | PrecomputedModulation],
     node_id: str | None = None,
     word_error: Callable[[ControlError], Exception] | None = None,
+    row: int = 0,
 ):
     """A clone of the MODEL with more values, in this order. Of step caches and PrecomputedModulations the last counts.
 
-    Args: node_id, of the node that shows what the values did; word_error, turns a ControlError into the node's error.
+    Args: node_id, of the node that shows what the values did; word_error, turns a ControlError into the node's error;
+        row, of the node, as in Attached.
     """
     blocks = block_counts(model.model)
-    items = [Attached(value, node_id, word_error, blocks) for value in values]
+    items = [Attached(value, node_id, word_error, blocks, row) for value in values]
     before = attached(model)
     for kind in (StepCache, PrecomputedModulation):
         if any(isinstance(item.value, kind) for item in items):
@@ -86,19 +91,18 @@ def controls_of(model) -> tuple[BlockControl, ...]:
 def last_controls(model) -> tuple[Attached[BlockControl], ...]:
     """The block controls of the last block node on a MODEL, also those without an effect; () without a block node.
 
-    A node may attach several, one for each strength in its block list or those of a preset.
+    A node may attach several: one for each strength in its block list, those of a preset, those of its rows.
     """
     start, stop = _last_node(attached(model))
     return attached(model)[start:stop]
 
 
-def with_last_controls(model, controls: Iterable[BlockControl]):
+def with_last_controls(model, controls: Iterable[Attached[BlockControl]]):
     """A clone of the MODEL with other block controls in place of those of its last block node."""
     items = attached(model)
     start, stop = _last_node(items)
-    made = [replace(items[stop - 1], value=control) for control in controls]
     clone = model.clone()
-    clone.model_options["transformer_options"][KEY] = (*items[:start], *made, *items[stop:])
+    clone.model_options["transformer_options"][KEY] = (*items[:start], *controls, *items[stop:])
     return clone
 
 
@@ -308,10 +312,16 @@ def _worded(items: Sequence[Attached[BlockControl]]) -> Iterator[None]:
     try:
         yield
     except ControlError as error:
-        for item in items:
-            if item.value.action == error.control.action and item.word_error is not None:
-                raise item.word_error(error) from error
+        found, control = [item for item in items if item.word_error is not None], error.control
+        own = [item for item in found if _always(item.value) == _always(control)]
+        for item in own or [item for item in found if item.value.action == control.action]:
+            raise item.word_error(error) from error  # type: ignore[misc]
         raise
+
+
+def _always(control: BlockControl) -> BlockControl:
+    """A control without what differs by step: its window, and its strength at a sigma."""
+    return replace(control, strength=1.0, window=Window())
 
 
 def _is_compiled(core, options: Mapping[str, Any]) -> bool:

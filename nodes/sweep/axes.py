@@ -26,6 +26,7 @@ NODE = "SweepXY"
 NONE = "none"
 MOST_CELLS = 400
 OF_CONTROL = ("strength", "blocks", "window")
+Controls = tuple[patching.Attached[BlockControl], ...]
 AXES = (NONE, *OF_CONTROL, "cfg", "steps", "solver", "shift", "seed")
 OTHER_AXIS = "or choose another axis"
 
@@ -78,7 +79,7 @@ class Cell:
     x: Value | None
     y: Value | None
     settings: CellSettings
-    controls: tuple[BlockControl, ...] | None
+    controls: Controls | None
 
     @property
     def words(self) -> str:
@@ -124,16 +125,23 @@ def _require_strengths(listed: BlockList) -> None:
 
 def _require_control(model, name: str, axis: str) -> None:
     """Raises: InputError if the last block node on a MODEL has nothing that the axis changes."""
-    last = [item.value for item in patching.last_controls(model)]
+    items = patching.last_controls(model)
+    last = [item.value for item in _last_row(items)]
     found = f"{axis} acts on the last block control of the model, and the model has none"
     right = f"Put Text Boost, Block Skip or another block node before this one, {OTHER_AXIS}"
     require(last, NODE, name, found, right)
     action = last[-1].action
     found = f"the last block control of the model is a {action}, which has no strength"
     require(axis != "strength" or action == "boost", NODE, name, found, f"Make Text Boost the last one, {OTHER_AXIS}")
-    found = f"the last block node put {len(last)} controls on the model, and {axis} acts on one"
+    row = f"row {items[-1].row} of " if items[-1].row else ""
+    found = f"{row}the last block node put {len(last)} controls on the model, and {axis} acts on one"
     right = f"Set its preset to none and write its blocks without strengths of their own, {OTHER_AXIS}"
     require(axis == "window" or len(last) == 1, NODE, name, found, right)
+
+
+def _last_row(items: Controls) -> Controls:
+    """The controls of a node's last row that is on; all of them if it has no rows."""
+    return tuple(item for item in items if item.row == items[-1].row)
 
 
 def grid(model, x: Axis, y: Axis, base: CellSettings, seed_step: int) -> tuple[Cell, ...]:
@@ -142,7 +150,7 @@ def grid(model, x: Axis, y: Axis, base: CellSettings, seed_step: int) -> tuple[C
     name = "x_values" if len(x.values) >= len(y.values) else "y_values"
     found = f"{len(x.values)} columns and {len(y.values)} rows are {count:,} cells"
     require(count <= MOST_CELLS, NODE, name, found, f"Write values for at most {MOST_CELLS} cells")
-    last = tuple(item.value for item in patching.last_controls(model))
+    last = patching.last_controls(model)
     cells: list[Cell] = []
     for row in y.values:
         for column in x.values:
@@ -155,24 +163,33 @@ def grid(model, x: Axis, y: Axis, base: CellSettings, seed_step: int) -> tuple[C
     return tuple(cells)
 
 
-def _changed(last: tuple[BlockControl, ...], given: Mapping[str, Any]) -> tuple[BlockControl, ...] | None:
-    """The controls of the last block node with other values, as that node would make them; None without any."""
+def _changed(last: Controls, given: Mapping[str, Any]) -> Controls | None:
+    """The controls of the last block node with other values, as that node would make them; None without any.
+
+    A window is of the whole node, strength and blocks are of its last row.
+    """
     if not given:
         return None
     if "window" in given:
         start, end = given["window"]
-        last = tuple(replace(each, window=replace(each.window, start=start, end=end)) for each in last)
+        last = tuple(_with(each, window=replace(each.value.window, start=start, end=end)) for each in last)
+    own = _last_row(last)
+    others = last[: len(last) - len(own)]
     if "strength" in given:
-        last = tuple(replace(each, strength=given["strength"]) for each in last)
+        own = tuple(_with(each, strength=given["strength"]) for each in own)
     if "blocks" in given:
-        (one,) = last
+        (one,) = own
         groups = given["blocks"].groups
-        last = tuple(replace(one, blocks=b, strength=one.strength if own is None else own) for b, own in groups)
-    return last
+        own = tuple(_with(one, blocks=b, strength=one.value.strength if s is None else s) for b, s in groups)
+    return (*others, *own)
 
 
-def _require_effect(model, controls: Sequence[BlockControl], name: str) -> None:
-    for control in controls:
+def _with(item: patching.Attached[BlockControl], **fields: Any) -> patching.Attached[BlockControl]:
+    return replace(item, value=replace(item.value, **fields))
+
+
+def _require_effect(model, controls: Controls, name: str) -> None:
+    for control in (item.value for item in controls):
         if control.action == "boost":
             found = why_it_cancels(model, control)
             right = f"Set the mode of Text Boost to residual or value, {OTHER_AXIS}"

@@ -115,6 +115,23 @@ def test_a_window_acts_on_all_controls_of_one_node_and_strength_on_one_alone(nod
             sweep(node, boosted(nodes, model, **listed), x=axis, x_values="1")
 
 
+def test_strength_and_blocks_act_on_the_last_row_that_is_on_and_a_window_on_all_rows(node, nodes, model):
+    before, off = "on | 1 | 3 |\n", "\noff | 0 | 9 |"
+    given = dict(unique_id="9", rows=f"{before}on | 0 | 2 |{off}")
+    axes = dict(x="strength", x_values="4", y="blocks", y_values="1 | 0:0, 1")
+    sweep(node, boosted(nodes, model, **given), **axes)
+    for found, last in zip(latents(node), ("on | 1 | 4 |", "on | 0:0, 1 | 4 |"), strict=True):
+        expected = sampled(nodes, boosted(nodes, model, rows=before + last))
+        assert torch.equal(found, expected)
+    node._keep_only(None)
+    sweep(node, boosted(nodes, model, **given), x="window", x_values="0-0.5")
+    assert torch.equal(latents(node)[0], sampled(nodes, boosted(nodes, model, **given, end_percent=0.5)))
+    for blocks in ("", "0"):
+        with pytest.raises(ValueError, match="SweepXY: x: row 1 of the last block node put 2 controls .*without"):
+            row = dict(blocks=blocks, unique_id="9", rows="on | 0:2, 1:3 | 2 |")
+            sweep(node, boosted(nodes, model, **row), x="strength", x_values="1")
+
+
 def test_a_boost_that_has_no_effect_yet_is_the_last_control(node, nodes, model):
     for given in (dict(strength=1.0), dict(blocks="")):
         node._keep_only(None)
