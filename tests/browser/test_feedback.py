@@ -230,4 +230,4 @@ def test_an_error_is_shown_on_the_node_that_it_names(comfy, test_output):
     comfy.run(SET, ["TextBoost", {"phrase": "red circles"}])
     comfy.queue()
     assert comfy.run(NOTE, "TextBoost") is None
-    assert len(next(n for n in comfy.graph()["nodes"] if n["type"] == "TextBoost")["widgets_values"]) == 11
+    assert len(next(n for n in comfy.graph()["nodes"] if n["type"] == "TextBoost")["widgets_values"]) == 12

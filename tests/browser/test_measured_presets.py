@@ -78,7 +78,7 @@ def test_a_measured_preset_fills_the_widgets_and_leaves_preset_at_none(comfy, te
     (prompt,) = [node for node in comfy.prompt().values() if node["class_type"] == "TextBoost"]
     assert prompt["inputs"]["preset"] == "none" and prompt["inputs"]["made_for"] == BOOST.made_for
     comfy.page.wait_for_function(f"() => ({NOTE})('TextBoost')?.includes('128 shapes prompts, all +3.1')")
-    assert saved(comfy, "TextBoost")[-1] == BOOST.made_for, "the note is not saved"
+    assert saved(comfy, "TextBoost")[-2] == BOOST.made_for, "the note is not saved"
     comfy.screenshot(Path(".test-output") / f"{test_name}-node.png")
 
 

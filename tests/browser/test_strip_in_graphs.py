@@ -49,7 +49,7 @@ def test_a_saved_workflow_loads_with_its_values_in_order(comfy):
     saved = comfy.graph()
     values = {node["type"]: node["widgets_values"] for node in saved["nodes"]}
     assert values["TextBoost"] == [
-        "2:1.5, 7-9:2", 1.5, "residual", "", "all", "both", 0, 1, "constant", "none", ""
+        "2:1.5, 7-9:2", 1.5, "residual", "", "all", "both", 0, 1, "constant", "none", "", ""
     ]  # fmt: skip
     assert values["BlockSkip"] == ["even", "negative", 0, 1, "none", ""]
     assert values["TextDisable"] == ["", "onward", "both", 0, 1]

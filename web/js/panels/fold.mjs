@@ -19,11 +19,13 @@ export function nodeCreated(node) {
   const standard = (widget) => widget.value === (options(widget.name).default ?? options(widget.name).values?.[0]);
   let opened = false; // while the height without this module is computed
   const folds = () => !drawnAsHtml() && !opened && !node.showAdvanced && !app.extensionManager?.setting?.get(ALWAYS);
-  const folded = (widget) => folds() && standard(widget) && !isLinked(widget);
+  const folded = (widget) => folds() && !widget.replaced && standard(widget) && !isLinked(widget);
   for (const widget of advanced) hideWhile(widget, () => folded(widget));
   const button = node.addWidget("button", "advanced", null, toggle, { serialize: false, canvasOnly: true });
   button.serialize = false;
   hideWhile(button, () => drawnAsHtml() || opened || (folds() && !advanced.some(folded)));
+  // Nodes 2.0 reads the options instead.
+  Object.defineProperty(button.options, "hidden", { configurable: true, enumerable: true, get: drawnAsHtml });
   Object.defineProperty(button, "label", {
     get: () => (folds() ? words(TEXTS).more(advanced.filter(folded).length) : words(TEXTS).fewer),
     set: () => {},
@@ -51,12 +53,14 @@ export function nodeCreated(node) {
   after(node, "onConfigure", tighten);
 }
 
-function hideWhile(widget, holds) {
-  let hidden = Boolean(widget.hidden);
+/** Hide a widget's row while holds() is true, or while an earlier call or another script hides it. */
+export function hideWhile(widget, holds) {
+  const before = Object.getOwnPropertyDescriptor(widget, "hidden")?.get;
+  let hidden = before ? false : Boolean(widget.hidden);
   Object.defineProperty(widget, "hidden", {
     configurable: true,
     enumerable: true,
-    get: () => hidden || holds(),
+    get: () => hidden || Boolean(before?.call(widget)) || holds(),
     set: (value) => (hidden = value),
   });
 }

@@ -1,5 +1,5 @@
 // Block Skip and Text Boost: the model and the evidence that a measured preset left in the node's input `made_for`, as a
-// note; and the measured presets in the list of its input `preset`.
+// note; and the measured presets in the list of its input `preset`. Text Boost's rows.
 
 import { after, onRefresh, requestOnce } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
@@ -20,6 +20,16 @@ export function nodeCreated(node) {
   after(madeFor, "callback", show);
   after(node, "onConfigure", show);
   if (preset) list(node, preset);
+  if (node.comfyClass === "TextBoost") void showRows(node);
+}
+
+/** Show the rows; their module is loaded with the first Text Boost. */
+async function showRows(node) {
+  try {
+    (await import("./boost_rows.mjs")).show(node);
+  } catch (error) {
+    console.error("MMDiT: the rows' script did not load; their text is shown.", error);
+  }
 }
 
 /** Add the measured presets to a list. The value of one is never kept: a workflow must run without the preset's file. */
