@@ -56,7 +56,7 @@ BLOCKS = {
     "sd3.5_medium": {"joint_blocks.{}.x_block.attn.qkv": 24},
     "sd3.5_large": {"joint_blocks.{}.x_block.attn.qkv": 38},
 }
-WINDOW = {"width": 2000, "height": 1200}
+WINDOW = (2000, 1200)
 THUMBNAIL, WIDTH, QUALITY = (480, 300), 1400, 82
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -129,7 +129,7 @@ def main(names: list[str]) -> None:
         info = server.client.object_info()
         for name in names or LARGE:
             make_files(server.base, json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")), info)
-        page = window.new_page(viewport=WINDOW)
+        page = window.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]})
         page.goto(server.url)
         page.wait_for_function(READY, timeout=180_000)
         for name in names or LARGE:

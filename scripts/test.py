@@ -97,10 +97,15 @@ def timed(name: str, python: Path, words: tuple[str, ...], *, quiet: bool = Fals
     start = time.monotonic()
     # The tests' models are tiny, and threads of several processes on the same cores wait for each other.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | variables
+    output = subprocess.PIPE if quiet else None
     ended = subprocess.run(
         [python, "-m", *words],
-        **{"cwd": ROOT, "env": environment, "stdin": subprocess.DEVNULL},
-        **({"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if quiet else {}),
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if quiet else None,
+        text=True,
     )
     if quiet:
         say(f"{command}\n{ended.stdout}")
