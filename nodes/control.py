@@ -281,8 +281,9 @@ class TextBoost(_BlockNode):
             "The text of all encoders, of the CLIPs, or of T5. Other encoders (Qwen, Gemma, Mistral) are in all only."
         )
         rows = (
-            "Further boosts, one a line: on | blocks | strength | phrase, or off in place of on. Without a phrase: the "
-            "whole text. They add to the node's own blocks; mode, part, branch, window and fade are those of the node."
+            "Further boosts, one a line: on or off, blocks, strength and phrase, with a vertical bar between them. "
+            "Without a phrase: the whole text. They add to the node's own blocks; mode, part, branch, window and fade "
+            "are those of the node."
         )
         fade = "The strength over the window: constant, growing from 1 (in), returning to 1 (out), or both (cosine)."
         return {

@@ -156,6 +156,11 @@ def choose_in_list(comfy, name: str) -> None:
     """Choose a preset in the list of the node's `preset` input, with the mouse."""
     page = comfy.page
     if comfy.renderer == "classic":
+        comfy.run("""() => {
+            const node = app.graph._nodes.find((each) => each.type === "TextBoost");
+            if (!node.showAdvanced) node.widgets.find(({ name }) => name === "advanced").callback();
+        }""")
+        comfy.wait_stable()
         at = comfy.run(
             """() => {
                 const node = app.graph._nodes.find((each) => each.type === "TextBoost");
