@@ -10,7 +10,8 @@ pytestmark = pytest.mark.frontend
 
 NOTE = """(type) => {
     const node = app.graph._nodes.find((each) => each.type === type);
-    const element = node.widgets.find((widget) => widget.type === "MMDIT_NOTE")?.element;
+    const isNote = ({ name, type }) => type === "MMDIT_NOTE" && name !== "boost_rows";
+    const element = node.widgets.find(isNote)?.element;
     return element?.isConnected ? element.innerText.replaceAll("\\n", " ") : null;
 }"""
 
