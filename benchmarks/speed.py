@@ -84,7 +84,8 @@ CASES = (
     WHOLE,
     Case("SD3.5 Medium", medium(24), 1024, torch.float32, 1, 3, (STEP,)),
     *(
-        Case("3 blocks of FLUX.1 dev", FLUX, 1024, dtype, 1, 2, (FORWARD, STEP))
+        Case("3 blocks of FLUX.1 dev", FLUX, tokens, dtype, 1, 2, (FORWARD, STEP))
+        for tokens in (1024, 256)
         for dtype in (torch.bfloat16, torch.float32)
     ),
     # Where the processor has no bfloat16 arithmetic, 1024 tokens take minutes a step.
@@ -172,8 +173,11 @@ def compare(made: Mapping[str, Sequence[torch.Tensor]], dtype: torch.dtype) -> N
                 raise SystemExit(f"ours and {name} differ by {error:.2g} of the velocities' spread")
 
 
-def timed(runners: Mapping[str, Runner], order: Sequence[str], figures: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Seconds of one round: figure by figure, one contender after the other."""
+def timed(
+    runners: Mapping[str, Runner], order: Sequence[str], figures: Sequence[str], *, cpu_time: bool = False
+) -> dict[str, dict[str, float]]:
+    """Seconds of one round: figure by figure, one contender after the other. Args: cpu_time, those of the processor."""
+    clock = time.process_time if cpu_time else time.perf_counter
     seconds: dict[str, dict[str, float]] = {name: {} for name in order}
     for figure in figures:
         for name in order:
@@ -181,14 +185,14 @@ def timed(runners: Mapping[str, Runner], order: Sequence[str], figures: Sequence
             if figure == FIRST:
                 runner.start()
             work, index = {FORWARD: (runner.forward, 1), STEP: (runner.step, 1), FIRST: (runner.step, 0)}[figure]
-            began = time.perf_counter()
+            began = clock()
             work(index)
-            seconds[name][figure] = time.perf_counter() - began
+            seconds[name][figure] = clock() - began
     return seconds
 
 
 @torch.inference_mode()
-def _rounds_child(number: str, path: str, process: str, rounds: str) -> None:
+def _rounds_child(number: str, path: str, process: str, rounds: str, cpu_time: str) -> None:
     case = CASES[int(number)]
     state = read_state(Path(path), case.dtype)
     runners = {name: Runner(name, case, state) for name in CONTENDERS}
@@ -196,7 +200,8 @@ def _rounds_child(number: str, path: str, process: str, rounds: str) -> None:
     compare({name: count.pop("made") for name, count in counts.items()}, case.dtype)
     orders = tuple(itertools.permutations(CONTENDERS))
     first = int(process) * int(rounds)
-    found = [timed(runners, orders[turn % len(orders)], case.figures) for turn in range(first, first + int(rounds))]
+    turns = [orders[turn % len(orders)] for turn in range(first, first + int(rounds))]
+    found = [timed(runners, order, case.figures, cpu_time=cpu_time == "True") for order in turns]
     print(json.dumps({"counts": counts, "rounds": found}))
 
 
@@ -224,10 +229,10 @@ def row(case: Case, figure: str, values: Mapping[str, float], digits: int, ratio
     return f"| {case.name} | {case.tokens} | {dtype} | {figure} | {shown} | {against} |"
 
 
-def measure(case: Case, path: Path, rounds: int) -> Iterator[str]:
-    """The rows of a case. Args: rounds in each process."""
-    number = str(CASES.index(case))
-    found = [child(number, str(path), str(process), str(rounds)) for process in range(case.processes)]
+def measure(case: Case, path: Path, rounds: int, cpu_time: bool) -> Iterator[str]:
+    """The rows of a case. Args: rounds in each process; cpu_time, as of `timed`."""
+    number, more = str(CASES.index(case)), (str(rounds), str(cpu_time))
+    found = [child(number, str(path), str(process), *more) for process in range(case.processes)]
     counts = found[0]["counts"]
     for figure in case.figures:
         seconds = {name: [[each[name][figure] for each in one["rounds"]] for one in found] for name in CONTENDERS}
@@ -270,6 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="in each process, in place of each case's own number")
     parser.add_argument("--cases", nargs="+", default=[], help="only those with all of these as name, tokens or dtype")
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of the processor, for a busy machine")
     parser.add_argument("--loading", action="store_true", help="also load the whole model")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
@@ -291,7 +297,7 @@ def main() -> None:
         if not {*given.cases} <= {case.name, str(case.tokens), str(case.dtype)[6:]}:
             continue
         with random_file(case.config) as path:
-            found = [measure(case, path, given.rounds or case.rounds)]
+            found = [measure(case, path, given.rounds or case.rounds, given.cpu_time)]
             if given.loading and case == WHOLE:
                 found.append(loaded(case, path, LOADS))
             for line in itertools.chain(*found):

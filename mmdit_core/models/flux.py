@@ -212,7 +212,8 @@ class SingleStreamBlock(nn.Module):
         attn = self.attention(q, k, v, self.num_heads, mask=mask, skip_reshape=True, transformer_options=options)
         attn = patch_attention(attn, img_slice, options)
         del q, k, v, qkv
-        out = self.linear2(torch.cat((attn, F.gelu(inner, approximate="tanh")), dim=-1))
+        inner = F.gelu(inner, approximate="tanh")  # under the same name, so that linear1's output is freed
+        out = self.linear2(torch.cat((attn, inner), dim=-1))
         return finite(gated(x, mod.gate, out))
 
 
