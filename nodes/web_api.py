@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ..mmdit_core.checkpoints import gguf
 from ..mmdit_core.checkpoints.blocks import FileBlocks, find_blocks, find_variant
 from ..mmdit_core.checkpoints.errors import CheckpointError
 from ..mmdit_core.checkpoints.header import read_header
@@ -133,6 +134,9 @@ async def _model_in(name: str, folder: str) -> dict[str, Any]:
 def _read_model(path: str, modified: int, size: int) -> tuple[FileBlocks | None, str | None, str | None]:
     """Blocks, family and variant of a file; with time and size in the key, a changed file is read again."""
     try:
+        if path.endswith(gguf.SUFFIX):  # its shapes are not the model's, so the family stays unknown
+            names = gguf.tensor_names(path)
+            return find_blocks(names), None, find_variant(names)
         header = read_header(path)
     except CheckpointError:
         return None, None, None

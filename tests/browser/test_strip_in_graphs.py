@@ -172,6 +172,22 @@ def test_the_model_is_found_through_another_packs_loader_set_get_and_switch(comf
     strip.until("s.cells === 24")
 
 
+def test_a_gguf_loader_has_its_files_in_a_folder_of_its_own(comfy):
+    strip = opened(comfy, "BlockSkip")
+    flux = {"sections": [{"name": "double", "count": 19}, {"name": "single", "count": 38}], "refiners": []}
+    pattern = "**/mmdit/blocks?name=flux1-dev-Q4_K_S.gguf&folder=unet_gguf"
+    comfy.page.route(pattern, lambda route: route.fulfill(json={**flux, "double": 19, "single": 38, "family": None}))
+    comfy.run("""() => {
+        const node = LiteGraph.createNode("UNETLoader");
+        node.type = "UnetLoaderGGUF";
+        app.graph.add(node);
+        node.widgets[0].value = "flux1-dev-Q4_K_S.gguf";
+        node.connect(0, app.graph._nodes.find((each) => each.type === "BlockSkip"), 0);
+    }""")
+    strip.until("s.cells === 57")
+    comfy.page.unroute(pattern)
+
+
 # The loader in a subgraph, whose `unet_name` is promoted.
 ENCLOSED = """(file) => {
     const loader = app.graph._nodes.find((node) => node.type === "UNETLoader");

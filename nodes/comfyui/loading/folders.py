@@ -9,6 +9,7 @@ import folder_paths
 # A separate folder: in ComfyUI's own folders, CheckpointLoaderSimple would load the small model as a full-size SD3.
 OWN_FOLDER = "mmdit"
 FOLDERS = (OWN_FOLDER, "checkpoints", "diffusion_models")
+GGUF_FOLDER = "unet_gguf"  # of the pack ComfyUI-GGUF, if it is installed
 SHIPPED = Path(__file__).resolve().parents[3] / "models"
 
 
@@ -25,7 +26,8 @@ def checkpoint_names() -> list[str]:
 
 def listed_path(name: str, folder: str = "") -> Path | None:
     """The path of a file that ComfyUI lists in `folder` or, for "" and "*", in the first of FOLDERS; else None."""
-    for each in FOLDERS:
+    gguf = (GGUF_FOLDER,) if GGUF_FOLDER in folder_paths.folder_names_and_paths else ()
+    for each in (*FOLDERS, *gguf):
         if folder in ("", "*", each) and name in folder_paths.get_filename_list(each):
             path = folder_paths.get_full_path(each, name)
             return Path(path) if path is not None else None

@@ -23,6 +23,7 @@ from mmdit_core.checkpoints.blocks import find_blocks
 from mmdit_core.control.presets import FILLED_PRESETS, PRESETS
 from mmdit_core.flow.schedules import sigmas
 from scripts.client import ComfyUIError
+from tests.core.checkpoints.test_gguf import FLUX, gguf
 
 OPERATIONS = comfy.ops.disable_weight_init
 # Tiny: only the tensors' names matter.
@@ -260,3 +261,17 @@ def test_an_invalid_request_for_a_curve_is_refused(comfyui):
     ):
         with pytest.raises(ComfyUIError, match="400"):
             comfyui.post("/mmdit/curve", body)
+
+
+def test_the_blocks_of_a_gguf_file_are_counted_in_the_folder_of_its_pack(pack, tmp_path, monkeypatch):
+    import folder_paths
+
+    path = tmp_path / "flux1-dev-Q4_K_S.gguf"
+    path.write_bytes(gguf(FLUX))
+    modules = {name: sys.modules[f"{pack.__name__}.nodes.{name}"] for name in ("web_api", "comfyui.loading.folders")}
+    listed = modules["comfyui.loading.folders"].listed_path
+    assert listed(path.name, "unet_gguf") is None, "without ComfyUI-GGUF there is no such folder"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "unet_gguf", ([str(tmp_path)], {".gguf"}))
+    assert listed(path.name, "unet_gguf") == path and listed("../" + path.name, "unet_gguf") is None
+    found, family, variant = modules["web_api"]._read_model(str(path), 0, 0)
+    assert found.sections == (("double", 19), ("single", 38)) and family is variant is None

@@ -7,6 +7,8 @@ import { Blocks } from "../widgets/grammar.mjs";
 // A loader's widget -> the folder of its files; "" means the folders of MMDiTLoader, and "*" all that may hold a model.
 const FILE_WIDGETS = { checkpoint: "", ckpt_name: "checkpoints", unet_name: "diffusion_models" };
 const ANY_FOLDER = "*";
+const GGUF = /\.gguf$/i;
+const GGUF_FOLDER = "unet_gguf"; // of the pack ComfyUI-GGUF
 const MODEL_FILE = /\.(safetensors|sft|gguf)$/i;
 const MODEL_WIDGET = /model|unet|ckpt|checkpoint/i; // of other packs' loaders
 const VALUE_NODES = /^(Primitive|(String|INT|FLOAT)Constant$)/; // their output is their first widget's value
@@ -25,7 +27,7 @@ export function modelFile(node, visit = () => {}, input = "model") {
     if (source.mode === MUTED) return null;
     if (slot >= 0) continue;
     const name = widget && valueOf(source, widget.name, visit);
-    return name ? { name, folder: FILE_WIDGETS[widget.name] ?? ANY_FOLDER } : null;
+    return name ? { name, folder: GGUF.test(name) ? GGUF_FOLDER : (FILE_WIDGETS[widget.name] ?? ANY_FOLDER) } : null;
   }
   return null;
 }
