@@ -114,15 +114,18 @@ def is_for_another_renderer(item: pytest.Item) -> bool:
 
 
 ORDER = ("core", "nodes", "browser")  # the fast ones first
+LONGEST = "test_workflows.py"  # the first of its folder: as the last file of a run it would keep one process alone
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the fast folders first; deselect, not skip, tests that need a GPU if there is none."""
-    items.sort(
-        key=lambda item: next(
-            (i for i, name in enumerate(ORDER) if name in item.path.relative_to(ROOT).parts), len(ORDER)
-        )
-    )
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        parts = item.path.relative_to(ROOT).parts
+        folder = next((index for index, name in enumerate(ORDER) if name in parts), len(ORDER))
+        return folder, item.path.name != LONGEST
+
+    items.sort(key=place)
     if config.getoption("frontend") == "newest":
         elsewhere = [item for item in items if is_for_another_renderer(item)]
         config.hook.pytest_deselected(items=elsewhere)

@@ -89,6 +89,26 @@ def test_a_seed_that_a_primitive_holds_is_drawn_too(comfy, jobs):
     assert seed >= 0 and held["widgets_values"][0] == seed
 
 
+EVENT = "([kind, detail]) => app.api.dispatchCustomEvent(kind, detail)"
+TEXT_SHOWN = f"() => {{ {SAMPLER} return node.widgets.some(({{ name }}) => name === 'run'); }}"
+
+
+def test_a_run_does_not_write_on_another_open_workflow(comfy, jobs):
+    """Two copies of a template have the same node ids."""
+    comfy.load(QUICKSTART)
+    jobs()
+    sampler = comfy.run(f"() => {{ {SAMPLER} return node.id; }}")
+    text = ["progress_text", {"nodeId": str(sampler), "text": "12 model calls"}]
+    comfy.run(EVENT, ["execution_start", {"prompt_id": "1"}])
+    comfy.load(QUICKSTART)
+    comfy.run(EVENT, text)
+    assert not comfy.run(TEXT_SHOWN)
+    comfy.run("async () => await app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    comfy.wait_stable()
+    comfy.run(EVENT, text)
+    assert comfy.run(TEXT_SHOWN)
+
+
 ADD = """(type) => {
     app.graph.clear();
     const node = LiteGraph.createNode(type);

@@ -92,6 +92,32 @@ export function nodeOfExecution(executionId) {
   return node;
 }
 
+const workflows = new Map(); // prompt id -> the workflow that was open when it was queued
+let running; // prompt id
+const { queuePrompt } = api;
+api.queuePrompt = async function (...values) {
+  const workflow = openWorkflow();
+  const answer = await queuePrompt.apply(this, values);
+  workflows.set(answer?.prompt_id, workflow);
+  return answer;
+};
+api.addEventListener("execution_start", ({ detail }) => (running = detail.prompt_id));
+
+export function openWorkflow() {
+  return app.extensionManager?.workflow?.activeWorkflow;
+}
+
+/** The workflow of the running prompt; undefined if this page did not queue it. */
+export function runningWorkflow() {
+  return workflows.get(running);
+}
+
+/** The node of an execution id of the running prompt; null while another workflow is open, whose nodes can have its ids. */
+export function nodeOfRun(executionId) {
+  const workflow = runningWorkflow();
+  return workflow && workflow !== openWorkflow() ? null : nodeOfExecution(executionId);
+}
+
 /** The JSON at an address, null on failure. Args: body, sent by POST; without it: GET. */
 export async function request(address, body) {
   try {

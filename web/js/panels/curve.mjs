@@ -1,7 +1,7 @@
 // FlowMatchingSampler: a plot of its sigmas, updated while its inputs change, with a band for cfg and for each block node
 // upstream that shows the steps in which it is active. The server computes both with the sampler's code.
 
-import { addStyles, after, api, make, nodeOfExecution, onOwnRun, request } from "../page/frontend.mjs";
+import { addStyles, after, api, make, nodeOfRun, onOwnRun, request } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
 import { Blocks, read } from "../widgets/grammar.mjs";
 import { blocksIn, modelFile, sourceOf, valueOf as valueBefore } from "../page/upstream.mjs";
@@ -72,7 +72,7 @@ await addStyles("curve.css");
 const scheduleAll = () => curves.forEach((curve) => curve.schedule());
 api.addEventListener("graphChanged", scheduleAll);
 onOwnRun("progress", (detail) => {
-  const node = nodeOfExecution(detail.node);
+  const node = nodeOfRun(detail.node);
   curves.forEach((curve) => curve.node === node && curve.showProgress(detail.value));
 });
 for (const end of ["execution_success", "execution_error", "execution_interrupted"])

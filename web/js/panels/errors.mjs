@@ -1,7 +1,7 @@
 // An error of this pack starts with the node whose input is wrong. Often another node raises it, such as the sampler.
 // This module shows the message on the node that it names.
 
-import { api, nodeOfExecution } from "../page/frontend.mjs";
+import { api, nodeOfRun } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
 import { sourceOf } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
@@ -14,7 +14,7 @@ api.addEventListener("execution_start", clear);
 api.addEventListener("graphCleared", clear);
 api.addEventListener("execution_error", ({ detail }) => {
   const named = NAMED.exec(detail.exception_message ?? "");
-  const failed = nodeOfExecution(detail.node_id);
+  const failed = nodeOfRun(detail.node_id);
   const node = named && failed ? nearest(failed, named[1]) : null;
   if (!node) return;
   const note = new Note(node, "error");

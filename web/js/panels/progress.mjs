@@ -1,6 +1,6 @@
 // Shows the step and the seconds per step on a sampling node, in the place of its summary.
 
-import { api, nodeOfExecution, onOwnRun } from "../page/frontend.mjs";
+import { api, nodeOfRun, onOwnRun } from "../page/frontend.mjs";
 import { hideRunText, showRunText } from "./run_text.mjs";
 import { words } from "../words.mjs";
 
@@ -12,7 +12,7 @@ let running = "";
 let step = null; // the text of the last event, { node, text }
 
 onOwnRun("progress", ({ node, prompt_id, value, max }) => {
-  const sampler = nodeOfExecution(node);
+  const sampler = nodeOfRun(node);
   if (!SAMPLERS.has(sampler?.comfyClass)) return;
   const run = `${prompt_id} ${node}`;
   if (run !== running || value <= events.at(-1)?.value) events = [];

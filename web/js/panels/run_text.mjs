@@ -1,14 +1,14 @@
 // The text that a node shows during and after a run, in a widget of the pack's own: newer frontends remove theirs when the
 // run ends. The server sends it as progress_text, which a page without the scripts shows in the frontend's widget.
 
-import { api, nodeOfExecution, ours, removeTextPreview } from "../page/frontend.mjs";
+import { api, nodeOfRun, ours, removeTextPreview } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
 
 const shown = new WeakMap(); // node -> { note, text }
 const covered = new Map(); // node type -> whether a text is already in another note of the node
 
 api.addEventListener("progress_text", ({ detail }) => {
-  const node = nodeOfExecution(detail?.nodeId);
+  const node = nodeOfRun(detail?.nodeId);
   if (!ours.has(node?.comfyClass)) return;
   removeTextPreview(node);
   if (!covered.get(node.comfyClass)?.(node, detail.text)) showRunText(node, detail.text);

@@ -1,7 +1,7 @@
 // The reports of BlockAnalysis: stored as a property of its node, in the workflow, and shown by the strips.
 
 import { read } from "./grammar.mjs";
-import { api, app, nodeOfExecution } from "../page/frontend.mjs";
+import { api, app, nodeOfExecution, openWorkflow, runningWorkflow } from "../page/frontend.mjs";
 
 const MAX_TEXT = 500; // characters of a block list
 const PROPERTY = "mmdit_report"; // of the node
@@ -14,15 +14,28 @@ const SIMILAR = {
   analyse: ["skip", "disable", "boost"],
 };
 
-/** Store the report of a finished analysis with its node. */
+let waiting = []; // reports of a workflow that is not open, { workflow, report }
+
+/** Store the report of a finished analysis with its node; that of another workflow once it is open again. */
 export function listenForReports(changed) {
   api.addEventListener("mmdit.report", ({ detail }) => {
-    const node = nodeOfExecution(detail.node);
-    if (!node) return;
-    const { node: _, ...report } = detail;
-    node.properties[PROPERTY] = report;
-    changed();
+    waiting.push({ workflow: runningWorkflow() ?? openWorkflow(), report: detail });
+    store(changed);
   });
+  api.addEventListener("graphChanged", () => store(changed));
+}
+
+function store(changed) {
+  const [now, later] = [[], []];
+  for (const each of waiting) (each.workflow === openWorkflow() ? now : later).push(each);
+  waiting = later;
+  for (const { report } of now) {
+    const { node: id, ...kept } = report;
+    const node = nodeOfExecution(id);
+    if (!node) continue;
+    node.properties[PROPERTY] = kept;
+    changed();
+  }
 }
 
 /**
