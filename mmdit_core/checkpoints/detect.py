@@ -28,7 +28,8 @@ PART_PREFIXES: dict[str, str] = {
     "vae": "first_stage_model.",
 }
 
-# Model, and the beginnings of names that only it has (without the single file's prefix); checked before LAYOUTS.
+# Model, and the beginnings of names that only it has (without the single file's prefix); other families
+# leave such a file alone.
 FOREIGN: tuple[tuple[str, str], ...] = (
     ("a LoRA, which is applied to a loaded model", r".*(lora_[ABa-z]|\.lora\.|hada_w|lokr_w|\.dora_scale)"),
     ("a ControlNet", r"(controlnet_blocks|control_model|controlnet_cond_embedding|input_hint_block)\."),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mmdit_core.checkpoints.families import FAMILIES
+
 ROOT = Path(__file__).parents[2]
 
 CORE = sorted((ROOT / "mmdit_core").rglob("*.py"))
@@ -176,7 +178,7 @@ def test_the_core_imports_run_one_way(path):
     assert not across(path, "mmdit_core", CORE_PACKAGES)
 
 
-FAMILY_MODELS = [ROOT / "mmdit_core" / "models" / f"{family}.py" for family in ("sd3", "flux", "qwen_image")]
+FAMILY_MODELS = [ROOT / f"{family.model.__module__.replace('.', '/')}.py" for family in FAMILIES]
 
 
 @each(FAMILY_MODELS)
