@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import peers_flux
-from mmdit_core import Flux, FluxConfig, MMDiT, MMDiTConfig
+from benchmarks import peers_flux, peers_qwen_image
+from mmdit_core import Flux, FluxConfig, MMDiT, MMDiTConfig, QwenImage, QwenImageConfig
 from mmdit_core.checkpoints.keymaps import to_diffusers
 from mmdit_core.config import ModelConfig
 
@@ -19,15 +19,19 @@ GUIDANCE = 3.5
 
 
 def inputs(config: ModelConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> dict[str, torch.Tensor]:
-    """Random inputs of a model: a square latent of so many image tokens, one timestep, a text."""
+    """Random inputs of a model: a square latent of so many image tokens, one timestep, a text.
+
+    Without y for a model that has no pooled text.
+    """
     torch.manual_seed(1)
     side = math.isqrt(tokens) * config.patch_size
     given = {
         "x": torch.randn(batch, config.in_channels, side, side).to(dtype),
         "timesteps": torch.full((batch,), 500.0),
         "context": torch.randn(batch, TEXT_TOKENS, config.context_dim).to(dtype),
-        "y": torch.randn(batch, config.pooled_dim).to(dtype),
     }
+    if not isinstance(config, QwenImageConfig):
+        given["y"] = torch.randn(batch, config.pooled_dim).to(dtype)
     return {**given, "guidance": torch.full((batch,), GUIDANCE)} if config.guidance_embed else given
 
 
@@ -143,5 +147,13 @@ FAMILIES: dict[type, Peers] = {
         peers_flux.comfyui_state,
         peers_flux.comfyui_velocity,
         peers_flux.diffusers_velocity,
+    ),
+    QwenImageConfig: Peers(
+        QwenImage,
+        peers_qwen_image.comfyui_model,
+        peers_qwen_image.diffusers_model,
+        dict,
+        peers_qwen_image.comfyui_velocity,
+        peers_qwen_image.diffusers_velocity,
     ),
 }

@@ -1,8 +1,8 @@
 """`python -m benchmarks.speed`: our model, ComfyUI's and diffusers', interleaved.
 
 Stacks of a few full-width blocks of SD3.5 Medium (one block with the second attention, one without, one last), of
-SD3.5 Large and of FLUX.1 dev (one double, two single), and the whole of SD3.5 Medium; 154 text tokens. All models share
-the tensors of one file of random weights.
+SD3.5 Large, of FLUX.1 dev (one double, two single) and of Qwen-Image (two double), and the whole of SD3.5 Medium; 154
+text tokens. All models share the tensors of one file of random weights.
 
 A forward has one row of the batch; a step with CFG has two, cond and uncond, of a run of 28 steps with an AdaLN cache.
 The first step of a run also computes the first tile of the cache, which holds 4 steps on a CPU.
@@ -41,7 +41,7 @@ from benchmarks import loading, peers
 from benchmarks.flops import flop_counter
 from benchmarks.peers import COMFYUI, CONTENDERS, OURS, TEXT_TOKENS
 from benchmarks.random_file import medium, random_file
-from mmdit_core import FluxConfig, MMDiTConfig, load_checkpoint
+from mmdit_core import FluxConfig, MMDiTConfig, QwenImageConfig, load_checkpoint
 from mmdit_core.config import ModelConfig
 from mmdit_core.flow.schedules import sigmas
 from scripts import in_process
@@ -71,6 +71,7 @@ MEDIUM = MMDiTConfig(1536, 24, 3, qk_norm="rms", dual_attention=(0,), pos_embed_
 WHOLE = Case("SD3.5 Medium", medium(24), 1024, torch.bfloat16, 1, 3, (STEP,))
 LARGE = MMDiTConfig(2432, 38, 2, qk_norm="rms", pos_embed_max_size=96)
 FLUX = FluxConfig(depth=1, depth_single_blocks=2, guidance_embed=True)
+QWEN_IMAGE = QwenImageConfig(depth=2)
 CASES = (
     *(
         Case(name, config, tokens, dtype, processes, rounds)
@@ -84,7 +85,8 @@ CASES = (
     WHOLE,
     Case("SD3.5 Medium", medium(24), 1024, torch.float32, 1, 3, (STEP,)),
     *(
-        Case("3 blocks of FLUX.1 dev", FLUX, tokens, dtype, 1, 2, (FORWARD, STEP))
+        Case(name, config, tokens, dtype, 1, 2, (FORWARD, STEP))
+        for name, config in (("3 blocks of FLUX.1 dev", FLUX), ("2 blocks of Qwen-Image", QWEN_IMAGE))
         for tokens in (1024, 256)
         for dtype in (torch.bfloat16, torch.float32)
     ),
@@ -105,7 +107,7 @@ class Runner:
     def start(self) -> None:
         """Begin a run: our model gets a new AdaLN cache."""
         if self.contender == OURS:
-            cache = self.model.adaln_cache(TIMESTEPS, self.given["y"], self.given.get("guidance"))
+            cache = self.model.adaln_cache(TIMESTEPS, self.given.get("y"), self.given.get("guidance"))
             self.options = {"transformer_options": cache.__enter__()}
 
     def step(self, index: int) -> torch.Tensor:

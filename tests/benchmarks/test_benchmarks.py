@@ -8,14 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import speed, weights
+from benchmarks import peers, speed, weights
+from benchmarks.peers import COMFYUI, CONTENDERS, DIFFUSERS, OURS
 from benchmarks.random_file import SPARE, bytes_of, medium, need_room, random_file
-from benchmarks.speed import CASES, ratio_of, weights_read
+from benchmarks.speed import CASES, Case, Runner, compare, ratio_of, weights_read
 from benchmarks.weights import CACHED_WEIGHTS, FP8, SD3_MODELS, held
-from mmdit_core import KNOWN_MODELS, MMDiT, load_checkpoint
+from mmdit_core import KNOWN_MODELS, FluxConfig, MMDiT, QwenImageConfig, load_checkpoint
+from mmdit_core.checkpoints.keymaps import expected_shapes
+from scripts import in_process
 from tests.core.models.tiny import CONFIGS, LEVELS, call, inputs, random_model
 
 ROOT = Path(__file__).parents[2]
+NARROW = {
+    "SD3.5 Medium": medium(2),
+    "FLUX.1 dev": FluxConfig(
+        64, 2, depth=1, depth_single_blocks=2, context_dim=24, pooled_dim=20, axes_dim=(4, 14, 14), guidance_embed=True
+    ),
+    "Qwen-Image": QwenImageConfig(64, 2, depth=2, context_dim=24, axes_dim=(8, 12, 12)),
+}
 
 
 def test_the_random_file_is_a_model_and_is_gone_after_an_error():
@@ -113,6 +123,41 @@ def test_in_a_round_all_contenders_run_each_figure_one_after_the_other(monkeypat
     for name, (first, step, forward) in taken.items():
         assert seconds[name] == {speed.FORWARD: forward, speed.STEP: step, speed.FIRST: first}
     assert list(speed.timed({name: Runner(name) for name in order}, order, (speed.STEP,))["ours"]) == [speed.STEP]
+
+
+@pytest.fixture
+def in_this_process():
+    """ComfyUI's modules can be imported."""
+    in_process.prepare("--cpu")
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.usefixtures("in_this_process")
+@torch.inference_mode()
+def test_in_a_run_all_contenders_compute_the_same_and_ours_reads_the_fewest_weights(name):
+    case = Case(name, NARROW[name], 16, torch.float32, 1, 1)
+    torch.manual_seed(0)
+    state = {key: 0.1 * torch.randn(shape) for key, shape in expected_shapes(case.config).items()}
+    for key, tensor in state.items():
+        if tensor.ndim == 1 and not key.endswith(".bias"):
+            tensor += 1  # a norm's weights: around 0 they would hide the rotations of q and k
+    made, read = {}, {}
+    for contender in CONTENDERS:
+        runner = Runner(contender, case, state)
+        runner.start()
+        steps = made[contender] = [runner.step(0)]
+        read[contender] = weights_read(runner.model, lambda run=runner, steps=steps: steps.append(run.step(1)))
+        steps.append(runner.forward(1))
+    compare(made, case.dtype)
+    assert read[OURS] < read[COMFYUI] == read[DIFFUSERS]
+    for contender in (COMFYUI, DIFFUSERS):
+        with pytest.raises(SystemExit, match=f"ours and {contender} differ"):
+            compare({**made, contender: [1.01 * each for each in made[contender]]}, case.dtype)
+
+
+def test_the_narrow_models_and_the_table_are_of_every_family():
+    families = set(peers.FAMILIES)
+    assert {type(config) for config in NARROW.values()} == {type(case.config) for case in CASES} == families
 
 
 def test_the_table_covers_stacks_and_the_whole_at_all_sizes():
