@@ -266,3 +266,17 @@ def test_the_kinds_of_blocks_are_translated(chinese, answer, foot):
     strip.mouse.move(*strip.place(total - 1))
     strip.until(f"s.foot.startsWith('块 {total - 1}')", total - 1)
     assert chinese.pack_errors() == []
+
+
+def test_a_shipped_workflow_has_its_note_in_chinese_and_a_changed_note_stays(chinese):
+    path = ROOT / "workflows" / "boost-a-phrase.json"
+    chinese.load(path)
+    titles = "() => app.graph._nodes.map((node) => node.title)"
+    chinese.page.wait_for_function("() => app.graph._nodes.some((node) => node.title === '增强一个短语')")
+    assert {"使用", "不使用"} <= set(chinese.run(titles))
+    changed = json.loads(path.read_text(encoding="utf-8"))
+    (note,) = (node for node in changed["nodes"] if node["type"] == "MarkdownNote")
+    note["widgets_values"] = ["mine"]
+    chinese.load(changed)
+    chinese.page.wait_for_timeout(500)
+    assert "Boost a phrase" in chinese.run(titles) and "增强一个短语" not in chinese.run(titles)

@@ -21,7 +21,7 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 ATTRIBUTES = sorted((ROOT / "attributes").rglob("*.py"))
 PACK = [ROOT / "__init__.py", *NODES, *CORE, *ATTRIBUTES]
 OWN_FOLDERS = ("mmdit_core", "nodes", "attributes", "scripts", "tests", "training", "benchmarks", "evaluation", "web")
-OWN_FOLDERS += ("examples",)
+OWN_FOLDERS += ("docs/examples",)
 SOURCES = [ROOT / "__init__.py"] + [
     path for folder in OWN_FOLDERS for kind in ("*.py", "*.js", "*.mjs") for path in (ROOT / folder).rglob(kind)
 ]
@@ -103,7 +103,7 @@ TOP_LEVEL = {
     "__init__.py": "",
     **dict.fromkeys(("nodes", "mmdit_core", "attributes", "models", "training", "web"), "folder"),
     **dict.fromkeys(("locales", "workflows"), "folder"),
-    **dict.fromkeys(("scripts", "tests", "benchmarks", "docs", "examples", "evaluation", ".ci", ".github"), "folder"),
+    **dict.fromkeys(("scripts", "tests", "benchmarks", "docs", "evaluation", ".ci", ".github"), "folder"),
     **dict.fromkeys(("pyproject.toml", "requirements.txt", ".comfyignore", ".gitignore", ".gitattributes"), "file"),
     **dict.fromkeys(("LICENSE", "README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"), "file"),
 }
@@ -197,6 +197,12 @@ def test_every_room_has_its_rule(house, packages):
     folder = ROOT / house
     found = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     assert found == set(packages)
+
+
+def test_comfyui_takes_no_other_folder_for_that_of_the_workflows():
+    """It serves the first of these that a pack has; the workflows in the others are listed, and cannot be opened."""
+    names = ("example_workflows", "example", "examples", "workflow", "workflows")
+    assert [name for name in names if (ROOT / name).exists()] == ["workflows"]
 
 
 def test_no_room_is_crowded():

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from mmdit_core import Flux, FluxConfig, MMDiT, MMDiTConfig, QwenImage, QwenImageConfig
 
-FOLDER = Path(__file__).parents[2] / "examples"
+FOLDER = Path(__file__).parents[2] / "docs" / "examples"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
 LATENT = r"latent \[1, 16, 32, 32\], torch.float32, finite: True\n"
 PRINTS = {

@@ -12,7 +12,7 @@ from scripts import list_modules
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md", "training/RECORD.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
-FOLDERS = "attributes|benchmarks|docs|examples|locales|mmdit_core|models|nodes|scripts|tests|training|web|workflows"
+FOLDERS = "attributes|benchmarks|docs|locales|mmdit_core|models|nodes|scripts|tests|training|web|workflows"
 PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./-]*\w?")
 DATA = re.compile(r"`([\w-]+\.(?:json|png))`")
 MODULE = re.compile(r"python -m ([\w.]+)")

@@ -89,7 +89,9 @@ def test_the_modules_of_the_installed_library_and_the_examples_run_with_its_requ
     """In a process whose path holds neither this repository nor ComfyUI."""
     with ZipFile(wheel) as file:
         file.extractall(tmp_path)
-    examples = shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    examples = shutil.copytree(
+        ROOT / "docs" / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__")
+    )
     command = [sys.executable, "-I", "-c", IMPORT + RUN_EXAMPLES, str(tmp_path), str(examples)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

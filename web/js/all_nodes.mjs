@@ -3,6 +3,7 @@
 
 import "./panels/compare.mjs";
 import "./panels/errors.mjs";
+import "./panels/notes.mjs";
 import "./panels/progress.mjs";
 import "./panels/run_text.mjs";
 import * as fold from "./panels/fold.mjs";
