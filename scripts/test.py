@@ -59,8 +59,7 @@ def main(words: list[str]) -> int:
             results.append(on_release(python, OLDEST, []))
         results.append(types.result())
     if everything and installation.owned:
-        # One process more than cores: a browser test waits most of its time.
-        newest = ("pytest", "tests/browser", "--frontend", "newest", "-m", "frontend", *in_parallel(more=1))
+        newest = ("pytest", "tests/browser", "--frontend", "newest", "-m", "frontend", *in_parallel())
         results.append(timed("frontend", python, newest))
     results.append(timed("tests", python, ("pytest", *(arguments or in_parallel()))))
     return summary(results)
@@ -81,9 +80,9 @@ def on_release(python: Path, version: str, arguments: list[str]) -> Result:
     return timed(f"on {version}", python, words, COMFYUI_PATH=str(folder))
 
 
-def in_parallel(more: int = 0) -> tuple[str, ...]:
+def in_parallel() -> tuple[str, ...]:
     """pytest's arguments for a process on each core, at most MOST_PROCESSES; a file's tests stay in one process."""
-    return ("-n", str(min((os.cpu_count() or 1) + more, MOST_PROCESSES)), "--dist", "loadfile", "--durations", "25")
+    return ("-n", str(min(os.cpu_count() or 1, MOST_PROCESSES)), "--dist", "loadfile", "--durations", "25")
 
 
 def timed(name: str, python: Path, words: tuple[str, ...], *, quiet: bool = False, **variables: str) -> Result:

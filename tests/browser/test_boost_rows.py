@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from scripts.frontend import NEWEST
 from tests.browser.strips import checked, opened
 
 pytestmark = pytest.mark.frontend
@@ -71,7 +72,7 @@ def test_a_boost_is_added_edited_switched_off_and_deleted(comfy, panel, test_out
     comfy.wait_stable()
     comfy.page.screenshot(path=test_output / f"rows-{comfy.renderer}.png")
     now = comfy.run(STATE)
-    assert now["hidden"] and now["areas"] == 1 and now["fits"] and now["height"] > before["height"]
+    assert now["hidden"] and now["areas"] == 1 and now["fits"] and now["height"] >= before["height"]
     assert comfy.prompt()[str(comfy.run(f"() => {{ {NODE} return node.id; }}"))]["inputs"]["rows"] == now["text"]
     row.get_by_role("button", name="Delete this boost").press("Delete")
     assert panel.get_by_role("group").count() == 2, "the key deletes neither the row nor the node"
@@ -133,7 +134,8 @@ def test_linked_rows_are_not_edited_on_the_node(comfy, panel, test_output):
     comfy.wait_stable()
     comfy.page.screenshot(path=test_output / f"rows-linked-{comfy.renderer}.png")
     now = comfy.run(STATE)
-    assert not now["hidden"] and now["areas"] == 2 and now["text"] == ROWS
+    hidden = comfy.server.frontend == NEWEST  # newer frontends hide every linked text area
+    assert not now["hidden"] and now["areas"] == (1 if hidden else 2) and now["text"] == ROWS
     comfy.run(f"() => {{ {NODE} node.disconnectInput(node.inputs.findIndex((input) => input.name === 'rows')); }}")
     panel.get_by_role("group", name="Boost 1").wait_for()
     assert saved(comfy)[-1] == ROWS

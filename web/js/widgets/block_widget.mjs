@@ -27,7 +27,8 @@ export function drawStrip({ node, about, widget, element, kind }) {
     },
     menu: (x, y) => void showMenu(about, strip, x, y),
   });
-  // The classic renderer leaves a hole in place of a linked HTML widget.
+  // ComfyUI hides a linked HTML widget, in older frontends with a hole in its place; the strip shows the linked list.
+  Object.defineProperty(widget, "connectionSuppressed", { get: () => false, set: () => {} });
   widget.isVisible = () => !widget.hidden && node.isWidgetVisible(widget);
   forwardToCanvas(element);
   strip.setText(widget.value);
