@@ -112,7 +112,8 @@ def _read(model, axis: str, text: str) -> Sequence[tuple[str, Any]]:
             _require_strengths(each)
         return [(each.text, each) for each in found]
     kind, options = ("FLOAT", {"min": 0.0, "max": MOST_STRENGTH}) if axis == "strength" else SAMPLER[axis]
-    numbers = parse_numbers(text, options["min"], options["max"], whole=kind == "INT", most=MOST_CELLS)
+    low = 0 if options.get("random") else options["min"]  # the page draws the node's own seed, not those of an axis
+    numbers = parse_numbers(text, low, options["max"], whole=kind == "INT", most=MOST_CELLS)
     return [(str(value) if isinstance(value, int) else f"{value:.6g}", value) for value in numbers]
 
 

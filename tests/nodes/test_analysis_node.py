@@ -356,7 +356,8 @@ def test_live_two_blocks_of_the_shipped_model(comfyui):
     report = json.loads(record["outputs"]["7"]["text"][0])
     assert report["model"].startswith(SMALL) and [cell["block"] for cell in report["cells"]] == [2, 5]
     assert all(cell["latent"] > 0.01 and cell["image"] > 0.01 for cell in report["cells"])
-    assert len(report["skip_list"]["blocks_least_effect_first"]) == 1
+    free = [cell["block"] for cell in report["cells"] if cell["latent"] <= 0.25]
+    assert sorted(report["skip_list"]["blocks_least_effect_first"]) == free, "nearly free blocks alone are listed"
 
 
 def test_live_a_cancel_keeps_the_finished_images(comfyui):
