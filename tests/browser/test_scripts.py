@@ -153,7 +153,7 @@ def test_the_first_strip_is_a_text_field_until_its_module_is_loaded(comfy):
     comfy.page.route("**/js/widgets/block_widget.mjs", lambda route: routes.append(route))
     comfy.load({"last_node_id": 0, "nodes": [], "links": []})
     comfy.run("""() => {
-        const node = LiteGraph.createNode("TextBoost");
+        const node = LiteGraph.createNode("BlockSkip"); // Text Boost gets its rows after this, too
         node.pos = [100, 100];
         app.graph.add(node);
     }""")
