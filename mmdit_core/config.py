@@ -12,8 +12,33 @@ TIMESTEP_ZERO = "index_timestep_zero"
 REFERENCE_METHODS = ("index", TIMESTEP_ZERO, "negative_index", "offset", "uxo")
 
 
+class _Sizes:
+    """What follows from the fields that every config has."""
+
+    hidden_size: int
+    num_heads: int
+    depth: int
+    in_channels: int
+    out_channels: int | None
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all kinds."""
+        return self.depth
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the output."""
+        return self.in_channels if self.out_channels is None else self.out_channels
+
+
 @dataclass(frozen=True)
-class MMDiTConfig:
+class MMDiTConfig(_Sizes):
     """The sizes that determine the parameters of an MMDiT and their shapes.
 
     Fields: hidden_size, a multiple of num_heads and of 4; depth, the number of joint blocks; mlp_ratio; context_dim and
@@ -51,24 +76,9 @@ class MMDiTConfig:
         if beyond:
             raise ValueError(f"MMDiTConfig: dual_attention names {beyond}; the blocks are 0 to {self.depth - 1}")
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of all kinds."""
-        return self.depth
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of an attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def channels_out(self) -> int:
-        """Channels of the output."""
-        return self.in_channels if self.out_channels is None else self.out_channels
-
 
 @dataclass(frozen=True)
-class FluxConfig:
+class FluxConfig(_Sizes):
     """The sizes that determine the parameters of a FLUX.1 and their shapes.
 
     Fields: hidden_size, a multiple of num_heads; depth and depth_single_blocks, the number of blocks of each kind;
@@ -102,19 +112,9 @@ class FluxConfig:
         """Blocks of all kinds."""
         return self.depth + self.depth_single_blocks
 
-    @property
-    def head_dim(self) -> int:
-        """Channels of an attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def channels_out(self) -> int:
-        """Channels of the output."""
-        return self.in_channels if self.out_channels is None else self.out_channels
-
 
 @dataclass(frozen=True)
-class QwenImageConfig:
+class QwenImageConfig(_Sizes):
     """The sizes that determine the parameters of a Qwen-Image and their shapes, and what no parameter says.
 
     Fields: hidden_size, a multiple of num_heads; depth, the number of double blocks; mlp_ratio; context_dim, the width
@@ -145,21 +145,6 @@ class QwenImageConfig:
         if self.reference_method not in REFERENCE_METHODS:
             right = f"it must be one of {', '.join(REFERENCE_METHODS)}"
             raise ValueError(f"QwenImageConfig: reference_method is {self.reference_method!r}; {right}")
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of all kinds."""
-        return self.depth
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of an attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def channels_out(self) -> int:
-        """Channels of the output."""
-        return self.in_channels if self.out_channels is None else self.out_channels
 
 
 def _check_sizes(config: Any, *names: str) -> None:

@@ -1,4 +1,7 @@
-"""Finds a Chromium-like browser for the browser tests; installs one on Debian and Ubuntu if it runs as root."""
+"""Finds a Chromium-like browser for pages of ComfyUI; installs one on Debian and Ubuntu if it runs as root.
+
+SETTINGS, of ComfyUI, keep panels and questions away; READY, a condition in JavaScript, is true once a page can be used.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,15 @@ from pathlib import Path
 
 from scripts.console import UserError, run, say
 from scripts.environment import ROOT
+
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.RightSidePanel.IsOpen": False,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+}
+READY = "window.app?.extensionManager && app.isGraphReady && !document.querySelector('#splash-loader')"
 
 LOG = ROOT / ".test-output" / "apt.log"
 

@@ -11,6 +11,7 @@ import io
 import json
 import struct
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -59,16 +60,11 @@ BLOCKS = {
 WINDOW = (2000, 1200)
 THUMBNAIL, WIDTH, QUALITY = (480, 300), 1400, 82
 SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Workflow.Persist": False,
-    "Comfy.RightSidePanel.IsOpen": False,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    **browser.SETTINGS,
     "Comfy.VueNodes.Enabled": True,
     "Comfy.Graph.CanvasMenu": False,
     "Comfy.Sidebar.Size": "small",
 }
-READY = "window.app?.extensionManager && app.isGraphReady && !document.querySelector('#splash-loader')"
 # The graph fills the window; the box of its nodes there, in pixels.
 FIT = """async () => {
     const nodes = app.graph._nodes;
@@ -102,9 +98,13 @@ def make_files(base: Path, workflow: dict, info: dict) -> None:
 
 
 def header_of(name: str) -> bytes:
-    """A file of tensors without data, with the blocks of the model that the name says."""
+    """A file with the blocks of the model that its name says."""
     kinds = next((kinds for part, kinds in BLOCKS.items() if part in name), {})
-    tensors = [f"{kind.format(index)}.weight" for kind, count in kinds.items() for index in range(count)]
+    return empty_tensors(f"{kind.format(index)}.weight" for kind, count in kinds.items() for index in range(count))
+
+
+def empty_tensors(tensors: Iterable[str]) -> bytes:
+    """A safetensors file of tensors without data. Args: tensors, their names."""
     entries = {tensor: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for tensor in tensors}
     text = json.dumps(entries).encode()
     return struct.pack("<Q", len(text)) + text
@@ -131,7 +131,7 @@ def main(names: list[str]) -> None:
             make_files(server.base, json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")), info)
         page = window.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]})
         page.goto(server.url)
-        page.wait_for_function(READY, timeout=180_000)
+        page.wait_for_function(browser.READY, timeout=180_000)
         for name in names or LARGE:
             image = graph(page, FOLDER / f"{name}.json")
             targets = {FOLDER / f"{name}.jpg": THUMBNAIL, SHOWN.get(name): (WIDTH, WIDTH)}

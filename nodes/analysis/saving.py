@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class SavedResults:
-    """The files of a name. Raises: InputError for a name that is none, or that names a file of somebody else."""
+    """The files of a name. Raises: InputError for a name that is none, or that names a file of another program."""
 
     def __init__(self, name: str):
         self.name = name.strip()

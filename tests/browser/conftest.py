@@ -25,15 +25,6 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# The server stores settings, so each page sets all of them; otherwise tests affect each other.
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Workflow.Persist": False,
-    "Comfy.RightSidePanel.IsOpen": False,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Workflow.ShowMissingModelsWarning": False,
-}
-READY = "window.app?.extensionManager && app.isGraphReady && !document.querySelector('#splash-loader')"
 
 TOAST = ".p-toast-message, [data-testid=toast]"  # a message in the corner; the second in newer frontends
 
@@ -69,7 +60,7 @@ class ComfyPage:
     def reload(self) -> None:
         """Reload the page, as the browser's button does."""
         self.page.reload()
-        self.page.wait_for_function(READY, timeout=180_000)
+        self.page.wait_for_function(browsers.READY, timeout=180_000)
 
     def load(self, workflow: dict[str, Any] | str | Path) -> None:
         """Open a workflow: its JSON, or the path of its file."""
@@ -172,7 +163,8 @@ def opened(
         "Comfy.VueNodes.Enabled": RENDERERS[renderer],
         "Comfy.Locale": language,
     }
-    comfyui.post("/settings", SETTINGS | chosen)
+    # The server stores settings, so each page sets all of them; otherwise tests affect each other.
+    comfyui.post("/settings", browsers.SETTINGS | chosen)
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     try:
         page = context.new_page()
@@ -182,7 +174,7 @@ def opened(
         page.on("console", comfy.record_error)
         page.on("pageerror", lambda error: comfy.console_errors.append(f"uncaught: {error} {error.stack or ''}"))
         page.goto(comfyui.url)
-        page.wait_for_function(READY, timeout=180_000)
+        page.wait_for_function(browsers.READY, timeout=180_000)
         yield comfy
     finally:
         context.close()

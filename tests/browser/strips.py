@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from scripts.graph_images import empty_tensors
 
 SMALL = "mmdit-small.safetensors"  # 8 blocks
 # Headers only: 24 blocks, 19 + 38 blocks, 30 blocks after 2 + 2 refiners, 28 blocks, 60 blocks.
@@ -171,7 +171,35 @@ def write_headers(folder: Path) -> list[Path]:
     }
     folder.mkdir(exist_ok=True)
     for name, tensors in names.items():
-        entries = {tensor: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for tensor in tensors}
-        text = json.dumps(entries).encode()
-        (folder / name).write_bytes(struct.pack("<Q", len(text)) + text)
+        (folder / name).write_bytes(empty_tensors(tensors))
     return [folder / name for name in names]
+
+
+def add_analysis(comfy, **settings: Any) -> None:
+    """Add BlockAnalysis, linked to the graph's loader, prompt and latent, and a node that shows its sheet."""
+    comfy.run(
+        """(settings) => {
+            const add = (type, values, place) => {
+                const node = LiteGraph.createNode(type);
+                app.graph.add(node);
+                node.pos = place;
+                for (const [name, value] of Object.entries(values))
+                    node.widgets.find((each) => each.name === name).value = value;
+                return node;
+            };
+            const of = (start) => app.graph._nodes.find((node) => node.type.startsWith(start));
+            const loader = of("MMDiTLoader");
+            const text = of("TripleTextEncode") ?? add("TripleTextEncode", { prompt: "a red circle" }, [800, 900]);
+            const latent = of("Empty") ?? add("EmptySD3LatentImage", { width: 64, height: 64 }, [400, 1500]);
+            const analysis = add("BlockAnalysis", settings, [800, 1500]);
+            const preview = add("PreviewImage", {}, [1400, 1500]);
+            if (text.inputs[0].link === null) loader.connect(1, text, 0);
+            loader.connect(0, analysis, 0);
+            text.connect(0, analysis, 1);
+            text.connect(1, analysis, 2);
+            latent.connect(0, analysis, 3);
+            loader.connect(2, analysis, 4);
+            analysis.connect(0, preview, 0);
+        }""",
+        settings,
+    )

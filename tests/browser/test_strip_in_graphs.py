@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.browser.strips import (
     MEDIUM,
     SMALL,
     Strip,
+    add_analysis,
     checked,
     clear_hover_texts,
     graph,
@@ -273,30 +275,8 @@ def test_the_strip_works_in_a_subgraph_and_promoted_out_of_it(comfy, promoted, t
 def test_a_finished_analysis_colours_the_blocks(comfy):
     made = graph("BlockSkip", loader="MMDiTLoader", file=SMALL)
     comfy.load(made)
-    analyse = """() => {
-        const make = (type, values) => {
-            const node = LiteGraph.createNode(type);
-            app.graph.add(node);
-            for (const [name, value] of Object.entries(values))
-                node.widgets.find((widget) => widget.name === name).value = value;
-            return node;
-        };
-        const loader = app.graph._nodes[0];
-        const text = make("TripleTextEncode", { prompt: "a red circle" });
-        const latent = make("EmptySD3LatentImage", { width: 64, height: 64 });
-        const seed = Date.now() % 1e6;  // ComfyUI does not run again what it has run
-        const settings = { operations: "skip", blocks: "0-1", steps: 1, cfg: 1, seed };
-        const analysis = make("BlockAnalysis", settings);
-        const preview = make("PreviewImage", {});
-        loader.connect(1, text, 0);
-        loader.connect(0, analysis, 0);
-        text.connect(0, analysis, 1);
-        text.connect(1, analysis, 2);
-        latent.connect(0, analysis, 3);
-        loader.connect(2, analysis, 4);
-        analysis.connect(1, preview, 0);
-    }"""
-    comfy.run(analyse)
+    # ComfyUI does not run again what it has run.
+    add_analysis(comfy, operations="skip", blocks="0-1", steps=1, cfg=1, seed=time.time_ns() % 1_000_000)
     strip = Strip(comfy, "BlockSkip")
     assert strip.state()["measured"] == 0
     comfy.queue()

@@ -21,7 +21,7 @@ from scripts.environment import ROOT
 from scripts.server import temporary_server
 from tests.browser.conftest import ARGUMENTS, RENDERERS, ComfyPage, opened
 from tests.browser.quickstart import ADD, title
-from tests.browser.strips import Strip
+from tests.browser.strips import Strip, add_analysis
 from tests.conftest import OUTPUT, Live
 
 SCREENSHOTS = OUTPUT / "walk"
@@ -44,27 +44,6 @@ DOT = """([type, kind, name]) => {
         return [box.left + box.width / 2, box.top + box.height / 2];
     }
     return app.canvasPosToClientPos([...node.getConnectionPos(input, slot)]);
-}"""
-ANALYSE = """() => {
-    const add = (type, values, place) => {
-        const node = LiteGraph.createNode(type);
-        app.graph.add(node);
-        node.pos = place;
-        for (const [name, value] of Object.entries(values))
-            node.widgets.find((each) => each.name === name).value = value;
-        return node;
-    };
-    const of = (start) => app.graph._nodes.find((node) => node.type.startsWith(start));
-    const [loader, text, latent] = ["MMDiTLoader", "TripleTextEncode", "Empty"].map(of);
-    const settings = { operations: "skip", blocks: "all", steps: 8, cfg: 4.5, seed: 4 };
-    const analysis = add("BlockAnalysis", settings, [800, 1500]);
-    const preview = add("PreviewImage", {}, [1400, 1500]);
-    loader.connect(0, analysis, 0);
-    text.connect(0, analysis, 1);
-    text.connect(1, analysis, 2);
-    latent.connect(0, analysis, 3);
-    loader.connect(2, analysis, 4);
-    analysis.connect(0, preview, 0);
 }"""
 
 
@@ -204,7 +183,7 @@ def analysis(comfy: ComfyPage) -> None:
     """From a finished analysis to an image with the blocks that it suggests."""
     comfy.load(ROOT / "workflows" / "quickstart.json")
     comfy.run(ADD, ["BlockSkip", {}])
-    comfy.run(ANALYSE)
+    add_analysis(comfy, operations="skip", blocks="all", steps=8, cfg=4.5, seed=4)
     comfy.queue()
     strip = Strip(comfy, "BlockSkip")
     strip.until("s.measured === 8")

@@ -26,7 +26,7 @@ HOOKS = ("callbacks", "injections", "attachments", "additional_models", "hook_pa
 
 
 @dataclass(eq=False)
-class KeptRun:
+class CachedRun:
     """One run's states, each on the CPU and before one of its segments; the last one is after all of them.
 
     Fields: model, a weak reference; key of all that decides the whole run; segments, what decides each; states by
@@ -54,7 +54,7 @@ class RunCache:
     """
 
     def __init__(self) -> None:
-        self._runs: list[KeptRun] = []
+        self._runs: list[CachedRun] = []
 
     def open(self, model, sampled, conditionings, prepared: PreparedLatent, steps: RunSteps, seed: int) -> str | None:
         """Begin a new run with the states of an earlier one that are valid for it, too: of the one with the most.
@@ -75,7 +75,7 @@ class RunCache:
         found = [run.valid_for(key, segments) for run in reversed(self._runs)]
         states = max(found, key=lambda each: max(each, default=-1), default={})
         self._runs = [run for run in self._runs if (run.key, run.segments) != (key, segments)]
-        self._runs.append(KeptRun(weakref.ref(model.model, self._model_gone), key, segments, dict(states)))
+        self._runs.append(CachedRun(weakref.ref(model.model, self._model_gone), key, segments, dict(states)))
         return None
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ def test_what_is_not_given_acts_as_in_comfyuis_model(pairs, leave_out):
 REFERENCES = {
     "one": [(6, 10)],
     "an odd one": [(7, 5)],
-    "several, below and beside": [(6, 10), (12, 4), (5, 8)],
+    "several, below and to the right": [(6, 10), (12, 4), (5, 8)],
     "wide ones": [(2, 20), (3, 18), (4, 4)],
 }
 

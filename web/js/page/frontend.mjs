@@ -81,6 +81,11 @@ export function removeTextPreview(node) {
   if (widget) node.removeWidget(widget);
 }
 
+/** Whether the input of a node's widget is linked. */
+export function isLinked(node, name) {
+  return Boolean(node.inputs?.some(({ widget, link }) => widget?.name === name && (link ?? null) !== null));
+}
+
 /** The node of an execution id: "5", or "12:5" for node 5 in the subgraph of node 12. */
 export function nodeOfExecution(executionId) {
   let graph = app.rootGraph ?? app.graph;
@@ -93,15 +98,22 @@ export function nodeOfExecution(executionId) {
 }
 
 const workflows = new Map(); // prompt id -> the workflow that was open when it was queued
+const changes = []; // functions, see changeJobs
 let running; // prompt id
 const { queuePrompt } = api;
-api.queuePrompt = async function (...values) {
+api.queuePrompt = async function (number, job, ...rest) {
   const workflow = openWorkflow();
-  const answer = await queuePrompt.apply(this, values);
+  const changed = changes.reduce((now, change) => change(now), job);
+  const answer = await queuePrompt.call(this, number, changed, ...rest);
   workflows.set(answer?.prompt_id, workflow);
   return answer;
 };
 api.addEventListener("execution_start", ({ detail }) => (running = detail.prompt_id));
+
+/** Queue change(job) in place of each job, { output, workflow }. */
+export function changeJobs(change) {
+  changes.push(change);
+}
 
 export function openWorkflow() {
   return app.extensionManager?.workflow?.activeWorkflow;

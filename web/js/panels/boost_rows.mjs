@@ -1,7 +1,7 @@
 // Text Boost: its input `rows` as rows of fields, with a switch each, and a button that adds one. The input's text stays the
 // saved value. Where it is linked or cannot be read, the text area is in view instead.
 
-import { addStyles, after, make, recordUndo } from "../page/frontend.mjs";
+import { addStyles, after, isLinked, make, recordUndo } from "../page/frontend.mjs";
 import { keepAttached } from "../page/reattach.mjs";
 import { plain } from "../widgets/grammar.mjs";
 import { words } from "../words.mjs";
@@ -84,8 +84,8 @@ class Rows {
   /** Read the input's text, and show its rows or the text area. */
   update() {
     const { node, source } = this;
-    const linked = node.inputs?.some(({ widget, link }) => widget?.name === NAME && (link ?? null) !== null);
-    if (source.element) source.element.inert = Boolean(linked);
+    const linked = isLinked(node, NAME);
+    if (source.element) source.element.inert = linked;
     const text = String(source.value ?? "");
     if (this.active && !linked && text === this.text) return this._attach();
     const rows = linked ? null : readRows(text);

@@ -1,7 +1,7 @@
 // Advanced inputs in the classic renderer, folded as Nodes 2.0 folds them. Only rows are hidden: every input stays on the
 // node, and the row of one that is linked or has another value than its default stays in view.
 
-import { after, app, drawnAsHtml } from "../page/frontend.mjs";
+import { after, app, drawnAsHtml, isLinked } from "../page/frontend.mjs";
 import { words } from "../words.mjs";
 
 const ALWAYS = "Comfy.Node.AlwaysShowAdvancedWidgets";
@@ -15,17 +15,14 @@ export function nodeCreated(node) {
   const options = (name) => (required[name] ?? optional[name])?.[1];
   const advanced = (node.widgets ?? []).filter(({ name }) => options(name)?.advanced);
   if (advanced.length < 2) return; // a button in place of one row saves nothing
-  const isLinked = ({ name }) => node.inputs?.some(({ widget, link }) => widget?.name === name && (link ?? null) !== null);
   const standard = (widget) => widget.value === (options(widget.name).default ?? options(widget.name).values?.[0]);
   let opened = false; // while the height without this module is computed
   const folds = () => !drawnAsHtml() && !opened && !node.showAdvanced && !app.extensionManager?.setting?.get(ALWAYS);
-  const folded = (widget) => folds() && !widget.replaced && standard(widget) && !isLinked(widget);
+  const folded = (widget) => folds() && !widget.replaced && standard(widget) && !isLinked(node, widget.name);
   for (const widget of advanced) hideWhile(widget, () => folded(widget));
   const button = node.addWidget("button", "advanced", null, toggle, { serialize: false, canvasOnly: true });
   button.serialize = false;
   hideWhile(button, () => drawnAsHtml() || opened || (folds() && !advanced.some(folded)));
-  // Nodes 2.0 reads the options instead.
-  Object.defineProperty(button.options, "hidden", { configurable: true, enumerable: true, get: drawnAsHtml });
   Object.defineProperty(button, "label", {
     get: () => (folds() ? words(TEXTS).more(advanced.filter(folded).length) : words(TEXTS).fewer),
     set: () => {},

@@ -1,7 +1,7 @@
 // Seeds of -1: a random one is drawn when the page queues a job, so that the job and the workflow in its images hold the
 // number. The node then shows it, with a button that keeps it.
 
-import { after, api, make, nodeOfExecution, ours, recordUndo } from "../page/frontend.mjs";
+import { after, changeJobs, make, nodeOfExecution, ours, recordUndo } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
 import { valueOf } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
@@ -16,10 +16,7 @@ const TEXTS = {
 
 const notes = new WeakMap(); // node -> note
 
-const { queuePrompt } = api;
-api.queuePrompt = function (number, job, ...rest) {
-  return queuePrompt.call(this, number, withSeeds(job), ...rest);
-};
+changeJobs(withSeeds);
 
 /** A job with a new number for each seed of -1: in its prompt and in its workflow. */
 export function withSeeds(job) {

@@ -1,6 +1,6 @@
 // TripleTextEncode: token counts of its prompts, updated while typing.
 
-import { after, api, make, request, setting } from "../page/frontend.mjs";
+import { after, api, isLinked, make, request, setting } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
 import { coverRunText } from "./run_text.mjs";
 import { clipKind } from "../page/upstream.mjs";
@@ -61,8 +61,7 @@ coverRunText(NODE, (node, text) => !text.includes("missing:") && enabled() && co
 
 async function count(node, note) {
   if (!enabled()) return note.hide();
-  const linked = (name) => (node.inputs.find((slot) => slot.widget?.name === name)?.link ?? null) !== null;
-  const value = (name) => (linked(name) ? "" : (node.widgets.find((widget) => widget.name === name)?.value ?? ""));
+  const value = (name) => (isLinked(node, name) ? "" : (node.widgets.find((widget) => widget.name === name)?.value ?? ""));
   const texts = () => Object.fromEntries(INPUTS.map((name) => [name, value(name)]));
   const sent = texts();
   kinds.set(node, clipKind(node));
@@ -71,7 +70,7 @@ async function count(node, note) {
   if (INPUTS.some((name) => sent[name] !== value(name))) return; // outdated: a newer request follows
   const later = !known || (found && !found.prompt); // the server leaves the count to the run
   counted[later ? "delete" : "add"](node);
-  const unknown = (title) => (linked(title) ? words().fromLink : later ? words().whenRun : "");
+  const unknown = (title) => (isLinked(node, title) ? words().fromLink : later ? words().whenRun : "");
   const counts = (title) => (found?.[title] ?? []).filter(({ label }) => known?.includes(label));
   note.show(
     TITLES.map((title) => line(node, title, counts(title), unknown(title))),

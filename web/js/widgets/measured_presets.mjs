@@ -1,7 +1,7 @@
 // Presets that fill the node's widgets, and the suggestion of an analysis, in the strip's menu; widgets saved as a preset.
 
 import { NO_PRESET } from "./strip_state.mjs";
-import { api, app, recordUndo, requestOnce } from "../page/frontend.mjs";
+import { api, app, isLinked, recordUndo, requestOnce } from "../page/frontend.mjs";
 import { blocksIn, modelFile } from "../page/upstream.mjs";
 import { MENU } from "./menu_words.mjs";
 import { suggestionFor } from "./reports.mjs";
@@ -19,7 +19,7 @@ export function suggestionItem(node, strip) {
   const blocks = suggestionFor(strip, modelFile(node)?.name);
   if (!blocks) return [];
   const values = { blocks, ...MEASURED[strip.action] };
-  const disabled = !strip.editable || isLinked(node, values);
+  const disabled = !strip.editable || anyLinked(node, values);
   const { suggestion, suggested } = words(MENU);
   return [null, { text: suggestion(blocks), hint: suggested, disabled, run: () => fill(node, strip, values) }];
 }
@@ -33,7 +33,7 @@ export async function measuredItems(node, strip, known) {
     .map((preset) => {
       const values = valuesOf(preset);
       const other = !fits(preset, strip, variant);
-      const linked = strip.linked || isLinked(node, values);
+      const linked = strip.linked || anyLinked(node, values);
       return {
         text: preset.name,
         hint: `${preset.made_for} (${preset.from})`,
@@ -57,7 +57,7 @@ export async function choose(node, preset) {
     return toast("error", words(MENU).measuredOther(modelOf(preset)), preset.name);
   }
   const values = valuesOf(preset);
-  if (isLinked(node, values)) return toast("error", words(MENU).linkedInput, preset.name);
+  if (anyLinked(node, values)) return toast("error", words(MENU).linkedInput, preset.name);
   setWidgets(node, values);
   recordUndo();
 }
@@ -115,9 +115,8 @@ function modelOf({ family, double, single }) {
   return `${family} ${double}+${single}`;
 }
 
-function isLinked(node, values) {
-  const linked = ({ widget, link }) => (link ?? null) !== null && Object.hasOwn(values, widget?.name ?? "");
-  return Boolean(node.inputs?.some(linked));
+function anyLinked(node, values) {
+  return Object.keys(values).some((name) => isLinked(node, name));
 }
 
 function widgetOf(node, name) {
