@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdit_core.files import write_whole
 from scripts.console import say
 
 from .command_line import numbers, source_of
@@ -17,7 +18,7 @@ from .engine.graph import read_workflow
 from .engine.renderer import Source
 from .prompts import Prompt, default_set, read_prompts
 from .start import start_runner
-from .study.cells import Unit, units, write_whole
+from .study.cells import Unit, units
 from .study.run import as_png, folder_bytes
 from .study.settings import SettingsError
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from mmdit_core.files import write_whole
 
 from .base import Answer, Question
 
@@ -43,15 +43,7 @@ class AnswerCache:
 
     def write(self, key: str, answers: Sequence[Answer]) -> None:
         """Write answers, all of them readable; the file appears complete or not at all."""
-        path = self._file(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"answers": [[answer.value, answer.confidence] for answer in answers]})
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            # On Windows this fails while another process reads the file, which then has these answers already.
-            with contextlib.suppress(PermissionError):
-                os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        # On Windows this fails while another process reads the file, which then has these answers already.
+        with contextlib.suppress(PermissionError):
+            write_whole(self._file(key), text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -34,15 +35,14 @@ def read_reply(text: Any, number: int, logprobs: Sequence[Any] = ()) -> list[Ans
 
 def _object(text: str) -> dict[str, Any]:
     """The JSON object of a reply, empty if there is none."""
-    text = _THINKING_END.sub("", _THINKING.sub("", text)).strip()
-    fenced = _FENCE.findall(text)
-    if len(fenced) == 1:
-        text = fenced[0]
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    spoken = _THINKING_END.sub("", _THINKING.sub("", text)).strip()
+    fenced = _FENCE.findall(spoken)
+    # As it is first: an answer may quote the mark of thinking.
+    for candidate in (text, fenced[0] if len(fenced) == 1 else spoken):
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(candidate)
+            return values if isinstance(values, dict) else {}
+    return {}
 
 
 def _value(word: Any) -> float | None:

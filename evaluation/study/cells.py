@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from mmdit_core.files import write_whole
+
 from ..controls import BASELINE, Control
 
 PLAN, PROGRESS, CELLS = "study.json", "progress.jsonl", "cells.jsonl"
@@ -135,14 +137,6 @@ class Cells:
                 self._done[(name, seed, first, end)] = [_cell(each) for each in entry["cells"]]
         with path.open("rb+") as file:
             file.truncate(whole)
-
-
-def write_whole(path: Path, text: str | bytes) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_bytes(text.encode() if isinstance(text, str) else text)
-    os.replace(new, path)
 
 
 def units(control: Control | None, first: int, end: int, batch: int, seeds: Iterable[int]) -> list[Unit]:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from mmdit_core.control.grammar import BlockTextError, parse_blocks
+from mmdit_core.files import write_whole
 from scripts.console import say
 
 from ..command_line import numbers
@@ -17,7 +18,7 @@ from ..engine.renderer import About
 from ..judges import Judge, make_judge
 from ..prompts import Prompt, PromptSet, default_set, read_prompts
 from ..start import start_runner
-from .cells import Cells, write_whole
+from .cells import Cells
 from .presets import to_presets
 from .report import verdict, write_report
 from .run import Study

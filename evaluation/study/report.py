@@ -7,8 +7,9 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mmdit_core.files import write_whole
+
 from ..controls import Control
-from .cells import write_whole
 from .run import KEPT, Proof, Result, Study, image_path
 from .statistics import OVERALL, Interval, by_attribute
 

@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image
 
 from mmdit_core.analysis import MIN_PAIRS
+from mmdit_core.files import write_whole
 from scripts.console import say
 
 from ..controls import BASELINE, Control
 from ..judges import Judge, JudgeError
 from ..runners import Runner
-from .cells import Cell, Cells, Unit, units, write_whole
+from .cells import Cell, Cells, Unit, units
 from .choose import Gains, choose_boost, choose_skips, random_sets
 from .settings import Plan
 from .statistics import OVERALL, Interval, gains, interval, shares, unreadable

@@ -129,5 +129,5 @@ def _name(cell: Cell) -> str:
 def _subtitle(sweep: Sweep) -> str:
     first, *more = sweep.settings.seeds
     seeds = f"{1 + len(more)} seeds from {first}" if more else f"seed {first}"
-    prompts = "" if sweep.measures is None else f", {len(sweep.positives)} prompts"
+    prompts = "" if not sweep.listed else f", {len(sweep.positives)} prompts"
     return f"{model_name(sweep.model)}, {sweep.settings.steps} steps, cfg {sweep.settings.cfg:g}, {seeds}{prompts}"

@@ -24,7 +24,7 @@ from ..widgets import widget
 from . import choice
 from .attributes import ABOUT_CHANGE, JUDGED, NOTE, Scores, scores_for, scores_of
 from .figures import draw_plot, draw_sheet, limits_of
-from .prompts import PromptList, encode_prompts, read_prompts
+from .prompts import MOST_PROMPTS, PromptList, encode_prompts, read_prompts
 from .saving import SavedResults, presets_of
 from .sweep import Latents, Measures, Sweep, SweepSettings
 
@@ -169,9 +169,9 @@ class BlockAnalysis:
         run = [negative, latent, inputs.steps, float(inputs.cfg)]
         self._keep_only((of_model(model), fingerprint([positives[0], *run])))
         key = (of_model(model), fingerprint([*run, vae, bool(by)]))
-        measures = None if listed is None else self._measures_of(positives, key)
-        kinds, done = facts.sections, self._latents
-        sweep = Sweep(model, positives, negative, latent, vae, kinds, settings, done, unique_id, scores, measures)
+        done = (self._latents, self._measures_of(positives, key))
+        kinds, several = facts.sections, listed is not None
+        sweep = Sweep(model, positives, negative, latent, vae, kinds, settings, *done, several, unique_id, scores)
         sweep.run(lambda: draw_sheet(sweep))
         notes = _notes(batch, clip, listed)
         report, skips, boosts = _report(sweep, inputs, counts(NODE, model), notes, listed)
@@ -194,10 +194,15 @@ class BlockAnalysis:
             self._key, self._latents = key, {}
 
     def _measures_of(self, positives: Sequence[Any], key: Any) -> list[Measures]:
-        """The finished measures of each prompt; those of another key are discarded."""
+        """The finished measures of each prompt; those of another key are discarded, and the oldest of very many."""
         if key != self._measures_key:
             self._measures_key, self._measures = key, {}
-        return [self._measures.setdefault(fingerprint(each), {}) for each in positives]
+        wanted = [fingerprint(each) for each in positives]
+        listed = set(wanted)
+        others = [each for each in self._measures if each not in listed]
+        for each in others[: max(0, len(others) + len(wanted) - MOST_PROMPTS)]:
+            del self._measures[each]
+        return [self._measures.setdefault(each, {}) for each in wanted]
 
 
 def _presets(model, name: str, report: dict[str, Any], suggested: dict[str, choice.Suggestion]) -> list[MeasuredPreset]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...mmdit_core.control.preset_files import Evidence, MadeFor, MeasuredPreset, PresetError, write_presets
+from ...mmdit_core.files import write_whole
 from ..comfyui.frontend import user_presets
 from ..errors import require
 from .attributes import ALL, MEAN
@@ -52,7 +53,7 @@ class SavedResults:
             if (foreign := self._foreign()) is not None:  # made during the run
                 raise FileExistsError(f"{foreign} exists and is not from BlockAnalysis")
             for kind, path in self.paths.items():
-                user_presets.write_whole(path, texts[kind])
+                write_whole(path, texts[kind])
         except (OSError, PresetError) as error:
             words = f"save_as: the results could not be saved: {error!s:.200}. Run again: finished images are reused."
             logger.warning("BlockAnalysis: %s", words)

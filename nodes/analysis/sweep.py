@@ -23,6 +23,7 @@ from .attributes import Right, Scores
 
 WINDOW_NAMES = {"whole": "all steps", "early": "first half", "late": "second half"}
 Latents = dict[tuple[int, Cell | None], torch.Tensor]  # (seed, cell) -> latent on the CPU; cell None is the baseline
+LIMIT = 1 << 30  # bytes of all latents that are kept, besides those of the first seed
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ class SweepSettings:
 class Sweep:
     """A sweep and its results so far.
 
-    Fields: positives, the prompts; latent, fitted to the model; latents, what an earlier run finished of the first
-    prompt, to which this one adds; measures, the same of each prompt, None to keep latents only: those of hundreds of
-    prompts need gigabytes. The first prompt's images of the first seed are shown, and always kept as latents.
+    Fields: positives, the prompts; latent, fitted to the model; measures of each prompt and latents of the first one,
+    which an earlier run finished and to which this one adds; listed, whether the prompts are of a list. The first
+    prompt's images of the first seed are shown, and always kept as latents; of a single prompt, up to LIMIT of the
+    others are kept, too, for another VAE or judge.
     """
 
     model: Any
@@ -71,9 +73,10 @@ class Sweep:
     sections: Sections
     settings: SweepSettings
     latents: Latents
+    measures: Sequence[Measures]
+    listed: bool
     node_id: str | None
     scores: Scores | None = None
-    measures: Sequence[Measures] | None = None
     size: tuple[int, int] = (1, 1)  # width and height of a decoded image
     thumbnails: dict[Cell | None, Image.Image] = field(default_factory=dict)  # of the first prompt's first seed
     sheet: ContactSheet = field(default_factory=ContactSheet)  # as drawn so far
@@ -103,7 +106,7 @@ class Sweep:
     def _compare(self, prompt: int, seed: int, progress: Progress, draw: Callable[[], Image.Image]) -> None:
         """Measure all cells with one prompt and seed. An unfinished one samples its baseline again."""
         shown = self._is_shown(prompt, seed)
-        finished = {} if self.measures is None or shown else self.measures[prompt]
+        finished = {} if shown else self.measures[prompt]
         cells = (None, *self.distances)
         if any((seed, cell) not in finished for cell in cells):
             baseline = self._sample(prompt, seed, None, progress)
@@ -151,13 +154,16 @@ class Sweep:
             sigmas=sigmas(settings.steps, settings.schedule, settings.shift),
             callback=lambda *_: progress.step(),
         ).cpu()
-        if self.measures is None or self._is_shown(prompt, seed):
+        if self._is_shown(prompt, seed) or (not self.listed and self._has_room(samples)):
             self.latents[seed, cell] = samples
         return samples
 
+    def _has_room(self, samples: torch.Tensor) -> bool:
+        return (len(self.latents) + 1) * samples.nbytes <= LIMIT
+
     def _description(self, prompt: int, seed: int, cell: Cell | None) -> str:
         what = "baseline" if cell is None else f"{cell.operation} block {cell.block}, {WINDOW_NAMES[cell.window]}"
-        several = "" if self.measures is None else f", prompt {prompt + 1} of {len(self.positives)}"
+        several = "" if not self.listed else f", prompt {prompt + 1} of {len(self.positives)}"
         return f"{what}{several}, seed {seed}"
 
     @property

@@ -68,7 +68,7 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
     check_inputs(NODE, facts, positive, negative, samples, others=", or use KSampler")
     found = f"{inputs.guidance!r} would replace another node's guidance on this model"
     free = FORMS[inputs.guidance] is None or not facts.has_guidance
-    require(free, NODE, "guidance", found, "Set cfg to use that node's, or remove that node")
+    require(free, NODE, "guidance", found, "Set guidance to cfg to use that node's, or remove that node")
     tokens, pixels = partial(sampling.tokens_of, model, samples), partial(sampling.pixels_of, model, samples)
     shift, shift_from = shift_for(inputs, facts.shift, tokens, pixels)
     sigmas, sigmas_from = sigmas_for(inputs, shift)

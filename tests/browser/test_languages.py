@@ -42,9 +42,8 @@ PROGRESS = f"""(value) => {{
     app.api.dispatchCustomEvent("execution_start", {{ prompt_id: "x" }});
     app.api.dispatchCustomEvent("progress", {{ node, prompt_id: "x", value, max: 28 }});
 }}"""
-# Every text of the pack in the page, including those for screen readers and tooltips; but not the texts of a run, which
-# the server sends in English.
-OURS = """() => [...document.querySelectorAll(":is([class^=mmdit], [class^=mmdit] *):not(.run)")].flatMap((each) => [
+# Every text of the pack in the page, including those for screen readers and tooltips.
+OURS = """() => [...document.querySelectorAll(":is([class^=mmdit], [class^=mmdit] *)")].flatMap((each) => [
     ...[...each.childNodes].filter((child) => child.nodeType === Node.TEXT_NODE).map((child) => child.data),
     ...["aria-label", "aria-valuetext", "title", "alt", "placeholder"].map((name) => each.getAttribute(name) ?? ""),
 ])"""
@@ -280,3 +279,46 @@ def test_a_shipped_workflow_has_its_note_in_chinese_and_a_changed_note_stays(chi
     chinese.load(changed)
     chinese.page.wait_for_timeout(500)
     assert "Boost a phrase" in chinese.run(titles) and "增强一个短语" not in chinese.run(titles)
+
+
+# For each template: a message with values, what the page makes of it, and its Chinese text with the values.
+TRANSLATED = """async (path) => {
+    const { compile, translate } = await import(`${path}/js/messages.mjs`);
+    const file = await (await fetch(`${path}/messages/zh.json`)).json();
+    const known = compile(file);
+    const filled = (text, values) => {
+        let next = 0;
+        return text.replace(/\\{(\\d*)\\}/g, (_, number) => values[number || next++]);
+    };
+    return Object.entries({ ...file.words, ...file.messages }).map(([english, chinese]) => {
+        const values = [...english.matchAll(/\\{\\}/g)].map((_, index) => `${70 + index}`);
+        const message = filled(english, values);
+        return [message, translate(message, known), filled(chinese, values)];
+    });
+}"""
+
+
+def test_the_page_finds_the_chinese_text_of_every_message(shared):
+    found = shared.run(TRANSLATED, f"/extensions/{ROOT.name}")
+    assert len(found) > 700
+    assert [each for each in found if each[1].strip() != each[2].strip()] == []
+
+
+@pytest.mark.frontend
+def test_an_error_and_a_summary_are_in_chinese(chinese):
+    comfy = chinese
+    comfy.load(ROOT / "workflows" / "quickstart.json")
+    comfy.run(SET, [NODE, {"steps": 2}])
+    comfy.run(ADD, ["TextBoost", {"blocks": "3, 30"}])
+    comfy.run("() => void app.queuePrompt(0)")
+    error = comfy.page.locator(".mmdit-note.bad")
+    error.wait_for()
+    text = "块：块 30 不存在"
+    assert error.inner_text().startswith(text), error.inner_text()
+    assert left_in_english(comfy) == set()
+    comfy.page.keyboard.press("Escape")
+    comfy.run(SET, ["TextBoost", {"blocks": "3"}])
+    comfy.run("() => void app.queuePrompt(0)")
+    comfy.page.wait_for_function(f"() => ({RUN_TEXT})('{NODE}')?.[0].startsWith('2 次模型调用')")
+    assert left_in_english(comfy) == set()
+    assert comfy.pack_errors() == []

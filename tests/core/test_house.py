@@ -52,6 +52,7 @@ CORE_PACKAGES: dict[str, set[str]] = {
     "models": {"config"},
     "checkpoints": {"config", "models"},  # load_model builds the model
     "typed": set(),  # texts that users typed: sigmas and block lists
+    "files": set(),
     "flow": {"typed"},
     "solvers": {"flow"},  # the tolerance for equal sigmas
     "guidance": {"flow"},  # windows and sigmas

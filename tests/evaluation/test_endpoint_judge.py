@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -391,6 +391,7 @@ JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.t
 
 
 @given(st.dictionaries(st.sampled_from(["1", "2", "3", "x"]), JSON | st.sampled_from(["yes", "no"])))
+@example({"1": "yes", "2": {"</THINK>": None}})
 def test_only_yes_and_no_count(replied):
     for index, answer in enumerate(read_reply(json.dumps(replied), 3), start=1):
         value = replied.get(str(index))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -153,9 +154,9 @@ def test_an_endpoint_judges_as_the_shapes_judge_and_its_key_stays_out(base, seri
     assert not [path for path in out.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
+REFUSED = {
+    words: said
+    for words, said in [
         (("--model", "gone.safetensors"), "gone.safetensors"),
         (("--blocks", "9-12"), "--blocks"),
         (("--limit", "3"), "--limit"),
@@ -167,11 +168,40 @@ def test_an_endpoint_judges_as_the_shapes_judge_and_its_key_stays_out(base, seri
         (("--cfg", "1", "--branch", "negative"), "--branch negative"),
         (("--ray", "--model", "gone.safetensors"), "gone.safetensors"),
         (("--ray", "--threads", "4096"), "--workers"),
-    ],
-)
-def test_what_cannot_be_studied_is_said_in_a_line(base, tmp_path, words, said):
-    code, text = finish(start(base, tmp_path / "out", *STUDY, *words))
-    assert code == 1 and said in text and "Traceback" not in text, text
+    ]
+}
+# Runs each command that is a line of the input, in one process: the imports take longer than the commands.
+EACH = """
+import json, sys
+from evaluation.__main__ import main
+for line in sys.stdin:
+    try:
+        main(json.loads(line))
+        print("@ 0", flush=True)
+    except SystemExit as end:
+        print(end, "@ 1", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(base, tmp_path_factory):
+    """What each refused study says, with its exit status at the end."""
+    out = tmp_path_factory.mktemp("refused")
+    options = ("--base", str(base), "--out")
+    lines = [json.dumps([*STUDY, *words, *options, str(out / str(i))]) for i, words in enumerate(REFUSED)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", EACH], cwd=ROOT, env=environment, input="\n".join(lines), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=280,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout
+    return dict(zip(REFUSED, re.split(r"(?<=@ [01])\n", ended.stdout), strict=False))
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_studied_is_said_in_a_line(refusals, words):
+    text = refusals[words]
+    assert text.endswith("@ 1") and REFUSED[words] in text and "Traceback" not in text, text
 
 
 def test_a_set_is_generated_as_geneval_names_it_and_continued(base, tmp_path):

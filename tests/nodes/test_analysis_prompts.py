@@ -343,7 +343,7 @@ def test_prompts_without_a_clip_and_a_positive_for_a_part_of_the_image_are_refus
 
 
 def test_live_the_shipped_model_over_prompts_of_a_set(comfyui):
-    prompt = graph(clip=["1", 1], prompts="set:shapes 6", judge="shapes", operations="all", blocks="0, 4", steps=6)
+    prompt = graph(clip=["1", 1], prompts="set:shapes 6", judge="shapes", operations="all", blocks="0, 4", steps=4)
     prompt["8"] = {
         "class_type": "BlockSkip",
         "inputs": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 from dataclasses import asdict
 
 import pytest
@@ -109,9 +110,7 @@ def test_several_users_of_one_server_are_refused_because_a_run_has_no_user(
         analyse(node_class(), model, save_as="mine")
 
 
-def test_a_full_disk_is_said_on_the_node_and_the_results_are_returned(
-    node_class, model, folder, shown, user_presets, monkeypatch
-):
+def test_a_full_disk_is_said_on_the_node_and_the_results_are_returned(node_class, model, folder, shown, monkeypatch):
     (folder / "reports").mkdir(parents=True)
     before = json.dumps({"made_by": "BlockAnalysis"})
     (folder / "reports" / "mine.json").write_text(before, encoding="utf-8")
@@ -119,7 +118,7 @@ def test_a_full_disk_is_said_on_the_node_and_the_results_are_returned(
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(user_presets.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     sheet, _, report = analyse(node_class(), model, operations="skip", save_as="mine")
     assert len(report["cells"]) == 2 and sheet.ndim == 4
     assert "save_as: the results could not be saved: [Errno 28] No space left on device" in shown[-1]

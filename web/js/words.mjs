@@ -107,7 +107,23 @@ const zh = {
 
 export const LANGUAGES = { en, zh };
 
+const files = new Map(); // folder of web/ -> promise of its texts
+
 /** The texts in ComfyUI's language; English if there is no translation. */
 export function words(languages = LANGUAGES) {
-  return languages[app.extensionManager?.setting?.get("Comfy.Locale")] ?? languages.en;
+  return languages[language()] ?? languages.en;
+}
+
+/** A promise of the texts of a folder of web/ in ComfyUI's language, or of null on failure; null for English. */
+export function localTexts(folder) {
+  if (language() !== "zh") return null;
+  if (!files.has(folder)) {
+    const address = new URL(`../${folder}/zh.json`, import.meta.url);
+    files.set(folder, fetch(address).then((answer) => answer.json()).catch(() => null));
+  }
+  return files.get(folder);
+}
+
+function language() {
+  return app.extensionManager?.setting?.get("Comfy.Locale");
 }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import folder_paths
@@ -68,22 +66,6 @@ def made_by(path: Path) -> str | None:
     except (OSError, ValueError, RecursionError):
         return ""
     return found if isinstance(found, str) else ""
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, or leave what was there: to a temporary file that replaces it. Raises: OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".mmdit-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _text(path: Path) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LIMIT = 1 << 30  # bytes of all states; beyond it, the oldest runs are dropped
 RUN_LIMIT = LIMIT // 4  # bytes of one run's; beyond it, not every step's are kept
+MOST_RUNS = 16
 
 # A node may patch these, and the model still has no memory from one step to the next.
 HARMLESS_PATCHES = {"model_sampling", "manual_cast_dtype"}
@@ -48,7 +49,7 @@ class CachedRun:
 
 
 class RunCache:
-    """The states of the last runs, latest last. They are dropped with their model, and the oldest beyond LIMIT.
+    """The states of the last MOST_RUNS runs, latest last. They are dropped with their model, and beyond LIMIT.
 
     A cache that is closed has no states and keeps none.
     """
@@ -76,6 +77,7 @@ class RunCache:
         states = max(found, key=lambda each: max(each, default=-1), default={})
         self._runs = [run for run in self._runs if (run.key, run.segments) != (key, segments)]
         self._runs.append(CachedRun(weakref.ref(model.model, self._model_gone), key, segments, dict(states)))
+        del self._runs[:-MOST_RUNS]
         return None
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ def test_all_widgets_are_covered(bench):
     assert widgets - {"model", "positive", "negative", "latent_image", "sigmas"} == set(DIALS)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     # Most inputs at their defaults, as people leave them, and any few at any value.
     changed=st.lists(st.sampled_from(sorted(DIALS)), max_size=7, unique=True).flatmap(

@@ -2,6 +2,7 @@
 
 import { twice } from "./compare_graph.mjs";
 import { addStyles, api, app, make, nodeOfExecution, request } from "../page/frontend.mjs";
+import { localized } from "../messages.mjs";
 import { RANDOM, withSeeds } from "./seed.mjs";
 import { words } from "../words.mjs";
 
@@ -50,7 +51,7 @@ export async function compareWithout(nodes) {
     if (!pairs.length) return toast("warn", text.nothing(names));
     const ended = await queue(both, workflow, pairs.flat(), text, names);
     if (ended.kind === "cancelled") return toast("info", text.cancelled);
-    if (ended.kind === "failed") return toast("error", text.failed, ended.message);
+    if (ended.kind === "failed") return localized(ended.message ?? "", (why) => toast("error", text.failed, why));
     const { show } = await import("./compare_view.mjs");
     show(text.title(names), pairs.flatMap(([a, b]) => pairsOf(ended.outputs[a], ended.outputs[b])));
   } finally {

@@ -2,6 +2,7 @@
 // upstream that shows the steps in which it is active. The server computes both with the sampler's code.
 
 import { addStyles, after, api, make, nodeOfRun, onOwnRun, request } from "../page/frontend.mjs";
+import { localized } from "../messages.mjs";
 import { Note } from "./note.mjs";
 import { Blocks, read } from "../widgets/grammar.mjs";
 import { blocksIn, modelFile, sourceOf, valueOf as valueBefore } from "../page/upstream.mjs";
@@ -153,7 +154,7 @@ class Curve {
       note.show(draw(data, rows), PLOT_LINES + rows.length + 1, "curve");
     } else {
       const text = data?.error ?? data?.message ?? words(TEXTS)[data?.missing];
-      if (text) note.show([text], 2, data.error ? "bad" : "");
+      if (text) localized(text, (local) => this.data || note.show([local], 2, data.error ? "bad" : ""));
       else note.hide();
     }
     note.widget?.element.removeAttribute("title"); // a tooltip would cover the curve

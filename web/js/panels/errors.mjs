@@ -3,6 +3,7 @@
 
 import { api, nodeOfRun } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
+import { localized } from "../messages.mjs";
 import { sourceOf } from "../page/upstream.mjs";
 import { words } from "../words.mjs";
 
@@ -18,8 +19,8 @@ api.addEventListener("execution_error", ({ detail }) => {
   const node = named && failed ? nearest(failed, named[1]) : null;
   if (!node) return;
   const note = new Note(node, "error");
-  note.showText(localized(node, named[2].trim()), "bad");
   notes.push(note);
+  localized(named[2].trim(), (text) => notes.includes(note) && note.showText(labelled(node, text), "bad"));
 });
 
 function clear() {
@@ -27,8 +28,8 @@ function clear() {
 }
 
 /** Replace the input's name at the start of a message by its label in the user's language. */
-function localized(node, text) {
-  const [all, name, rest] = /^(\w+): (.+)/s.exec(text) ?? [];
+function labelled(node, text) {
+  const [all, name, rest] = /^(\w+)(?:: |：)(.+)/s.exec(text) ?? [];
   const input = all && node.inputs?.find((each) => each.name === name);
   return input ? (input.label ?? input.localized_name ?? name) + words().colon + rest : text;
 }

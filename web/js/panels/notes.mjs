@@ -2,18 +2,16 @@
 // the user's own, and stays.
 
 import { app, request } from "../page/frontend.mjs";
+import { localTexts } from "../words.mjs";
 
-const LANGUAGES = new Set(["zh"]); // with a file in web/notes/
 const NOTE = "MarkdownNote";
 
 app.registerExtension({ name: "mmdit.notes", afterConfigureGraph: translate });
 
 async function translate() {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale");
   const graph = app.graph;
-  const note = LANGUAGES.has(language) ? graph._nodes.find(({ type }) => type === NOTE) : null;
-  if (!note) return;
-  const texts = await json(new URL(`../../notes/${language}.json`, import.meta.url));
+  const note = graph._nodes.find(({ type }) => type === NOTE);
+  const texts = note && (await localTexts("notes"));
   const found = texts?.notes[note.title];
   if (!found) return;
   const pack = decodeURIComponent(import.meta.url.split("/extensions/")[1].split("/js/")[0]);
@@ -25,13 +23,4 @@ async function translate() {
   note.title = found.title;
   for (const node of graph._nodes) node.title = texts.titles[node.title] ?? node.title;
   graph.setDirtyCanvas(true, true);
-}
-
-/** A file of the pack; null on failure. */
-async function json(address) {
-  try {
-    return await (await fetch(address)).json();
-  } catch {
-    return null;
-  }
 }

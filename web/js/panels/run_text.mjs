@@ -2,6 +2,7 @@
 // run ends. The server sends it as progress_text, which a page without the scripts shows in the frontend's widget.
 
 import { api, nodeOfRun, ours, removeTextPreview } from "../page/frontend.mjs";
+import { localized } from "../messages.mjs";
 import { Note } from "./note.mjs";
 
 const shown = new WeakMap(); // node -> { note, text }
@@ -22,7 +23,7 @@ export function coverRunText(type, isCovered) {
 export function showRunText(node, text) {
   const note = shown.get(node)?.note ?? new Note(node, "run");
   shown.set(node, { note, text });
-  note.showText(text, "run");
+  localized(text, (local) => shown.get(node)?.text === text && note.showText(local, "run"));
 }
 
 /** Hide a text, unless the node shows a newer one. */
