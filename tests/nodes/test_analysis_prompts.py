@@ -320,7 +320,11 @@ MANY = "\n".join(map(str, range(1001)))
         (dict(judge="beauty"), "judge: 'beauty' is unknown. Choose one of none, shapes"),
         (dict(prompts=f"{RED}\na castle", judge="shapes"), "prompts: line 2: 'a castle' names 0 shapes.*judge to none"),
         (dict(prompts="a castle", attributes=True), "prompts: line 1: 'a castle' names 0 shapes"),
-        (dict(prompts="", judge="shapes"), "judge: the positive prompt's words are not known.*set judge to none"),
+        # A context of its own: one with the values of a prompt that another test encoded would have that one's words.
+        (
+            dict(conds=texts(seed=99), prompts="", judge="shapes"),
+            "judge: the positive prompt's words are not known.*set judge to none",
+        ),
         (dict(conds=(texts()[0] * 2, texts()[1])), "positive: it holds 2 prompts.*everything but the text"),
         (dict(clip=Clip(width=64)), "clip: the text is 64 channels wide, the model takes 4096"),
     ],

@@ -46,7 +46,7 @@ function templatesOf(texts, value) {
 
 /** A text with each template in it replaced by the local one. */
 export function translate(text, known = localTexts("messages") && templates) {
-  if (!known || !/[a-z]{2}/i.test(text) || QUOTED.test(text)) return text;
+  if (!known || !/[a-z]/i.test(text) || QUOTED.test(text)) return text;
   const inner = (part) => translate(part, known);
   const lines = text.split("\n");
   if (lines.length > 1) return lines.map(inner).join("\n");
