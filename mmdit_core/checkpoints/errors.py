@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 DOWNLOAD_AGAIN = "Download it again, and compare its size with the one on its download page"
 
@@ -10,27 +11,33 @@ DOWNLOAD_AGAIN = "Download it again, and compare its size with the one on its do
 class CheckpointError(ValueError):
     """A checkpoint cannot be used.
 
-    Attributes: source, the file or folder; found, what is wrong with it; right, what would be right, or "".
+    Attributes: source, the file or folder; found, what is wrong with it; right, what would be right: `usual` unless it
+    is given.
     """
 
+    usual: ClassVar[str] = "Take another file of this model"
+
     def __init__(self, source: object, found: str, right: str = ""):
-        self.source, self.found, self.right = source, found, right
-        super().__init__(f"{source}: {found}" + (f". {right}." if right else "."))
+        self.source, self.found, self.right = source, found, right or self.usual
+        super().__init__(f"{source}: {found}. {self.right.removesuffix('.')}.")
 
 
 class UnreadableError(CheckpointError):
     """A file does not exist, cannot be read, or does not say which model is meant."""
 
+    usual = "Name a file that exists and that this program may read"
+
 
 class NotSafetensorsError(CheckpointError):
     """A file is of another format: a pickle, GGUF, a web page."""
+
+    usual = "Take the .safetensors version of this model"
 
 
 class DamagedError(CheckpointError):
     """A safetensors file is truncated, or its header or index is damaged."""
 
-    def __init__(self, source: object, found: str, right: str = DOWNLOAD_AGAIN):
-        super().__init__(source, found, right)
+    usual = DOWNLOAD_AGAIN
 
 
 class UnknownModelError(CheckpointError):
@@ -39,6 +46,8 @@ class UnknownModelError(CheckpointError):
 
 class TensorsError(CheckpointError):
     """A transformer's tensors do not fit: missing, surplus, or of a wrong shape or dtype. Attribute: names of them."""
+
+    usual = "Take the file as its makers published it"
 
     def __init__(self, source: object, found: str, right: str = "", *, names: Iterable[str] = ()):
         self.names = tuple(names)

@@ -13,6 +13,7 @@ from .errors import DamagedError, NotSafetensorsError, UnreadableError
 
 SUFFIX = ".gguf"
 MAGIC, VERSIONS = b"GGUF", (2, 3)
+MOST_BYTES = 100_000_000  # of a header, as of a safetensors file
 MOST_TENSORS, MOST_VALUES, LONGEST = 100_000, 10_000_000, 1_000_000  # tensors, values of a list, bytes of a text
 FIXED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type of a value -> bytes
 TEXT, LIST = 8, 9  # the types without a fixed size
@@ -35,14 +36,15 @@ class _Reader:
     """The header of an open file, read from its beginning."""
 
     def __init__(self, file: BinaryIO, path: object):
-        self.file, self.path = file, path
+        self.file, self.path, self.left = file, path, MOST_BYTES
 
     def names(self) -> list[str]:
         if self.bytes(4) != MAGIC:
-            raise NotSafetensorsError(self.path, "it is no GGUF file")
+            raise NotSafetensorsError(self.path, "it is no GGUF file", "Take the file whose name it has")
         version = self.number("I")
         if version not in VERSIONS:
-            raise NotSafetensorsError(self.path, f"it is a GGUF file of version {version}", "2 and 3 are read")
+            right = "Take one of version 2 or 3"
+            raise NotSafetensorsError(self.path, f"it is a GGUF file of version {version}", right)
         tensors, settings = self.count(MOST_TENSORS, "tensors"), self.count(MOST_TENSORS, "settings")
         for _ in range(settings):
             self.text()
@@ -85,6 +87,9 @@ class _Reader:
         return struct.unpack(f"<{kind}", self.bytes(struct.calcsize(f"<{kind}")))[0]
 
     def bytes(self, length: int) -> bytes:
+        self.left -= length
+        if self.left < 0:
+            raise DamagedError(self.path, f"its header has more than {MOST_BYTES} bytes")
         found = self.file.read(length)
         if len(found) < length:
             raise DamagedError(self.path, "its header ends early")

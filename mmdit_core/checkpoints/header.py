@@ -6,7 +6,6 @@ Source of the format: https://huggingface.co/docs/safetensors (8 bytes of length
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,14 +14,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from .bounded_json import MOST_TEXT, Scanner, parse
 from .errors import DOWNLOAD_AGAIN, DamagedError, NotSafetensorsError, UnreadableError, are, listing
 
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
+MAX_INDEX = 10_000_000  # bytes of an index of shards
 MAX_RANK = 32
 # A tensor of bytes, JSON, with what else stands in the metadata: programs that save a loaded model drop metadata and
 # keep tensors.
 SETTINGS = "mmdit.settings"
-MAX_SETTINGS = 1_000_000  # bytes
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -39,7 +39,7 @@ _NO_PICKLE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a file. start, end: its bytes, from the beginning of the file; dtype: safetensors' name, "BF16"."""
 
@@ -76,7 +76,7 @@ def read_header(path: str | PathLike[str] | Header) -> Header:
         header = _read_index(source, file) if file.name.endswith(".index.json") else _read_file(file)
         metadata = {key: value for key, value in header.metadata.items() if key != "diffusers.config"}
         config = file.parent / "config.json"
-        if config.is_file() and config.stat().st_size < 1_000_000:
+        if config.is_file() and config.stat().st_size < MOST_TEXT:
             metadata["diffusers.config"] = config.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UnreadableError(source, f"it cannot be read ({error.strerror or error})") from error
@@ -89,15 +89,13 @@ def read_header(path: str | PathLike[str] | Header) -> Header:
 def _read_settings(info: TensorInfo) -> dict[str, str]:
     """The metadata in the tensor `mmdit.settings`."""
     try:
-        if info.end - info.start > MAX_SETTINGS:
-            raise ValueError(f"it has {info.end - info.start} bytes")
         with info.file.open("rb") as stream:
             stream.seek(info.start)
-            values = json.loads(stream.read(info.end - info.start))
+            values = parse(stream.read(min(info.end - info.start, MOST_TEXT + 1)))
         if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
             raise ValueError("it must be a JSON object of texts")
         return values
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedError(info.file, f"the tensor {SETTINGS} cannot be read ({error!s:.200})") from error
 
 
@@ -136,13 +134,15 @@ def _find_in_folder(folder: Path) -> Path:
 def _read_index(source: Path, index: Path) -> Header:
     """All shards of a `*.safetensors.index.json`, as one header."""
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        with index.open("rb") as stream:
+            weight_map = parse(stream.read(MAX_INDEX + 1), MAX_INDEX)["weight_map"]
         shards = sorted(set(weight_map.values()))
+        "".join((*weight_map, *shards)).encode()  # half a surrogate pair cannot be shown
         # An index from elsewhere must not lead out of its own folder.
         if not shards or not all(re.fullmatch(r"[^/\\:]*[^/\\:.]", name) for name in shards):
             raise ValueError("weight_map must name files in the folder of the index")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(index, f"this is not an index of safetensors shards ({error!r})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(index, f"this is not an index of safetensors shards ({error!r:.300})") from error
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
     for name in shards:
@@ -163,56 +163,57 @@ def _read_index(source: Path, index: Path) -> Header:
 
 
 def _read_file(file: Path) -> Header:
-    text, size = _header_text(file)
-    data_start = 8 + len(text)
+    data_start, size = _sizes(file)
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-        metadata = entries.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("__metadata__ must hold text")
-        tensors = {name: _tensor_info(file, name, entry, data_start) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        scanner = Scanner(_header_text(file, data_start))
+        for name in scanner.members():
+            if name == "__metadata__":
+                metadata = {key: scanner.string() for key in scanner.members()}
+            else:
+                tensors[name] = _tensor_info(file, name, scanner.flat_object(), data_start)
+        scanner.end()
+    except ValueError as error:
         raise DamagedError(file, f"its safetensors header is damaged ({error!s:.300})") from error
     _check_extent(file, size, data_start, tensors)
     return Header(file, tensors, metadata)
 
 
-def _header_text(file: Path) -> tuple[bytes, int]:
-    """The JSON of a safetensors file, and the file's size."""
+def _sizes(file: Path) -> tuple[int, int]:
+    """Where the header of a safetensors file ends, and the file's size."""
     if not file.is_file():
         raise UnreadableError(file, "there is no such file")
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(512)
-        length = int.from_bytes(head[:8], "little")
-        # A header of 640 bytes begins like a pickle (80 02), so the brace decides before any signature.
-        if size < 10 or head[8:9] != b"{" or length < 2:
-            raise NotSafetensorsError(file, *_describe(head, file))
-        if length > MAX_HEADER:
-            raise DamagedError(file, f"its header claims to be {length} bytes long")
-        if 8 + length > size:
-            raise DamagedError(file, f"the file is truncated: {size} bytes, and its header alone has {length}")
+    length = int.from_bytes(head[:8], "little")
+    # A header of 640 bytes begins like a pickle (80 02), so the brace decides before any signature.
+    if size < 10 or head[8:9] != b"{" or length < 2:
+        raise NotSafetensorsError(file, *_describe(head, file))
+    if length > MAX_HEADER:
+        raise DamagedError(file, f"its header claims to be {length} bytes long")
+    if 8 + length > size:
+        raise DamagedError(file, f"the file is truncated: {size} bytes, and its header alone has {length}")
+    return 8 + length, size
+
+
+def _header_text(file: Path, end: int) -> str:
+    with file.open("rb") as stream:
         stream.seek(8)
-        return stream.read(length), size
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name appears twice")
-    return found
+        return stream.read(end - 8).decode("utf-8")
 
 
 def _tensor_info(file: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
-    name.encode()  # JSON can contain half a surrogate pair, which no other reader accepts
     if entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name[:100]} has the fields {listing(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in BITS:
-        raise ValueError(f"{name[:100]} has the unknown dtype {dtype!r}")
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ValueError(f"{name[:100]} has the unknown dtype {dtype!r:.60}")
     # type(), not isinstance: JSON's true and false are integers in Python.
-    are_sizes = all(type(n) is int and 0 <= n < 2**63 for n in shape + offsets)
-    if len(shape) > MAX_RANK or len(offsets) != 2 or not are_sizes:
+    lists = isinstance(shape, list) and isinstance(offsets, list)
+    are_sizes = lists and all(type(n) is int and 0 <= n < 2**63 for n in shape + offsets)
+    if not are_sizes or len(shape) > MAX_RANK or len(offsets) != 2:
         raise ValueError(f"{name[:100]} has no valid shape and offsets")
     start, end = offsets
     if (end - start) * 8 != math.prod(shape) * BITS[dtype]:

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .bounded_json import MOST_TEXT, parse
 from .errors import TensorsError, UnreadableError, are, listing
 from .header import Header, TensorInfo
 
 MARKER = "scaled_fp8"  # one tensor of a model; of two elements if a layer has to multiply in full precision
 METADATA = "_quantization_metadata"
+AS_PUBLISHED = TensorsError.usual
 FORMATS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _ROLES = {
     "scale_weight": "weight_scale",
@@ -84,15 +86,15 @@ def scaled_layers(
     for layer, found in roles.items():
         settings = dict(given.get(layer, {}))
         if "comfy_quant" in found:
-            settings = _parsed(header, found["comfy_quant"], read(header.tensors[found["comfy_quant"]]))
+            settings = _settings_of_tensor(header, found["comfy_quant"], read)
         weight = names.get(f"{layer}.weight", "")
         dtype = header.tensors[weight].dtype if weight else ""
         settings.setdefault("format", FORMATS.get(dtype, dtype))
         if settings["format"] not in FORMATS.values():
-            wrong = f"{weight or layer} has the format {settings['format']}"
+            wrong = f"{weight or layer} has the format {settings['format']!s:.60}"
             raise _other_format(header, wrong, [weight or layer])
         if dtype in FORMATS and settings["format"] != FORMATS[dtype]:
-            wrong = f"{prefix}{layer} is named {settings['format']}, but its weight is {dtype}"
+            wrong = f"{prefix}{layer} is named {settings['format']!s:.60}, but its weight is {dtype}"
             raise TensorsError(header.source, wrong, names=[weight])
         if "weight_scale" not in found or dtype not in FORMATS:
             lack = "it has no scale" if dtype in FORMATS else f"its weight is {dtype or 'missing'}, not float8"
@@ -129,20 +131,29 @@ def as_tensors(layer: str, found: ScaledLayer, scale: Tensor, input_scale: Tenso
 def _settings_of_metadata(header: Header, prefix: str) -> dict[str, Mapping[str, Any]]:
     if METADATA not in header.metadata:
         return {}
-    layers = _parsed(header, f"the metadata {METADATA}", header.metadata[METADATA].encode()).get("layers")
+    layers = _parsed(header, f"the metadata {METADATA}", header.metadata[METADATA]).get("layers")
     if not isinstance(layers, dict) or not all(isinstance(each, dict) for each in layers.values()):
-        raise UnreadableError(header.source, f"the metadata {METADATA} has no layers")
+        raise UnreadableError(header.source, f"the metadata {METADATA} has no layers", AS_PUBLISHED)
     return {name.removeprefix(prefix): settings for name, settings in layers.items()}
 
 
-def _parsed(header: Header, name: str, text: bytes | bytearray) -> dict[str, Any]:
+def _settings_of_tensor(header: Header, name: str, read: Callable[[TensorInfo], bytes | bytearray]) -> dict[str, Any]:
+    info = header.tensors[name]
+    size = info.end - info.start
+    if size > MOST_TEXT:
+        found = f"{name} has {size} bytes, and a JSON text at most {MOST_TEXT}"
+        raise UnreadableError(header.source, found, AS_PUBLISHED)
+    return _parsed(header, name, read(info))
+
+
+def _parsed(header: Header, name: str, text: str | bytes | bytearray) -> dict[str, Any]:
     try:
-        values = json.loads(text)
+        values = parse(text)
         if not isinstance(values, dict):
             raise ValueError("it is no JSON object")
         return values
-    except (ValueError, RecursionError) as error:
-        raise UnreadableError(header.source, f"{name} cannot be read ({error})") from error
+    except ValueError as error:
+        raise UnreadableError(header.source, f"{name} cannot be read ({error!s:.200})", AS_PUBLISHED) from error
 
 
 def _other_format(header: Header, found: str, names: list[str]) -> QuantisedError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...config import ModelConfig
+from ..bounded_json import parse
 from ..errors import TensorsError, UnreadableError
 
 SINGLE_FILE, DIFFUSERS = "single file", "diffusers"
@@ -159,17 +159,17 @@ def axes_of(head_dim: int, metadata: Mapping[str, str], class_name: str, source:
     """
     for key, field in (("mmdit.config", "axes_dim"), ("diffusers.config", "axes_dims_rope")):
         try:
-            values = json.loads(metadata.get(key, "{}"))
+            values = parse(metadata.get(key, "{}"))
             if key == "diffusers.config" and values.get("_class_name") != class_name:
                 continue  # the config of another model in the same folder
             if field not in values:
                 continue
             axes = tuple(values[field])
             if any(type(dim) is not int for dim in axes) or sum(axes) != head_dim:
-                raise ValueError(f"{field} is {list(axes)}")
+                raise ValueError(f"{field} is {list(axes)!s:.60}")
             return axes
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            found = f"the metadata {key} does not say how many channels each axis of the positions has ({error})"
+        except (ValueError, TypeError, AttributeError) as error:
+            found = f"the metadata {key} does not say how many channels each axis of the positions has ({error!s:.200})"
             right = f"{field} must be three even numbers that add up to {head_dim}"
             raise UnreadableError(source, found, right) from error
     side = 2 * (7 * head_dim // 32)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
 from ...config import REFERENCE_METHODS, TIMESTEP_ZERO, QwenImageConfig
 from ...models.qwen_image import TIMESTEP_ZERO_MARKER, QwenImage
+from ..bounded_json import parse
 from ..errors import UnknownModelError, UnreadableError, listing
 from .family import (
     SINGLE_FILE,
@@ -82,16 +82,16 @@ def _reference_method(shapes: Shapes, metadata: Mapping[str, str], source: objec
     """How the model tells references apart, by ComfyUI's name: from the metadata or from tensors that say it."""
     for key in ("mmdit.config", "diffusers.config"):
         try:
-            values = json.loads(metadata.get(key, "{}"))
+            values = parse(metadata.get(key, "{}"))
             method = values.get("reference_method", "") if key == "mmdit.config" else ""
             if method and not isinstance(method, str):
-                raise ValueError(f"reference_method is {method!r}")
+                raise ValueError(f"reference_method is {method!r:.60}")
             if values.get("_class_name") == "QwenImageTransformer2DModel" and values.get("zero_cond_t"):
                 method = TIMESTEP_ZERO
             if method:
                 return method
-        except (ValueError, AttributeError, RecursionError) as error:
-            found = f"the metadata {key} does not say how references are told apart ({error})"
+        except (ValueError, AttributeError) as error:
+            found = f"the metadata {key} does not say how references are told apart ({error!s:.200})"
             raise UnreadableError(source, found, f"It must be one of {listing(REFERENCE_METHODS, 9)}") from error
     if TIMESTEP_ZERO_MARKER in shapes:
         return TIMESTEP_ZERO

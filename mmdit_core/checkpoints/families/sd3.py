@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 
 from ...config import MMDiTConfig
 from ...models.sd3 import MMDiT
+from ..bounded_json import parse
 from ..errors import UnreadableError
 from .family import (
     DIFFUSERS,
@@ -95,17 +95,20 @@ def _heads(hidden: int, metadata: Mapping[str, str], source: object) -> int:
         if key not in metadata:
             continue
         try:
-            values = json.loads(metadata[key])
+            values = parse(metadata[key])
             if key == "diffusers.config" and values.get("_class_name") != "SD3Transformer2DModel":
                 continue  # the config of another model in the same folder
             heads = values[field]
-            if key == "diffusers.config" and heads * values.get("attention_head_dim", hidden // heads) != hidden:
+            if type(heads) is not int or heads < 1:
+                raise ValueError(f"{field} is {heads!r:.60}")
+            width = values.get("attention_head_dim", hidden // heads)
+            if key == "diffusers.config" and (type(width) is not int or heads * width != hidden):
                 continue  # of another model of the family
-            if type(heads) is not int or heads < 1 or hidden % heads:
-                raise ValueError(f"{field} is {heads!r}")
+            if hidden % heads:
+                raise ValueError(f"{field} is {heads}")
             return heads
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            found = f"the metadata {key} does not say how many attention heads the model has ({error})"
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = f"the metadata {key} does not say how many attention heads the model has ({error!s:.200})"
             right = f"Without QK-norm it must hold {field}, a divisor of {hidden}"
             raise UnreadableError(source, found, right) from error
     if hidden % HEAD_DIM:

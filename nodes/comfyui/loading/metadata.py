@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ....mmdit_core.checkpoints.bounded_json import parse
 from ....mmdit_core.checkpoints.errors import UnreadableError
 from ....mmdit_core.checkpoints.header import Header
 from ....mmdit_core.config import KNOWN_MODELS, MMDiTConfig
@@ -60,7 +61,7 @@ def _value(header: Header, key: str, parse: Callable[[str], Any]) -> Any:
         return None
     try:
         return parse(header.metadata[key])
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         right = "Take the original file, or remove this entry of its metadata"
         raise UnreadableError(header.source, f"the metadata {key} cannot be used ({error!s:.200})", right) from error
 
@@ -73,7 +74,7 @@ def _shift(text: str) -> float:
 
 
 def _preview(text: str, channels: int | None) -> Preview:
-    values = json.loads(text)
+    values = parse(text)
     rows = [_colours(row) for row in values["factors"]]
     if channels is not None and len(rows) != channels:
         raise ValueError(f"it has colours of {len(rows)} channels; the latent has {channels}")
@@ -88,7 +89,7 @@ def _colours(row: Any) -> list[float]:
 
 
 def _text(text: str) -> dict[str, dict[str, Any]]:
-    configs = json.loads(text)
+    configs = parse(text)
     for name, width in WIDTHS.items():
         if type(configs[name][width]) is not int or configs[name][width] < 1:
             raise ValueError(f"{width} of {name} is {configs[name][width]!r}; it must be a whole number above 0")

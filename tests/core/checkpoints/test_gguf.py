@@ -60,6 +60,14 @@ def test_what_is_no_whole_header_is_refused(tmp_path, content, error, words):
         tensor_names(tmp_path / "nowhere.gguf")
 
 
+def test_a_header_without_end_is_refused_before_all_of_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmdit_core.checkpoints.gguf.MOST_BYTES", 1000)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(FLUX))
+    with pytest.raises(DamagedError, match="more than 1000 bytes"):
+        tensor_names(path)
+
+
 @settings(max_examples=60, derandomize=True)
 @given(st.data())
 def test_a_damaged_header_gives_a_typed_error_or_names(tmp_path_factory, data):

@@ -138,6 +138,10 @@ DAMAGED = {
     "nested beyond reason": raw(b'{"a":' * 100_000),
     "twice the same name": raw(b'{"a":%b,"a":%b}' % ((json.dumps(f32(0, 4, [1])).encode(),) * 2), bytes(4)),
     "half a surrogate pair": raw(b'{"\\ud800":%b}' % json.dumps(f32(0, 4, [1])).encode(), bytes(4)),
+    "half a surrogate pair in the metadata": raw(b'{"__metadata__":{"a":"\\ud800"}}'),
+    "an entry that holds an object": raw({"a": {"dtype": "F32", "shape": [{}], "data_offsets": [0, 4]}}, bytes(4)),
+    "an entry without end": raw({"a": {**f32(0, 4, [1]), "x": "x" * 20_000}}, bytes(4)),
+    "something after the header": raw(json.dumps({"a": f32(0, 4, [1])}).encode() + b"[]", bytes(4)),
     "an entry that is a list": raw({"a": [1]}),
     "an entry without offsets": raw({"a": {"dtype": "F32", "shape": [1]}}),
     "unknown dtype": raw({"a": {"dtype": "F33", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
@@ -240,7 +244,14 @@ def test_an_index_cannot_name_a_file_outside_its_folder(name, tmp_path):
     assert "not an index" in error_of(index)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[" * 100_000,
+        '{"weight_map": {"\\ud800": "m-00001-of-00002.safetensors"}}', '{"weight_map": {"a": "\\ud800.safetensors"}}',
+        " " * 10_000_001,
+    ],
+)  # fmt: skip
 def test_a_damaged_index_is_an_error(text, tmp_path):
     index = shard(tmp_path)
     index.write_text(text)

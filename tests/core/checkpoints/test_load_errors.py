@@ -234,6 +234,24 @@ def test_a_made_up_block_number_makes_no_large_model_however_many_tensors_there_
     assert re.search(r"24 tensors are missing: .*; 5001 tensors are surplus", error_of(path))
 
 
+@pytest.mark.parametrize("heads", [0, -1, True, 4.0, "4", [4], None, 10**12, 7])
+@pytest.mark.parametrize("width", [8, "8", [8], None, 10**12])
+def test_heads_that_a_config_cannot_have_are_refused_or_not_read(tmp_path, heads, width):
+    config = {"_class_name": "SD3Transformer2DModel", "num_attention_heads": heads, "attention_head_dim": width}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plain = MMDiTConfig(hidden_size=32, num_heads=4, depth=1, context_dim=24, pooled_dim=12, pos_embed_max_size=6)
+    path = write(tmp_path / "x.safetensors", random_state(plain))
+    assert re.search("does not say how many attention heads|not a multiple of 64", error_of(path))
+
+
+def test_every_error_says_what_is_right():
+    kinds = [CheckpointError, *CheckpointError.__subclasses__()]
+    assert len(kinds) > 4
+    for kind in kinds:
+        error = kind("x.safetensors", "it is wrong")
+        assert error.right and str(error) == f"x.safetensors: it is wrong. {error.right}."
+
+
 FUZZED = {
     "single file": save(prefixed(random_state(QK, torch.bfloat16))),
     "diffusers": save({name: tensor.contiguous() for name, tensor in to_diffusers(random_state(QK), QK).items()}),

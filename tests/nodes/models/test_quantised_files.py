@@ -144,6 +144,9 @@ def test_settings_that_cannot_be_read_are_refused_by_name(pack, files, tmp_path)
     save_file(made | {f"{layer}.comfy_quant": torch.zeros(3, dtype=torch.uint8)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"a\.safetensors: .*fc1\.comfy_quant cannot be read"):
         load(pack, tmp_path / "a.safetensors")
+    save_file(made | {f"{layer}.comfy_quant": torch.zeros(2_000_000, dtype=torch.uint8)}, tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match=r"d\.safetensors: .*fc1\.comfy_quant has 2000000 bytes, and .* 1000000"):
+        load(pack, tmp_path / "d.safetensors")
     made, _ = quantised(load_file(files["plain"]), "metadata")
     save_file(made, tmp_path / "b.safetensors", {"_quantization_metadata": "{"})
     with pytest.raises(ValueError, match=r"b\.safetensors: the metadata _quantization_metadata cannot be read"):
