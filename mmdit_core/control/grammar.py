@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from ..typed import plain_signs
 
+MOST_DIGITS = 18
+
 
 class BlockTextError(ValueError):
     """A part of a block list cannot be used. Attributes: found, what is wrong with which part; right, what to write."""
@@ -161,6 +163,8 @@ def _range(body: str, part: str, have: _Blocks) -> range:
 def _number(kind: str, digits: str, part: str, have: _Blocks) -> int:
     """A block's global number."""
     count = {"d": have.double, "s": have.single, "": have.total}[kind]
+    if len(digits) > MOST_DIGITS:  # int() takes no more than some thousands
+        raise BlockTextError(f"{digits[:MOST_DIGITS]}... is no block", str(have))
     if int(digits) >= count:
         inside = "" if part == kind + digits else f" (in {part!r})"
         raise BlockOutOfRange(int(digits), count, kind, inside=inside, right=str(have))

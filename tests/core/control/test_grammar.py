@@ -74,6 +74,8 @@ def test_flux_counts_its_single_blocks_after_the_double_ones(text, blocks):
         ("s1", "block s1 does not exist. This model has blocks 0 to 23"),
         ("3:2", "'3:2' has a strength. Write the block alone"),
         ("!", "'!' cannot be read"),
+        ("9" * 5000, "9... is no block. This model has"),
+        ("0-" + "9" * 5000, "9... is no block"),
         ("!40", r"block 40 does not exist \(in '!40'\)"),
     ],
 )
