@@ -8,8 +8,10 @@ from typing import Any
 
 from ..mmdit_core.text.encoders import TextStrengths
 from .comfyui.frontend.messages import show_text
-from .comfyui.text.conditioning import STRENGTH_OF, Encoders, TokenCount, label_of
-from .errors import require
+from .comfyui.text.conditioning import STRENGTH_OF, Encoders, TokenCount, Tokens, label_of
+from .comfyui.text.limits import MOST_TOKENS, why_too_much
+from .errors import InputError, require
+from .links import require_clip
 from .widgets import HIDDEN, check_values, choice, number, text
 
 NODE = "TripleTextEncode"
@@ -25,6 +27,7 @@ MISSING_FILES = {
     "g": "clip_g.safetensors",
     "t5xxl": "t5xxl_fp16.safetensors or t5xxl_fp8_e4m3fn.safetensors",
 }
+CHUNKED = ("l", "g")  # token keys of the encoders that read 77 tokens at a time
 WIDGETS = {"l": "clip_l", "g": "clip_g", "t5xxl": "t5xxl"}  # token key -> input with the encoder's own prompt
 
 
@@ -96,8 +99,13 @@ class TripleTextEncode:
     def encode(self, clip, prompt: str, negative: str, unique_id: str | None = None, **widgets):
         """Encode both prompts. Returns: positive and negative CONDITIONING, info text. Raises: InputError."""
         right = "The checkpoint before it holds no text encoders: connect a TripleCLIPLoader with "
-        require(clip is not None, NODE, "clip", "nothing came in", right + ", ".join(MISSING_FILES.values()))
-        check_values(NODE, self.INPUT_TYPES()["required"], {"prompt": prompt, "negative": negative, **widgets})
+        require_clip(NODE, clip, right + ", ".join(MISSING_FILES.values()))
+        given = {"prompt": prompt, "negative": negative, **widgets}
+        widgets = check_values(NODE, self.INPUT_TYPES()["required"], given)
+        prompt, negative = widgets.pop("prompt"), widgets.pop("negative")
+        for name in ("prompt", "negative", *WIDGETS.values()):
+            if too_much := why_too_much(given[name]):
+                raise InputError(NODE, name, *too_much)
         encoders = Encoders(clip)
         own = {key: widgets[name] for key, name in WIDGETS.items()}
         strengths = TextStrengths(**{name: widgets[f"{name}_strength"] for name in STRENGTH_OF.values()})
@@ -106,7 +114,9 @@ class TripleTextEncode:
         info, short, conditionings = [], [], []
         for title, words, own_prompts in (("prompt", prompt, own), ("negative", negative, {})):
             prompts = {key: own_prompts.get(key) or words for key in encoders.names}
-            conditioning, counts = _encode(encoders, prompts, strengths, limit, empty)
+            tokens, counts = encoders.tokenize(prompts, limit)
+            _check_counts(counts, {key: WIDGETS[key] if own_prompts.get(key) else title for key in prompts})
+            conditioning = _encode(encoders, prompts, tokens, strengths, empty)
             present = [count for count in counts if count.present]
             conditionings.append(conditioning)
             info += [title, *(f"  {line}" for count in present for line in _lines(count, prompts, empty))]
@@ -131,15 +141,23 @@ def _check_encoders(encoders: Encoders, own: dict[str, str], strengths: TextStre
     require(scalable, NODE, "clip_l_strength, clip_g_strength, t5_strength", found, right)
 
 
-def _encode(encoders: Encoders, prompts: dict[str, str], strengths: TextStrengths, t5_limit: int | None, empty: str):
-    """One prompt's conditioning, and the token count of each encoder."""
-    tokens, counts = encoders.tokenize(prompts, t5_limit)
+def _check_counts(counts: Sequence[TokenCount], names: dict[str, str]) -> None:
+    """Raises: InputError for more tokens than an encoder can read together. Args: names, of each prompt's input."""
+    for count in counts:
+        found = f"{count.label} reads {count.used:,} tokens of it together, and at most {MOST_TOKENS:,} are possible"
+        fits = count.key in CHUNKED or not count.present or count.used <= MOST_TOKENS
+        right = "Shorten it" + (", or set t5_length" if count.key == "t5xxl" else "")
+        require(fits, NODE, names.get(count.key, "prompt"), found, right)
+
+
+def _encode(encoders: Encoders, prompts: dict[str, str], tokens: Tokens, strengths: TextStrengths, empty: str):
+    """One prompt's conditioning. Args: tokens of the prompts."""
     dropped = [key for key, words in prompts.items() if _is_dropped(words, empty)]
     if len(dropped) == len(prompts):
-        return encoders.zeros(tokens), counts
+        return encoders.zeros(tokens)
     if encoders.is_sd3:
         strengths = replace(strengths, **{STRENGTH_OF[key]: 0.0 for key in dropped})
-    return encoders.encode(tokens, strengths), counts
+    return encoders.encode(tokens, strengths)
 
 
 def _is_dropped(words: str, empty: str) -> bool:

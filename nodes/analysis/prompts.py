@@ -8,10 +8,13 @@ from typing import Any
 
 from ...attributes import prompt_sets
 from ...mmdit_core.typed import plain_signs
+from ..comfyui.text.limits import why_too_much
 from ..comfyui.text.prompt_list import Conditioning, encode_each
 from ..errors import InputError, require
+from ..links import require_clip
 
 MOST_PROMPTS = 1000
+MOST_TEXT = 1_000_000  # characters of all together
 NO_CLIP = "Connect the CLIP that belongs to the model, or empty prompts"
 ALL_BUT_TEXT = "With prompts, everything but the text comes from positive"
 _SET = re.compile(r"set\s*:(.*)", re.IGNORECASE)
@@ -60,6 +63,9 @@ def read_prompts(node: str, text: str) -> PromptList | None:
             found.setdefault(each, where)
     right = f"Write one prompt a line, or set:{prompt_sets.SETS[0]}; empty it to use the positive prompt"
     require(found, node, "prompts", "it holds no prompt", right)
+    for each, where in found.items():
+        if too_much := why_too_much(each):
+            raise InputError(node, "prompts", f"{where}: {too_much[0]}", too_much[1])
     right = f"Write at most {MOST_PROMPTS:,}"
     require(len(found) <= MOST_PROMPTS, node, "prompts", f"it holds {len(found):,} prompts", right)
     return PromptList(tuple(found), tuple(found.values()), tuple(dict.fromkeys(sets)), number - len(found))
@@ -84,6 +90,7 @@ def _read_set(node: str, words: str, origin: str) -> tuple[str, list[str]]:
 def encode_prompts(node: str, clip, prompts: PromptList, positive: Conditioning, unique_id) -> list[Conditioning]:
     """Encode each prompt, with everything but the text from the positive prompt. Raises: InputError."""
     require(clip is not None, node, "clip", "prompts are set and no CLIP is connected", NO_CLIP)
+    require_clip(node, clip, NO_CLIP)
     right = f"{ALL_BUT_TEXT}: connect one prompt, without areas or combinations"
     require(len(positive) == 1, node, "positive", f"it holds {len(positive)} prompts", right)
     _, options = positive[0]
