@@ -11,6 +11,7 @@ from .comfyui.frontend import messages
 from .comfyui.loading.model import core_config
 from .comfyui.loading.offloading import load_last
 from .comfyui.modulation import MEMORY_MB, PrecomputedModulation, layers_of, names_last, weights_of, why_none
+from .links import require_model
 from .widgets import HIDDEN, check_values, choice
 
 NODE, PRECOMPUTE = "SpeedPlan", "PrecomputeModulation"
@@ -64,6 +65,7 @@ class SpeedPlan:
 
     def apply(self, model, speedup, unique_id=None):
         """A copy of the model with a step cache, and the plan in words."""
+        require_model(NODE, model)
         check_values(NODE, self.INPUT_TYPES()["required"], {"speedup": speedup})
         plan = CHOICES[speedup]
         said = "Off: everything is computed." if plan is None else summary(plan, core_config(model) == MEASURED_ON)
@@ -136,7 +138,9 @@ class PrecomputeModulation:
 
     def apply(self, model, memory_limit_mb=MEMORY_MB, unique_id=None):
         """A copy of the model with the table, and what it spares in words; the model itself if there is no table."""
-        check_values(PRECOMPUTE, self.INPUT_TYPES()["optional"], {"memory_limit_mb": memory_limit_mb})
+        require_model(PRECOMPUTE, model)
+        given = {"memory_limit_mb": memory_limit_mb}
+        memory_limit_mb = check_values(PRECOMPUTE, self.INPUT_TYPES()["optional"], given)["memory_limit_mb"]
         base = model.model
         reason = why_none(base)
         if reason:

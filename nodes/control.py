@@ -21,6 +21,7 @@ from .comfyui import patching
 from .comfyui.families import SUPPORTED, block_counts, family_of, network_of, why_refused
 from .comfyui.frontend import messages
 from .errors import InputError, require
+from .links import require_conditioning, require_model
 from .widgets import END, HIDDEN, START, Widget, blocks_widget, branch_widget, check_values, choice, number, text
 
 CATEGORY = "MMDiT/blocks"
@@ -184,7 +185,8 @@ class _BlockNode:
         Args: given, the values of the node's widgets and its prompt, by name.
         """
         name, inputs = type(self).__name__, self.INPUT_TYPES()  # type: ignore[attr-defined]
-        check_values(name, {**inputs["required"], **inputs.get("optional", {})}, given)
+        require_model(name, model)
+        given = check_values(name, {**inputs["required"], **inputs.get("optional", {})}, given)
         if self.controls_text:
             require_text_controls(name, "model", model, "Use BlockSkip, or connect another model")
         require_made_for(name, model, given.pop("made_for", ""))
@@ -419,6 +421,7 @@ class BlockPrompt(_BlockNode):
         """The prompt's context [1, L, W] and its options. Raises: InputError for one that cannot be used."""
         here, family = ("BlockPrompt", "conditioning"), family_of(model.model)
         assert family is not None  # read_blocks has refused other models
+        require_conditioning(*here, conditioning)
         right = "Connect one prompt, without areas or combinations"
         require(len(conditioning) == 1, *here, f"it holds {len(conditioning)} prompts", right)
         context, options = conditioning[0]

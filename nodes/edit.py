@@ -18,6 +18,7 @@ from .comfyui.fingerprint import fingerprint, of_model
 from .comfyui.frontend import messages
 from .comfyui.run import run_cache, sampling
 from .errors import InputError, require
+from .links import require_model
 from .sampler.checks import check_inputs, check_latent
 from .sampler.report import control_label
 from .sampler.schedule import OWN
@@ -26,7 +27,7 @@ from .widgets import (
     MAX_STEPS,
     SHIFT,
     Widget,
-    check_values,
+    check_fields,
     choice,
     integer,
     number,
@@ -104,7 +105,7 @@ class EditInputs:
     # fmt: on
 
     def __post_init__(self) -> None:
-        check_values(NODE, WIDGETS, vars(self))
+        check_fields(NODE, self)
 
     def settled(self, tokens: Callable[[], int]) -> EditInputs:
         """The inputs with the preset in place. Args: tokens of the image."""
@@ -236,6 +237,9 @@ class FlowEdit:
 
 
 def _check(model, source_model, latent: dict[str, Any]) -> None:
+    require_model(NODE, model)
+    if source_model is not None:
+        require_model(NODE, source_model, "source_model")
     check_latent(NODE, latent)
     refuse_unfinished(NODE, latent, "Connect a finished image's latent")
     right = "Connect an image's latent, from VAE Encode or a sampler"

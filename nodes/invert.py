@@ -13,6 +13,7 @@ from .comfyui.editing.source_pull import is_pulled, with_pull
 from .comfyui.frontend import messages
 from .comfyui.run import resume, sampling
 from .errors import require
+from .links import require_model
 from .sampler.checks import check_inputs, check_latent
 from .sampler.start import refuse_unfinished
 from .widgets import END, HIDDEN, SHIFT, START, check_values, choice, fraction, number, seed_widget, steps_widget
@@ -72,7 +73,9 @@ class FlowInvert:
         """Run the inversion. Returns: LATENT with a resume state."""
         inputs = self.INPUT_TYPES()
         given = dict(steps=steps, solver=solver, shift=shift, gamma=gamma, noise_seed=noise_seed)
-        check_values(NODE, {**inputs["required"], **inputs["optional"]}, given)
+        given = check_values(NODE, {**inputs["required"], **inputs["optional"]}, given)
+        steps, solver, shift, gamma, noise_seed = given.values()
+        require_model(NODE, model)
         check_latent(NODE, latent_image)
         refuse_unfinished(NODE, latent_image, "Connect a finished image's latent")
         right = "Connect an image's latent, from VAE Encode or a sampler"
@@ -143,7 +146,8 @@ class SourcePull:
     def apply(self, model, source_latent, eta, decay, start_percent, end_percent):
         """A copy of the model with the controller. Raises: InputError."""
         given = dict(eta=eta, decay=decay, start_percent=start_percent, end_percent=end_percent)
-        check_values(PULL, self.INPUT_TYPES()["required"], given)
+        eta, decay, start_percent, end_percent = check_values(PULL, self.INPUT_TYPES()["required"], given).values()
+        require_model(PULL, model)
         check_latent(PULL, source_latent, name="source_latent")
         refuse_unfinished(PULL, source_latent, "Connect the image's latent", name="source_latent")
         samples = sampling.fitted(model, source_latent)["samples"]

@@ -5,10 +5,13 @@ A widget is what ComfyUI's INPUT_TYPES holds for one input: (type or list of cho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from numbers import Real
 from typing import Any
+
+import numpy
 
 from .errors import InputError, require
 
@@ -17,6 +20,7 @@ Widget = tuple[Any, dict[str, Any]]
 MAX_SEED = 2**64 - 1
 RANDOM_SEED = -1
 MAX_STEPS = 10_000
+MAX_TEXT = 50_000  # characters of a text, where its widget has no `longest`
 HIDDEN = {"unique_id": "UNIQUE_ID"}
 BLOCKS_TOOLTIP = (
     "Blocks count from 0. Ranges (0-5), several (0-5, 9, 12-), all, even, odd, first, last, early, middle, late, "
@@ -110,27 +114,51 @@ def widgets_of(inputs: Any) -> dict[str, Widget]:
     return {each.name: each.metadata["widget"] for each in fields(inputs)}
 
 
-def check_values(node: str, inputs: Mapping[str, Widget], given: Mapping[str, Any]) -> None:
-    """Refuse values that the widgets would not allow; a link can bring any value.
+def check_values(node: str, inputs: Mapping[str, Widget], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, checked: a link can bring any value, also one that the widget would not allow.
 
     Args: inputs, as INPUT_TYPES has them; given, values by name.
-    Raises: InputError for an unknown choice, a number out of range or not a number, a text that is none.
+    Returns: given, with numbers as int and float, also numpy's.
+    Raises: InputError for an unknown choice, a number out of range or not a number, a text that is none or too long.
     """
-    for name, value in given.items():
-        kind, options = inputs[name]
-        if isinstance(kind, list) and not (isinstance(value, str) and value in kind):
-            raise InputError(node, name, f"{_shown(value)} is unknown", f"Choose one of {', '.join(kind)}")
-        if kind == "STRING":
-            require(isinstance(value, str), node, name, f"{_shown(value)} is not a text", "Connect a text")
-        if kind in ("INT", "FLOAT"):
-            if options.get("random") and value == RANDOM_SEED:
-                found = "-1 is replaced by a random seed when ComfyUI's page queues a job, and this one came without it"
-                raise InputError(node, name, found, f"Send a number from 0 to {MAX_SEED}")
-            low, high = options["min"], options["max"]
-            right = f"Set a number from {low:g} to {high:g}"
-            require(isinstance(value, Real), node, name, f"{_shown(value)} is not a number", right)
-            require(low <= value <= high, node, name, _shown(value), right)  # false for NaN, too
-            require(kind == "FLOAT" or value == int(value), node, name, f"{value} is not whole", right)
+    return {name: _checked(node, name, *inputs[name], value) for name, value in given.items()}
+
+
+def check_fields(node: str, inputs: Any) -> None:
+    """`check_values` of a frozen dataclass whose fields have widgets; they get the values that it returns."""
+    for name, value in check_values(node, widgets_of(inputs), vars(inputs)).items():
+        object.__setattr__(inputs, name, value)
+
+
+def _checked(node: str, name: str, kind: Any, options: Mapping[str, Any], value: Any) -> Any:
+    value = value.item() if isinstance(value, numpy.generic) else value
+    if isinstance(kind, list) and not (isinstance(value, str) and value in kind):
+        raise InputError(node, name, f"{_shown(value)} is unknown", f"Choose one of {', '.join(kind)}")
+    if kind == "STRING":
+        _check_text(node, name, value, options.get("longest", MAX_TEXT))
+    if kind == "BOOLEAN":
+        require(isinstance(value, int), node, name, f"{_shown(value)} is neither true nor false", "Connect a BOOLEAN")
+        return bool(value)
+    return _number(node, name, kind == "INT", options, value) if kind in ("INT", "FLOAT") else value
+
+
+def _check_text(node: str, name: str, value: Any, longest: int) -> None:
+    require(isinstance(value, str), node, name, f"{_shown(value)} is not a text", "Connect a text")
+    require(len(value) <= longest, node, name, f"it has {len(value):,} characters", f"Write at most {longest:,}")
+    half = re.search(r"[\ud800-\udfff]", value)
+    require(half is None, node, name, "it holds half of a character", "Write it again, without the broken character")
+
+
+def _number(node: str, name: str, whole: bool, options: Mapping[str, Any], value: Any) -> int | float:
+    if options.get("random") and isinstance(value, Real) and value == RANDOM_SEED:
+        found = "-1 is replaced by a random seed when ComfyUI's page queues a job, and this one came without it"
+        raise InputError(node, name, found, f"Send a number from 0 to {MAX_SEED}")
+    low, high = options["min"], options["max"]
+    right = f"Set a number from {low:g} to {high:g}"
+    require(isinstance(value, Real), node, name, f"{_shown(value)} is not a number", right)
+    require(low <= value <= high, node, name, _shown(value), right)  # false for NaN, too
+    require(not whole or value == int(value), node, name, f"{value} is not whole", right)
+    return int(value) if whole else float(value)
 
 
 def _shown(value: Any) -> str:

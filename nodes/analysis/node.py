@@ -18,13 +18,14 @@ from ..comfyui.frontend.progress import model_name
 from ..comfyui.run import sampling
 from ..control import CATEGORY, MODEL, SUPPORTED, counts, read_blocks, require_text_controls
 from ..errors import require
+from ..links import require_model, require_vae
 from ..plots.canvas import as_image
-from ..sampler.checks import check_inputs
+from ..sampler.checks import check_inputs, check_latent
 from ..widgets import widget
 from . import choice
 from .attributes import ABOUT_CHANGE, JUDGED, NOTE, Scores, scores_for, scores_of
 from .figures import draw_plot, draw_sheet, limits_of
-from .prompts import MOST_PROMPTS, PromptList, encode_prompts, read_prompts
+from .prompts import MOST_PROMPTS, MOST_TEXT, PromptList, encode_prompts, read_prompts
 from .saving import SavedResults, presets_of
 from .sweep import Latents, Measures, Sweep, SweepSettings
 
@@ -58,7 +59,7 @@ class AnalysisInputs:
         "Also measure each operation in the first and in the second half of the sampling. Takes three times as long."))
 
     def __post_init__(self) -> None:
-        widgets.check_values(NODE, WIDGETS, vars(self))
+        widgets.check_fields(NODE, self)
 
 
 WIDGETS = widgets.widgets_of(AnalysisInputs)
@@ -71,7 +72,7 @@ OPTIONAL: dict[str, widgets.Widget] = {
     "prompts": widgets.text("",
         "Measure over many prompts: one a line, or a set that comes with the pack, set:shapes or set:objects; "
         "set:shapes 64 is its first 64. Empty: the positive prompt. Everything but the text comes from positive. "
-        "The time grows with the number of prompts.", multiline=True),
+        "The time grows with the number of prompts.", multiline=True, longest=MOST_TEXT),
     "judge": widgets.choice(JUDGES, NO_JUDGE,
         "shapes: for the small model that comes with this pack, judge whether each image has its prompt's background, "
         "colours, shapes, counts and positions. Both suggested lists then follow the judge, and boost_blocks needs "
@@ -142,7 +143,11 @@ class BlockAnalysis:
     ):  # fmt: skip
         """Run the sweep. Returns: sheet and plot as IMAGE, report as JSON, two block lists. Raises: InputError."""
         inputs = AnalysisInputs(**values)
-        widgets.check_values(NODE, OPTIONAL, {"prompts": prompts, "judge": judge, "save_as": save_as})
+        given = {"attributes": attributes, "prompts": prompts, "judge": judge, "save_as": save_as}
+        attributes = widgets.check_values(NODE, OPTIONAL, given)["attributes"]
+        require_model(NODE, model)
+        require_vae(NODE, vae, model)
+        check_latent(NODE, latent_image)
         saved = SavedResults(save_as) if save_as.strip() else None
         facts = sampling.read_model(model)
         blocks = _check(model, facts, inputs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,10 @@ from torch import Tensor
 from ...mmdit_core.models.checks import VAE_FACTOR
 from ..comfyui.run.sampling import ModelFacts
 from ..errors import require
+from ..links import require_areas_inside, require_conditioning
+
+MOST_RATIO = 64  # pixels to a side of a latent's
+MOST_INDEX = 9_999  # of an image in a batch: ComfyUI makes the noise of all images before it
 
 
 def check_latent(
@@ -22,23 +27,41 @@ def check_latent(
     of the input.
     Raises: InputError.
     """
-    samples, mask, indices = latent["samples"], latent.get("noise_mask"), latent.get("batch_index")
-    demand = partial(require, node=node, name=name)
-    made = "Check the node that made this latent"
+    demand, made = partial(require, node=node, name=name), "Check the node that made this latent"
+    samples = latent.get("samples") if isinstance(latent, Mapping) else None
+    is_latent = hasattr(samples, "is_nested") and hasattr(samples, "shape")
+    demand(is_latent, found=f"{type(latent).__name__} is not a LATENT", right="Connect a LATENT")
     if samples.is_nested:
         demand(not one_kind, found="it holds latents of several kinds", right="Connect the latent of an image")
         return
-    demand(samples.numel(), found=f"its size is {' x '.join(map(str, samples.shape))}", right=made)
+    size = " x ".join(map(str, samples.shape)) or "empty"
+    demand(samples.ndim >= 3 and samples.numel(), found=f"its size is {size}", right=made)
+    demand(samples.is_floating_point(), found=f"its values are {samples.dtype}", right=made)
     demand(samples.isfinite().all(), found="it holds values that are not finite", right=made)
-    if isinstance(mask, Tensor):
-        demand(mask.numel() and mask.isfinite().all(), found="its noise mask is empty or not finite", right=made)
+    _check_mask(latent.get("noise_mask"), samples, partial(demand, right=made))
     for key in ("downscale_ratio_spacial", "downscale_ratio_temporal"):
         ratio = latent.get(key)
-        demand(ratio is None or 0 < ratio < math.inf, found=f"its {key} is {ratio}", right=made)
+        fits = ratio is None or (isinstance(ratio, Real) and 1 <= ratio <= MOST_RATIO)
+        demand(fits, found=f"its {key} is {ratio!r:.60}", right=made)
+    indices = latent.get("batch_index")
     if indices is not None:
-        demand(len(indices) and min(indices) >= 0, found=f"its batch_index is {list(indices)[:9]}", right=made)
+        numbers = isinstance(indices, list | tuple) and all(type(each) is int for each in indices)
+        known = numbers and len(indices) and 0 <= min(indices) and max(indices) <= MOST_INDEX
+        demand(known, found=f"its batch_index is {indices!r:.60}", right=made)
         found = f"its batch_index names {len(indices)} images and it holds {len(samples)}"
-        demand(not each or len(indices) == len(samples), found=found, right=f'Set batch_noise to "shared". {made}')
+        same = len(indices) == len(samples)
+        demand(same or not each, found=found, right=f'Set batch_noise to "shared". {made}')
+        demand(same or len(indices) == 1, found=found, right=made)
+
+
+def _check_mask(mask: Any, samples: Tensor, demand: Callable[..., None]) -> None:
+    """Refuse a noise mask that cannot be fitted to the samples. Raises: InputError."""
+    if mask is None:
+        return
+    demand(isinstance(mask, Tensor), found=f"its noise mask is {type(mask).__name__}")
+    found = f"its noise mask is of shape {list(mask.shape)}"
+    demand(mask.numel() and 2 <= mask.ndim <= max(4, samples.ndim), found=found)
+    demand(mask.isfinite().all(), found="its noise mask holds values that are not finite")
 
 
 def check_inputs(
@@ -63,30 +86,31 @@ def check_inputs(
     require(model.is_flow or not flow, node, "model", found, right)
     config = model.config
     for name, conditioning in zip(names, (positive, negative), strict=True):
+        require_conditioning(node, name, conditioning)
         demand = partial(require, node=node, name=name)
-        demand(conditioning, found="it holds no prompt", right="Connect the output of TripleTextEncode")
         for context, options in conditioning:
-            pooled = options.get("pooled_output")
-            tensors = [value for value in (context, pooled) if isinstance(value, Tensor)]
-            right = "Check the precision of the text encoder and the strengths of prompt weights"
-            finite = all(value.isfinite().all() for value in tensors)
-            demand(finite, found="the text holds values that are not finite", right=right)
-            if config is None:
-                continue
             right = "Encode the prompt with the CLIP that belongs to this model"
-            widths = (("text", context, config.context_dim), ("pooled text", pooled, config.pooled_dim))
-            for kind, value, width in widths:
-                demand(value is not None, found=f"it has no {kind}", right=right)
+            parts = [("text", context, model.text_width, 3)]
+            if config is not None:
+                parts.append(("pooled text", options.get("pooled_output"), config.pooled_dim, 2))
+            for kind, value, width, rank in parts:
+                demand(isinstance(value, Tensor) and value.ndim, found=f"it has no {kind}", right=right)
                 found = f"the {kind} is {value.shape[-1]} channels wide, the model takes {width}"
-                demand(value.shape[-1] == width, found=found, right=right)
+                demand(width in (None, value.shape[-1]), found=found, right=right)
+                found = f"the {kind} is of shape {list(value.shape)}"
+                demand(config is None or value.ndim == rank, found=found, right=right)
+        if not samples.is_nested:
+            require_areas_inside(node, name, conditioning, samples.shape[2:])
+    demand = partial(require, node=node, name="latent_image")
+    if config is not None:
+        found = f"the latent has {samples.ndim} dimensions, as video latents do"
+        demand(samples.ndim == 4, found=found, right="Connect the latent of an image")
+    if model.channels is not None and not samples.is_nested:
+        found = f"the latent has {samples.shape[1]} channels, the model takes {model.channels}"
+        right = "Encode the image with the VAE that belongs to this model"
+        demand(samples.shape[1] == model.channels, found=found, right=right)
     if config is None:
         return
-    demand = partial(require, node=node, name="latent_image")
-    found = f"the latent has {samples.ndim} dimensions, as video latents do"
-    demand(samples.ndim == 4, found=found, right="Connect the latent of an image")
-    found = f"the latent has {samples.shape[1]} channels, the model takes {config.in_channels}"
-    right = "Encode the image with the VAE that belongs to this model"
-    demand(samples.shape[1] == config.in_channels, found=found, right=right)
     height, width = samples.shape[-2] * VAE_FACTOR, samples.shape[-1] * VAE_FACTOR
     most = config.pos_embed_max_size * config.patch_size * VAE_FACTOR
     found = f"the image is {width} x {height} pixels, this model covers at most {most} x {most}"

@@ -21,7 +21,7 @@ from ..widgets import (
     SHIFT,
     Widget,
     cfg_widget,
-    check_values,
+    check_fields,
     choice,
     fraction,
     integer,
@@ -126,7 +126,7 @@ class SamplerInputs:
     # fmt: on
 
     def __post_init__(self) -> None:
-        check_values(NODE, WIDGETS, vars(self))
+        check_fields(NODE, self)
         found = f"{self.cfg_end:g} is before cfg_start, {self.cfg_start:g}"
         require(self.cfg_start <= self.cfg_end, NODE, "cfg_end", found, "Set it to cfg_start or later")
 

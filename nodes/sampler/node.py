@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from ..comfyui.frontend import messages
-from ..comfyui.run import sampling
+from ..comfyui.run import nan_check, sampling
 from ..comfyui.run.guidance import make_guider
 from ..comfyui.run.run_cache import RunCache
 from ..comfyui.run.solver import SolverRun
+from ..links import require_model
 from ..widgets import NEGATIVE, POSITIVE, cfg_widget, check_values, choice, steps_widget
 from .checks import check_inputs, check_latent
 from .inputs import DENOISE, LATENT, MODEL, NODE, REQUIRED, SEED, WIDGETS, SamplerInputs
@@ -108,12 +109,17 @@ class MMDiTSampler:
 
     def sample(self, model, positive, negative, latent_image, **given):
         """Run the sampler. Args: given, the values of the widgets. Returns: LATENT."""
-        check_values("MMDiTSampler", self.INPUT_TYPES()["required"], given)
+        given = check_values("MMDiTSampler", self.INPUT_TYPES()["required"], given)
+        require_model("MMDiTSampler", model)
         check_latent("MMDiTSampler", latent_image, one_kind=False)
         refuse_unfinished("MMDiTSampler", latent_image, "Continue it with Flow Matching Sampler and its start_step")
         prepared = sampling.prepare(sampling.fitted(model, latent_image), given["seed"])
         check_inputs("MMDiTSampler", sampling.read_model(model), positive, negative, prepared.samples, flow=False)
-        return (sampling.finish(latent_image, sampling.sample_comfyui(model, positive, negative, prepared, **given)),)
+        samples = sampling.sample_comfyui(model, positive, negative, prepared, **given)
+        if not samples.is_nested and not nan_check.is_finite(samples):
+            found = "MMDiTSampler: the run gives a value that is not finite"
+            raise nan_check.NotFiniteError(f"{found}. {nan_check.REMEDY}")
+        return (sampling.finish(latent_image, samples),)
 
 
 NODES = {

@@ -14,6 +14,7 @@ from ..comfyui.run import sampling
 from ..comfyui.run.guidance import FORMS
 from ..comfyui.run.solver import RunSteps
 from ..errors import require
+from ..links import require_model
 from .checks import check_inputs, check_latent
 from .inputs import MIN_DENOISE, NODE, SamplerInputs
 from .schedule import OWN, shift_for, sigmas_for
@@ -60,6 +61,7 @@ class SamplerPlan:
 
 def make_plan(model, positive, negative, latent: dict[str, Any], inputs: SamplerInputs) -> SamplerPlan:
     """Check the model, the prompts and the latent, and plan the run. Raises: InputError."""
+    require_model(NODE, model)
     per_image = inputs.seeds.each or inputs.seeds.variation > 0
     check_latent(NODE, latent, one_kind=per_image, each=inputs.seeds.each)
     fitted = sampling.fitted(model, latent)

@@ -10,6 +10,8 @@ from torch import Tensor
 from ...mmdit_core.flow import schedules
 from ...mmdit_core.flow.sigma import flux_mu, mu_to_shift, resolution_shift
 from ..errors import InputError, require
+from ..links import require_tensor
+from ..widgets import MAX_STEPS
 from .inputs import MIN_DENOISE, NODE, SamplerInputs
 
 OWN = "the model's own"
@@ -38,6 +40,12 @@ def sigmas_for(inputs: SamplerInputs, shift: float) -> tuple[Tensor, str]:
     if linked is not None:
         found = "the input sigmas is connected, too"
         require(not text, NODE, "custom_sigmas", found, "Disconnect it, or clear this text")
+        right = "Connect the SIGMAS of a scheduler"
+        require_tensor(NODE, "sigmas", linked, "SIGMAS", right)
+        require(linked.ndim == 1, NODE, "sigmas", f"they are of shape {list(linked.shape)}", right)
+        require(
+            len(linked) <= MAX_STEPS + 1, NODE, "sigmas", f"there are {len(linked):,}", f"At most {MAX_STEPS + 1:,}"
+        )
         if len(linked) < 2:  # what ComfyUI's nodes give for "nothing to do"
             return linked.double().cpu(), "the input sigmas"
         return _custom("sigmas", linked.tolist()), "the input sigmas"

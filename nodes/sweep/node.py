@@ -15,6 +15,7 @@ from ..comfyui.frontend.progress import model_name
 from ..comfyui.run import run_cache, sampling
 from ..control import MODEL
 from ..errors import require
+from ..links import require_model, require_vae
 from ..plots.canvas import as_image
 from ..sampler.checks import check_inputs, check_latent
 from ..sampler.inputs import MIN_DENOISE
@@ -66,7 +67,7 @@ class SweepInputs:
     # fmt: on
 
     def __post_init__(self) -> None:
-        widgets.check_values(NODE, WIDGETS, vars(self))
+        widgets.check_fields(NODE, self)
         right = "Choose another axis, or none for y"
         require(self.x != self.y, NODE, "y", f"both axes are {self.x}", right)
         found = f"{self.denoise:g}: nothing would be sampled"
@@ -130,6 +131,8 @@ class SweepXY:
         Raises: InputError.
         """
         inputs = SweepInputs(**values)
+        require_model(NODE, model)
+        require_vae(NODE, vae, model)
         check_latent(NODE, latent_image)
         refuse_unfinished(NODE, latent_image, "Finish it with Flow Matching Sampler, or connect an empty latent")
         facts = sampling.read_model(model)

@@ -68,6 +68,12 @@ class StandIn:
         raise StandInError(self._message)
 
 
+def refuse_stand_in(component: Any) -> None:
+    """Raises: StandInError for a stand-in: what will be used later fails now."""
+    if isinstance(component, StandIn):
+        raise StandInError(component._message)
+
+
 class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
     """SD3's three encoders at any widths; ComfyUI's class joins them at 4096 channels only."""
 

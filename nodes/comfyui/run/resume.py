@@ -87,7 +87,7 @@ class ResumeState:
 
 def resume_state(latent: dict[str, Any]) -> ResumeState | None:
     """The resume state in a LATENT; None if there is none, or if the samples were changed since."""
-    found = latent.get(KEY)
+    found = _state_in(latent)
     return found if found is not None and _same(latent["samples"], found.samples) else None
 
 
@@ -96,13 +96,18 @@ def changed_since(latent: dict[str, Any]) -> ResumeState | None:
 
     None if they are the run's own, and if a sampler of ComfyUI's went on from them: it may have made an image.
     """
-    found = latent.get(KEY)
+    found = _state_in(latent)
     return None if found is None or NOT_SAMPLED not in latent or _same(latent["samples"], found.samples) else found
 
 
 def sampled_since(latent: dict[str, Any]) -> bool:
     """True if a sampler of ComfyUI's went on from the run that the LATENT has a resume state of."""
-    return KEY in latent and resume_state(latent) is None and changed_since(latent) is None
+    return _state_in(latent) is not None and resume_state(latent) is None and changed_since(latent) is None
+
+
+def _state_in(latent: dict[str, Any]) -> ResumeState | None:
+    found = latent.get(KEY)
+    return found if isinstance(found, ResumeState) else None
 
 
 def _same(samples: Any, others: Tensor) -> bool:

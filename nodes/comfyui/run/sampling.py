@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ....mmdit_core.config import MMDiTConfig
-from ..families import Sections, block_counts, family_of, sections_of
+from ..families import Family, Sections, block_counts, family_of, network_of, sections_of
 from ..frontend.progress import model_name
 from ..loading.model import core_config
 from . import resume
@@ -43,9 +43,10 @@ class ModelFacts:
     """What a sampler reads from a MODEL, once.
 
     Fields: kind, its class; name, with its file; is_flow, True if it predicts a rectified flow's velocity (SD3, FLUX,
-    Qwen-Image, ...); shift, its own, after any shift node; config of our core, None for ComfyUI's models; blocks,
-    double and single, None if no block hook reaches them; sections, the kinds of its blocks, (name, count) in order;
-    has_guidance, True if another node's guidance is on it.
+    Qwen-Image, ...); shift, its own, after any shift node; config of our core, None for ComfyUI's models; text_width
+    and channels, of the texts and latents that a known family takes, else None; blocks, double and single, None if no
+    block hook reaches them; sections, the kinds of its blocks, (name, count) in order; has_guidance, True if another
+    node's guidance is on it.
     """
 
     kind: str
@@ -53,6 +54,8 @@ class ModelFacts:
     is_flow: bool
     shift: float
     config: MMDiTConfig | None
+    text_width: int | None
+    channels: int | None
     blocks: tuple[int, int] | None
     sections: Sections
     has_guidance: bool
@@ -60,17 +63,27 @@ class ModelFacts:
 
 def read_model(model) -> ModelFacts:
     """Read a MODEL."""
-    flow = model.get_model_object("model_sampling")
+    flow, family = model.get_model_object("model_sampling"), family_of(model.model)
     return ModelFacts(
         kind=type(model.model).__name__,
         name=model_name(model),
         is_flow=isinstance(flow, comfy.model_sampling.CONST),
         shift=shift_in(flow),
         config=core_config(model),
+        text_width=None if family is None else _text_width(model, family),
+        channels=None if family is None else model.get_model_object("latent_format").latent_channels,
         blocks=block_counts(model.model),
         sections=sections_of(model.model),
         has_guidance=CFG_FUNCTION in model.model_options,
     )
+
+
+def _text_width(model, family: Family) -> int | None:
+    """The channels of the text that a network takes; None if another node replaced the layer that says it."""
+    try:
+        return family.width(network_of(model.model))
+    except AttributeError:
+        return None
 
 
 def shift_in(sampling) -> float:

@@ -1,0 +1,119 @@
+"""Checks of what comes in by links, which another node can make of anything: before any work, and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from .comfyui.loading.clip_vae import refuse_stand_in
+from .errors import require
+
+NOTHING = "nothing came in"
+# Numbers among the options of a prompt.
+NUMBERS = ("strength", "start_percent", "end_percent", "mask_strength", "guidance")
+OBJECTS = {"control": "get_control", "hooks": "hooks"}  # options -> an attribute that ComfyUI's own have
+
+
+def require_model(node: str, model: Any, name: str = "model") -> None:
+    """Raises: InputError for what is no MODEL."""
+    fits = all(hasattr(model, each) for each in ("model", "model_options", "get_model_object", "clone"))
+    require(fits, node, name, _not(model, "a MODEL"), "Connect the MODEL of a loader")
+
+
+def require_clip(node: str, clip: Any, right: str, name: str = "clip") -> None:
+    """Raises: InputError for what is no CLIP; the loader's own words if its file holds none."""
+    refuse_stand_in(clip)
+    fits = all(hasattr(clip, each) for each in ("tokenize", "encode_from_tokens_scheduled", "cond_stage_model"))
+    require(fits, node, name, _not(clip, "a CLIP"), right)
+
+
+def require_vae(node: str, vae: Any, model: Any, name: str = "vae") -> None:
+    """Raises: InputError for what is no VAE, or one of another model; the loader's own words if its file holds none."""
+    refuse_stand_in(vae)
+    right = "Connect the VAE that belongs to the model"
+    require(hasattr(vae, "decode"), node, name, _not(vae, "a VAE"), right)
+    own, channels = channels_of(model), getattr(vae, "latent_channels", None)
+    found = f"it decodes latents of {channels} channels, and the model makes {own}"
+    require(None in (own, channels) or own == channels, node, name, found, right)
+
+
+def channels_of(model: Any) -> int | None:
+    """The channels of a MODEL's latents; None if unknown."""
+    return getattr(model.get_model_object("latent_format"), "latent_channels", None)
+
+
+def require_conditioning(node: str, name: str, conditioning: Any) -> None:
+    """Raises: InputError for what is no CONDITIONING, and for texts and options that are not finite."""
+    demand = partial(require, node=node, name=name)
+    right = "Connect the output of TripleTextEncode"
+    demand(isinstance(conditioning, list | tuple), found=_not(conditioning, "a prompt"), right=right)
+    demand(conditioning, found="it holds no prompt", right=right)
+    for index, entry in enumerate(conditioning):
+        pair = isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)
+        demand(pair and isinstance(entry[0], Tensor), found=f"entry {index} is no text with options", right=right)
+        context, options = entry
+        demand(context.numel(), found=f"the text is of shape {list(context.shape)}", right=right)
+        check = "Check the precision of the text encoder and the strengths of prompt weights"
+        finite = all(each.isfinite().all() for each in _tensors((context, options.get("pooled_output"))))
+        demand(finite, found="the text holds values that are not finite", right=check)
+        words = "Check the node that set it"
+        for key, value in options.items():
+            finite = all(each.isfinite().all() for each in _tensors((value,)))
+            demand(finite, found=f"its {key} holds values that are not finite", right=words)
+        for key in NUMBERS:
+            value = options.get(key)
+            number = value is None or (isinstance(value, Real) and math.isfinite(value))
+            demand(number, found=f"its {key} is {value!r:.60}", right=words)
+        for key, attribute in OBJECTS.items():
+            value = options.get(key)
+            demand(value is None or hasattr(value, attribute), found=f"its {key} are no {key}", right=words)
+        area = options.get("area")
+        demand(area is None or _is_area(area), found=f"its area is {area!r:.60}", right=words)
+        mask = options.get("mask")
+        is_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim > 1 and mask.numel())
+        demand(is_mask, found="its mask is no MASK, or empty", right=words)
+
+
+def require_areas_inside(node: str, name: str, conditioning: Any, size: Sequence[int]) -> None:
+    """Raises: InputError for an area that begins outside the image. Args: size, of the latent, [..., H, W]."""
+    for _, options in conditioning:
+        numbers = list(options.get("area") or ())
+        ends: Sequence[float] = size
+        if numbers[:1] == ["percentage"]:
+            numbers, ends = numbers[1:], [1] * len(size)
+        begins = numbers[len(numbers) // 2 :]
+        inside = all(begin < end for begin, end in zip(reversed(begins), reversed(ends), strict=False))
+        found = f"its area begins at {begins}, and the latent has {list(size)}"
+        require(inside, node, name, found, "Set x and y of the area inside the image")
+
+
+def _is_area(area: Any) -> bool:
+    """True for (height, width, y, x), for a video with the frames, and for ("percentage", ...) of these."""
+    numbers = area[1:] if isinstance(area, tuple | list) and area[:1] == type(area)(["percentage"]) else area
+    if not isinstance(numbers, tuple | list) or len(numbers) not in (4, 6):
+        return False
+    valid = all(isinstance(each, Real) and math.isfinite(each) and each >= 0 for each in numbers)
+    return valid and (numbers is not area or all(numbers[: len(numbers) // 2]))
+
+
+def require_tensor(node: str, name: str, value: Any, what: str, right: str) -> None:
+    """Raises: InputError for what is no tensor. Args: what it should be, in words."""
+    require(isinstance(value, Tensor), node, name, _not(value, what), right)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The plain tensors in lists."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _tensors(value)
+        elif isinstance(value, Tensor) and not value.is_nested:
+            yield value
+
+
+def _not(value: Any, what: str) -> str:
+    return NOTHING if value is None else f"{type(value).__name__} is not {what}"
