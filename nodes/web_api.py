@@ -12,6 +12,7 @@ from aiohttp import web
 
 from ..mmdit_core.checkpoints import gguf
 from ..mmdit_core.checkpoints.blocks import FileBlocks, find_blocks, find_variant
+from ..mmdit_core.checkpoints.bounded_json import parse
 from ..mmdit_core.checkpoints.errors import CheckpointError
 from ..mmdit_core.checkpoints.header import read_header
 from ..mmdit_core.control.preset_files import MeasuredPreset
@@ -22,12 +23,13 @@ from .comfyui.loading import folders
 from .comfyui.loading.other_models import detect, family_label
 from .comfyui.text import token_counts
 from .comfyui.text.conditioning import EMBEDDING
+from .comfyui.text.limits import MOST_CHARACTERS, why_too_much
 from .sampler.live_curve import live_curve
 from .text import T5_LENGTHS, TRAINED_T5_TOKENS, WIDGETS
 
-MAX_TEXT = 50_000  # characters of a prompt that is counted while it is typed
-# What a malformed body raises: wrong types, missing keys, infinite numbers, deep nesting, an unknown charset.
-BAD_REQUEST = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+MAX_BODY = 1_000_000  # bytes
+# What a malformed body raises: wrong types, missing keys, infinite numbers, an unknown charset, damaged compression.
+BAD_REQUEST = (ValueError, LookupError, TypeError, AttributeError, OverflowError, web.RequestPayloadError)
 
 
 def register() -> None:
@@ -74,17 +76,19 @@ async def tokens(request: web.Request) -> web.Response:
     """POST TripleTextEncode's texts and t5_length by name.
 
     Returns: {"prompt": [...], "negative": [...]}, one entry for each encoder: label, used, chunks, cut, too_long; {} if
-        the texts are longer than MAX_TEXT, or name a textual inversion, whose file is read in a run alone.
+        the texts are too long to be counted while they are typed, or name a textual inversion, whose file is read in
+        a run alone.
     """
     try:
-        body = await request.json()
+        body = await _body(request)
         texts = {name: body.get(name, "") for name in ("prompt", "negative", *WIDGETS.values())}
         limit = T5_LENGTHS[body.get("t5_length") or "auto"]
     except BAD_REQUEST:
         return web.Response(status=400, text="send texts by name, and one of the node's values of t5_length")
     if not all(isinstance(text, str) for text in texts.values()):
         return web.Response(status=400, text="each text must be a string")
-    if sum(map(len, texts.values())) > MAX_TEXT or any(map(EMBEDDING.search, texts.values())):
+    total = "\n".join(texts.values())
+    if len(total) > MOST_CHARACTERS or any(map(why_too_much, texts.values())) or EMBEDDING.search(total):
         return web.json_response({})
     return web.json_response(await asyncio.to_thread(_count_tokens, texts, limit))
 
@@ -95,13 +99,23 @@ async def curve(request: web.Request) -> web.Response:
     Body and answer as for `live_curve`; the body's model is {"name", "folder"} as for /mmdit/blocks, or null.
     """
     try:
-        body = await request.json()
+        body = await _body(request)
         file = body.get("model") or {}
         path = folders.listed_path(file.get("name", ""), file.get("folder", ""))
         facts = {**body, "own_loader": not file.get("folder")}
         return web.json_response(await asyncio.to_thread(live_curve, facts, path))
     except BAD_REQUEST:
         return web.Response(status=400, text="send the node's inputs by name, and windows with a start and an end")
+
+
+async def _body(request: web.Request) -> Any:
+    """The JSON of a request. Raises: HTTPRequestEntityTooLarge before more than MAX_BODY is read; BAD_REQUEST."""
+    text = bytearray()
+    async for part in request.content.iter_chunked(2**16):
+        text += part
+        if len(text) > MAX_BODY:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY, len(text))
+    return parse(text.decode(request.charset or "utf-8"))
 
 
 def _count_tokens(texts: Mapping[str, str], limit: int | None) -> dict[str, list[dict[str, Any]]]:
@@ -126,7 +140,10 @@ async def _model_in(name: str, folder: str) -> dict[str, Any]:
     path = folders.listed_path(name, folder)
     if path is None:
         return _as_json(None, None, None)
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # gone since it was listed
+        return _as_json(None, None, None)
     return _as_json(*await asyncio.to_thread(_read_model, str(path), status.st_mtime_ns, status.st_size))
 
 

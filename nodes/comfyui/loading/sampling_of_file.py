@@ -26,7 +26,10 @@ def read_sampling(path: Path, *, own_loader: bool) -> Any | None:
 
     Args: own_loader, True if the pack's loader loads the file, False if one of ComfyUI's does.
     """
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # gone since it was listed
+        return None
     return _read_sampling(str(path), own_loader, status.st_mtime_ns, status.st_size)
 
 
