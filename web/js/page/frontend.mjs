@@ -141,6 +141,22 @@ export async function request(address, body) {
   }
 }
 
+const queues = new WeakMap(); // owner -> { running, promise of its request in flight; newest, number of its last request }
+
+/**
+ * As request, one at a time for each owner: of those that are made meanwhile only the last is sent, and the others give
+ * undefined.
+ */
+export async function requestLatest(owner, address, body) {
+  if (!queues.has(owner)) queues.set(owner, { running: null, newest: 0 });
+  const queue = queues.get(owner);
+  const number = (queue.newest += 1);
+  await queue.running;
+  if (number !== queue.newest) return undefined;
+  queue.running = request(address, body);
+  return queue.running;
+}
+
 const runs = new Map(); // prompt id -> whether this page queued it
 api.addEventListener("execution_start", ({ detail }) => runs.set(detail.prompt_id, true));
 

@@ -1,7 +1,7 @@
 // FlowMatchingSampler: a plot of its sigmas, updated while its inputs change, with a band for cfg and for each block node
 // upstream that shows the steps in which it is active. The server computes both with the sampler's code.
 
-import { addStyles, after, api, make, nodeOfRun, onOwnRun, request } from "../page/frontend.mjs";
+import { addStyles, after, api, make, nodeOfRun, onOwnRun, requestLatest } from "../page/frontend.mjs";
 import { localized } from "../messages.mjs";
 import { Note } from "./note.mjs";
 import { Blocks, read } from "../widgets/grammar.mjs";
@@ -140,7 +140,7 @@ class Curve {
     const key = JSON.stringify([linked, body, bands.map(({ label }) => label), words(TEXTS).shift]);
     if (key === this.key) return;
     this.key = key;
-    const data = linked ? { message: words(TEXTS).linked(linked) } : await request("/mmdit/curve", body);
+    const data = linked ? { message: words(TEXTS).linked(linked) } : await requestLatest(this, "/mmdit/curve", body);
     if (key !== this.key || !node.graph) return; // outdated: a newer request follows
     if (!data) this.key = ""; // failed: try again at the next change
     this.show(data, bands);

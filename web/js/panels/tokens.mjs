@@ -1,6 +1,6 @@
 // TripleTextEncode: token counts of its prompts, updated while typing.
 
-import { after, api, isLinked, make, request, setting } from "../page/frontend.mjs";
+import { after, api, isLinked, make, requestLatest, setting } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
 import { coverRunText } from "./run_text.mjs";
 import { clipKind } from "../page/upstream.mjs";
@@ -66,8 +66,8 @@ async function count(node, note) {
   const sent = texts();
   kinds.set(node, clipKind(node));
   const known = encoders(node);
-  const found = known ? await request("/mmdit/tokens", sent) : {};
-  if (INPUTS.some((name) => sent[name] !== value(name))) return; // outdated: a newer request follows
+  const found = known ? await requestLatest(node, "/mmdit/tokens", sent) : {};
+  if (found === undefined || INPUTS.some((name) => sent[name] !== value(name))) return; // outdated: a newer request follows
   const later = !known || (found && !found.prompt); // the server leaves the count to the run
   counted[later ? "delete" : "add"](node);
   const unknown = (title) => (isLinked(node, title) ? words().fromLink : later ? words().whenRun : "");
