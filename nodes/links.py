@@ -28,8 +28,7 @@ def require_model(node: str, model: Any, name: str = "model") -> None:
 def require_clip(node: str, clip: Any, right: str, name: str = "clip") -> None:
     """Raises: InputError for what is no CLIP; the loader's own words if its file holds none."""
     refuse_stand_in(clip)
-    fits = all(hasattr(clip, each) for each in ("tokenize", "encode_from_tokens_scheduled", "cond_stage_model"))
-    require(fits, node, name, _not(clip, "a CLIP"), right)
+    require(hasattr(clip, "tokenize"), node, name, _not(clip, "a CLIP"), right)
 
 
 def require_vae(node: str, vae: Any, model: Any, name: str = "vae") -> None:
@@ -75,8 +74,8 @@ def require_conditioning(node: str, name: str, conditioning: Any) -> None:
         area = options.get("area")
         demand(area is None or _is_area(area), found=f"its area is {area!r:.60}", right=words)
         mask = options.get("mask")
-        is_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim > 1 and mask.numel())
-        demand(is_mask, found="its mask is no MASK, or empty", right=words)
+        is_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim > 1 and mask.is_floating_point())
+        demand(is_mask and (mask is None or mask.numel()), found="its mask is no MASK, or empty", right=words)
 
 
 def require_areas_inside(node: str, name: str, conditioning: Any, size: Sequence[int]) -> None:

@@ -115,10 +115,10 @@ class MMDiTLoader:
 
     def load(self, checkpoint: str, weight_dtype: str, unique_id: str | None = None):
         """Load the checkpoint. Returns: MODEL, CLIP, VAE. Raises: InputError."""
-        path = folders.listed_path(checkpoint)
+        path = folders.listed_path(checkpoint) if isinstance(checkpoint, str) else None
         if path is None:
             right = "Put the file into models/mmdit, models/checkpoints or models/diffusion_models and press R"
-            raise InputError(NODE, "checkpoint", f"{checkpoint!r} was not found", right)
+            raise InputError(NODE, "checkpoint", f"{checkpoint!r:.200} was not found", right)
         check_values(NODE, self.INPUT_TYPES()["required"], {"weight_dtype": weight_dtype})
         try:
             header = read_header(path)

@@ -18,8 +18,8 @@ class CheckpointError(ValueError):
     usual: ClassVar[str] = "Take another file of this model"
 
     def __init__(self, source: object, found: str, right: str = ""):
-        self.source, self.found, self.right = source, found, right or self.usual
-        super().__init__(f"{source}: {found}. {self.right.removesuffix('.')}.")
+        self.source, self.found, self.right = source, _shown(found), right or self.usual
+        super().__init__(_shown(f"{source}: {found}. {self.right.removesuffix('.')}."))
 
 
 class UnreadableError(CheckpointError):
@@ -52,6 +52,11 @@ class TensorsError(CheckpointError):
     def __init__(self, source: object, found: str, right: str = "", *, names: Iterable[str] = ()):
         self.names = tuple(names)
         super().__init__(source, found, right)
+
+
+def _shown(words: str) -> str:
+    """Words that can be shown: names in a file may hold half a surrogate pair."""
+    return words.encode("utf-8", errors="backslashreplace").decode()
 
 
 def listing(names: Iterable[object], most: int = 4) -> str:

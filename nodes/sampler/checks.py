@@ -59,9 +59,10 @@ def _check_mask(mask: Any, samples: Tensor, demand: Callable[..., None]) -> None
     if mask is None:
         return
     demand(isinstance(mask, Tensor), found=f"its noise mask is {type(mask).__name__}")
+    demand(mask.numel() and mask.isfinite().all(), found="its noise mask is empty or not finite")
     found = f"its noise mask is of shape {list(mask.shape)}"
-    demand(mask.numel() and 2 <= mask.ndim <= max(4, samples.ndim), found=found)
-    demand(mask.isfinite().all(), found="its noise mask holds values that are not finite")
+    demand(2 <= mask.ndim <= max(4, samples.ndim), found=found)
+    demand(mask.is_floating_point(), found=f"the values of its noise mask are {mask.dtype}")
 
 
 def check_inputs(

@@ -85,10 +85,11 @@ WRONG_LATENTS = {
         {"samples": torch.cat((LATENT, LATENT)), "batch_index": [0, 1, 2]},
         "names 3 images and it holds 2",
     ),
-    "empty mask": ({"samples": LATENT, "noise_mask": torch.ones(0, 8, 8)}, "its noise mask is of shape"),
+    "empty mask": ({"samples": LATENT, "noise_mask": torch.ones(0, 8, 8)}, "its noise mask is empty"),
     "1-D mask": ({"samples": LATENT, "noise_mask": torch.ones(8)}, "its noise mask is of shape"),
     "5-D mask": ({"samples": LATENT, "noise_mask": torch.ones(1, 1, 1, 8, 8)}, "its noise mask is of shape"),
-    "nan mask": ({"samples": LATENT, "noise_mask": torch.ones(1, 8, 8) * math.nan}, "its noise mask holds"),
+    "nan mask": ({"samples": LATENT, "noise_mask": torch.ones(1, 8, 8) * math.nan}, "its noise mask is empty or not"),
+    "bool mask": ({"samples": LATENT, "noise_mask": torch.ones(1, 8, 8) > 0}, "noise mask are torch.bool"),
     "list mask": ({"samples": LATENT, "noise_mask": [1]}, "its noise mask is list"),
     "ratio nan": ({"samples": LATENT, "downscale_ratio_spacial": math.nan}, "its downscale_ratio_spacial is nan"),
     "ratio huge": ({"samples": LATENT, "downscale_ratio_spacial": 1e9}, "its downscale_ratio_spacial is"),
@@ -119,6 +120,7 @@ WRONG_PROMPTS = {
     "area short": ([[TEXT, {"area": (4,)}]], r"its area is \(4,\)"),
     "area nan": ([[TEXT, {"area": ("percentage", math.nan, 1.0, 0.0, 0.0)}]], "its area is"),
     "area of no size": ([[TEXT, {"area": (0, 8, 0, 0)}]], "its area is"),
+    "mask of truth values": ([[TEXT, {"mask": torch.ones(1, 8, 8) > 0}]], "its mask is no MASK"),
     "mask 1-D": ([[TEXT, {"mask": torch.ones(8)}]], "its mask is no MASK"),
 }
 

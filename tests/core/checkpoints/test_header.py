@@ -47,7 +47,7 @@ def error_of(path: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         read_header(path)
     assert str(path.name) in str(caught.value)
-    assert len(str(caught.value)) < 1500
+    assert len(str(caught.value)) < 1500 and str(caught.value).encode()  # which fails for half a surrogate pair
     return str(caught.value)
 
 
@@ -140,6 +140,7 @@ DAMAGED = {
     "half a surrogate pair": raw(b'{"\\ud800":%b}' % json.dumps(f32(0, 4, [1])).encode(), bytes(4)),
     "half a surrogate pair in the metadata": raw(b'{"__metadata__":{"a":"\\ud800"}}'),
     "an entry that holds an object": raw({"a": {"dtype": "F32", "shape": [{}], "data_offsets": [0, 4]}}, bytes(4)),
+    "half a surrogate pair in a field": raw(b'{"a":{"\\ud800":1,"shape":[],"data_offsets":[0,4]}}', bytes(4)),
     "an entry without end": raw({"a": {**f32(0, 4, [1]), "x": "x" * 20_000}}, bytes(4)),
     "something after the header": raw(json.dumps({"a": f32(0, 4, [1])}).encode() + b"[]", bytes(4)),
     "an entry that is a list": raw({"a": [1]}),
