@@ -70,6 +70,7 @@ SHIFT = number(
     0.05,
     "0: the model's own. A higher shift spends more steps on the layout, a lower one on detail; larger images need a "
     "higher one. SD3 and SD3.5: 3.",
+    least=0.01,  # below it neighbouring sigmas become equal
 )
 
 
@@ -157,6 +158,8 @@ def _number(node: str, name: str, whole: bool, options: Mapping[str, Any], value
     right = f"Set a number from {low:g} to {high:g}"
     require(isinstance(value, Real), node, name, f"{_shown(value)} is not a number", right)
     require(low <= value <= high, node, name, _shown(value), right)  # false for NaN, too
+    least = options.get("least", low)  # of a number that is not 0
+    require(value == 0 or value >= least, node, name, _shown(value), f"Set 0, or a number from {least:g} to {high:g}")
     require(not whole or value == int(value), node, name, f"{value} is not whole", right)
     return int(value) if whole else float(value)
 

@@ -114,6 +114,10 @@ def _read(model, axis: str, text: str) -> Sequence[tuple[str, Any]]:
     kind, options = ("FLOAT", {"min": 0.0, "max": MOST_STRENGTH}) if axis == "strength" else SAMPLER[axis]
     low = 0 if options.get("random") else options["min"]  # the page draws the node's own seed, not those of an axis
     numbers = parse_numbers(text, low, options["max"], whole=kind == "INT", most=MOST_CELLS)
+    least = options.get("least", low)
+    for value in numbers:
+        if 0 < value < least:
+            raise ValuesError(f"{value:g} is out of range", f"Write 0, or numbers from {least:g} to {options['max']:g}")
     return [(str(value) if isinstance(value, int) else f"{value:.6g}", value) for value in numbers]
 
 

@@ -252,6 +252,7 @@ def another_kind(bench):
         (lambda b: {"latent": unfinished(b)}, "latent_image: it comes from a run that ended early"),
         (lambda b: {"positive": [[torch.randn(1, 20, 768), {}]]}, "positive: the text is 768 channels wide"),
         (lambda b: {"positive": [[b.positive[0][0] * float("nan"), {}]]}, "positive: the text holds values that are"),
+        (lambda b: {"shift": 5e-324}, "shift: 4.94066e-324. Set 0, or a number from 0.01 to 100"),
         (lambda b: {"shift": float("nan")}, "shift: nan. Set a number from 0 to 100"),
         (lambda b: {"steps": 0}, "steps: 0. Set a number from 1"),
         (lambda b: {"solver": "heun"}, "solver: 'heun' is unknown. Choose one of leapfrog, midpoint, euler"),

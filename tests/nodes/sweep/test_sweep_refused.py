@@ -26,6 +26,7 @@ from tests.nodes.sweep.helpers import BASE, boosted, empty, skipped, sweep, text
         (dict(y="steps", y_values="0"), "y_values: steps: 0 is out of range. Write numbers from 1 to 10000"),
         (dict(y="seed", y_values="-1"), "y_values: seed: -1 is out of range"),
         (dict(y="shift", y_values="200"), "y_values: shift: 200 is out of range"),
+        (dict(y="shift", y_values="0, 1e-9"), "y_values: shift: 1e-09 is out of range. Write 0, or numbers from 0.01"),
         (dict(y="solver", y_values="euler, ddim"), "y_values: solver: 'ddim' is unknown. Write names of euler, heun"),
         (
             dict(x="strength"),
