@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -15,8 +15,7 @@ from .errors import require
 
 NOTHING = "nothing came in"
 # Numbers among the options of a prompt.
-NUMBERS = ("strength", "start_percent", "end_percent", "mask_strength", "guidance")
-OBJECTS = {"control": "get_control", "hooks": "hooks"}  # options -> an attribute that ComfyUI's own have
+NUMBERS = {"strength", "start_percent", "end_percent", "mask_strength", "guidance"}
 
 
 def require_model(node: str, model: Any, name: str = "model") -> None:
@@ -60,22 +59,50 @@ def require_conditioning(node: str, name: str, conditioning: Any) -> None:
         check = "Check the precision of the text encoder and the strengths of prompt weights"
         finite = all(each.isfinite().all() for each in _tensors((context, options.get("pooled_output"))))
         demand(finite, found="the text holds values that are not finite", right=check)
-        words = "Check the node that set it"
-        for key, value in options.items():
-            finite = all(each.isfinite().all() for each in _tensors((value,)))
-            demand(finite, found=f"its {key} holds values that are not finite", right=words)
-        for key in NUMBERS:
-            value = options.get(key)
-            number = value is None or (isinstance(value, Real) and math.isfinite(value))
-            demand(number, found=f"its {key} is {value!r:.60}", right=words)
-        for key, attribute in OBJECTS.items():
-            value = options.get(key)
-            demand(value is None or hasattr(value, attribute), found=f"its {key} are no {key}", right=words)
-        area = options.get("area")
-        demand(area is None or _is_area(area), found=f"its area is {area!r:.60}", right=words)
-        mask = options.get("mask")
-        is_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim > 1 and mask.is_floating_point())
-        demand(is_mask and (mask is None or mask.numel()), found="its mask is no MASK, or empty", right=words)
+        wrong = _wrong_option(options)
+        demand(not wrong, found=f"its {wrong}", right="Check the node that set it")
+
+
+def _wrong_option(options: Mapping[str, Any]) -> str:
+    """What is wrong with the options of a prompt, "" if nothing is."""
+    for key, value in options.items():
+        if not all(each.isfinite().all() for each in _tensors((value,))):
+            return f"{key} holds values that are not finite"
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in NUMBERS & given.keys():
+        if not (isinstance(given[key], Real) and math.isfinite(given[key])):
+            return f"{key} is {given[key]!r:.60}"
+    for key, fits in PARTS.items():
+        if key in given and not fits(given[key]):
+            return f"{key} cannot be used: {given[key]!r:.60}"
+    return ""
+
+
+def _is_area(area: Any) -> bool:
+    """True for (height, width, y, x), for a video with the frames, and for ("percentage", ...) of these."""
+    numbers = area[1:] if isinstance(area, tuple | list) and area[:1] == type(area)(["percentage"]) else area
+    if not isinstance(numbers, tuple | list) or len(numbers) not in (4, 6):
+        return False
+    valid = all(isinstance(each, Real) and math.isfinite(each) and each >= 0 for each in numbers)
+    return valid and (numbers is not area or all(numbers[: len(numbers) // 2]))
+
+
+def _is_gligen(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 3 and hasattr(value[1], "model_patches_models")
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 1 and value.numel() > 0 and value.is_floating_point()
+
+
+# Option of a prompt -> whether a value of it has the form of ComfyUI's own.
+PARTS: dict[str, Callable[[Any], bool]] = {
+    "area": _is_area,
+    "mask": _is_mask,
+    "gligen": _is_gligen,
+    "hooks": lambda value: hasattr(value, "hooks"),
+    "control": lambda value: hasattr(value, "get_control"),
+}
 
 
 def require_areas_inside(node: str, name: str, conditioning: Any, size: Sequence[int]) -> None:
@@ -89,15 +116,6 @@ def require_areas_inside(node: str, name: str, conditioning: Any, size: Sequence
         inside = all(begin < end for begin, end in zip(reversed(begins), reversed(ends), strict=False))
         found = f"its area begins at {begins}, and the latent has {list(size)}"
         require(inside, node, name, found, "Set x and y of the area inside the image")
-
-
-def _is_area(area: Any) -> bool:
-    """True for (height, width, y, x), for a video with the frames, and for ("percentage", ...) of these."""
-    numbers = area[1:] if isinstance(area, tuple | list) and area[:1] == type(area)(["percentage"]) else area
-    if not isinstance(numbers, tuple | list) or len(numbers) not in (4, 6):
-        return False
-    valid = all(isinstance(each, Real) and math.isfinite(each) and each >= 0 for each in numbers)
-    return valid and (numbers is not area or all(numbers[: len(numbers) // 2]))
 
 
 def require_tensor(node: str, name: str, value: Any, what: str, right: str) -> None:

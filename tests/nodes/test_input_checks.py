@@ -116,12 +116,13 @@ WRONG_PROMPTS = {
     "nan in an option": ([[TEXT, {"reference_latents": [LATENT * math.nan]}]], "its reference_latents holds values"),
     "strength nan": ([[TEXT, {"strength": math.nan}]], "its strength is nan"),
     "range of a text": ([[TEXT, {"start_percent": "0"}]], "its start_percent is '0'"),
-    "hooks": ([[TEXT, {"hooks": "x"}]], "its hooks are no hooks"),
-    "area short": ([[TEXT, {"area": (4,)}]], r"its area is \(4,\)"),
-    "area nan": ([[TEXT, {"area": ("percentage", math.nan, 1.0, 0.0, 0.0)}]], "its area is"),
-    "area of no size": ([[TEXT, {"area": (0, 8, 0, 0)}]], "its area is"),
-    "mask of truth values": ([[TEXT, {"mask": torch.ones(1, 8, 8) > 0}]], "its mask is no MASK"),
-    "mask 1-D": ([[TEXT, {"mask": torch.ones(8)}]], "its mask is no MASK"),
+    "hooks": ([[TEXT, {"hooks": "x"}]], "its hooks cannot be used"),
+    "area short": ([[TEXT, {"area": (4,)}]], r"its area cannot be used: \(4,\)"),
+    "area nan": ([[TEXT, {"area": ("percentage", math.nan, 1.0, 0.0, 0.0)}]], "its area cannot"),
+    "area of no size": ([[TEXT, {"area": (0, 8, 0, 0)}]], "its area cannot"),
+    "gligen": ([[TEXT, {"gligen": ("position", None, [])}]], "its gligen cannot be used"),
+    "mask of truth values": ([[TEXT, {"mask": torch.ones(1, 8, 8) > 0}]], "its mask cannot be used"),
+    "mask 1-D": ([[TEXT, {"mask": torch.ones(8)}]], "its mask cannot be used"),
 }
 
 

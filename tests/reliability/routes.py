@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import json
 import re
 import sys
@@ -139,9 +140,8 @@ class Fuzzer:
     def send(self, request: Request) -> int:
         """The status of the answer."""
         try:
-            self.client.fetch(
-                request.path, method=request.method, timeout=20, data=request.body, headers=request.headers
-            )
+            body = None if request.body is None else io.BytesIO(request.body)  # aiohttp warns of large bytes
+            self.client.fetch(request.path, method=request.method, timeout=20, data=body, headers=request.headers)
         except ComfyUIError as error:
             found = re.search(r"HTTP (\d+)", str(error))
             assert found is not None

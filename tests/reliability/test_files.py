@@ -29,23 +29,25 @@ def test_a_damaged_file_is_read_or_refused_by_an_error_that_says_what_is_wrong(r
 
 
 def test_the_damage_leaves_some_files_whole_and_meets_every_documented_error(run):
-    for number in range(150):
+    for number in range(60):
         run.one(f"kinds/{number}")
     expected = {"read", "DamagedError", "NotSafetensorsError", "TensorsError", "UnknownModelError", "UnreadableError"}
     assert expected | {"PresetError"} <= set(run.outcomes)
 
 
-# The child's own memory and what is left of it after imports is not counted.
-READ_HEADER = """
+# In a child: its memory after the imports is not counted. The peak of all files is that of the worst.
+READ_HEADERS = """
 import resource, sys
 from mmdit_core.checkpoints.errors import CheckpointError
 from mmdit_core.checkpoints.header import read_header
 unit = 1 if sys.platform == "darwin" else 1024
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-try:
-    read_header(sys.argv[1])
-except CheckpointError as error:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before, len(str(error)))
+for path in sys.argv[1:]:
+    try:
+        read_header(path)
+    except CheckpointError as error:
+        assert len(str(error)) < 1500, len(str(error))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before, path)
 """
 SIZE = 24_000_000
 BOMBS = {
@@ -60,14 +62,11 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("kind", BOMBS)
-def test_a_header_needs_at_most_a_few_times_its_size_of_memory(tmp_path, kind):
-    begin, middle, end = BOMBS[kind]
-    header = begin + middle * ((SIZE - len(begin) - len(end)) // len(middle)) + end
-    path = tmp_path / "bomb.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    command = [sys.executable, "-c", READ_HEADER, path]
+def test_a_header_needs_at_most_a_few_times_its_size_of_memory(tmp_path):
+    for kind, (begin, middle, end) in BOMBS.items():
+        header = begin + middle * ((SIZE - len(begin) - len(end)) // len(middle)) + end
+        (tmp_path / f"{kind}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    command = [sys.executable, "-c", READ_HEADERS, *sorted(tmp_path.iterdir())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    if done.stdout:  # a long text is no error
-        peak, message = map(int, done.stdout.split())
-        assert peak < 4 * SIZE and message < 1500
+    peaks = {path: int(peak) / SIZE for peak, _, path in (line.partition(" ") for line in done.stdout.splitlines())}
+    assert len(peaks) == len(BOMBS) and max(peaks.values()) < 4, peaks
