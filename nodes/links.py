@@ -83,7 +83,7 @@ def _is_area(area: Any) -> bool:
     numbers = area[1:] if isinstance(area, tuple | list) and area[:1] == type(area)(["percentage"]) else area
     if not isinstance(numbers, tuple | list) or len(numbers) not in (4, 6):
         return False
-    valid = all(isinstance(each, Real) and math.isfinite(each) and each >= 0 for each in numbers)
+    valid = all(isinstance(each, int | float) and math.isfinite(each) and each >= 0 for each in numbers)
     return valid and (numbers is not area or all(numbers[: len(numbers) // 2]))
 
 

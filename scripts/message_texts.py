@@ -97,7 +97,8 @@ def _is_skipped(node: ast.AST) -> bool:
 
 def main() -> None:
     """Print the templates that have no Chinese text, with where they are."""
-    known = json.loads(CHINESE.read_text(encoding="utf-8")) if CHINESE.exists() else {}
+    file = json.loads(CHINESE.read_text(encoding="utf-8"))
+    known = file["messages"] | file["words"]
     lacking = {text: place for text, place in templates().items() if text not in known}
     say(json.dumps(lacking, indent=1, ensure_ascii=False))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +27,7 @@ def check_latent(
     Raises: InputError.
     """
     demand, made = partial(require, node=node, name=name), "Check the node that made this latent"
-    samples = latent.get("samples") if isinstance(latent, Mapping) else None
+    samples: Any = latent.get("samples") if isinstance(latent, Mapping) else None
     is_latent = hasattr(samples, "is_nested") and hasattr(samples, "shape")
     demand(is_latent, found=f"{type(latent).__name__} is not a LATENT", right="Connect a LATENT")
     if samples.is_nested:
@@ -41,9 +40,9 @@ def check_latent(
     _check_mask(latent.get("noise_mask"), samples, partial(demand, right=made))
     for key in ("downscale_ratio_spacial", "downscale_ratio_temporal"):
         ratio = latent.get(key)
-        fits = ratio is None or (isinstance(ratio, Real) and 1 <= ratio <= MOST_RATIO)
+        fits = ratio is None or (isinstance(ratio, int | float) and 1 <= ratio <= MOST_RATIO)
         demand(fits, found=f"its {key} is {ratio!r:.60}", right=made)
-    indices = latent.get("batch_index")
+    indices: Any = latent.get("batch_index")
     if indices is not None:
         numbers = isinstance(indices, list | tuple) and all(type(each) is int for each in indices)
         known = numbers and len(indices) and 0 <= min(indices) and max(indices) <= MOST_INDEX

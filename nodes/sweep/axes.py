@@ -111,10 +111,11 @@ def _read(model, axis: str, text: str) -> Sequence[tuple[str, Any]]:
         for each in found:
             _require_strengths(each)
         return [(each.text, each) for each in found]
+    options: Mapping[str, Any]
     kind, options = ("FLOAT", {"min": 0.0, "max": MOST_STRENGTH}) if axis == "strength" else SAMPLER[axis]
     low = 0 if options.get("random") else options["min"]  # the page draws the node's own seed, not those of an axis
     numbers = parse_numbers(text, low, options["max"], whole=kind == "INT", most=MOST_CELLS)
-    least = options.get("least", low)
+    least = options.get("least", 0.0)
     for value in numbers:
         if 0 < value < least:
             raise ValuesError(f"{value:g} is out of range", f"Write 0, or numbers from {least:g} to {options['max']:g}")
