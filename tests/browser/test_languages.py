@@ -307,6 +307,7 @@ def test_the_page_finds_the_chinese_text_of_every_message(shared):
 @pytest.mark.frontend
 def test_an_error_and_a_summary_are_in_chinese(chinese):
     comfy = chinese
+    comfy.page.set_default_timeout(90_000)
     comfy.load(ROOT / "workflows" / "quickstart.json")
     comfy.run(SET, [NODE, {"steps": 2}])
     comfy.run(ADD, ["TextBoost", {"blocks": "3, 30"}])

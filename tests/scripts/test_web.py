@@ -15,8 +15,8 @@ ALL_NODES = JS / "all_nodes.mjs"
 SCRIPTS = sorted(JS.rglob("*js"))
 STYLES = sorted((WEB / "css").glob("*.css"))
 MAX_ENTRY_BYTES = 11_200  # loaded on each visit, whether the pack is used or not
-MAX_FIRST_NODE_BYTES = 86_000  # loaded with the first node of any type
-MAX_TOTAL_BYTES = 150_000
+MAX_FIRST_NODE_BYTES = 87_000  # loaded with the first node of any type
+MAX_TOTAL_BYTES = 155_000  # 4,000 of them in Chinese alone
 STATIC_IMPORT, DYNAMIC_IMPORT = r'(?:from|^import) "(\.[^"]+)"', r'import\("(\.[^"]+)"\)'
 
 

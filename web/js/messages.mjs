@@ -1,7 +1,5 @@
-// Errors and summaries of the server in the user's language. A message is composed of templates; web/messages/ has each of
-// them, with {} in place of a value. What has no template stays as it is.
-
-import { localTexts } from "./words.mjs";
+// Errors and summaries of the server in the user's language, for words.mjs. A message is composed of templates;
+// web/messages/ has each of them, with {} in place of a value. What has no template stays as it is.
 
 const SENTENCE = /(?<=[.?])\s+(?=["'\p{Lu}\d-])/u;
 const NAMED = /^([\w.-]+): (.+)$/s; // the node, the input or the file of an error
@@ -14,20 +12,16 @@ const BETWEEN = [
   [", ", "，"],
 ];
 
-let templates; // [{ english, pattern, local, sentences }], the longest first
+const compiled = new WeakMap(); // texts -> templates
 
-/** Call show(text) with a message in the user's language: at once if it is English or the templates are loaded. */
-export function localized(text, show) {
-  const loading = localTexts("messages");
-  if (!loading || templates) return show(translate(text));
-  loading.then((texts) => {
-    templates ??= compile(texts ?? {});
-    show(translate(text));
-  });
+/** A message with each template in it replaced. Args: texts, of web/messages/. */
+export function localMessage(text, texts) {
+  if (!compiled.has(texts)) compiled.set(texts, compile(texts));
+  return translate(text, compiled.get(texts));
 }
 
 /** The templates, the longest first. Args: messages and words: in words, a value is a word, a number or a list of them. */
-export function compile({ messages = {}, words: short = {} } = {}) {
+export function compile({ messages, words: short }) {
   const all = [...templatesOf(messages, "(.*?)"), ...templatesOf(short, VALUE)];
   return all.sort((one, other) => other.literal - one.literal || one.values - other.values);
 }
@@ -45,8 +39,8 @@ function templatesOf(texts, value) {
 }
 
 /** A text with each template in it replaced by the local one. */
-export function translate(text, known = localTexts("messages") && templates) {
-  if (!known || !/[a-z]/i.test(text) || QUOTED.test(text)) return text;
+export function translate(text, known) {
+  if (!/[a-z]/i.test(text) || QUOTED.test(text)) return text;
   const inner = (part) => translate(part, known);
   const lines = text.split("\n");
   if (lines.length > 1) return lines.map(inner).join("\n");

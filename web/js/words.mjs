@@ -124,6 +124,14 @@ export function localTexts(folder) {
   return files.get(folder);
 }
 
+/** Call show(text) with a message of the server in ComfyUI's language; at once if that is English. */
+export function localized(text, show) {
+  const loading = localTexts("messages");
+  if (!loading) return show(text);
+  const translated = Promise.all([loading, import("./messages.mjs")]);
+  translated.then(([texts, { localMessage }]) => show(texts ? localMessage(text, texts) : text), () => show(text));
+}
+
 function language() {
   return app.extensionManager?.setting?.get("Comfy.Locale");
 }

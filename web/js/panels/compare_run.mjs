@@ -2,9 +2,8 @@
 
 import { twice } from "./compare_graph.mjs";
 import { addStyles, api, app, make, nodeOfExecution, request } from "../page/frontend.mjs";
-import { localized } from "../messages.mjs";
 import { RANDOM, withSeeds } from "./seed.mjs";
-import { words } from "../words.mjs";
+import { localized, words } from "../words.mjs";
 
 const TEXTS = {
   en: {

@@ -2,11 +2,10 @@
 // upstream that shows the steps in which it is active. The server computes both with the sampler's code.
 
 import { addStyles, after, api, make, nodeOfRun, onOwnRun, requestLatest } from "../page/frontend.mjs";
-import { localized } from "../messages.mjs";
 import { Note } from "./note.mjs";
 import { Blocks, read } from "../widgets/grammar.mjs";
 import { blocksIn, modelFile, sourceOf, valueOf as valueBefore } from "../page/upstream.mjs";
-import { words } from "../words.mjs";
+import { localized, words } from "../words.mjs";
 
 const INPUTS = [
   "steps", "cfg", "solver", "schedule", "shift", "denoise", "cfg_start", "cfg_end", "start_step", "end_step",

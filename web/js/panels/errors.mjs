@@ -3,9 +3,8 @@
 
 import { api, nodeOfRun } from "../page/frontend.mjs";
 import { Note } from "./note.mjs";
-import { localized } from "../messages.mjs";
 import { sourceOf } from "../page/upstream.mjs";
-import { words } from "../words.mjs";
+import { localized, words } from "../words.mjs";
 
 const NAMED = /^([A-Z]\w+): (.+)/s;
 

@@ -2,8 +2,8 @@
 // run ends. The server sends it as progress_text, which a page without the scripts shows in the frontend's widget.
 
 import { api, nodeOfRun, ours, removeTextPreview } from "../page/frontend.mjs";
-import { localized } from "../messages.mjs";
 import { Note } from "./note.mjs";
+import { localized } from "../words.mjs";
 
 const shown = new WeakMap(); // node -> { note, text }
 const covered = new Map(); // node type -> whether a text is already in another note of the node
