@@ -20,7 +20,7 @@ NUMBERS = {"strength", "start_percent", "end_percent", "mask_strength", "guidanc
 
 def require_model(node: str, model: Any, name: str = "model") -> None:
     """Raises: InputError for what is no MODEL."""
-    fits = all(hasattr(model, each) for each in ("model", "model_options", "get_model_object", "clone"))
+    fits = hasattr(model, "model")
     require(fits, node, name, _not(model, "a MODEL"), "Connect the MODEL of a loader")
 
 

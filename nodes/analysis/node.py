@@ -146,11 +146,11 @@ class BlockAnalysis:
         given = {"attributes": attributes, "prompts": prompts, "judge": judge, "save_as": save_as}
         attributes = widgets.check_values(NODE, OPTIONAL, given)["attributes"]
         require_model(NODE, model)
-        require_vae(NODE, vae, model)
-        check_latent(NODE, latent_image)
         saved = SavedResults(save_as) if save_as.strip() else None
         facts = sampling.read_model(model)
         blocks = _check(model, facts, inputs)
+        check_latent(NODE, latent_image)
+        require_vae(NODE, vae, model)
         first, batch = sampling.first_image(latent_image)
         latent = sampling.fitted(model, first)
         check_inputs(NODE, facts, positive, negative, latent["samples"])

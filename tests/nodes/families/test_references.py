@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,8 +67,8 @@ def test_a_block_prompt_of_another_length_is_refused_where_the_single_blocks_kee
         ({"start_percent": 0.5}, "it has start_percent"),
         ({"end_percent": 0.5}, "it has end_percent"),
         ({"strength": 0.2}, "it has strength"),
-        ({"hooks": object()}, "it has hooks"),
-        ({"control": object()}, "it has control"),
+        ({"hooks": SimpleNamespace(hooks=[])}, "it has hooks"),
+        ({"control": SimpleNamespace(get_control=None)}, "it has control"),
     ],
 )
 def test_what_a_block_prompt_would_drop_is_refused(bench, options, found):
