@@ -69,7 +69,7 @@ def _literals(node: ast.AST) -> Iterator[tuple[str, int]]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value, node.lineno
     elif isinstance(node, ast.JoinedStr):
-        yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values), node.lineno
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values), node.lineno
         for part in node.values:
             if isinstance(part, ast.FormattedValue):
                 yield from _literals(part.value)
