@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .comfyui.loading.clip_vae import refuse_stand_in
+from .comfyui.run.sampling import latent_channels_of
 from .errors import require
 
 NOTHING = "nothing came in"
@@ -35,14 +36,9 @@ def require_vae(node: str, vae: Any, model: Any, name: str = "vae") -> None:
     refuse_stand_in(vae)
     right = "Connect the VAE that belongs to the model"
     require(hasattr(vae, "decode"), node, name, _not(vae, "a VAE"), right)
-    own, channels = channels_of(model), getattr(vae, "latent_channels", None)
+    own, channels = latent_channels_of(model), getattr(vae, "latent_channels", None)
     found = f"it decodes latents of {channels} channels, and the model makes {own}"
     require(None in (own, channels) or own == channels, node, name, found, right)
-
-
-def channels_of(model: Any) -> int | None:
-    """The channels of a MODEL's latents; None if unknown."""
-    return getattr(model.get_model_object("latent_format"), "latent_channels", None)
 
 
 def require_conditioning(node: str, name: str, conditioning: Any) -> None:
@@ -64,9 +60,9 @@ def require_conditioning(node: str, name: str, conditioning: Any) -> None:
 
 
 def _wrong_option(options: Mapping[str, Any]) -> str:
-    """What is wrong with the options of a prompt, "" if nothing is."""
+    """What is wrong with the options of a prompt besides its pooled text, "" if nothing is."""
     for key, value in options.items():
-        if not all(each.isfinite().all() for each in _tensors((value,))):
+        if key != "pooled_output" and not all(each.isfinite().all() for each in _tensors((value,))):
             return f"{key} holds values that are not finite"
     given = {key: value for key, value in options.items() if value is not None}
     for key in NUMBERS & given.keys():

@@ -171,6 +171,14 @@ class Client:
         files = [file for output in record["outputs"].values() for file in output.get("images", [])]
         return [self.fetch("/view?" + urlencode(file)) for file in files]
 
+    def images_by_node(self, record: dict[str, Any]) -> dict[str, list[bytes]]:
+        """The same by node: nodes that do not depend on each other run in any order."""
+        return {
+            node: self.images({"outputs": {node: output}})
+            for node, output in record["outputs"].items()
+            if output.get("images")
+        }
+
     def upload(self, name: str, content: bytes, *, overwrite: bool = True) -> str:
         """Put an image into the server's input folder; returns the name that LoadImage takes."""
         form = aiohttp.FormData({"overwrite": str(overwrite).lower()})

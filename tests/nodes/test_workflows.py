@@ -30,12 +30,16 @@ def read(path: Path):
 
 
 def images_of(comfyui, record) -> list[np.ndarray]:
-    return [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(float) for image in comfyui.images(record)]
+    return pixels(comfyui.images(record))
 
 
-def prompt_of(comfyui, workflow):
+def pixels(images) -> list[np.ndarray]:
+    return [np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(float) for image in images]
+
+
+def prompt_of(info, workflow):
     """The workflow as a prompt, in which an analysis, of 25 images or more, has 3 steps."""
-    prompt = to_prompt(workflow, comfyui.object_info())
+    prompt = to_prompt(workflow, info)
     for node in prompt.values():
         if node["class_type"] == "BlockAnalysis":
             node["inputs"]["steps"] = 3
@@ -44,12 +48,8 @@ def prompt_of(comfyui, workflow):
 
 def images_by_node(comfyui, workflow) -> dict[str, list[np.ndarray]]:
     """The images of a run by the node that saved them: nodes that do not depend on each other run in any order."""
-    record = comfyui.run(prompt_of(comfyui, workflow))
-    return {
-        node: images_of(comfyui, {"outputs": {node: output}})
-        for node, output in record["outputs"].items()
-        if output.get("images")
-    }
+    found = comfyui.images_by_node(comfyui.run(prompt_of(comfyui.object_info(), workflow)))
+    return {node: pixels(images) for node, images in found.items()}
 
 
 def each(paths):
@@ -120,7 +120,7 @@ def test_a_note_explains_and_nodes_do_not_overlap(path):
 
 @runs(SHIPPED)
 def test_the_small_model_runs_it(comfyui, path):
-    found = images_of(comfyui, comfyui.run(prompt_of(comfyui, read(path))))
+    found = images_of(comfyui, comfyui.run(prompt_of(comfyui.object_info(), read(path))))
     assert found and all(np.isfinite(image).all() and image.std() > 1 for image in found)
     if len(found) == 2 and path.stem != "analysis":  # without and with the node of the workflow
         assert found[0].shape != found[1].shape or np.abs(found[0] - found[1]).mean() > 0.1
@@ -165,10 +165,10 @@ def test_a_frozen_copy_of_every_node_still_runs(comfyui):
     contained = {path: {n["type"] for n in read(path)["nodes"]} & ours for path in FROZEN if path.stem not in LARGE}
     left = set().union(*contained.values())
     assert {"MMDiTLoader", "FlowMatchingSampler", "BlockSkip", "TextBoost", "BlockAnalysis"} <= left
-    shipped = [prompt_of(comfyui, read(path)) for path in SHIPPED]
-    as_shipped = [path for path in contained if prompt_of(comfyui, read(path)) in shipped]
+    shipped = [prompt_of(info, read(path)) for path in SHIPPED]
+    as_shipped = [path for path in contained if prompt_of(info, read(path)) in shipped]
     left -= set().union(*(contained[path] for path in as_shipped))
     while left:
         path = max(contained, key=lambda candidate: len(contained[candidate] & left))
-        assert images_of(comfyui, comfyui.run(prompt_of(comfyui, read(path))))
+        assert images_of(comfyui, comfyui.run(prompt_of(info, read(path))))
         left -= contained[path]

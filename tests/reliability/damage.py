@@ -70,7 +70,7 @@ class Parts:
     entries: list[tuple[Any, Any]]
     data: bytes
     metadata: Any = None
-    length: int | None = None  # that the file claims for its header, if it lies
+    length: int | None = None  # that the file claims for its header, where that is false
 
     def file(self) -> bytes:
         first = [] if self.metadata is None else [("__metadata__", self.metadata)]
@@ -336,8 +336,8 @@ def _metadata_object(parts: Parts, random: Random) -> None:
 
 def _lie(parts: Parts, random: Random) -> None:
     true = len(parts.file())
-    lies = (0, 1, 2, 7, true, true - 8, true + 1, 99_999_999, 100_000_001, 2**32, 2**63, 2**64 - 1)
-    parts.length = random.choice(lies)
+    claims = (0, 1, 2, 7, true, true - 8, true + 1, 99_999_999, 100_000_001, 2**32, 2**63, 2**64 - 1)
+    parts.length = random.choice(claims)
 
 
 CHANGES: dict[str, Callable[[Parts, Random], None]] = {

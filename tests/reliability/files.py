@@ -7,9 +7,7 @@ prints the number of files by outcome as JSON, and each defect with the command 
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import re
 import shutil
 import sys
@@ -25,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 from scripts import in_process
+from tests.reliability import command
 from tests.reliability.damage import OUTSIDE, PLAIN, Case, Link, make_case, parts_of, random_state
 
 SLOW = 10.0  # seconds of the processor for one file
@@ -226,18 +225,10 @@ def open_pack() -> ModuleType:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.reliability.files", description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000, help="number of files")
-    parser.add_argument("--seed", default="0", help="a number, or seed/number of one file to repeat")
-    given = parser.parse_args(words)
-    seeds = [given.seed] if "/" in given.seed else [f"{given.seed}/{number}" for number in range(given.count)]
+    seeds = command.seeds_of(words, "files", __doc__, "file", 10_000)
     with Run(open_pack()) as run:
-        for seed in seeds:
-            for defect in run.one(seed):
-                print(f"{seed}: {defect}", file=sys.stderr, flush=True)
-    found = {"files": len(seeds), "kinds": run.kinds, "outcomes": run.outcomes, "defects": len(run.defects)}
-    print(json.dumps(found, indent=1))
-    return bool(run.defects)
+        command.run_all(seeds, run.one)
+    return command.status(run.defects, files=len(seeds), kinds=run.kinds, outcomes=run.outcomes)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,9 @@ error that names a node, its input, what was found and what is right, before any
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +26,10 @@ from mmdit_core.checkpoints.keymaps import expected_shapes
 from mmdit_core.config import FluxConfig
 from scripts.client import Client, ComfyUIError
 from scripts.environment import ROOT
-from scripts.installations import Installation, without_installing
+from scripts.installations import Installation
 from scripts.server import Server
 from scripts.workflow import ObjectInfo, Prompt, is_widget
+from tests.reliability import command
 from tests.reliability.damage import parts_of
 from tests.reliability.graphs import GOOD, OTHER, SOURCES, TARGET, inputs_of, nodes_of_pack, valid_prompt
 
@@ -230,21 +228,11 @@ def odd_server(installation: Installation, base: Path) -> Iterator[Server]:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.reliability.inputs", description=__doc__)
-    parser.add_argument("--count", type=int, default=3000, help="number of prompts")
-    parser.add_argument("--seed", default="0", help="a number, or seed/number of one prompt to repeat")
-    given = parser.parse_args(words)
-    installation = without_installing()
-    assert installation is not None, "run `python scripts/test.py` once"
-    seeds = [given.seed] if "/" in given.seed else [f"{given.seed}/{number}" for number in range(given.count)]
-    with tempfile.TemporaryDirectory() as base, odd_server(installation, Path(base)) as server:
+    seeds = command.seeds_of(words, "inputs", __doc__, "prompt", 3000)
+    with command.comfyui() as (installation, base), odd_server(installation, base) as server:
         fuzzer = Fuzzer(server.client)
-        for seed in seeds:
-            for defect in fuzzer.one(seed):
-                print(f"{seed}: {defect}", file=sys.stderr, flush=True)
-    found = {"prompts": len(seeds), "nodes": fuzzer.nodes, "outcomes": fuzzer.outcomes, "defects": len(fuzzer.defects)}
-    print(json.dumps(found, indent=1))
-    return bool(fuzzer.defects)
+        command.run_all(seeds, fuzzer.one)
+    return command.status(fuzzer.defects, prompts=len(seeds), nodes=fuzzer.nodes, outcomes=fuzzer.outcomes)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,10 @@ prints the number of requests by status as JSON, and each defect with the comman
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import io
-import json
 import re
 import sys
-import tempfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,8 +20,8 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from scripts.client import Client, ComfyUIError
-from scripts.installations import without_installing
 from scripts.server import Server
+from tests.reliability import command
 from tests.reliability.json_damage import ODD, as_bytes, damaged
 
 ROUTES = ("/mmdit/blocks", "/mmdit/presets", "/mmdit/tokens", "/mmdit/curve")
@@ -167,23 +164,13 @@ class Fuzzer:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.reliability.routes", description=__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="number of requests")
-    parser.add_argument("--seed", default="0", help="a number, or seed/number of one request to repeat")
-    given = parser.parse_args(words)
-    installation = without_installing()
-    assert installation is not None, "run `python scripts/test.py` once"
-    seeds = [given.seed] if "/" in given.seed else [f"{given.seed}/{number}" for number in range(given.count)]
-    with tempfile.TemporaryDirectory() as base, Server(installation, Path(base)) as server:
+    seeds = command.seeds_of(words, "routes", __doc__, "request", 1000)
+    with command.comfyui() as (installation, base), Server(installation, base) as server:
         fuzzer = Fuzzer(server.client, server.base)
-        for seed in seeds:
-            for defect in fuzzer.one(seed):
-                print(f"{seed}: {defect}", file=sys.stderr, flush=True)
+        command.run_all(seeds, fuzzer.one)
         for name in fuzzer.changes():
             print(f"changed: {name}", file=sys.stderr)
-    found = {"requests": len(seeds), "statuses": fuzzer.statuses, "defects": len(fuzzer.defects)}
-    print(json.dumps(found, indent=1))
-    return bool(fuzzer.defects)
+    return command.status(fuzzer.defects, requests=len(seeds), statuses=fuzzer.statuses)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from scripts.console import say
 from scripts.environment import ROOT
 from scripts.installations import COMFYUI_HOME, find
 from scripts.server import Server
-from scripts.workflow import Prompt, nodes_of, to_prompt
+from scripts.workflow import ObjectInfo, Prompt, nodes_of, to_prompt
 from scripts.workflow_specs import WORKFLOWS
 
 PROBE = Path(__file__).parent / "probe"
@@ -75,9 +75,8 @@ class Results:
         return statistics.linear_regression(range(len(values)), values).slope / ROUND
 
 
-def workflows(client: Client) -> dict[str, Prompt]:
+def workflows(info: ObjectInfo) -> dict[str, Prompt]:
     """The prompts of the shipped workflows that the small model runs."""
-    info = client.object_info()
     files = {spec.name: ROOT / "workflows" / f"{spec.name}.json" for spec in WORKFLOWS if spec.small}
     return {name: to_prompt(json.loads(path.read_text(encoding="utf-8")), info) for name, path in files.items()}
 
@@ -122,9 +121,8 @@ def insert(prompt: Prompt, kind: str, inputs: dict[str, Any]) -> None:
     prompt[kind] = {"class_type": kind, "inputs": {**inputs, "model": [loader, 0]}}
 
 
-def defaults(client: Client, prompt: Prompt) -> Prompt:
+def defaults(info: ObjectInfo, prompt: Prompt) -> Prompt:
     """The prompt with the default of every required input that it leaves out."""
-    info = client.object_info()
     for node in prompt.values():
         for name, form in info[node["class_type"]]["input"].get("required", {}).items():
             if name not in node["inputs"] and len(form) > 1 and "default" in form[1]:
@@ -183,13 +181,14 @@ def until_gone(client: Client, events: Events, job: str) -> Iterator[Event]:
 
 def soak(client: Client, cycles: int, seed: int, results: Results) -> None:
     """Run all cycles, in rounds of ROUND, by two clients at once."""
-    known = workflows(client)
+    info = client.object_info()
+    known = workflows(info)
     took = dict.fromkeys(known, 3.0)  # seconds of a whole run, learnt from those that were not cancelled
 
     def one(number: int) -> None:
         chance = random.Random(f"{seed} {number}")
         name = chance.choice(sorted(known))
-        prompt = defaults(client, varied(known[name], chance))
+        prompt = defaults(info, varied(known[name], chance))
         moment = chance.uniform(0, 1.5 * took[name]) if chance.random() < 0.75 else None
         start = time.monotonic()
         cycle(client, prompt, moment, results)
@@ -205,7 +204,7 @@ def soak(client: Client, cycles: int, seed: int, results: Results) -> None:
                 time.sleep(1)  # the worker does it when it wakes
             if index % CHECK_EVERY == CHECK_EVERY - 1 or number + ROUND >= cycles:
                 prompt = checked(known, random.Random(f"{seed} check {index}"))
-                results.checks.append((defaults(client, prompt), images_by_node(client, prompt)))
+                results.checks.append((defaults(info, prompt), client.images_by_node(client.run(prompt))))
             results.held.append(client.get("/probe"))
             print(f"{number + ROUND} cycles: {dict(results.ends)}, {results.held[-1]}", file=sys.stderr, flush=True)
 
@@ -215,16 +214,10 @@ def checked(known: dict[str, Prompt], chance: random.Random) -> Prompt:
     return varied(known[chance.choice(["quickstart", "boost-a-phrase", "edit-by-words", "skip-for-speed"])], chance)
 
 
-def images_by_node(client: Client, prompt: Prompt) -> dict[str, list[bytes]]:
-    """The image files of a job by node: those that do not depend on each other run in any order."""
-    outputs = client.run(prompt)["outputs"]
-    return {node: client.images({"outputs": {node: output}}) for node, output in outputs.items()}
-
-
 def differing(checks: list[tuple[Prompt, dict[str, list[bytes]]]]) -> int:
     """How many of the checked jobs give other image files on a fresh server."""
     with fresh_server() as client:
-        return sum(images_by_node(client, prompt) != images for prompt, images in checks)
+        return sum(client.images_by_node(client.run(prompt)) != images for prompt, images in checks)
 
 
 def write_lora(folder: Path) -> None:

@@ -71,11 +71,16 @@ def read_model(model) -> ModelFacts:
         shift=shift_in(flow),
         config=core_config(model),
         text_width=None if family is None else _text_width(model, family),
-        channels=None if family is None else model.get_model_object("latent_format").latent_channels,
+        channels=None if family is None else latent_channels_of(model),
         blocks=block_counts(model.model),
         sections=sections_of(model.model),
         has_guidance=CFG_FUNCTION in model.model_options,
     )
+
+
+def latent_channels_of(model) -> int | None:
+    """The channels of a MODEL's latents; None if its format does not say it."""
+    return getattr(model.get_model_object("latent_format"), "latent_channels", None)
 
 
 def _text_width(model, family: Family) -> int | None:

@@ -18,8 +18,8 @@ def why_too_much(text: str) -> tuple[str, str] | None:
     if word := _LONG_WORD.search(text):
         found = f"it has a word of {len(word[0]):,} letters, {word[0][:20]!r}..."
         return found, f"Write words of at most {_LONGEST_WORD:,} letters"
-    if _depth(text) > _DEEPEST:
-        return f"it has parentheses in parentheses, {_depth(text):,} deep", f"Write at most {_DEEPEST}"
+    if (depth := _depth(text)) > _DEEPEST:
+        return f"it has parentheses in parentheses, {depth:,} deep", f"Write at most {_DEEPEST}"
     return None
 
 
