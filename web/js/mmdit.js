@@ -224,7 +224,7 @@ function addStrip({ node, about, name, value }) {
 /** The field shown until the strip's module is loaded. Returns: a function that shows a text. */
 function plainField(element, widget) {
   const field = document.createElement("input");
-  field.ariaLabel = widget.name;
+  queueMicrotask(() => (field.ariaLabel = widget.label ?? widget.name));
   field.value = widget.value;
   field.addEventListener("input", () => (widget.value = field.value));
   element.append(field);

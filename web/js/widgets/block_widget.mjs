@@ -32,6 +32,8 @@ export function drawStrip({ node, about, widget, element, kind }) {
   widget.isVisible = () => !widget.hidden && node.isWidgetVisible(widget);
   forwardToCanvas(element);
   strip.setText(widget.value);
+  // ComfyUI labels a widget as soon as it is made; a frame later would show the English name first.
+  queueMicrotask(() => strip.show({ label: widget.label ?? widget.name }));
   updateOnChange({ node, about, widget, strip }, refresh);
   return (text) => {
     if (text !== strip.text) strip.setText(text);

@@ -13,6 +13,7 @@ const PERCENT = /^(first|last|middle) *(\d+(?:\.\d+)?) *%$/;
 const BEFORE_EXCEPTION = /(?<=\d) +(?=!)/g;
 const BETWEEN_NUMBERS = /(?<=\d) +(?=[ds]?\d)/gi;
 const DIGITS = "\\d(?:_?\\d)*";
+const MOST_DIGITS = 18; // of a block's number
 const FLOAT = new RegExp(`^[+-]?(?:${DIGITS}(?:\\.(?:${DIGITS})?)?|\\.${DIGITS})(?:e[+-]?${DIGITS})?$`);
 
 /**
@@ -200,6 +201,9 @@ function blocksOf(body, part, blocks) {
 function numberOf(kind, digits, part, blocks, first = Infinity) {
   const before = kind === "s" ? blocks.double : 0;
   const most = { d: blocks.double, s: blocks.single, "": blocks.total }[kind];
+  if (digits.length > MOST_DIGITS) {
+    throw new InvalidPart("grammar", `${digits.slice(0, MOST_DIGITS)}... is no block. ${blocks.describe()}`);
+  }
   const value = BigInt(digits);
   if (value >= most) {
     const where = part === kind + digits ? "" : ` (in ${quoted(part)})`;
