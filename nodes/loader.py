@@ -11,6 +11,7 @@ from ..mmdit_core.checkpoints.errors import CheckpointError, UnknownModelError
 from ..mmdit_core.checkpoints.header import Header, read_header
 from ..mmdit_core.checkpoints.quantised import QuantisedError, is_quantisation
 from .comfyui.frontend.messages import show_text
+from .comfyui.frontend.progress import raise_if_cancelled
 from .comfyui.loading import clip_vae, folders, other_models
 from .comfyui.loading.metadata import says_shift
 from .comfyui.loading.model import WEIGHT_DTYPES, core_config, load_model
@@ -130,7 +131,10 @@ class MMDiTLoader:
                 if any(key.startswith("mmdit.") for key in header.metadata):
                     raise  # ComfyUI's loader would not heed what the metadata say
                 return _load_other(header, weight_dtype, unique_id)
-            clip, vae = _component(clip_vae.load_clip, header), _component(clip_vae.load_vae, header)
+            raise_if_cancelled()
+            clip = _component(clip_vae.load_clip, header)
+            raise_if_cancelled()
+            vae = _component(clip_vae.load_vae, header)
         except CheckpointError as error:
             raise ValueError(f"{NODE}: checkpoint: {error}") from error
         log.info("Loaded %s: %s, with %s", checkpoint, model.model_dtype(), ", ".join(components(header)))
@@ -159,6 +163,7 @@ def _load_other(header: Header, weight_dtype: str, unique_id: str | None):
         raise UnknownModelError(header.source, reason, "Take the bf16, the fp16 or an fp8 version in ComfyUI's layout")
     with other_models.Missing() as missing:
         model = other_models.load_model(str(header.source), weight_dtype)
+        raise_if_cancelled()
         clip, vae = other_models.load_parts(header, kind)
     lines = [f"{label}: ComfyUI's own MODEL. All nodes of this pack take it."]
     if weight_dtype != "default" and any(map(is_quantisation, header.tensors)):
