@@ -79,8 +79,9 @@ class Results:
 
 def workflows(info: ObjectInfo) -> dict[str, Prompt]:
     """The prompts of the shipped workflows that the small model runs."""
-    files = {spec.name: ROOT / "workflows" / f"{spec.name}.json" for spec in WORKFLOWS if spec.small}
-    return {name: to_prompt(json.loads(path.read_text(encoding="utf-8")), info) for name, path in files.items()}
+    names = ["quickstart", *(spec.name for spec in WORKFLOWS if spec.small)]
+    files = {name: (ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8") for name in names}
+    return {name: to_prompt(json.loads(text), info) for name, text in files.items()}
 
 
 def varied(prompt: Prompt, chance: random.Random) -> Prompt:
@@ -214,7 +215,9 @@ def soak(client: Client, cycles: int, seed: int, results: Results) -> None:
                 prompt = checked(known, random.Random(f"{seed} check {index}"))
                 results.checks.append((defaults(info, prompt), client.images_by_node(client.run(prompt))))
             results.held.append(client.get("/probe"))
-            print(f"{number + ROUND} cycles: {dict(results.ends)}, {results.held[-1]}", file=sys.stderr, flush=True)
+            slowest = max((max(each) for each in results.cancels.values()), default=0.0)
+            line = f"{number + ROUND} cycles: {dict(results.ends)}, slowest cancel {slowest:.2f} s, {results.held[-1]}"
+            print(line, file=sys.stderr, flush=True)
 
 
 def checked(known: dict[str, Prompt], chance: random.Random) -> Prompt:

@@ -74,6 +74,15 @@ def refuse_stand_in(component: Any) -> None:
         raise StandInError(component._message)
 
 
+class CancellableData(dict[str, Any]):
+    """Data of tokenizers. ComfyUI reads it for each of the three that it makes, which take a second together."""
+
+    def get(self, *key_and_default: Any) -> Any:
+        """As of a dict. Raises: ComfyUI's interrupt if the run is cancelled."""
+        raise_if_cancelled()
+        return super().get(*key_and_default)
+
+
 class SizedTextEncoders(comfy.text_encoders.sd3_clip.SD3ClipModel):
     """SD3's three encoders at any widths; ComfyUI's class joins them at 4096 channels only."""
 
@@ -140,7 +149,7 @@ def load_clip(path: str | PathLike[str] | Header, disable_dynamic: bool = False)
     clip = comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        tokenizer_data=state_dict,
+        tokenizer_data=CancellableData(state_dict),
         parameters=comfy.utils.calculate_parameters(state_dict),
         state_dict=state_dict,
         model_options={"t5xxl_quantization_metadata": {"mixed_ops": True}} if scaled else {},

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.sd1_clip
 import comfy.utils
 import pytest
 import torch
@@ -98,6 +100,43 @@ WRONG_PARTS = {
         r"VAE.*taesd_decoder\.1\.bias|wrong shape",
     ),
 }
+
+
+def test_a_cancel_ends_the_loading_of_text_encoders_between_two_tokenizers(pack, small, monkeypatch):
+    made, original = [], comfy.sd1_clip.SDTokenizer.__init__
+
+    def note(self, *args, **kwargs):
+        made.append(self)
+        comfy.model_management.interrupt_current_processing()
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.sd1_clip.SDTokenizer, "__init__", note)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        loading(pack, "clip_vae").load_clip(small[0])
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(("part", "loaded"), [("load_model", []), ("load_clip", ["load_model"])])
+def test_a_cancel_ends_the_loading_of_a_file_between_its_parts(pack, monkeypatch, part, loaded):
+    loader, done = sys.modules[f"{pack.__name__}.nodes.loader"], []
+
+    def wrap(name, original):
+        def load(*args, **kwargs):
+            result = original(*args, **kwargs)
+            if name == part:
+                comfy.model_management.interrupt_current_processing()
+            else:
+                done.append(name)
+            return result
+
+        return load
+
+    monkeypatch.setattr(loader, "load_model", wrap("load_model", loader.load_model))
+    for name in ("load_clip", "load_vae"):
+        monkeypatch.setattr(loader.clip_vae, name, wrap(name, getattr(loader.clip_vae, name)))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        loader.MMDiTLoader().load("mmdit-small.safetensors", "default")
+    assert done == loaded
 
 
 @pytest.mark.parametrize("case", WRONG_PARTS)
