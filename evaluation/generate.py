@@ -69,10 +69,15 @@ def file_names(kind: str, prompts: Sequence[Prompt], seeds: Sequence[int]) -> di
         for seed in seeds:
             count = counts.get(prompt.category, 0)
             counts[prompt.category] = count + 1
-            text = re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", prompt.text).strip(". ")
-            text = text.encode()[:LONGEST].decode(errors="ignore")
-            names[number, seed] = Path(prompt.category, "samples", f"{text}_{count:06}.png")
+            folder = _as_name(prompt.category)
+            names[number, seed] = Path(folder, "samples", f"{_as_name(prompt.text)}_{count:06}.png")
     return names
+
+
+def _as_name(text: str) -> str:
+    """A text as a part of a path: without separators, and no name of a folder above."""
+    name = re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", text).strip(". ")
+    return name.encode()[:LONGEST].decode(errors="ignore")
 
 
 def check_settings(folder: Path, kind: str, source: Source, seeds: Sequence[int]) -> str:
@@ -91,7 +96,13 @@ def check_settings(folder: Path, kind: str, source: Source, seeds: Sequence[int]
     }
     noted = folder / SETTINGS
     if noted.exists():
-        before = json.loads(noted.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(noted.read_text(encoding="utf-8"))
+            known = isinstance(before["seeds"], list)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            known = False
+        if not known:
+            raise SettingsError(f"--out: {noted} is not from this command. Remove it, or give another folder")
         differing = [name for name in found if name != "seeds" and found[name] != before.get(name)]
         # One list may be the start of the other, but the names of T2I-CompBench++ count over the seeds of all prompts.
         shared = min(len(seeds), len(before["seeds"])) if kind != "compbench" else None

@@ -136,7 +136,7 @@ def _read_geneval(path: Path, category: str) -> tuple[str, list[Prompt]]:
         where = f"{path}, line {number}"
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise PromptSetError(f"{where} is not JSON") from None
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
             raise PromptSetError(f'{where} has no "prompt"; GenEval\'s lines are {{"tag", "include", "prompt"}}')
@@ -204,8 +204,8 @@ def _expected(cells: Mapping[str, str], where: str) -> dict[str, Any]:
         first, second = cells["object1"], cells["object2"]
         return {"include": [{"class": second}, {"class": first, "position": [cells["relation"], 0]}]}
     if cells.get("number") and cells.get("object"):
-        if not cells["number"].isascii() or not cells["number"].isdigit() or not int(cells["number"]):
-            raise PromptSetError(f"{where}: the number {cells['number']!r} is not a whole number above 0")
+        if not re.fullmatch(r"0*[1-9][0-9]{0,5}", cells["number"]):
+            raise PromptSetError(f"{where}: the number {cells['number']!r:.40} is not a whole number from 1 to 999999")
         noun, count = cells["object"], int(cells["number"])
         return {"include": [{"class": noun, "count": count}], "exclude": [{"class": noun, "count": count + 1}]}
     colours = next((cells[name] for name in COLOUR_COLUMNS if cells.get(name)), "")
@@ -213,7 +213,7 @@ def _expected(cells: Mapping[str, str], where: str) -> dict[str, Any]:
         return {}
     try:
         pairs = json.loads(colours)
-    except ValueError:
+    except (ValueError, RecursionError):
         pairs = None
     if not isinstance(pairs, dict) or not all(isinstance(value, str) and value for value in pairs.values()):
         raise PromptSetError(f'{where}: {colours!r} is not a JSON object such as {{"car": "red"}}')

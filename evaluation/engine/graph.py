@@ -109,17 +109,21 @@ def read_workflow(path: Path) -> Graph:
     """Read a workflow in API format. Raises: WorkflowError for another file."""
     try:
         graph = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkflowError(f"--workflow: {path} cannot be read: {error}") from error
     if isinstance(graph, dict) and "nodes" in graph and "links" in graph:
         raise WorkflowError(
             f"--workflow: {path} is a saved workflow. In ComfyUI open it and choose Workflow > Export (API); give the "
             "file that this makes"
         )
-    plain = isinstance(graph, dict) and graph and all(isinstance(node, dict) for node in graph.values())
-    if not plain or not all({"class_type", "inputs"} <= set(node) for node in graph.values()):
+    if not isinstance(graph, dict) or not graph or not all(map(_is_node, graph.values())):
         raise WorkflowError(f"--workflow: {path} is no workflow in API format (Workflow > Export (API) in ComfyUI)")
     return graph
+
+
+def _is_node(value: Any) -> bool:
+    known = isinstance(value, dict) and isinstance(value.get("class_type"), str)
+    return known and isinstance(value.get("inputs"), dict)
 
 
 def find_recipe(graph: Graph, batch: int = 1) -> Recipe:
@@ -231,20 +235,25 @@ def _saves(node: Mapping[str, Any]) -> bool:
 
 def _encoders(graph: Graph, link: Link) -> Iterator[Link]:
     """The links that give an encoded text, at the ends of the way up through nodes that change a conditioning."""
-    node = graph[link[0]]
-    if _is_link(node["inputs"].get("clip")) and not any(_is_link(node["inputs"].get(name)) for name in GUIDED):
-        yield link
-        return
-    ups = [value for name, value in node["inputs"].items() if _is_link(value) and name.startswith(CONDITIONINGS)]
-    if not ups:
-        raise WorkflowError(
-            f"the prompt comes from {node['class_type']} (node {link[0]}), which encodes no text of a CLIP. Use a text "
-            "encode node"
-        )
-    # A node with a positive and a negative passes each on: output 0 and 1.
-    chosen = [node["inputs"]["positive"]] if "positive" in node["inputs"] and link[1] == 0 else ups
-    for up in chosen:
-        yield from _encoders(graph, tuple(up))
+    waiting, seen = [link], set()
+    while waiting:
+        link = waiting.pop()
+        if link in seen:
+            continue
+        seen.add(link)
+        node = graph[link[0]]
+        if _is_link(node["inputs"].get("clip")) and not any(_is_link(node["inputs"].get(name)) for name in GUIDED):
+            yield link
+            continue
+        ups = [value for name, value in node["inputs"].items() if _is_link(value) and name.startswith(CONDITIONINGS)]
+        if not ups:
+            raise WorkflowError(
+                f"the prompt comes from {node['class_type']} (node {link[0]}), which encodes no text of a CLIP. Use a "
+                "text encode node"
+            )
+        # A node with a positive and a negative passes each on: output 0 and 1.
+        chosen = [node["inputs"]["positive"]] if "positive" in node["inputs"] and link[1] == 0 else ups
+        waiting += [tuple(up) for up in chosen]
 
 
 def _guess_text(node: Mapping[str, Any]) -> tuple[str, ...]:

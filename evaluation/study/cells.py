@@ -81,8 +81,12 @@ class Cells:
             write_whole(stored, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
         self._done: dict[tuple[str, int, int, int], list[Cell]] = {}
         self._file = (folder / PROGRESS).open("a", encoding="utf-8")
-        _lock(self._file, folder)
-        self._read()
+        try:
+            _lock(self._file, folder)
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> Cells:
         return self
@@ -125,16 +129,22 @@ class Cells:
             return
         whole = 0  # bytes up to the end of the last whole line
         with path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
                 try:
                     entry = json.loads(line)
                     if not line.endswith(b"\n"):
                         raise ValueError("cut short")
                 except ValueError:
                     break
+                except RecursionError:
+                    entry = None
                 whole += len(line)
-                name, seed, first, end = entry["unit"]
-                self._done[(name, seed, first, end)] = [_cell(each) for each in entry["cells"]]
+                try:
+                    name, seed, first, end = entry["unit"]
+                    self._done[(name, seed, first, end)] = [_cell(each) for each in entry["cells"]]
+                except (KeyError, TypeError, ValueError):
+                    found = f"--out: {path}, line {number} is not a part of a study"
+                    raise FolderError(f"{found}. Give another folder, or remove the line") from None
         with path.open("rb+") as file:
             file.truncate(whole)
 

@@ -84,6 +84,20 @@ def test_a_file_that_is_no_plan_is_named(tmp_path, text):
         opened(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "null", '{"unit": []}', '{"unit": [[], 0, 0, 1], "cells": []}', '{"unit": ["a", 0, 0, 1], "cells": [{}]}']
+    + ["[" * 100_000],
+)
+def test_a_line_of_another_program_is_named(tmp_path, line):
+    with opened(tmp_path):
+        pass
+    (tmp_path / PROGRESS).write_text(line + "\n")
+    with pytest.raises(FolderError, match=r"progress\.jsonl, line 1 is not a part of a study"):
+        opened(tmp_path)
+    assert (tmp_path / PROGRESS).read_text() == line + "\n"
+
+
 def test_a_folder_of_another_study_is_refused_and_left_as_it_is(tmp_path):
     with opened(tmp_path) as cells:
         cells.add(unit := Unit(None, (0, 2), 0), cells_of(unit))

@@ -52,3 +52,16 @@ def test_compbench_names_its_images_by_prompt():
         "color/samples/a pink bowl_000002.png",
         "color/samples/a pink bowl_000003.png",
     ]
+
+
+@pytest.mark.parametrize("category", ["..", "...", "../x", "/", "a/../../b"])
+def test_no_category_leads_out_of_the_folder(category):
+    (path,) = file_names("compbench", [Prompt("a cup", category, {})], (0,)).values()
+    assert not path.is_absolute() and ".." not in path.parts and path.parts[-1] == "a cup_000000.png"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"seeds": 1}', "[" * 100_000, "\x00"])
+def test_a_note_of_another_program_is_refused(tmp_path, text):
+    (tmp_path / "generate.json").write_text(text)
+    with pytest.raises(SettingsError, match="generate.json is not from this command. Remove it"):
+        note(tmp_path)

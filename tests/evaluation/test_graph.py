@@ -131,6 +131,15 @@ def test_controlnets_pass_the_prompts_on():
     assert filled["p"]["inputs"]["text"] == "new" and filled["n"]["inputs"]["text"] == "bad"
 
 
+def test_a_long_way_to_the_prompt_is_followed():
+    graph, above = ksampler(), "p"
+    for number in range(3000):
+        graph[f"a{number}"] = node("ConditioningSetTimestepRange", conditioning=[above, 0], start=0.0, end=1.0)
+        above = f"a{number}"
+    graph["k"]["inputs"]["positive"] = [above, 0]
+    assert fill(graph)["p"]["inputs"]["text"] == "new"
+
+
 @pytest.mark.parametrize(
     ("kind", "names"), [("CLIPTextEncodeFlux", ("clip_l", "t5xxl")), ("TextEncodeQwenImageEditPlus", ("prompt",))]
 )
@@ -209,6 +218,13 @@ def changed(change, make=ksampler):
         (lambda g: g["d"]["inputs"].update(samples=["gone", 0]), "node gone"),
         (
             lambda g: (
+                g.update(x=node("ConditioningSetArea", conditioning=["x", 0]))
+                or g["k"]["inputs"].update(positive=["x", 0])
+            ),
+            "0 of: prompt",
+        ),
+        (
+            lambda g: (
                 g.update(
                     p2=node("CLIPTextEncode", clip=["c", 0], text="x"),
                     both=node("ConditioningCombine", conditioning_1=["p", 0], conditioning_2=["p2", 0]),
@@ -241,6 +257,9 @@ def test_a_setting_without_a_place_is_refused():
     [
         ("{", "cannot be read"),
         ("[]", "no workflow"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"a": {"class_type": "SaveImage", "inputs": null}}', "no workflow"),
+        ('{"a": {"class_type": [], "inputs": {}}}', "no workflow"),
         ('{"a": 1}', "no workflow"),
         ('{"nodes": [], "links": []}', "Export"),
     ],

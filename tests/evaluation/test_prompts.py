@@ -60,6 +60,7 @@ def test_genevals_lines_keep_their_tag_and_their_expectation(tmp_path):
     ("line", "words"),
     [
         ("{", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
         ("[1]", 'line 2 has no "prompt"'),
         ('{"prompt": "x", "include": {}, "exclude": {"a": 1}}', 'line 2: "exclude" must be a list'),
         ('{"prompt": "x", "include": [{"count": 1}]}', 'needs a "class"'),
@@ -146,7 +147,9 @@ def test_a_csv_has_categories_and_negative_prompts_of_its_own(tmp_path):
     [
         ("a,b\n1,2\n", "no column caption, prompt, text"),
         ("caption,colors\nx,red\n", "line 2: 'red' is not a JSON object"),
-        ("caption,number,object\nx,two,cat\n", "line 2: the number 'two' is not a whole number above 0"),
+        ("caption,number,object\nx,two,cat\n", "line 2: the number 'two' is not a whole number from 1 to 999999"),
+        (f"caption,number,object\nx,{'9' * 5000},cat\n", "line 2: the number '999"),
+        (f"caption,colors\nx,{'[' * 100_000}\n", "is not a JSON object"),
         ('caption\n"open\n', "is not CSV"),
         ("caption\n", "has no prompts"),
     ],
