@@ -52,8 +52,14 @@ def require_conditioning(node: str, name: str, conditioning: Any) -> None:
         demand(pair and isinstance(entry[0], Tensor), found=f"entry {index} is no text with options", right=right)
         context, options = entry
         demand(context.numel(), found=f"the text is of shape {list(context.shape)}", right=right)
+        pooled = options.get("pooled_output")
+        empty = isinstance(pooled, Tensor) and not pooled.is_nested and not pooled.numel()
+        demand(not empty, found="its pooled text is empty", right=right)
+        texts = list(_tensors((context, pooled)))
+        small = next((each.dtype for each in texts if each.dtype.itemsize == 1), None)
+        demand(small is None, found=f"the text's values are {small}", right="Convert it to float16 or float32")
         check = "Check the precision of the text encoder and the strengths of prompt weights"
-        finite = all(each.isfinite().all() for each in _tensors((context, options.get("pooled_output"))))
+        finite = all(each.isfinite().all() for each in texts)
         demand(finite, found="the text holds values that are not finite", right=check)
         wrong = _wrong_option(options)
         demand(not wrong, found=f"its {wrong}", right="Check the node that set it")
@@ -62,12 +68,16 @@ def require_conditioning(node: str, name: str, conditioning: Any) -> None:
 def _wrong_option(options: Mapping[str, Any]) -> str:
     """What is wrong with the options of a prompt besides its pooled text, "" if nothing is."""
     for key, value in options.items():
-        if key != "pooled_output" and not all(each.isfinite().all() for each in _tensors((value,))):
+        if not isinstance(key, str):
+            return f"option {key!r:.60} is no word"
+        if key != "pooled_output" and not all(is_finite(each) for each in _tensors((value,))):
             return f"{key} holds values that are not finite"
     given = {key: value for key, value in options.items() if value is not None}
     for key in NUMBERS & given.keys():
         if not (isinstance(given[key], Real) and math.isfinite(given[key])):
             return f"{key} is {given[key]!r:.60}"
+    if "control" in options:  # ComfyUI takes one from each prompt that has the key
+        given["control"] = options["control"]
     for key, fits in PARTS.items():
         if key in given and not fits(given[key]):
             return f"{key} cannot be used: {given[key]!r:.60}"
@@ -79,7 +89,8 @@ def _is_area(area: Any) -> bool:
     numbers = area[1:] if isinstance(area, tuple | list) and area[:1] == type(area)(["percentage"]) else area
     if not isinstance(numbers, tuple | list) or len(numbers) not in (4, 6):
         return False
-    valid = all(isinstance(each, int | float) and math.isfinite(each) and each >= 0 for each in numbers)
+    wanted = (int,) if numbers is area else (int, float)
+    valid = all(type(each) in wanted and math.isfinite(each) and each >= 0 for each in numbers)
     return valid and (numbers is not area or all(numbers[: len(numbers) // 2]))
 
 
@@ -102,8 +113,15 @@ PARTS: dict[str, Callable[[Any], bool]] = {
 
 
 def require_areas_inside(node: str, name: str, conditioning: Any, size: Sequence[int]) -> None:
-    """Raises: InputError for an area that begins outside the image. Args: size, of the latent, [..., H, W]."""
+    """Refuse areas and masks that do not fit the latent.
+
+    Args: size, of the latent, [..., H, W]. Raises: InputError for an area that begins outside, and for a mask of more
+        dimensions.
+    """
     for _, options in conditioning:
+        if (mask := options.get("mask")) is not None:
+            found = f"its mask is of shape {list(mask.shape)}, and the latent has {list(size)}"
+            require(mask.ndim <= len(size) + 1, node, name, found, "Connect a MASK of [images, height, width]")
         numbers = list(options.get("area") or ())
         ends: Sequence[float] = size
         if numbers[:1] == ["percentage"]:
@@ -117,6 +135,12 @@ def require_areas_inside(node: str, name: str, conditioning: Any, size: Sequence
 def require_tensor(node: str, name: str, value: Any, what: str, right: str) -> None:
     """Raises: InputError for what is no tensor. Args: what it should be, in words."""
     require(isinstance(value, Tensor), node, name, _not(value, what), right)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are, also of fp8, for which torch has no test."""
+    values = tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
+    return bool(values.isfinite().all())
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -18,7 +18,9 @@ from torch import Tensor
 from ..typed import plain_signs
 from .sigma import SIGMA_TOLERANCE, TRAIN_STEPS, shift_sigma
 
-MIN_DENOISE = 1e-4  # limits steps / denoise, the length of the whole schedule
+MIN_DENOISE = 1e-4
+MOST_STEPS = 100_000  # of a whole schedule, steps / denoise: beta takes 0.3 s for so many
+SMALLEST_SIGMA = 1e-37  # of those above 0: float32, in which models compute, has hardly smaller ones
 FULL_DENOISE = 0.9999  # above it, denoise is 1
 NEWTON_STEPS = 20  # at most, for beta quantiles; every allowed shape converges earlier
 
@@ -123,8 +125,8 @@ def sigmas(
     """The sigmas of a sampling run.
 
     Args: steps >= 1; schedule a name in SCHEDULES; shift > 0; denoise in [1e-4, 1], below 1 for image to image:
-        the last `steps` steps of a schedule of int(steps / denoise); options of the schedule: the keywords of its
-        function.
+        the last `steps` steps of a schedule of int(steps / denoise), at most MOST_STEPS; options of the schedule: the
+        keywords of its function.
     Returns: [steps + 1], float64 on the CPU, from 1 (lower when denoise < 1) to 0.
     Raises: ValueError with the argument, what was found, and what is right.
     """
@@ -139,8 +141,16 @@ def sigmas(
             raise ValueError(f"sigmas: schedule {schedule!r} has no option {name!r}; {takes}")
     if not MIN_DENOISE <= denoise <= 1:
         raise ValueError(f"sigmas: denoise is {denoise}; it must be in [{MIN_DENOISE}, 1]")
-    total = steps if denoise > FULL_DENOISE else int(steps / denoise)
+    total = whole_steps(steps, denoise)
+    if total > MOST_STEPS:
+        found = f"{steps} steps at denoise {denoise:g} are the end of a schedule of {total}"
+        raise ValueError(f"sigmas: {found}; it may have at most {MOST_STEPS}")
     return SCHEDULES[schedule](total, shift, **options)[-(steps + 1) :]
+
+
+def whole_steps(steps: int, denoise: float) -> int:
+    """The steps of the schedule of which a run with this denoise, in [MIN_DENOISE, 1], is the end."""
+    return steps if denoise > FULL_DENOISE else int(steps / denoise)
 
 
 def parse_sigmas(values: str | Sequence[float]) -> Tensor:
@@ -162,6 +172,8 @@ def parse_sigmas(values: str | Sequence[float]) -> Tensor:
         if index and not sigma < grid[index - 1]:
             last = f"sigma {index - 1} is {grid[index - 1]:g}"
             raise ValueError(f"{last} and sigma {index} is {sigma:g}; sigmas must fall")
+        if 0 < sigma < SMALLEST_SIGMA:
+            raise ValueError(f"sigma {index} is {sigma:g}; above 0, it must be at least {SMALLEST_SIGMA:g}")
     return grid.clamp(max=1)
 
 

@@ -35,7 +35,8 @@ def check_latent(
         return
     size = " x ".join(map(str, samples.shape)) or "empty"
     demand(samples.ndim >= 3 and samples.numel(), found=f"its size is {size}", right=made)
-    demand(samples.is_floating_point(), found=f"its values are {samples.dtype}", right=made)
+    floats = samples.is_floating_point() and samples.dtype.itemsize > 1
+    demand(floats, found=f"its values are {samples.dtype}", right=made)
     demand(samples.isfinite().all(), found="it holds values that are not finite", right=made)
     _check_mask(latent.get("noise_mask"), samples, partial(demand, right=made))
     for key in ("downscale_ratio_spacial", "downscale_ratio_temporal"):
@@ -103,6 +104,7 @@ def check_inputs(
             require_areas_inside(node, name, conditioning, samples.shape[2:])
     demand = partial(require, node=node, name="latent_image")
     if config is not None:
+        demand(not samples.is_nested, found="it holds latents of several kinds", right="Connect the latent of an image")
         found = f"the latent has {samples.ndim} dimensions, as video latents do"
         demand(samples.ndim == 4, found=found, right="Connect the latent of an image")
     if model.channels is not None and not samples.is_nested:

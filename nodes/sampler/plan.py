@@ -95,7 +95,7 @@ def make_plan(model, positive, negative, latent: dict[str, Any], inputs: Sampler
         inputs.solver,
         sigmas[first : last + 1],
         inputs.cfg_guidance,
-        inputs.seeds.step_seeds(len(samples), latent.get("batch_index")),
+        inputs.seeds.step_seeds(samples.shape[0], latent.get("batch_index")),
         inputs.solver_options,
         max(0, zero_steps - first),
         start,

@@ -52,7 +52,16 @@ def sigmas_for(inputs: SamplerInputs, shift: float) -> tuple[Tensor, str]:
     if text:
         return _custom("custom_sigmas", text), "custom_sigmas"
     denoise = inputs.denoise if inputs.denoise >= MIN_DENOISE else 1.0  # at 0 nothing is run
+    require_length(NODE, inputs.steps, denoise)
     return schedules.sigmas(inputs.steps, inputs.schedule, shift, denoise=denoise), inputs.schedule
+
+
+def require_length(node: str, steps: int, denoise: float) -> None:
+    """Raises: InputError for steps and denoise that are the end of too long a schedule."""
+    total = schedules.whole_steps(steps, denoise)
+    found = f"{denoise:g} with {steps:,} steps is the end of a schedule of {total:,} steps"
+    right = f"Set more denoise or fewer steps: at most {schedules.MOST_STEPS:,} in all"
+    require(total <= schedules.MOST_STEPS, node, "denoise", found, right)
 
 
 def _custom(name: str, sigmas: Any) -> Tensor:

@@ -20,6 +20,7 @@ from ..plots.canvas import as_image
 from ..sampler.checks import check_inputs, check_latent
 from ..sampler.inputs import MIN_DENOISE
 from ..sampler.inputs import WIDGETS as SAMPLER
+from ..sampler.schedule import require_length
 from ..sampler.start import refuse_unfinished
 from ..widgets import widget
 from .axes import AXES, MOST_CELLS, NODE, NONE, Axis, CellSettings, grid, read_axis
@@ -141,6 +142,8 @@ class SweepXY:
         check_inputs(NODE, facts, positive, negative, latent["samples"])
         x, y = read_axis(model, "x", inputs.x, inputs.x_values), read_axis(model, "y", inputs.y, inputs.y_values)
         cells = grid(model, x, y, inputs.settings, inputs.seed_step)
+        for cell in cells:
+            require_length(NODE, cell.settings.steps, cell.settings.denoise)
         self._keep_only(_key(model, positive, negative, latent))
         sweep = Sweep(
             model=model,

@@ -73,6 +73,7 @@ WRONG_LATENTS = {
     "numpy": ({"samples": LATENT.numpy()}, "not a LATENT"),
     "height 0": ({"samples": torch.ones(1, 16, 0, 8)}, "its size is 1 x 16 x 0 x 8"),
     "2-D": ({"samples": torch.ones(8, 8)}, "its size is 8 x 8"),
+    "fp8": ({"samples": LATENT.to(torch.float8_e4m3fn)}, "its values are torch.float8_e4m3fn"),
     "whole numbers": ({"samples": LATENT.long()}, "its values are torch.int64"),
     "nan": ({"samples": LATENT * math.nan}, "not finite"),
     "index []": ({"samples": LATENT, "batch_index": []}, r"its batch_index is \[\]"),
@@ -122,6 +123,12 @@ WRONG_PROMPTS = {
     "area of no size": ([[TEXT, {"area": (0, 8, 0, 0)}]], "its area cannot"),
     "gligen": ([[TEXT, {"gligen": ("position", None, [])}]], "its gligen cannot be used"),
     "mask of truth values": ([[TEXT, {"mask": torch.ones(1, 8, 8) > 0}]], "its mask cannot be used"),
+    "control none": ([[TEXT, {"control": None}]], "its control cannot be used: None"),
+    "area of fractions": ([[TEXT, {"area": (4.5, 4.5, 0.5, 0.5)}]], "its area cannot"),
+    "area of truth values": ([[TEXT, {"area": (True, True, False, False)}]], "its area cannot"),
+    "no pooled text": ([[TEXT, {"pooled_output": torch.ones(0, 8)}]], "its pooled text is empty"),
+    "an option of a number": ([[TEXT, {1: 2}]], "its option 1 is no word"),
+    "fp8": ([[TEXT.to(torch.float8_e4m3fn), {}]], "the text's values are torch.float8_e4m3fn"),
     "mask 1-D": ([[TEXT, {"mask": torch.ones(8)}]], "its mask cannot be used"),
 }
 
@@ -137,11 +144,15 @@ def test_prompts_as_comfyui_makes_them_are_taken(modules):
     links, areas = modules("links"), ((4, 4, 2, 2), ("percentage", 0.5, 0.5, 0.5, 0.5), (1, 4, 4, 0, 2, 2))
     options = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "guidance": 3.5, "pooled_output": None}
     for area in (None, *areas):
-        prompt = [[TEXT, {**options, "area": area, "mask": torch.ones(1, 8, 8), "hooks": None, "control": None}]]
+        prompt = [[TEXT, {**options, "area": area, "mask": torch.ones(1, 8, 8), "hooks": None}]]
         links.require_conditioning("Node", "positive", prompt)
         links.require_areas_inside("Node", "positive", prompt, (8, 8))
     with pytest.raises(ValueError, match=r"^Node: positive: its area begins at \[9, 2\], and the latent has \[8, 8\]"):
         links.require_areas_inside("Node", "positive", [[TEXT, {"area": (4, 4, 9, 2)}]], (8, 8))
+    of_video = [[TEXT, {"mask": torch.ones(1, 3, 8, 8)}]]
+    links.require_areas_inside("Node", "positive", of_video, (3, 8, 8))
+    with pytest.raises(ValueError, match=r"^Node: positive: its mask is of shape \[1, 3, 8, 8\], and the latent has"):
+        links.require_areas_inside("Node", "positive", of_video, (8, 8))
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "x", [], object()])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdit_core.flow import schedules as schedule
-from mmdit_core.flow.schedules import SCHEDULES, parse_sigmas, sigmas
+from mmdit_core.flow.schedules import SCHEDULES, SMALLEST_SIGMA, parse_sigmas, sigmas
 from mmdit_core.flow.sigma import flux_mu, mu_to_shift, shift_sigma
 
 SHIFTS = st.floats(0.05, 50)
@@ -75,6 +75,8 @@ def test_denoise_is_the_tail_of_a_longer_schedule():
         ({"steps": 4, "denoise": 0.0}, r"denoise is 0.0; it must be in \[0.0001, 1\]"),
         ({"steps": 4, "denoise": 1.5}, "denoise is 1.5"),
         ({"steps": 4, "denoise": math.nan}, "denoise is nan"),
+        ({"steps": 11, "denoise": 1e-4}, "11 steps at denoise 0.0001 are the end of a schedule of 110000"),
+        ({"steps": 100_001}, "it may have at most 100000"),
     ],
 )
 def test_an_error_names_the_argument_the_value_and_the_range(arguments, message):
@@ -98,7 +100,7 @@ def test_a_text_of_sigmas_is_read_without_a_shift(text):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=9, unique=True))
+@given(st.lists(st.floats(SMALLEST_SIGMA, 1) | st.just(0.0), min_size=2, max_size=9, unique=True))
 def test_numbers_and_their_text_give_the_same_sigmas(values):
     falling = sorted(values, reverse=True)
     assert parse_sigmas(", ".join(map(repr, falling))).tolist() == parse_sigmas(falling).tolist() == falling
@@ -111,6 +113,7 @@ def test_numbers_and_their_text_give_the_same_sigmas(values):
         ("1", "there are 1 sigmas; a step needs two"),
         ("1, half, 0", "'half' is not a number"),
         ("1, 0.5, 0.5, 0", "sigma 1 is 0.5 and sigma 2 is 0.5; sigmas must fall"),
+        ("1, 1e-320, 0", "sigma 1 is 9.99989e-321; above 0, it must be at least 1e-37"),
         ([0.0, 1.0], "sigma 0 is 0 and sigma 1 is 1; sigmas must fall"),
         ([14.6, 1.0], r"sigma 0 is 14.6; it must be in \[0, 1\]"),
         ("1, nan", "sigma 1 is nan"),

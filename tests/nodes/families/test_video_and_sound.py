@@ -44,6 +44,20 @@ def test_a_skipped_block_is_the_identity_in_its_place(made):
         assert difference(ours, plain) > 1e-4
 
 
+def test_our_sampler_gives_what_comfyuis_does(made, pack):
+    latents = comfy.nested_tensor.NestedTensor([randn(TINY.latent, 1), randn((1, 8, 2, 3), 2)])
+    sigmas = torch.tensor([1.0, 0.625, 0.25, 0.0])
+    out = pack.NODE_CLASS_MAPPINGS["FlowMatchingSampler"]().sample(
+        made.model, made.prompt(1), made.prompt(3), {"samples": latents * 0.0}, seed=5, cfg=3.0, sigmas=sigmas
+    )[0]["samples"]
+    expected = comfy.sample.sample_custom(
+        made.model, comfy.sample.prepare_noise(latents, 5), 3.0, comfy.samplers.sampler_object("euler"),
+        sigmas, made.prompt(1), made.prompt(3), latents * 0.0, seed=5, disable_pbar=True,
+    )  # fmt: skip
+    for ours, theirs in zip(out.unbind(), expected.unbind(), strict=True):
+        assert difference(ours, theirs) <= ROUNDING
+
+
 def test_a_skip_outside_its_percent_window_changes_nothing(made, bench):
     window = type(made.control("skip", (0,)).window)(0.0, 0.0)
     assert torch.equal(sampled(made, made.control("skip", (0,), window=window)), sampled(made))
