@@ -11,6 +11,7 @@ _LINE_END = re.compile(r"\r\n?|\n")
 _BAR = re.compile("[|\uff5c]")  # the ASCII one and the full-width one
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _SWITCH = {"on": True, "off": False}
+MOST_ROWS = 100  # each is a control of its own in every model call
 _FORM = "Write on or off, blocks, strength and phrase with | between them, as in on | 3-5 | 1.5 | red hat"
 
 
@@ -42,9 +43,12 @@ def parse_rows(text: str) -> tuple[BoostRow, ...]:
 
     Args: text; blank lines are ignored, the last bar and the phrase may be missing, and the phrase may contain bars.
         The signs of other keyboards are read, as `plain_signs` does, and stay as they are in the phrase.
-    Raises: RowTextError for a row of another form. The blocks and the size of the strength are not checked.
+    Raises: RowTextError for a row of another form, and for more than MOST_ROWS. The blocks and the size of the strength
+        are not checked.
     """
-    lines = (line for line in _LINE_END.split(text) if line.strip())
+    lines = [line for line in _LINE_END.split(text) if line.strip()]
+    if len(lines) > MOST_ROWS:
+        raise RowTextError(MOST_ROWS + 1, f"there are {len(lines)} rows", f"Write at most {MOST_ROWS}")
     return tuple(_row(number, line) for number, line in enumerate(lines, start=1))
 
 

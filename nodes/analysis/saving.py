@@ -20,6 +20,7 @@ from .choice import Suggestion
 NODE, INPUT = "BlockAnalysis", "save_as"
 PRESETS, REPORTS = "presets", "reports"  # folders in the user's folder mmdit/
 MAX_NAME = 60  # characters
+MAX_BYTES = 200  # of a name, which files have with endings
 _NAME = re.compile(r"\w(?:[\w .,()+-]*[\w()+-])?")
 # Names of devices on Windows, with any ending.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -34,7 +35,12 @@ class SavedResults:
         self.name = name.strip()
         shown = f"{self.name[:MAX_NAME]!r}"
         right = f"Write at most {MAX_NAME} letters, digits, spaces and . , ( ) + - without a folder, or empty it"
-        fits = len(self.name) <= MAX_NAME and _NAME.fullmatch(self.name) and not _RESERVED.fullmatch(self.name)
+        fits = (
+            len(self.name) <= MAX_NAME
+            and len(self.name.encode()) <= MAX_BYTES
+            and _NAME.fullmatch(self.name)
+            and not _RESERVED.fullmatch(self.name)
+        )
         require(fits, NODE, INPUT, f"{shown} cannot be a file's name", right)
         folder = user_presets.folder_of_runs()
         found = "ComfyUI runs with --multi-user, and a run does not know its user"
@@ -47,18 +53,22 @@ class SavedResults:
 
     def write(self, report: Mapping[str, Any], presets: list[MeasuredPreset]) -> str:
         """Write both files. Returns: what was done, in words. A failure is said, not raised: the images are kept."""
+        why = "" if presets else "nothing is suggested"
         try:
             texts = {REPORTS: json.dumps({"made_by": NODE, **report}, indent=1, allow_nan=False)}
-            texts[PRESETS] = write_presets(presets, NODE)
+            try:
+                texts[PRESETS] = write_presets(presets, NODE)
+            except PresetError as error:  # such as a model file whose name has a sign that no preset may hold
+                texts[PRESETS], why = write_presets([], NODE), f"{error!s:.200}"
             if (foreign := self._foreign()) is not None:  # made during the run
                 raise FileExistsError(f"{foreign} exists and is not from BlockAnalysis")
             for kind, path in self.paths.items():
                 write_whole(path, texts[kind])
-        except (OSError, PresetError) as error:
+        except OSError as error:
             words = f"save_as: the results could not be saved: {error!s:.200}. Run again: finished images are reused."
             logger.warning("BlockAnalysis: %s", words)
             return words
-        named = f'in the menus of the strips as "{self.name}"' if presets else "the report alone: nothing is suggested"
+        named = f"the report alone: {why}" if why else f'in the menus of the strips as "{self.name}"'
         return f"Saved as {self.name}.json, {named}."
 
     def _foreign(self) -> Path | None:

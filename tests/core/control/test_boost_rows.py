@@ -15,6 +15,7 @@ READ = [
     ("on | 0 | 1 | a | b || c ", (BoostRow(1, True, "0", 1.0, "a | b || c"),)),
     ("\non | 0 | 1 |\r\n\r\noff | 1 | 2 | x", (BoostRow(1, True, "0", 1.0), BoostRow(2, False, "1", 2.0, "x"))),
     ("ｏｎ｜０－３、９｜１．５｜红色，帽子｜１", (BoostRow(1, True, "0-3,9", 1.5, "红色，帽子｜１"),)),
+    ("on | 0 | 1 | a\u2028b", (BoostRow(1, True, "0", 1.0, "a\u2028b"),)),
     ("on | 0 | −1 | x", (BoostRow(1, True, "0", -1.0, "x"),)),  # the node words the range
 ]
 
@@ -25,6 +26,7 @@ def test_rows_are_read_as_written(text, rows):
 
 
 WRONG = [
+    ("off | 0 | 1 |\n" * 101, "row 101: there are 101 rows"),
     ("3-5", "row 1: '3-5' has 1 of its 4 parts"),
     ("on | 3 | 1 |\n\non | 3", "row 2: 'on | 3' has 2 of its 4 parts"),
     ("yes | 3 | 1 | x", "row 1: 'yes' is neither on nor off"),

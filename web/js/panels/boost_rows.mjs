@@ -39,6 +39,8 @@ const TEXTS = {
   },
 };
 
+const MOST_ROWS = 100;
+
 await addStyles("rows.css");
 
 /** The rows of a text, as mmdit_core/control/boost_rows.py reads them; null if one cannot be read. */
@@ -46,13 +48,13 @@ export function readRows(text) {
   const rows = [];
   for (const line of text.split(/\r\n?|\n/).filter((each) => each.trim())) {
     const [, switched, blocks, strength, phrase = ""] =
-      line.match(/^([^|｜]*)[|｜]([^|｜]*)[|｜]([^|｜]*)(?:[|｜](.*))?$/u) ?? [];
+      line.match(/^([^|｜]*)[|｜]([^|｜]*)[|｜]([^|｜]*)(?:[|｜](.*))?$/su) ?? [];
     const on = plain(switched ?? "").trim().toLowerCase();
     const number = plain(strength ?? "").trim();
     if (!["on", "off"].includes(on) || !NUMBER.test(number)) return null;
     rows.push({ on: on === "on", blocks: plain(blocks).trim(), strength: number, phrase: phrase.trim() });
   }
-  return rows;
+  return rows.length > MOST_ROWS ? null : rows;
 }
 
 export function writeRows(rows) {
