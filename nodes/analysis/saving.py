@@ -23,7 +23,7 @@ MAX_NAME = 60  # characters
 MAX_BYTES = 200  # of a name, which files have with endings
 _NAME = re.compile(r"\w(?:[\w .,()+-]*[\w()+-])?")
 # Names of devices on Windows, with any ending.
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[\d\u00b9\u00b2\u00b3]|lpt[\d\u00b9\u00b2\u00b3])(\..*)?", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 

@@ -76,7 +76,23 @@ def test_the_report_and_the_suggestion_are_saved_by_name_and_replaced_by_the_nex
 
 @pytest.mark.parametrize(
     "name",
-    ["a/b", "a\\b", "..", "../x", ".hidden", "a:b", "x.", "con", "NUL.txt", "a\nb", "x" * 61, "C:x", "*", "𠮷" * 60],
+    [
+        "a/b",
+        "a\\b",
+        "..",
+        "../x",
+        ".hidden",
+        "a:b",
+        "x.",
+        "con",
+        "NUL.txt",
+        "a\nb",
+        "x" * 61,
+        "C:x",
+        "*",
+        "𠮷" * 60,
+        "COM¹",
+    ],
 )
 def test_a_name_that_is_no_files_name_is_refused_before_sampling(node_class, model, folder, name):
     with (
