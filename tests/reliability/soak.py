@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.stats import theilslopes
 
 from scripts.client import Client, ComfyUIError, Event, Events, Interrupted
 from scripts.console import say
@@ -70,11 +71,12 @@ class Results:
     checks: list[tuple[Prompt, dict[str, list[bytes]]]] = field(default_factory=list)
 
     def growth(self, name: str) -> float:
-        """The slope of what the server holds over the last half of the rounds, a cycle."""
+        """The median slope of what the server holds over the last half of the rounds, a cycle.
+
+        The median, because a round that ends right after `/free` holds hardly anything.
+        """
         values = [each[name] for each in self.held[len(self.held) // 2 :]]
-        if len(values) < 2:
-            return 0.0
-        return statistics.linear_regression(range(len(values)), values).slope / ROUND
+        return float(theilslopes(values).slope) / ROUND if len(values) > 1 else 0.0
 
 
 def workflows(info: ObjectInfo) -> dict[str, Prompt]:

@@ -16,8 +16,9 @@ def held() -> dict[str, int]:
     """Memory in bytes, open files, threads, live tensors, and hooks or replaced methods on live modules."""
     gc.collect()
     process = psutil.Process()
-    objects = [each for each in gc.get_objects() if isinstance(each, torch.Tensor | torch.nn.Module)]
-    modules = [each for each in objects if isinstance(each, torch.nn.Module)]
+    # By type(): isinstance asks a weak proxy for its class, and fails if its object is gone.
+    objects = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor | torch.nn.Module)]
+    modules = [each for each in objects if issubclass(type(each), torch.nn.Module)]
     return {
         "memory": process.memory_info().rss,
         "files": process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
