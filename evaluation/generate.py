@@ -67,9 +67,9 @@ def file_names(kind: str, prompts: Sequence[Prompt], seeds: Sequence[int]) -> di
     names = {}
     for number, prompt in enumerate(prompts):
         for seed in seeds:
-            count = counts.get(prompt.category, 0)
-            counts[prompt.category] = count + 1
             folder = _as_name(prompt.category)
+            count = counts.get(folder, 0)
+            counts[folder] = count + 1
             names[number, seed] = Path(folder, "samples", f"{_as_name(prompt.text)}_{count:06}.png")
     return names
 

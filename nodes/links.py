@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .comfyui.loading.clip_vae import refuse_stand_in
+from .comfyui.loading.part_checks import is_finite
 from .comfyui.run.sampling import latent_channels_of
 from .errors import require
 
@@ -59,7 +60,7 @@ def require_conditioning(node: str, name: str, conditioning: Any) -> None:
         small = next((each.dtype for each in texts if each.dtype.itemsize == 1), None)
         demand(small is None, found=f"the text's values are {small}", right="Convert it to float16 or float32")
         check = "Check the precision of the text encoder and the strengths of prompt weights"
-        finite = all(each.isfinite().all() for each in texts)
+        finite = all(map(is_finite, texts))
         demand(finite, found="the text holds values that are not finite", right=check)
         wrong = _wrong_option(options)
         demand(not wrong, found=f"its {wrong}", right="Check the node that set it")
@@ -70,7 +71,7 @@ def _wrong_option(options: Mapping[str, Any]) -> str:
     for key, value in options.items():
         if not isinstance(key, str):
             return f"option {key!r:.60} is no word"
-        if key != "pooled_output" and not all(is_finite(each) for each in _tensors((value,))):
+        if key != "pooled_output" and not all(map(is_finite, _tensors((value,)))):
             return f"{key} holds values that are not finite"
     given = {key: value for key, value in options.items() if value is not None}
     for key in NUMBERS & given.keys():
@@ -135,12 +136,6 @@ def require_areas_inside(node: str, name: str, conditioning: Any, size: Sequence
 def require_tensor(node: str, name: str, value: Any, what: str, right: str) -> None:
     """Raises: InputError for what is no tensor. Args: what it should be, in words."""
     require(isinstance(value, Tensor), node, name, _not(value, what), right)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are, also of fp8, for which torch has no test."""
-    values = tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
-    return bool(values.isfinite().all())
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -55,12 +55,13 @@ def check_tensors(
 def check_finite(header: Header, part: str, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raises: TensorsError at the first tensor with a value that is not finite."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not all(map(_is_finite, tensor.flatten().split(CHUNK))):
+        if tensor.is_floating_point() and not all(map(is_finite, tensor.flatten().split(CHUNK))):
             found = f"{prefix}{name} of its {part} holds values that are not finite (NaN or infinity)"
             raise TensorsError(header.source, found, WHOLE, names=[name])
 
 
-def _is_finite(values: torch.Tensor) -> bool:
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether all values are, also of fp8, for which torch has no test."""
     if not values.numel():
         return True
     if values.dtype == torch.float8_e4m3fn:  # which has NaN, and no infinity

@@ -154,7 +154,7 @@ def test_a_part_that_is_not_whole_is_refused_by_name(pack, small, tmp_path, case
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_nan_in_float8_is_found(pack, dtype):
-    finite = loading(pack, "part_checks")._is_finite
+    finite = loading(pack, "part_checks").is_finite
     values = torch.linspace(-400, 400, 100).to(dtype)
     assert finite(values)
     assert not finite(torch.cat((values.float(), torch.tensor([float("nan")]))).to(dtype))
