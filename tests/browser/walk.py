@@ -8,20 +8,14 @@ its run; screenshots are in .test-output/walk/.
 
 from __future__ import annotations
 
-import base64
-import io
-import random
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from attributes.words import parse_caption
-from attributes.world import arrange, draw_image
 from scripts import browser as browsers
 from scripts.environment import ROOT
 from scripts.server import temporary_server
@@ -51,14 +45,6 @@ DOT = """([type, kind, name]) => {
     }
     return app.canvasPosToClientPos([...node.getConnectionPos(input, slot)]);
 }"""
-
-OWN = "a red circle above a yellow star on a white background"
-# Puts a PNG, in base64, into the clipboard.
-COPY = """async (png) => {
-    const blob = await (await fetch(`data:image/png;base64,${png}`)).blob();
-    await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
-}"""
-LOWEST = "() => Math.max(...app.graph._nodes.map((node) => node.pos[1] + node.size[1]))"
 
 
 class Hand:
@@ -150,41 +136,28 @@ def changed_image(comfy: ComfyPage) -> None:
     hand.line("template to changed image", f"run {ran:.1f} s")
 
 
-def add_node(hand: Hand, name: str, place: tuple[int, int], free: tuple[int, int] = (700, 800)) -> None:
-    """A node by ComfyUI's search. Args: name, its title; free, a position on the canvas where nothing is."""
-    page = hand.page
-    hand.click(free, click_count=2)
-    page.get_by_role("search").locator("input").first.wait_for()
-    hand.type(name.lower())
-    page.get_by_test_id("result-item").filter(has_text=name).first.wait_for()
-    before = hand.comfy.run("() => app.graph._nodes.length")
-    hand.press("Enter")
-    page.wait_for_function("(before) => app.graph._nodes.length > before", arg=before)
-    page.mouse.move(*place, steps=5)
-    page.wait_for_timeout(500)
-    hand.click(place)  # the new node follows the mouse until a click
-    hand.comfy.wait_stable()
-
-
-def link(hand: Hand, *ends: tuple[tuple[str, str], tuple[str, str]]) -> None:
-    """Drag from outputs to inputs. Args: ends, ((type, output), (type, input)) each."""
-    for (start, output), (end, name) in ends:
-        hand.drag(hand.comfy.run(DOT, [start, "outputs", output]), hand.comfy.run(DOT, [end, "inputs", name]))
-
-
 def boost(comfy: ComfyPage) -> None:
     """Text Boost found, linked and painted; compared; switched off and on."""
     comfy.run("() => { app.canvas.ds.scale = 0.6; app.canvas.ds.offset = [60, 60]; }")
     comfy.wait_stable()
     hand = Hand(comfy)
     page = comfy.page
-    add_node(hand, "Text Boost", (760, 600))
+    hand.click((700, 800), click_count=2)
+    page.get_by_role("search").locator("input").first.wait_for()
+    hand.type("text boost")
+    page.get_by_test_id("result-item").filter(has_text="Text Boost").first.wait_for()
+    hand.press("Enter")
+    page.wait_for_function("app.graph._nodes.some((node) => node.type === 'TextBoost')")
+    page.mouse.move(760, 600, steps=5)
+    page.wait_for_timeout(500)
+    hand.click((760, 600))  # the new node follows the mouse until a click
+    comfy.wait_stable()
     comfy.page.wait_for_selector(".mmdit-blocks", state="attached")
-    link(
-        hand,
-        (("MMDiTLoader", "MODEL"), ("TextBoost", "model")),
-        (("TextBoost", "MODEL"), ("FlowMatchingSampler", "model")),
-    )
+    for start, end in (
+        (("MMDiTLoader", "outputs", "MODEL"), ("TextBoost", "inputs", "model")),
+        (("TextBoost", "outputs", "MODEL"), ("FlowMatchingSampler", "inputs", "model")),
+    ):
+        hand.drag(comfy.run(DOT, list(start)), comfy.run(DOT, list(end)))
     strip = Strip(comfy, "TextBoost")
     strip.until("s.cells === 8")
     hand.drag(strip.place(2), strip.place(6))
@@ -239,46 +212,7 @@ def first_edit(comfy: ComfyPage) -> None:
     hand.line("first edit", f"run {ran:.1f} s")
 
 
-def edit_of_an_own_image(comfy: ComfyPage) -> None:
-    """An image pasted into the template of edits by words, described as it is and as it should be, and Run."""
-    hand = Hand(comfy)
-    page = comfy.page
-    open_template(hand, "edit-by-words")
-    page.wait_for_function("app.graph._nodes.some((node) => node.type === 'FlowEdit')")
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    comfy.run(COPY, own_image())
-    low = comfy.run(LOWEST)
-    comfy.run("(low) => { app.canvas.ds.scale = 0.45; app.canvas.ds.offset = [60, 1300 - low]; }", low)
-    comfy.wait_stable()
-    page.mouse.move(300, 700)
-    hand.press("Control+v")
-    page.wait_for_function("app.graph._nodes.some((node) => node.type === 'LoadImage')")
-    comfy.wait_stable()
-    add_node(hand, "VAE Encode", (800, 700), (1000, 850))
-    link(
-        hand,
-        (("LoadImage", "IMAGE"), ("VAEEncode", "pixels")),
-        (("MMDiTLoader", "VAE"), ("VAEEncode", "vae")),
-        (("VAEEncode", "LATENT"), ("FlowEdit", "latent_image")),
-    )
-    for number, text in enumerate((OWN, OWN.replace("red circle", "green square"))):
-        hand.click(page.locator("textarea").nth(number))
-        hand.press("Control+a")
-        hand.type(text)
-    ran = hand.run(lambda: hand.press("Control+Enter"))
-    hand.line("edit of an own image", f"run {ran:.1f} s")
-
-
-def own_image() -> str:
-    """A PNG in base64 of what OWN says."""
-    scene = parse_caption(OWN)
-    pixels = draw_image(scene, arrange(scene, random.Random(3)))
-    file = io.BytesIO()
-    Image.fromarray((255 * pixels).round().astype("uint8")).save(file, "png")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-PARTS = (first_image, changed_image, boost, analysis, first_edit, edit_of_an_own_image)
+PARTS = (first_image, changed_image, boost, analysis, first_edit)
 
 
 def main(names: list[str]) -> None:
